@@ -1,0 +1,361 @@
+"""Which answers are the same answer: canonical keys first, math-verify in worker processes for the rest."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from spinerl.answers._worker import read_frame, write_frame
+from spinerl.answers.normalise import Key, canonical_key, check_kind
+from spinerl.errors import InputError, RunError
+
+__all__ = ["Equivalence", "default_equivalence"]
+
+_START_S = 120.0
+_FAILURES = {"timeout": "num_timeouts", "memory": "num_memory_exceeded", "crash": "num_crashes"}
+_STATS = (
+    "num_answers", "num_reads", "num_comparisons", "num_cache_hits", "num_timeouts", "num_memory_exceeded",
+    "num_crashes", "num_skipped", "num_workers_started",
+)  # fmt: skip
+_INEQUALITY_SIGNS = ("<", ">", "\\le", "\\ge", "\\ne")
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Equivalence:
+    """Sorts answers into equivalence classes, and remembers what it has compared.
+
+    Two answers are in one class when their canonical keys are equal, or when one of them is an expression that
+    the fast reader does not understand and math-verify takes either one for the other, or by a chain of such
+    pairs within one call.  So the relation is symmetric and, within a call, transitive whatever math-verify says.
+
+    math-verify runs in worker processes that start when first needed.  A request that exceeds `cpu_s` seconds of
+    processor time or `memory_mb` of address space ends its worker, is counted, and counts as "not equal"; an
+    answer that cannot even be read within the limits abstains (class None).  One call spends at most `budget_s`
+    seconds (and the one request it is in) with the workers; then unread answers abstain and uncompared pairs are
+    not equal, both counted in `stats["num_skipped"]`.
+
+    Args: `cpu_s`, processor seconds per request (processor, not wall-clock time: a busy machine changes no
+    vote); `memory_mb`; `budget_s`, wall-clock seconds per call; `num_workers`, how many threads can compare at
+    once; `cache_size`, remembered reads and pairs each.
+    Raises: `InputError` for limits that are not positive.
+
+    Safe to use from any thread.  Workers are plain subprocesses that end with this object or this process.
+
+    >>> with Equivalence() as equivalence:
+    ...     equivalence.classes(["1/2", "7", "0.5", None, "\\\\frac12"])
+    (0, 1, 0, None, 0)
+    """
+
+    def __init__(
+        self,
+        *,
+        cpu_s: float = 1.0,
+        memory_mb: int = 1024,
+        budget_s: float = 10.0,
+        num_workers: int = 2,
+        cache_size: int = 65536,
+    ) -> None:
+        for name, value in (
+            ("cpu_s", cpu_s),
+            ("memory_mb", memory_mb),
+            ("budget_s", budget_s),
+            ("num_workers", num_workers),
+            ("cache_size", cache_size),
+        ):
+            if not value > 0:
+                raise InputError(f"Equivalence({name}={value}) is refused; {name} must be positive")
+        self._cpu_s = cpu_s
+        self._memory_mb = memory_mb
+        self._budget_s = budget_s
+        self._slots = threading.BoundedSemaphore(num_workers)
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._reads: _Cache[str, str] = _Cache(cache_size)
+        self._pairs: _Cache[tuple[str, str], bool] = _Cache(cache_size)
+        self._stats: Counter[str] = Counter()
+        self._closed = False
+
+    def classes(self, answers: Sequence[str | None], kind: str = "auto") -> tuple[int | None, ...]:
+        """One class number per answer, numbered by first appearance; None for an answer that abstains.
+
+        Args: `answers`, as `extract_answer` returns them (or bare gold answers); `kind`, one of `KINDS`.
+        Returns: a tuple as long as `answers`; () for none.
+        Raises: `InputError` for an unknown kind or a closed instance, `RunError` if no worker can be started.
+
+        >>> default_equivalence().classes(["2\\\\sqrt{5}", "\\\\sqrt{20}", "4.47"])
+        (0, 0, 1)
+        """
+        check_kind(kind)
+        if self._closed:
+            raise InputError("this Equivalence is closed; make a new one or use default_equivalence()")
+        keys = [canonical_key(answer, kind) for answer in answers]
+        distinct = {key.text: key for key in keys if key is not None}
+        self._count("num_answers", len(keys))
+        joined = self._join(distinct) if any(key.opaque for key in distinct.values()) else {}
+        numbers: dict[str, int] = {}
+        result: list[int | None] = []
+        for key in keys:
+            root = None if key is None else joined.get(key.text, key.text)
+            result.append(None if root is None else numbers.setdefault(root, len(numbers)))
+        return tuple(result)
+
+    def equivalent(self, a: str | None, b: str | None, kind: str = "auto") -> bool:
+        """Whether `classes([a, b], kind)` puts both in one class; an answer that abstains equals nothing.
+
+        >>> default_equivalence().equivalent("142", "142.0")
+        True
+        """
+        first, second = self.classes([a, b], kind)
+        return first is not None and first == second
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts since the start: answers seen, requests to workers by outcome, cache hits, skipped requests."""
+        with self._lock:
+            return {name: self._stats[name] for name in _STATS}
+
+    def close(self) -> None:
+        """Ends the workers.  Closing twice is fine; a closed instance refuses further calls."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.close()
+
+    def __enter__(self) -> Equivalence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------ the rest
+
+    def _join(self, distinct: dict[str, Key]) -> dict[str, str | None]:
+        """The root key of each distinct key; None for one that cannot be read within the limits.
+
+        Keys are visited in sorted order, so the outcome does not depend on the order of the answers.
+        """
+        deadline = time.monotonic() + self._budget_s
+        root: dict[str, str | None] = {text: text for text in distinct}
+        opaque: list[str] = []
+        for text in sorted(distinct):
+            if distinct[text].opaque:
+                outcome = self._read(distinct[text].shown, deadline)
+                if outcome == "yes":
+                    opaque.append(text)
+                elif outcome != "no":  # "no": math-verify cannot read it either, so only its own spelling equals it
+                    root[text] = None
+        opaque_set = set(opaque)
+        others = [text for text in sorted(distinct) if text in opaque_set or _is_comparable(distinct[text])]
+        for a in opaque:
+            for b in others:
+                if b == a or (b in opaque_set and b < a) or _find(root, a) == _find(root, b):
+                    continue
+                if _is_inequality(a) and b.startswith(("number:", "value:")):
+                    continue
+                if self._same(distinct[a].shown, distinct[b].shown, deadline):
+                    first, second = sorted((_find(root, a), _find(root, b)))
+                    root[second] = first
+        return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
+
+    def _read(self, text: str, deadline: float) -> str:
+        """"yes" or "no" (readable or not), or the way it failed."""
+        known = self._reads.get(text)
+        if known is not None:
+            self._count("num_cache_hits")
+            return known
+        if time.monotonic() > deadline:
+            self._count("num_skipped")
+            return "skipped"
+        self._count("num_reads")
+        reply = self._ask({"op": "read", "a": text})
+        outcome = reply["status"] if reply["status"] != "ok" else ("yes" if reply["value"] else "no")
+        self._reads.put(text, outcome)
+        return outcome
+
+    def _same(self, a: str, b: str, deadline: float) -> bool:
+        pair = (a, b) if a < b else (b, a)
+        known = self._pairs.get(pair)
+        if known is not None:
+            self._count("num_cache_hits")
+            return known
+        if time.monotonic() > deadline:
+            self._count("num_skipped")
+            return False
+        self._count("num_comparisons")
+        reply = self._ask({"op": "same", "a": pair[0], "b": pair[1]})
+        outcome = bool(reply.get("value", False))
+        self._pairs.put(pair, outcome)
+        return outcome
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._slots:
+            worker = self._check_out()
+            try:
+                reply = worker.ask(request)
+            except BaseException:
+                worker.close()
+                raise
+            if reply is None:
+                worker.close()
+                reply = {"status": worker.failure}
+            else:
+                self._check_in(worker)
+        if reply["status"] in _FAILURES:
+            self._count(_FAILURES[reply["status"]])
+        return reply
+
+    def _check_out(self) -> _Worker:
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.owner == os.getpid():  # after a fork, the parent's workers are not ours to speak to
+                    return worker
+        self._count("num_workers_started")
+        return _Worker(self._cpu_s, self._memory_mb)
+
+    def _check_in(self, worker: _Worker) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(worker)
+                return
+        worker.close()
+
+    def _count(self, name: str, by: int = 1) -> None:
+        with self._lock:
+            self._stats[name] += by
+
+
+def _is_comparable(key: Key) -> bool:
+    return not key.opaque and not key.text.startswith("text:")
+
+
+def _is_inequality(text: str) -> bool:
+    return any(sign in text for sign in _INEQUALITY_SIGNS)
+
+
+def _find(root: dict[str, str | None], text: str) -> str:
+    while (parent := root[text]) != text and parent is not None:
+        text = parent
+    return text
+
+
+class _Cache(Generic[K, V]):
+    """A bounded dictionary that forgets what was used longest ago; safe between threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key]
+
+    def put(self, key: K, value: V) -> None:
+        with self._lock:
+            self._items[key] = value
+            self._items.move_to_end(key)
+            while len(self._items) > self._size:
+                self._items.popitem(last=False)
+
+
+class _Worker:
+    """One worker process (see `_worker`).  Used by one thread at a time."""
+
+    def __init__(self, cpu_s: float, memory_mb: int) -> None:
+        self.owner = os.getpid()
+        self.failure = "crash"
+        # the solver enforces the processor time; this only catches a worker that is stuck for another reason
+        self._wall_s = 20.0 * cpu_s + 10.0
+        environment = dict(os.environ)
+        source = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH")) if p)
+        environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "spinerl.answers._worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            bufsize=0,
+        )
+        try:
+            self._write({"cpu_s": cpu_s, "memory_bytes": memory_mb << 20})
+            ready = self._receive(_START_S)
+        except (OSError, TimeoutError):
+            ready = None
+        except BaseException:
+            self.close()
+            raise
+        if ready is None:
+            code = self._process.poll()
+            self.close()
+            raise RunError(
+                f"the answer-comparison worker did not start (exit code {code}); try it by hand: "
+                f"{sys.executable} -m spinerl.answers.bench"
+            )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The reply, or None when the worker is lost (`failure` says how)."""
+        try:
+            self._write(request)
+            return self._receive(self._wall_s)
+        except TimeoutError:
+            self.failure = "timeout"
+        except OSError:
+            self.failure = "crash"
+        return None
+
+    def close(self) -> None:
+        """Ends the process and reaps it; its solver goes with it."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self._process.wait(timeout=1.0)  # the end of its input is its signal to leave
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        write_frame(self._process.stdin.fileno(), message)
+
+    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
+        assert self._process.stdout is not None
+        return read_frame(self._process.stdout.fileno(), timeout_s)
+
+
+_default: Equivalence | None = None
+_default_lock = threading.Lock()
+
+
+def default_equivalence() -> Equivalence:
+    """The instance shared by this process, with default limits; closed when Python exits.
+
+    >>> default_equivalence() is default_equivalence()
+    True
+    """
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Equivalence()
+            atexit.register(_default.close)
+        return _default

@@ -1,0 +1,243 @@
+"""From equivalence classes to a vote, to rewards and to the label metrics.  Plain functions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+from spinerl.errors import InputError, did_you_mean
+from spinerl.types import Vote
+
+__all__ = [
+    "REWARDS",
+    "TIES",
+    "frequency_reward",
+    "leave_one_out_reward",
+    "majority_reward",
+    "vote",
+    "vote_metrics",
+]
+
+TIES = ("abstain", "first", "random")
+"""What a tie for the most votes yields: no winner; the class that appeared first; a seeded draw."""
+
+
+def vote(
+    answers: Sequence[str | None],
+    classes: Sequence[int | None],
+    *,
+    tie: str = "abstain",
+    min_majority_frac: float = 0.0,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Vote:
+    """The majority over equivalence classes; a response without a class abstains and never wins.
+
+    winner = argmax_c sum_i w_i [class_i = c], if unique and at least `min_majority_frac` of all N responses'
+    weight.  The pseudo-label is the winner's most frequent surface form, then the shortest, then the first in
+    code-point order, so it does not depend on the order of the responses.
+
+    Args: `answers` and `classes`, one per response (class labels may be any integers: they are renumbered by
+    first appearance); `tie`, one of `TIES`; `min_majority_frac` in [0, 1]; `weights`, non-negative, one per
+    response (default 1 each); `seed`, for `tie="random"`, whose draw depends on it and on the tied classes'
+    pseudo-labels only.
+    Returns: a `Vote`; `winner` and `pseudo_label` are None when nobody voted, the votes weigh nothing, a tie
+    abstained or the majority was too small.  No responses at all give `majority_frac` 0.
+    Raises: `InputError` for lengths that differ, an unknown tie rule, a weight that is negative or not finite.
+    Source: the TTRL vote (2504.16084), on classes; abstention and tie rules are ours.
+
+    >>> vote(["12", "7", "12.0", None], [0, 1, 0, None]).pseudo_label
+    '12'
+    """
+    _check_options(tie, min_majority_frac)
+    if len(answers) != len(classes):
+        raise InputError(f"{len(answers)} answers but {len(classes)} classes; give one class per answer")
+    weight = _check_weights(weights, len(answers))
+    numbers: dict[int, int] = {}
+    renumbered = tuple(None if c is None else numbers.setdefault(c, len(numbers)) for c in classes)
+    for answer, number in zip(answers, renumbered, strict=True):
+        if answer is None and number is not None:
+            raise InputError("a response without an answer has a class; its class must be None")
+    members: list[list[int]] = [[] for _ in numbers]
+    for index, number in enumerate(renumbered):
+        if number is not None:
+            members[number].append(index)
+    counts = tuple(math.fsum(weight[i] for i in group) for group in members)
+    total = math.fsum(weight)
+    best = max(counts, default=0.0)
+    frac = best / total if total > 0 else 0.0
+    winner: int | None = None
+    if best > 0 and frac >= min_majority_frac - 1e-12:
+        tied = [number for number, count in enumerate(counts) if _equal(count, best)]
+        winner = _break_tie(tied, members, answers, weight, tie, seed)
+    label = None if winner is None else _representative(members[winner], answers, weight)
+    if winner is not None:
+        frac = counts[winner] / total
+    return Vote(tuple(answers), renumbered, counts, winner, label, frac)
+
+
+def majority_reward(vote: Vote) -> tuple[float, ...]:
+    """1.0 for the responses of the winning class, else 0.0; all 0.0 without a winner.  Source: TTRL.
+
+    >>> majority_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
+    (1.0, 1.0, 0.0)
+    """
+    return tuple(float(vote.winner is not None and c == vote.winner) for c in vote.classes)
+
+
+def leave_one_out_reward(
+    vote: Vote, *, tie: str = "abstain", min_majority_frac: float = 0.0, seed: int = 0
+) -> tuple[float, ...]:
+    """1.0 for a response whose class wins the vote among the *other* responses, else 0.0.
+
+    r_i = [class_i = winner(classes without i)]: a response never votes for itself, so a lone answer earns
+    nothing.  Votes count 1 each here.  `tie`, `min_majority_frac` and `seed` mean what they mean in `vote`,
+    applied to the N - 1 others ("first" is the first appearance among those).
+    Returns: one reward per response; 0.0 for abstainers, for ties that abstain and when N = 1.
+    Raises: `InputError` for an unknown tie rule.  Source: docs/method.md, y*_{-i}; ours where the rule is open.
+
+    >>> leave_one_out_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
+    (0.0, 0.0, 0.0)
+    """
+    _check_options(tie, min_majority_frac)
+    members: dict[int, list[int]] = {}
+    for index, number in enumerate(vote.classes):
+        if number is not None:
+            members.setdefault(number, []).append(index)
+    others = len(vote.classes) - 1
+    rewards = []
+    for index, own in enumerate(vote.classes):
+        if own is None or len(members[own]) < 2:
+            rewards.append(0.0)
+            continue
+        sizes = {number: len(group) - (number == own) for number, group in members.items()}
+        best = max(sizes.values())
+        if sizes[own] < best or best / others < min_majority_frac - 1e-12:
+            rewards.append(0.0)
+            continue
+        tied = [number for number, size in sizes.items() if size == best]
+        if len(tied) > 1:
+            rest = {number: [i for i in members[number] if i != index] for number in tied}
+            tied.sort(key=lambda number: rest[number][0])
+            ones = [1.0] * len(vote.answers)
+            chosen = _break_tie(tied, rest, vote.answers, ones, tie, seed)
+        else:
+            chosen = tied[0]
+        rewards.append(float(chosen == own))
+    return tuple(rewards)
+
+
+def frequency_reward(vote: Vote) -> tuple[float, ...]:
+    """The share of all responses' votes that went to the response's own class; 0.0 for abstainers.
+
+    r_i = counts[class_i] / (weight of all N responses).  No winner is needed, so ties pay both sides.
+    Source: the soft rewards of SRT and EMPO.
+
+    >>> frequency_reward(Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5))
+    (0.5, 0.5, 0.25, 0.0)
+    """
+    best = max(vote.counts, default=0.0)
+    if best <= 0:
+        return (0.0,) * len(vote.classes)
+    shown = vote.counts[vote.winner] if vote.winner is not None else best
+    total = shown / vote.majority_frac
+    return tuple(0.0 if c is None else vote.counts[c] / total for c in vote.classes)
+
+
+REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
+    "majority": majority_reward,
+    "leave-one-out": leave_one_out_reward,
+    "frequency": frequency_reward,
+}
+"""Reward functions by the name configurations use: Vote -> one float per response."""
+
+
+def vote_metrics(votes: Sequence[Vote]) -> dict[str, float]:
+    """Label-free health figures over the questions of a step, each a mean over questions.
+
+    `label/majority_frac`: weight of the winning (or largest) class over all responses'; `label/abstained_frac`:
+    responses without a vote; `label/labelled_frac`: questions with a pseudo-label; `label/num_classes`;
+    `label/answer_entropy`: -sum_c p_c log p_c in nats over the classes' shares of the votes cast, 0 when nobody
+    voted; `label/unanimous_frac`: questions on which every response voted for one class.
+    Returns: all six keys, 0.0 each for no votes.  Source: ours.
+
+    >>> vote_metrics([Vote(("4", None), (0, None), (1.0,), 0, "4", 0.5)])["label/abstained_frac"]
+    0.5
+    """
+    rows = [
+        {
+            "label/majority_frac": v.majority_frac,
+            "label/abstained_frac": sum(c is None for c in v.classes) / max(1, len(v.classes)),
+            "label/labelled_frac": float(v.pseudo_label is not None),
+            "label/num_classes": float(len(v.counts)),
+            "label/answer_entropy": _entropy(v.counts),
+            "label/unanimous_frac": float(len(v.counts) == 1 and None not in v.classes),
+        }
+        for v in votes
+    ]
+    keys = (
+        "label/majority_frac",
+        "label/abstained_frac",
+        "label/labelled_frac",
+        "label/num_classes",
+        "label/answer_entropy",
+        "label/unanimous_frac",
+    )
+    return {key: math.fsum(row[key] for row in rows) / max(1, len(rows)) for key in keys}
+
+
+def _entropy(counts: Sequence[float]) -> float:
+    total = math.fsum(counts)
+    if total <= 0:
+        return 0.0
+    return max(0.0, -math.fsum(c / total * math.log(c / total) for c in counts if c > 0))
+
+
+def _check_options(tie: str, min_majority_frac: float) -> None:
+    if tie not in TIES:
+        raise InputError(f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}")
+    if not 0.0 <= min_majority_frac <= 1.0:
+        raise InputError(f"min_majority_frac is {min_majority_frac}; it must lie between 0 and 1")
+
+
+def _check_weights(weights: Sequence[float] | None, size: int) -> list[float]:
+    if weights is None:
+        return [1.0] * size
+    if len(weights) != size:
+        raise InputError(f"{size} answers but {len(weights)} weights; give one weight per answer")
+    values = [float(w) for w in weights]
+    for value in values:
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"vote weight {value} is refused; weights must be finite and not negative")
+    return values
+
+
+def _equal(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-12)
+
+
+def _break_tie(
+    tied: Sequence[int],
+    members: Sequence[list[int]] | dict[int, list[int]],
+    answers: Sequence[str | None],
+    weights: Sequence[float],
+    tie: str,
+    seed: int,
+) -> int | None:
+    """One of the tied classes (given in order of first appearance), or None when a tie abstains."""
+    if len(tied) == 1 or tie == "first":
+        return tied[0]
+    if tie == "abstain":
+        return None
+    labels = {_representative(members[number], answers, weights): number for number in tied}
+    ordered = sorted(labels)
+    digest = hashlib.sha256("\x1f".join([str(seed), *ordered]).encode("utf-8", "surrogatepass")).digest()
+    return labels[ordered[int.from_bytes(digest[:8], "big") % len(ordered)]]
+
+
+def _representative(members: Sequence[int], answers: Sequence[str | None], weights: Sequence[float]) -> str:
+    forms: dict[str, list[float]] = {}
+    for index in members:
+        forms.setdefault(str(answers[index]), []).append(weights[index])
+    return min(forms, key=lambda form: (-math.fsum(forms[form]), len(form), form))

@@ -1,0 +1,382 @@
+"""The configuration: one frozen tree of typed keys, read from sparse YAML and key=value words.  No torch here.
+
+A run's configuration is laid over in this order, later layers winning: the defaults below, what a bundled model
+sets for itself, the method's row, the recipe file, the command line.  `model=X`, `data=X` are short for
+`model.name=X`, `data.name=X`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spinerl.errors import InputError, did_you_mean
+from spinerl.methods import METHODS
+
+__all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "read_recipe"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    name: str = Field("tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="weights' type; auto: bfloat16 on CUDA, else float32"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="attention implementation; auto: transformers' choice for the model"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    gradient_checkpointing: bool = Field(False, description="less memory in the update for more time")
+
+
+class ColumnsConfig(_Section):
+    id: str | None = Field(None, description="row id; null: column `id` if there, else the row number")
+    question: str | None = Field(None, description="the question's text; null: `question`, or the data set's own")
+    gold: str | None = Field("auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none")
+    choices: str | list[str] | None = Field(
+        None, description="multiple choice: the column that lists the options, or one column per option"
+    )
+    subject: str | None = Field(None, description="subject, for tables by subject")
+    images: str | None = Field(None, description="image, or list of images, that the question shows")
+
+
+class DataConfig(_Section):
+    name: str = Field(
+        "tiny/shift-a", description="tiny/SUITE, a file, a benchmark, a hub data set, or a definition (docs/data.md)"
+    )
+    path: str | None = Field(None, description="local file or folder to read instead of the hub's")
+    gold: str | None = Field(None, description="a separate JSONL file of {id, answer} rows, for evaluation only")
+    split: str | None = Field(None, description="split of a hub data set; null: the data set's own, or test")
+    config: str | None = Field(None, description="configuration (subset) of a hub data set")
+    columns: ColumnsConfig = ColumnsConfig()  # pyright: ignore[reportCallIssue]
+    max_questions: int = Field(0, ge=0, description="use only the first N questions; 0: all")
+    order: Literal["shuffled", "sequential"] = Field("shuffled", description="order of questions within an epoch")
+
+
+class ExampleConfig(_Section):
+    question: str = Field(description="a worked example's question")
+    answer: str = Field(description="the whole response shown for it, reasoning included")
+
+
+class PromptConfig(_Section):
+    system: str | None = Field(None, description="system message")
+    instruction: str | None = Field(
+        None, description="answer instruction after the question; null: the answer kind's own; '': none"
+    )
+    examples: list[ExampleConfig] = Field([], description="worked examples before the question: {question, answer}")
+    chat_template: Literal["auto", "on", "off"] = Field("auto", description="auto: use it if the tokenizer has one")
+    template_options: dict[str, Any] = Field({}, description="passed to the chat template, e.g. {enable_thinking: false}")
+    max_tokens: int = Field(4096, ge=1, description="longer prompts are skipped, with a count (tokens)")
+
+
+class AnswerConfig(_Section):
+    kind: Literal["auto", "math", "number", "choice", "yesno", "text"] = Field(
+        "auto", description="how answers are read from responses (docs/answers.md)"
+    )
+    truncated: Literal["abstain", "count"] = Field("abstain", description="whether a truncated response may vote")
+
+
+class RolloutConfig(_Section):
+    num_votes: int = Field(0, ge=0, description="responses that vote, per question; 0: group_size. TTRL: 64")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1: off")
+    top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: off")
+    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens under min_p times the likeliest; 0: off")
+    max_new_tokens: int = Field(1024, ge=1, description="a longer response is truncated (tokens)")
+    max_rows: int = Field(256, ge=1, description="responses sampled side by side; bounds the cache's memory")
+
+
+class VoteConfig(_Section):
+    tie: Literal["abstain", "first", "random"] = Field("abstain", description="what a tied vote does")
+    min_majority_frac: float = Field(0.0, ge=0, le=1, description="smaller majorities give no pseudo-label")
+
+
+class AdvantageConfig(_Section):
+    scale: Literal["std", "none"] = Field("std", description="std: standardised in the group; none: only centred")
+    eps: float = Field(1e-6, gt=0, description="added to the standard deviation")
+
+
+class ForksConfig(_Section):
+    selector: str = Field("top-entropy", description="top-entropy, all, or module:function")
+    fraction: float = Field(0.2, gt=0, le=1, description="rho: share of tokens that are forks")
+    scope: Literal["response", "batch"] = Field("response", description="top rho of each response, or of the batch")
+
+
+class LossConfig(_Section):
+    clip_low: float = Field(0.2, ge=0, lt=1, description="ratios under 1 - clip_low are clipped")
+    clip_high: float = Field(0.2, ge=0, description="ratios over 1 + clip_high are clipped")
+    normaliser: Literal["token", "response"] = Field(
+        "token", description="mean over the update's selected tokens, or over its responses' means"
+    )
+
+
+class AnchorConfig(_Section):
+    weight: float = Field(0.0, ge=0, description="lambda_KL; 0 keeps no anchor model in memory")
+    estimator: Literal["k1", "k2", "k3", "exact"] = Field("k3", description="KL estimator")
+    scope: Literal["forks", "all"] = Field("forks", description="tokens it acts on")
+
+
+class BandConfig(_Section):
+    weight: float = Field(0.0, ge=0, description="lambda_band; 0: no band")
+    low: float = Field(0.10, ge=0, le=1, description="quantile of a response's fork entropies: lower edge")
+    high: float = Field(0.50, ge=0, le=1, description="quantile: upper edge")
+    edges: Literal["current", "initial", "ema"] = Field("current", description="whose entropies give the edges")
+    ema_decay: float = Field(0.9, ge=0, lt=1, description="weight of the past in edges=ema")
+    shape: Literal["hinge", "squared"] = Field("hinge", description="penalty outside the band")
+
+
+class OptimConfig(_Section):
+    lr: float = Field(1e-6, gt=0, description="AdamW learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
+    eps: float = Field(1e-8, gt=0, description="AdamW")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimiser updates")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: off")
+    epochs: int = Field(1, ge=1, description="passes over each rollout")
+    minibatches: int = Field(1, ge=1, description="optimiser updates per pass; the questions are split among them")
+    micro_batch_rows: int = Field(0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens")
+    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens per forward and backward")
+
+
+class EvalConfig(_Section):
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    samples: int = Field(-1, ge=-1, description="sampled responses per question for avg@k and maj@k; -1: group_size; 0: greedy only")
+    max_questions: int = Field(0, ge=0, description="evaluate on the first N questions; 0: all")
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
+
+
+class CheckpointConfig(_Section):
+    every: int = Field(10, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(2, ge=1, description="checkpoints kept; the older ones are deleted")
+
+
+class LogConfig(_Section):
+    sample_questions: int = Field(2, ge=0, description="questions per logged step whose responses go to samples.jsonl")
+    sample_responses: int = Field(4, ge=1, description="responses logged of each such question")
+    sample_every: int = Field(5, ge=1, description="steps between logged samples")
+
+
+class Config(_Section):
+    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
+    method: str = Field("spine", description="a row of spinerl.methods: " + ", ".join(METHODS))
+    run: str | None = Field(None, description="run folder; null: runs/METHOD-MODEL-DATA-seedN")
+    seed: int = Field(0, ge=0, description="of every random choice in the run")
+    steps: int = Field(60, ge=0, description="training steps; 0 only evaluates")
+    questions_per_step: int = Field(8, ge=1, description="questions of one step")
+    group_size: int = Field(8, ge=2, description="G: responses trained on, per question (paper: 8)")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one per core")
+    reward: str = Field("majority", description="majority, leave-one-out, frequency, or module:function")
+    prompt: PromptConfig = PromptConfig()  # pyright: ignore[reportCallIssue]
+    answer: AnswerConfig = AnswerConfig()  # pyright: ignore[reportCallIssue]
+    rollout: RolloutConfig = RolloutConfig()  # pyright: ignore[reportCallIssue]
+    vote: VoteConfig = VoteConfig()  # pyright: ignore[reportCallIssue]
+    advantage: AdvantageConfig = AdvantageConfig()  # pyright: ignore[reportCallIssue]
+    forks: ForksConfig = ForksConfig()  # pyright: ignore[reportCallIssue]
+    loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
+    anchor: AnchorConfig = AnchorConfig()  # pyright: ignore[reportCallIssue]
+    band: BandConfig = BandConfig()  # pyright: ignore[reportCallIssue]
+    optim: OptimConfig = OptimConfig()  # pyright: ignore[reportCallIssue]
+    eval: EvalConfig = EvalConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
+    log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
+
+    @property
+    def num_votes(self) -> int:
+        """Responses sampled and voting per question: `rollout.num_votes`, or the group size where it is 0."""
+        return self.rollout.num_votes or self.group_size
+
+    @property
+    def eval_samples(self) -> int:
+        """Sampled responses per question in an evaluation."""
+        return self.group_size if self.eval.samples < 0 else self.eval.samples
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run lives: `run`, or a name made of the method, the model, the data and the seed."""
+        if self.run is not None:
+            return Path(self.run)
+        model, data = (_slug(name) for name in (self.model.name, self.data.name))
+        return Path("runs") / f"{self.method}-{model}-{data}-seed{self.seed}"
+
+
+_HEADLINE = {"model": "name", "data": "name"}  # `model=X` is `model.name=X`
+
+# What the bundled model needs beside the defaults above, which suit models a thousand times its size.
+# Chosen on tiny/shift-dev (docs/experiments.md).
+MODEL_SETS: dict[str, dict[str, Any]] = {}
+
+
+def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The resolved configuration of a recipe (a YAML file, a mapping, or nothing) and `key=value` words.
+
+    Raises InputError naming the key, its value and what is allowed; unknown keys with "did you mean".
+
+    >>> load_config(overrides=["method=ttrl", "data.columns.question=problem"]).forks.selector
+    'all'
+    """
+    given = _merge({}, _expand(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {}))
+    for word in overrides:
+        given = _merge(given, _expand(_parse_override(word)))
+    method = given.get("method", Config.model_fields["method"].default)
+    if not isinstance(method, str) or method not in METHODS:
+        raise InputError(
+            f"method={method!r} is not a method{did_you_mean(str(method), METHODS)}; allowed: {', '.join(METHODS)}"
+        )
+    model = given.get("model", {})
+    model_name = model.get("name", ModelConfig.model_fields["name"].default) if isinstance(model, dict) else None
+    layers = [MODEL_SETS.get(str(model_name), {}), METHODS[method].sets, given]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    return _validate(merged)
+
+
+def read_recipe(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError if it is missing, not YAML, not a mapping, or repeats a key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read recipe {path}: {error}") from None
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"recipe {path} must hold `key: value` lines, found {type(value).__name__}")
+    return value
+
+
+def dump_yaml(config: Config) -> str:
+    """The whole configuration as YAML; loading it again gives an equal one."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def describe_keys() -> Iterator[tuple[str, str, Any, str]]:
+    """(key, type, default, description) of every key, in order; docs/configuration.md is made of it."""
+    yield from _describe(Config, "")
+
+
+def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _describe(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _type_name(kind, field.metadata), field.default, field.description or ""
+
+
+def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("null" if part is type(None) else _type_name(part) for part in typing.get_args(kind))
+    name = "mapping" if origin is dict else kind.__name__
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [f"{sign} {value:g}" for m in metadata for key, sign in signs.items() if (value := getattr(m, key, None)) is not None]
+    return f"{name} {', '.join(bounds)}".strip()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that gives the same key twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        return mapping
+
+
+def _parse_override(word: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise InputError(f"{word!r} is not key=value; example: steps=20 (a recipe file must end in .yaml)")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _expand(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer with `model: X` and `data: X` written out."""
+    return {
+        key: {_HEADLINE[key]: value} if key in _HEADLINE and not isinstance(value, Mapping) else value
+        for key, value in layer.items()
+    }
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _validate(merged: Mapping[str, Any]) -> Config:
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
+    checks = [
+        (config.rollout.num_votes in (0,) or config.rollout.num_votes >= config.group_size,
+         f"rollout.num_votes={config.rollout.num_votes} is under group_size={config.group_size}: "
+         "every trained response votes; raise it or set 0"),
+        (config.band.low <= config.band.high,
+         f"band.low={config.band.low} is above band.high={config.band.high}; the lower edge comes first"),
+        (config.optim.minibatches <= config.questions_per_step,
+         f"optim.minibatches={config.optim.minibatches} is more than questions_per_step={config.questions_per_step}"),
+        (config.method != "none" or config.steps == 0,
+         f"method=none only evaluates: steps={config.steps} must be 0; choose another method to adapt"),
+    ]
+    for holds, message in checks:
+        if not holds:
+            raise InputError(message)
+    return config
+
+
+def _explain(item: Any) -> str:
+    """One line for one pydantic error: key, value, what is allowed."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        keys = [name for name, *_ in describe_keys()]
+        sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
+        parent, _, last = key.rpartition(".")
+        siblings = [name for name in [*keys, *sections] if name.rpartition(".")[0] == parent]
+        near = did_you_mean(last, [name.rpartition(".")[2] for name in siblings])
+        if not near:
+            near = did_you_mean(key, keys) or did_you_mean(f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys])
+            near = near.replace('"x.', '"')
+        return f"unknown key {key}{near}; `spinerl config --keys` lists them all"
+    value = item["input"]
+    shown = repr(value) if not isinstance(value, Mapping) else "a mapping"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{key}={shown}: {message}"
+
+
+def _slug(name: str) -> str:
+    path = Path(name)
+    base = path.stem if path.suffix in (".jsonl", ".json", ".parquet") else "-".join(path.parts[-2:])
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"

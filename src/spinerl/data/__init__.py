@@ -1,0 +1,31 @@
+"""Questions: files, hub data sets and benchmarks -> `Question` records, with gold answers in a table apart.
+
+`load_data` reads them, `render_all` turns them into prompts; no torch here, and `datasets` only in `hub.py`.
+"""
+
+from spinerl.data.benchmarks import BENCHMARKS
+from spinerl.data.definitions import Definition, resolve
+from spinerl.data.inspect import Finding, PreviewRow, Report, check, list_datasets, preview
+from spinerl.data.load import QuestionSet, load_data
+from spinerl.data.prompts import Rendered, TextTokenizer, render_all, render_prompt, render_text
+from spinerl.data.rows import ImageRef
+
+__all__ = [
+    "BENCHMARKS",
+    "Definition",
+    "Finding",
+    "ImageRef",
+    "PreviewRow",
+    "QuestionSet",
+    "Rendered",
+    "Report",
+    "TextTokenizer",
+    "check",
+    "list_datasets",
+    "load_data",
+    "preview",
+    "render_all",
+    "render_prompt",
+    "render_text",
+    "resolve",
+]

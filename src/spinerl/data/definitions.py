@@ -1,0 +1,178 @@
+"""What a data set is made of; the benchmarks' table and users' own YAML or JSON files share the record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spinerl.config import ColumnsConfig, Config, DataConfig, read_recipe
+from spinerl.data.benchmarks import BENCHMARKS
+from spinerl.errors import InputError, did_you_mean
+
+__all__ = ["Definition", "definition_of", "read_definition", "resolve", "resolve_data"]
+
+Kind = Literal["auto", "math", "number", "choice", "yesno", "text"]
+
+
+class Definition(BaseModel):
+    """One data set.  `Definition.model_validate({"hub": "me/mine", "columns": {"question": "problem"}})`.
+
+    Everything has a default but the place of the rows: `hub` or `path`, one of the two.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hub: str | None = Field(default=None, description="hub data set, owner/name")
+    path: str | None = Field(default=None, description="file or folder, relative to the definition file")
+    config: str | None = Field(default=None, description="configuration (subset) of the hub data set")
+    split: str | None = Field(default=None, description="split; default: test")
+    columns: ColumnsConfig = Field(default=ColumnsConfig(), description="as data.columns")  # pyright: ignore
+    template: str | None = Field(default=None, description="question's text made of columns: 'Case: {case}'")
+    cut_after: str | None = Field(default=None, description="drop the question's text from this mark on")
+    where: dict[str, str] = Field(default={}, description="keep only rows with these values, by column")
+    gold_after: str | None = Field(default=None, description="the gold is what follows the last such mark")
+    gold_form: Literal["auto", "index", "letter", "text"] = Field(
+        default="auto", description="how a gold choice is written; index counts from 0"
+    )
+    shuffle_choices: bool = Field(
+        default=False, description="order the options by a hash of the question's id"
+    )
+    kind: Kind = Field(
+        default="auto", description="answer kind; rows with options are choice whatever it says"
+    )
+    instruction: str | None = Field(
+        default=None, description="answer instruction; default: the answer kind's own"
+    )
+    system: str | None = Field(default=None, description="system message")
+    rows: int | None = Field(default=None, description="rows expected")
+    licence: str = Field(default="", description="licence and access")
+    source: str = Field(default="", description="where the definition and the prompt come from")
+    note: str = Field(default="", description="anything to know; shown by `spinerl data list`")
+
+
+def read_definition(raw: Mapping[str, Any], where: str) -> Definition:
+    """The definition in a mapping; InputError naming `where`, the field and what is allowed."""
+    try:
+        definition = Definition.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error)}") from None
+    if (definition.hub is None) == (definition.path is None):
+        raise InputError(f"{where}: give one of `hub: owner/name` and `path: FILE`, where the rows are")
+    return definition
+
+
+def definition_of(data: DataConfig) -> Definition | None:
+    """The definition that `data.name` stands for, or None: a plain file, a suite, an unknown hub data set.
+
+    A benchmark is found by its short name (case and punctuation aside) or its hub id; a definition file by
+    its ending, .yaml or .yml, or .json when the object in it says `hub` or `path`.
+
+    >>> definition_of(load_config(overrides=["data=math-500"]).data).rows
+    500
+    """
+    suffix = Path(data.name).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        if not Path(data.name).is_file():
+            raise InputError(f"data={data.name}: there is no such definition file; see docs/data.md for one")
+        return _from_file(read_recipe(data.name), data.name)
+    if suffix == ".json" and Path(data.name).is_file():
+        raw = _json_object(Path(data.name))
+        return _from_file(raw, data.name) if raw is not None else None
+    for name, raw in BENCHMARKS.items():
+        by_hub = data.name == raw["hub"] and data.config in (None, raw.get("config"))
+        if by_hub or _plain(data.name) == _plain(name):
+            return read_definition(raw, f"benchmark {name}")
+    return None
+
+
+def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
+    """`data` with what it leaves open taken from the definition: configuration, split and columns."""
+    if definition is None:
+        return data
+    own = definition.columns
+    columns = data.columns.model_copy(
+        update={
+            "id": data.columns.id if data.columns.id is not None else own.id,
+            "question": data.columns.question if data.columns.question is not None else own.question,
+            "gold": data.columns.gold if data.columns.gold != "auto" else own.gold,
+            "choices": data.columns.choices if data.columns.choices is not None else own.choices,
+            "subject": data.columns.subject if data.columns.subject is not None else own.subject,
+            "images": data.columns.images if data.columns.images is not None else own.images,
+        }
+    )
+    return data.model_copy(
+        update={
+            "config": data.config if data.config is not None else definition.config,
+            "split": data.split if data.split is not None else definition.split,
+            "columns": columns,
+        }
+    )
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with its data set's own values written out, so that a run folder shows all of them.
+
+    `data.config`, `data.split`, `data.columns`, `prompt.instruction`, `prompt.system` and `answer.kind` are
+    filled where they were left open; what the user gave stays.  Resolving twice changes nothing.
+
+    >>> resolve(load_config(overrides=["data=math-500"])).data.columns.question
+    'problem'
+    """
+    definition = definition_of(config.data)
+    if definition is None:
+        return config
+    prompt = config.prompt.model_copy(
+        update={
+            "instruction": config.prompt.instruction
+            if config.prompt.instruction is not None
+            else definition.instruction,
+            "system": config.prompt.system if config.prompt.system is not None else definition.system,
+        }
+    )
+    # A kind is written out only where it holds for every row: options make some rows multiple choice.
+    uniform = definition.kind == "choice" or definition.columns.choices is None
+    kind = definition.kind if config.answer.kind == "auto" and uniform else config.answer.kind
+    return config.model_copy(
+        update={
+            "data": resolve_data(config.data, definition),
+            "prompt": prompt,
+            "answer": config.answer.model_copy(update={"kind": kind}),
+        }
+    )
+
+
+def _from_file(raw: Mapping[str, Any], name: str) -> Definition:
+    definition = read_definition(raw, name)
+    if definition.path is None:
+        return definition
+    return definition.model_copy(update={"path": str(Path(name).parent / definition.path)})
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file if it is a definition: it names its rows' place, and that with a word."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return None  # the reader of rows tells what is wrong with the file
+    is_definition = isinstance(value, dict) and any(
+        isinstance(value.get(key), str) for key in ("hub", "path")
+    )
+    return value if is_definition else None
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _explain(error: ValidationError) -> str:
+    item = error.errors()[0]
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        fields = ColumnsConfig.model_fields if key.startswith("columns.") else Definition.model_fields
+        near = did_you_mean(key.rpartition(".")[2], fields)
+        return f"unknown field {key}{near}; allowed: {', '.join(fields)}"
+    return f"{key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,0 +1,188 @@
+"""Looking at data before a run: the benchmarks there are, the first prompts, and every row's faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from spinerl.config import Config
+from spinerl.data.benchmarks import BENCHMARKS
+from spinerl.data.definitions import definition_of, read_definition, resolve
+from spinerl.data.load import Scan, check_gold_file, load_data, scan
+from spinerl.data.prompts import TextTokenizer, render_prompt, render_text
+from spinerl.errors import InputError
+
+__all__ = ["Finding", "PreviewRow", "Report", "check", "list_datasets", "preview"]
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One question as the model sees it.  `num_tokens` is None without a tokenizer, `gold` where none is."""
+
+    id: str
+    kind: str
+    text: str
+    num_tokens: int | None
+    gold: str | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a row: an `error` would stop a run; a `warning` would not, but look."""
+
+    severity: str
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` saw.  `ok` is True when a run would start; warnings do not change that."""
+
+    source: str
+    num_rows: int
+    num_questions: int
+    num_gold: int
+    kinds: dict[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.num_questions > 0 and not any(finding.severity == "error" for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """The report to print: a summary, then one line per finding."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        summary = f"{self.source}: {self.num_rows} rows, {self.num_questions} questions ({kinds or 'none'}), "
+        return [summary + f"{self.num_gold} with gold"] + [
+            f"{f.severity}: {f.where}: {f.what}" for f in self.findings
+        ]
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """A row per benchmark: name, hub, config, split, rows, kind, images, licence, note.
+
+    >>> list_datasets()[0]["name"]
+    'math-500'
+    """
+    rows = []
+    for name, raw in BENCHMARKS.items():
+        d = read_definition(raw, f"benchmark {name}")
+        rows.append(
+            {
+                "name": name,
+                "hub": d.hub,
+                "config": d.config,
+                "split": d.split or "test",
+                "rows": d.rows,
+                "kind": d.kind,
+                "images": d.columns.images is not None,
+                "licence": d.licence,
+                "note": d.note,
+            }
+        )
+    return rows
+
+
+def preview(config: Config, tokenizer: TextTokenizer | None = None, n: int = 3) -> list[PreviewRow]:
+    """The first n questions as the model will see them; without a tokenizer in the plain form.
+
+    Raises as `load_data` and `render_text`.
+
+    >>> preview(load_config(overrides=["data=amc.jsonl"]), None, 1)[0].gold
+    '142.0'
+    """
+    config = resolve(config)
+    limit = min(n, config.data.max_questions) if config.data.max_questions else n
+    data = config.data.model_copy(update={"max_questions": max(1, limit)})
+    questions, gold = load_data(data, answer_kind=config.answer.kind)
+    rows = []
+    for question in questions.questions:
+        text = render_text(question, tokenizer, config.prompt)
+        num_tokens = len(render_prompt(question, tokenizer, config.prompt)) if tokenizer is not None else None
+        rows.append(PreviewRow(question.id, question.answer_kind, text, num_tokens, gold.get(question.id)))
+    return rows
+
+
+def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
+    """Goes through every row and says all that is wrong, where `load_data` stops at the first.
+
+    Errors: bad JSON lines, repeated ids, cells of a wrong type, a gold choice that is none of the options,
+    a gold file whose ids are nobody's.  Warnings: empty questions, questions asked twice, gold that does
+    not parse as its kind, fewer or more rows than the definition expects, prompts over `prompt.max_tokens`
+    (with a tokenizer). A source that cannot be opened, or a missing column, still raises InputError: there
+    are no rows to go through.
+
+    >>> check(load_config(overrides=["data=amc.jsonl"])).ok
+    True
+    """
+    config = resolve(config)
+    data = config.data.model_copy(update={"max_questions": 0})
+    found = scan(data, config.answer.kind)
+    findings: list[Finding] = []
+    kinds: Counter[str] = Counter()
+    first_texts: dict[str, str] = {}
+    gold: dict[str, str] = {}
+    num_rows = 0
+    num_filtered = 0
+    gold_problem = _gold_parser()
+    for row, outcome in found.outcomes():
+        num_rows += 1
+        if outcome.error:
+            findings.append(Finding("error", row.where, outcome.error))
+            continue
+        question = outcome.question
+        if question is None:
+            if outcome.skipped == "empty question":
+                findings.append(Finding("warning", row.where, "empty question: left out"))
+            else:
+                num_filtered += 1
+            continue
+        kinds[question.answer_kind] += 1
+        same = first_texts.setdefault(question.text, row.where)
+        if same != row.where and not question.images:
+            findings.append(Finding("warning", row.where, f"the same question as {same}"))
+        if outcome.gold is not None:
+            gold[question.id] = outcome.gold
+            problem = gold_problem(outcome.gold, question.answer_kind)
+            if problem:
+                findings.append(
+                    Finding("warning", row.where, f"gold cannot be read, no answer equals it: {problem}")
+                )
+        if tokenizer is not None:
+            length = len(render_prompt(question, tokenizer, config.prompt))
+            if length > config.prompt.max_tokens:
+                limit = config.prompt.max_tokens
+                what = f"prompt of {length} tokens is over prompt.max_tokens={limit}: left out"
+                findings.append(Finding("warning", row.where, what))
+    findings += _whole_set(found, gold, num_rows - num_filtered)
+    return Report(found.table.source, num_rows, kinds.total(), len(gold), dict(kinds), tuple(findings))
+
+
+def _whole_set(found: Scan, gold: dict[str, str], num_rows: int) -> list[Finding]:
+    findings = []
+    try:
+        check_gold_file(found, gold)
+    except InputError as error:
+        findings.append(Finding("error", "data.gold", str(error)))
+    definition = definition_of(found.data)
+    if definition is not None and definition.rows is not None and definition.rows != num_rows:
+        what = f"{num_rows} rows where {definition.rows} were expected: another version of the data set?"
+        findings.append(Finding("warning", "all rows", what))
+    return findings
+
+
+def _gold_parser() -> Callable[[str, str], str]:
+    """(gold, kind) -> why it does not read as an answer of that kind, or ''."""
+    from spinerl.answers import normalise_answer
+
+    def problem(gold: str, kind: str) -> str:
+        try:
+            normalise_answer(gold, kind)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    return problem

@@ -1,0 +1,159 @@
+"""`load_data`: the questions a run adapts to, and the gold table that only evaluation reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from spinerl.config import DataConfig
+from spinerl.data.definitions import Definition, definition_of, resolve_data
+from spinerl.data.rows import Outcome, RowReader, plain_text
+from spinerl.data.sources import Row, Table, open_file, open_table, suite_gold
+from spinerl.errors import InputError
+from spinerl.types import GoldTable, Question
+
+__all__ = ["QuestionSet", "Scan", "load_data", "scan"]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions in the order of their rows; no answers.
+
+    `fingerprint` is a SHA-256 of ids and texts: equal for equal questions, whatever file they came from.
+    `skipped` counts rows left out, by reason; `source` says where the rows came from.
+    """
+
+    questions: tuple[Question, ...]
+    fingerprint: str
+    skipped: Mapping[str, int]
+    source: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A source opened and its columns found: what `load_data` and `check` both walk through."""
+
+    data: DataConfig
+    definition: Definition | None
+    table: Table
+    reader: RowReader
+    gold_cells: Mapping[str, Any] | None
+
+    def outcomes(self) -> Iterator[tuple[Row, Outcome]]:
+        """Every row with what it gave; a repeated id is an error of the later row."""
+        first_rows: dict[str, str] = {}
+        for row in self.table.rows(self.reader.wanted()):
+            outcome = self.reader.read(row)
+            question = outcome.question
+            if question is not None and question.id in first_rows:
+                outcome = Outcome(
+                    error=f"id {question.id!r} was already given in {first_rows[question.id]}: "
+                    "ids must differ; fix the file or set data.columns.id"
+                )
+            elif question is not None:
+                first_rows[question.id] = row.where
+                if self.gold_cells is not None and self.gold_cells.get(question.id) is not None:
+                    outcome = self.reader.read(row, self.gold_cells[question.id])
+            yield row, outcome
+
+
+def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionSet, GoldTable]:
+    """The questions of a data set, and apart from them the gold answers there are (often none), by id.
+
+    `answer_kind="auto"`: `choice` for rows with options, else the data set's own kind, else `auto`.  Gold of
+    multiple choice is normalised to the letter.  Rows with an empty question are left out with a count; rows
+    without a gold answer are simply missing from the table.
+    Raises InputError in one line (row, value, what is allowed, the key) for the first thing that is wrong:
+    a missing file or column, invalid JSON, a repeated id, a gold answer that is none of the options, or no
+    question at all.  `spinerl.data.check` lists all of them.
+
+    >>> questions, gold = load_data(load_config(overrides=["data=amc.jsonl"]).data)
+    >>> len(questions.questions), gold["0"]
+    (83, '142.0')
+    """
+    found = scan(data, answer_kind)
+    questions: list[Question] = []
+    gold: dict[str, str] = {}
+    skipped: Counter[str] = Counter()
+    for row, outcome in found.outcomes():
+        if outcome.error:
+            raise InputError(f"{found.table.source}, {row.where}: {outcome.error}")
+        if outcome.question is None:
+            skipped[outcome.skipped] += 1
+            continue
+        questions.append(outcome.question)
+        if outcome.gold is not None:
+            gold[outcome.question.id] = outcome.gold
+        if len(questions) == data.max_questions:
+            break
+    if not questions:
+        reasons = ", ".join(f"{count} rows: {reason}" for reason, count in skipped.items())
+        raise InputError(f"{found.table.source} gives no question ({reasons}); see data.columns.question")
+    check_gold_file(found, gold)
+    return (
+        QuestionSet(
+            tuple(questions), fingerprint(questions), MappingProxyType(dict(skipped)), found.table.source
+        ),
+        MappingProxyType(gold),
+    )
+
+
+def scan(data: DataConfig, answer_kind: str = "auto") -> Scan:
+    """Opens the source and the gold file, and finds the columns; InputError if any of them is not there."""
+    definition = definition_of(data)
+    resolved = resolve_data(data, definition)
+    table = open_table(resolved, definition, data)
+    gold_cells = _gold_cells(resolved)
+    reader = RowReader.of(table, resolved.columns, definition, answer_kind, read_gold=gold_cells is None)
+    return Scan(resolved, definition, table, reader, gold_cells)
+
+
+def fingerprint(questions: list[Question] | tuple[Question, ...]) -> str:
+    """SHA-256 over the questions' ids and texts, in hex."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(json.dumps([question.id, question.text], ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def check_gold_file(found: Scan, gold: Mapping[str, str]) -> None:
+    """InputError if a gold file was named and not one of its ids is a question's."""
+    if found.data.gold is not None and not gold:
+        raise InputError(
+            f"data.gold={found.data.gold}: none of its ids is a question's id in {found.table.source}; "
+            "the ids must be the same in both (see data.columns.id)"
+        )
+
+
+def _gold_cells(data: DataConfig) -> dict[str, Any] | None:
+    """Gold cells by id from data.gold or a suite's gold file; None where there is no such file."""
+    if data.gold is not None:
+        path, key = Path(data.gold), "data.gold"
+    elif data.name.startswith("tiny/") and data.path is None and data.columns.gold is not None:
+        path, key = suite_gold(data.name), "data"
+    else:
+        return None
+    table = open_file(path, key=key)
+    cells: dict[str, Any] = {}
+    first_rows: dict[str, str] = {}
+    for row in table.rows(("id", "answer")):
+        where = f"{path}, {row.where}"
+        if row.cells is None:
+            raise InputError(f"{where}: {row.problem}")
+        row_id = row.cells.get("id")
+        if not isinstance(row_id, str | int) or "answer" not in row.cells:
+            raise InputError(f'{where}: a gold row must be {{"id": ..., "answer": ...}}; see {key}')
+        row_id = plain_text(row_id) or ""
+        if row_id in first_rows:
+            raise InputError(
+                f"{where}: id {row_id!r} was already given in {first_rows[row_id]}; ids must differ"
+            )
+        first_rows[row_id] = row.where
+        cells[row_id] = row.cells["answer"]
+    return cells

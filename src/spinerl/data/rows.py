@@ -1,0 +1,406 @@
+"""One row -> its question and, apart, its gold answer; or the reasons why not."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from string import ascii_uppercase as LETTERS
+from typing import Any
+
+from spinerl.config import ColumnsConfig
+from spinerl.data.definitions import Definition
+from spinerl.data.sources import Row, Table
+from spinerl.errors import InputError, did_you_mean
+from spinerl.types import Question
+
+__all__ = ["ImageRef", "Outcome", "RowReader", "gold_letter", "parse_choices", "plain_text"]
+
+PLACE = re.compile(r"\{([^{}]+)\}")
+OPTION_MARK = re.compile(r"^\s*\(?([A-Za-z])\s*[).:]\s*")
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image not loaded yet: `ImageRef(path="images/7.png")`, or the file's bytes if the rows hold them."""
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a row gave: a question, or why not.  `error` stops a load, `skipped` leaves the row out."""
+
+    question: Question | None = None
+    gold: str | None = None
+    error: str = ""
+    skipped: str = ""
+
+
+class BadCellError(ValueError):
+    """A cell holds what cannot be used; the message says what."""
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads rows by a resolved set of columns.  Made by `RowReader.of(table, columns, definition, kind)`."""
+
+    id: str | None
+    question: str | None
+    gold: str | None
+    choices: tuple[str, ...]
+    subject: str | None
+    images: str | None
+    definition: Definition
+    kind: str
+
+    @classmethod
+    def of(
+        cls,
+        table: Table,
+        columns: ColumnsConfig,
+        definition: Definition | None,
+        kind: str,
+        *,
+        read_gold: bool = True,
+    ) -> RowReader:
+        """Raises InputError for a named column that is not there, listing those that are."""
+        definition = definition or Definition()
+        gold = columns.gold if columns.gold != "auto" else ("answer" if "answer" in table.columns else None)
+        choices = columns.choices if columns.choices is not None else []
+        reader = cls(
+            id=columns.id if columns.id is not None else ("id" if "id" in table.columns else None),
+            question=(columns.question or "question") if definition.template is None else None,
+            gold=gold if read_gold else None,
+            choices=(choices,) if isinstance(choices, str) else tuple(choices),
+            subject=columns.subject,
+            images=columns.images,
+            definition=definition,
+            kind=kind,
+        )
+        if table.columns:
+            for key, name in reader._named():
+                if name not in table.columns and name.partition(".")[0] not in table.columns:
+                    near = did_you_mean(name, table.columns)
+                    raise InputError(
+                        f"{table.source} has no column {name!r}{near}; "
+                        f"there are {', '.join(table.columns)}: set {key}"
+                    )
+        return reader
+
+    def wanted(self) -> set[str]:
+        """The columns to read, top level only."""
+        names = {name for _, name in self._named()}
+        return names | {name.partition(".")[0] for name in names}
+
+    def read(self, row: Row, gold: Any = None) -> Outcome:
+        """The row's question and gold; `gold` is a cell from a gold file, used instead of a gold column."""
+        if row.cells is None:
+            return Outcome(error=row.problem)
+        cells = row.cells
+        for name, value in self.definition.where.items():
+            if plain_text(_lookup(cells, name)) != value:
+                return Outcome(skipped=f"{name} is not {value}")
+        try:
+            text = self._question_text(cells)
+            if not text:
+                return Outcome(skipped="empty question")
+            row_id = self._id(row, cells)
+            labels, options = parse_choices(self._choice_cell(cells))
+            if self.definition.shuffle_choices:
+                order = sorted(range(len(options)), key=lambda i: _hash(f"{row_id}/{i}"))
+                labels, options = tuple(LETTERS[: len(order)]), tuple(options[i] for i in order)
+            kind = self.kind
+            if kind == "auto":
+                kind = "choice" if options else self.definition.kind
+            answer = self._gold(
+                cells if gold is None else {"answer": gold}, labels, options, kind, gold is not None
+            )
+            question = Question(
+                id=row_id,
+                text=text + "".join(f"\n{line}" for line in choice_lines(options)),
+                choices=options,
+                subject=plain_text(_lookup(cells, self.subject)) if self.subject is not None else None,
+                answer_kind=kind,
+                images=_images(_lookup(cells, self.images)) if self.images is not None else (),
+            )
+        except BadCellError as error:
+            return Outcome(error=str(error))
+        return Outcome(question, answer)
+
+    def _named(self) -> list[tuple[str, str]]:
+        """(configuration key, column) of every column this reader needs."""
+        named = [
+            (f"data.columns.{key}", getattr(self, key))
+            for key in ("id", "question", "gold", "subject", "images")
+        ]
+        named += [("data.columns.choices", name) for name in self.choices]
+        named += [
+            ("the definition's template", name) for name in PLACE.findall(self.definition.template or "")
+        ]
+        named += [("the definition's where", name) for name in self.definition.where]
+        return [(key, name) for key, name in named if name is not None]
+
+    def _question_text(self, cells: Mapping[str, Any]) -> str:
+        template = self.definition.template
+        if template is not None:
+            parts = {name: _lookup(cells, name) for name in PLACE.findall(template)}
+            if any(_is_blank(value) for value in parts.values()):
+                return ""
+            text = PLACE.sub(lambda place: _joined(parts[place[1]], place[1]), template)
+        else:
+            assert self.question is not None
+            text = _text_cell(_lookup(cells, self.question), self.question)
+        if self.definition.cut_after is not None:
+            text = text.partition(self.definition.cut_after)[0]
+        return text.strip()
+
+    def _id(self, row: Row, cells: Mapping[str, Any]) -> str:
+        if self.id is None:
+            return str(row.number)
+        value = _text_cell(_lookup(cells, self.id), self.id).strip()
+        if not value:
+            raise BadCellError(
+                f"column {self.id!r} is empty; every row needs an id, or set data.columns.id to another"
+            )
+        return value
+
+    def _choice_cell(self, cells: Mapping[str, Any]) -> Any:
+        if len(self.choices) == 1:
+            return _lookup(cells, self.choices[0])
+        return [_lookup(cells, name) for name in self.choices]
+
+    def _gold(
+        self,
+        cells: Mapping[str, Any],
+        labels: Sequence[str],
+        options: Sequence[str],
+        kind: str,
+        from_file: bool,
+    ) -> str | None:
+        name = "answer" if from_file else self.gold
+        if name is None:
+            return None
+        cell = _lookup(cells, name)
+        if _is_blank(cell):
+            return None
+        if kind == "choice" and options:
+            return gold_letter(cell, labels, options, self.definition.gold_form)
+        if isinstance(cell, bool) and kind == "yesno":
+            return "yes" if cell else "no"
+        text = _text_cell(cell, name)
+        mark = self.definition.gold_after
+        return (text.rpartition(mark)[2] if mark is not None else text).strip() or None
+
+
+def choice_lines(options: Sequence[str]) -> list[str]:
+    """The options as "A. text" lines; one that is only its letter (it is in the picture) is not said twice.
+
+    >>> choice_lines(["red", "blue"])
+    ['A. red', 'B. blue']
+    """
+    return [
+        letter if text == letter else f"{letter}. {text}"
+        for letter, text in zip(LETTERS, options, strict=False)
+    ]
+
+
+def parse_choices(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(labels, options) of a cell: labels as the data set writes them, options' texts in order.
+
+    Read are a list of texts; a list of {letter, content}; {"A": text, ...}; {"text": [...], "label":
+    [...]}; any of these written as JSON or as a Python literal.  Marks like "A. " or "(A) " before every
+    option are dropped. None, "" and [] are no choices.
+
+    >>> parse_choices({"A": "red", "B": "blue"})
+    (('A', 'B'), ('red', 'blue'))
+    """
+    if isinstance(cell, str):
+        cell = _unpack(cell)
+    if cell is None or (isinstance(cell, list | tuple | dict) and len(cell) == 0):
+        return (), ()
+    labels: list[str] | None = None
+    texts: list[Any]
+    if isinstance(cell, Mapping):
+        lists = [key for key, value in cell.items() if isinstance(value, list | tuple)]
+        if lists:
+            texts = list(cell[_first(cell, ("text", "texts", "content", "options", "choices"), "options")])
+            label_key = next((key for key in ("label", "labels", "letter", "letters") if key in cell), None)
+            labels = [str(label) for label in cell[label_key]] if label_key is not None else None
+        else:
+            kept = {str(key): value for key, value in cell.items() if value is not None}
+            labels = sorted(kept) if all(len(key) == 1 for key in kept) else list(kept)
+            texts = [kept[label] for label in labels]
+    elif isinstance(cell, list | tuple):
+        texts = list(cell)
+        if all(isinstance(part, Mapping) for part in texts):
+            label_key = next((key for key in ("letter", "label", "key", "id") if key in texts[0]), None)
+            text_key = _first(texts[0], ("content", "text", "value", "option"), "an option")
+            if label_key is not None:
+                labels = [str(part.get(label_key)) for part in texts]
+            texts = [part.get(text_key) for part in texts]
+    else:
+        raise BadCellError(f"options must be a list, found {type(cell).__name__}; see data.columns.choices")
+    if not 2 <= len(texts) <= len(LETTERS) or (labels is not None and len(labels) != len(texts)):
+        raise BadCellError(
+            f"{len(texts)} option(s): multiple choice takes 2 to {len(LETTERS)}, each with its label"
+        )
+    options = [_text_cell(text, "options").strip() for text in texts]
+    marks = [OPTION_MARK.match(option) for option in options]
+    if all(
+        mark is not None and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)
+    ):
+        options = [
+            option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark is not None
+        ]
+    return tuple(labels or LETTERS[: len(options)]), tuple(options)
+
+
+def gold_letter(cell: Any, labels: Sequence[str], options: Sequence[str], form: str = "auto") -> str:
+    """The letter of the right option, given as an index from 0, a letter or label, or the option's own text.
+
+    `form="auto"`: a number is an index; a text is a label ("B", "(b)", "B."), else an option's text, else
+    an index in digits.  A text that is one option's label and another's text is refused: say which by
+    gold_form.
+
+    >>> gold_letter(1, "ABC", ["red", "blue", "red"]), gold_letter("blue", "ABC", ["red", "blue", "green"])
+    ('B', 'B')
+    """
+    is_number = isinstance(cell, int | float) and not isinstance(cell, bool)
+    number = int(cell) if is_number and cell == cell // 1 else None
+    text = _text_cell(cell, "gold").strip()
+    by = _readings(text, labels, options)
+    if form == "letter" and number is not None:
+        order = ["letter", "index"]
+    elif form != "auto":
+        order = [form]
+    elif number is not None and text not in labels:
+        order = ["index", "text"]
+    else:
+        order = ["letter", "text", "index"]
+        if None not in (by["letter"], by["text"]) and by["letter"] != by["text"]:
+            raise BadCellError(
+                f"gold {text!r} is option {LETTERS[by['letter'] or 0]} by its letter and option "
+                f"{LETTERS[by['text'] or 0]} by its text; set gold_form to letter or text in a definition"
+            )
+    found = next((by[reading] for reading in order if by[reading] is not None), None)
+    if found is None:
+        raise BadCellError(
+            f"gold {text[:60]!r} is none of the options: allowed are an index from 0 to {len(options) - 1}, "
+            f"a letter from A to {LETTERS[len(options) - 1]}, or an option's text; see data.columns.gold"
+        )
+    return LETTERS[found]
+
+
+def _readings(text: str, labels: Sequence[str], options: Sequence[str]) -> dict[str, int | None]:
+    """Which option a text is as an index, as a letter and as an option's text; None where it is none."""
+    mark = OPTION_MARK.match(text)
+    bare = mark[1] if mark and mark.end() == len(text) else text.strip("() ")
+    letter = next((i for i, label in enumerate(labels) if label.casefold() == bare.casefold()), None)
+    same = _same_text(text, options)
+    if same is None and mark is not None and mark[1].upper() in labels:  # "B. blue"
+        place = list(labels).index(mark[1].upper())
+        same = place if _same_text(text[mark.end() :], [options[place]]) == 0 else None
+    index = int(text) if text.isdecimal() and len(text) < 4 and int(text) < len(options) else None
+    return {"index": index, "letter": letter, "text": same}
+
+
+def plain_text(cell: Any) -> str | None:
+    """A cell as text: 142.0 -> "142", 0.5 -> "0.5", True -> "true", None and NaN -> None.
+
+    Raises BadCellError for lists and objects.
+    """
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
+        return str(int(cell))
+    if isinstance(cell, int | float):
+        return str(cell)
+    raise BadCellError(f"must be text or a number, found {type(cell).__name__}")
+
+
+def _text_cell(cell: Any, name: str) -> str:
+    try:
+        return plain_text(cell) or ""
+    except BadCellError as error:
+        raise BadCellError(f"column {name!r} {error}") from None
+
+
+def _is_blank(cell: Any) -> bool:
+    return (
+        cell is None
+        or (isinstance(cell, float) and math.isnan(cell))
+        or (isinstance(cell, str) and not cell.strip())
+    )
+
+
+def _joined(cell: Any, name: str) -> str:
+    parts = cell if isinstance(cell, list | tuple) else [cell]
+    return "\n".join(_text_cell(part, name).strip() for part in parts)
+
+
+def _lookup(cells: Mapping[str, Any], name: str | None) -> Any:
+    """The cell of a column; "a.b" also reaches field b of column a.  None where there is none."""
+    if name is None or name in cells:
+        return cells.get(name) if name is not None else None
+    value: Any = cells
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _images(cell: Any) -> tuple[ImageRef, ...]:
+    if _is_blank(cell):
+        return ()
+    parts: Iterable[Any] = cell if isinstance(cell, list | tuple) else [cell]
+    refs = []
+    for part in parts:
+        if isinstance(part, str):
+            refs.append(ImageRef(path=part))
+        elif isinstance(part, Mapping) and (part.get("bytes") is not None or part.get("path") is not None):
+            refs.append(ImageRef(path=part.get("path"), data=part.get("bytes")))
+        elif part is not None:
+            raise BadCellError(f"an image must be a path or {{bytes, path}}, found {type(part).__name__}")
+    return tuple(refs)
+
+
+def _unpack(text: str) -> Any:
+    if not text.strip():
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    raise BadCellError(f"options {text[:40]!r} are text that is no list; see data.columns.choices")
+
+
+def _first(cell: Mapping[str, Any], keys: Sequence[str], what: str) -> str:
+    found = next((key for key in keys if key in cell), None)
+    if found is None:
+        raise BadCellError(
+            f"{what} must hold one of the fields {', '.join(keys)}; found {', '.join(map(str, cell))}"
+        )
+    return found
+
+
+def _same_text(text: str, options: Sequence[str]) -> int | None:
+    """The first option with this text: as it is, else apart from case and spaces."""
+    if text in options:
+        return list(options).index(text)
+    folded = [" ".join(option.casefold().split()) for option in options]
+    wanted = " ".join(text.casefold().split())
+    return folded.index(wanted) if wanted in folded else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,197 @@
+"""Where rows come from: files, suites, folders and the hub, all as one `Table` of plain dicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spinerl.config import DataConfig
+from spinerl.data import hub
+from spinerl.data.benchmarks import BENCHMARKS
+from spinerl.data.definitions import Definition
+from spinerl.errors import InputError, did_you_mean
+
+__all__ = ["Row", "Table", "open_file", "open_table", "suite_gold"]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `where` is for people, `number` counts from 0; without `cells`, `problem` says why."""
+
+    where: str
+    number: int
+    cells: Mapping[str, Any] | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one source.  `columns` are all there are; `rows(wanted)` reads at least the wanted ones."""
+
+    source: str
+    columns: tuple[str, ...]
+    _rows: Iterable[Row] | None = None
+    _dataset: Any = None
+
+    def rows(self, wanted: Iterable[str]) -> Iterator[Row]:
+        if self._rows is not None:
+            yield from self._rows
+            return
+        columns = [name for name in self.columns if name in set(wanted)]
+        for number, cells in enumerate(hub.plain_rows(self._dataset, columns)):
+            yield Row(f"row {number}", number, cells)
+
+
+def open_table(data: DataConfig, definition: Definition | None, asked: DataConfig) -> Table:
+    """The rows that the (resolved) `data` names; `asked` is what the user gave, whose split must be there.
+
+    In this order: data.path, a bundled suite, a file, a definition's place, a folder, a hub data set.
+    Raises InputError when there is nothing of that name, naming the nearest benchmark or suite.
+    """
+    if data.path is not None:
+        return _open_local(Path(data.path), data, asked, key="data.path")
+    if data.name.startswith("tiny/"):
+        from spinerl.tiny import suite_path
+
+        return open_file(suite_path(data.name.removeprefix("tiny/")), data.name)
+    note = f"{definition.licence} {definition.note}".strip() if definition else ""
+    if definition is not None and definition.path is not None:
+        return _open_local(Path(definition.path), data, asked, key=f"path in {data.name}")
+    if definition is not None and definition.hub is not None:
+        return _of_dataset(hub.open_hub(definition.hub, data.config, data.split, note), definition.hub)
+    path = Path(data.name)
+    if path.suffix.lower() in SUFFIXES or path.exists():
+        return _open_local(path, data, asked, key="data")
+    owner, slash, name = data.name.partition("/")
+    if owner and name and "/" not in name and not data.name.startswith("."):
+        return _of_dataset(hub.open_hub(data.name, data.config, data.split), data.name)
+    if slash:
+        raise InputError(f"data={data.name}: no such file or folder; a hub data set is written owner/name")
+    from spinerl.tiny import SUITES
+
+    known = [*BENCHMARKS, *(f"tiny/{suite}" for suite in SUITES)]
+    near = did_you_mean(data.name, known)
+    raise InputError(
+        f"data={data.name!r} is neither a file nor a known data set{near}; allowed: a file "
+        f"({', '.join(SUFFIXES)}), a folder, a definition (.yaml), owner/name on the hub, {', '.join(known)}"
+    )
+
+
+def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Table:
+    """The rows of a JSONL, JSON or Parquet file.
+
+    JSONL: an object per line, blank lines ignored; a bad line becomes a Row with a `problem`.  JSON: a list
+    of objects, alone or as the only list of an object.  Raises InputError for a file that is missing, empty
+    or not of its format.
+    """
+    source = source or str(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise InputError(f"{key}={path}: there is no such file; give a {', '.join(SUFFIXES)} file")
+    if suffix not in SUFFIXES:
+        kind = f"of type {suffix}" if suffix else "without an ending"
+        raise InputError(f"{key}={path}: files {kind} are not read; allowed: {', '.join(SUFFIXES)}")
+    try:
+        if suffix == ".parquet":
+            rows = _parquet_rows(path)
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+            rows = _json_rows(text, source) if suffix == ".json" else list(_jsonl_rows(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{key}={path} cannot be read: {error}; it must be UTF-8 text") from None
+    if not rows:
+        raise InputError(f"{key}={path} is empty: it must hold at least one row")
+    columns = dict.fromkeys(name for row in rows if row.cells is not None for name in row.cells)
+    return Table(source, tuple(columns), rows)
+
+
+def suite_gold(name: str) -> Path:
+    """The gold file that comes with the bundled suite `tiny/NAME`."""
+    from spinerl.tiny import gold_path
+
+    return gold_path(name.removeprefix("tiny/"))
+
+
+def _open_local(path: Path, data: DataConfig, asked: DataConfig, key: str) -> Table:
+    if path.is_dir():
+        split_asked, config_asked = asked.split is not None, asked.config is not None
+        dataset = hub.open_folder(
+            path, data.config, data.split, split_asked=split_asked, config_asked=config_asked
+        )
+        return _of_dataset(dataset, str(path))
+    return open_file(path, key=key)
+
+
+def _of_dataset(dataset: Any, source: str) -> Table:
+    if len(dataset) == 0:
+        raise InputError(f"{source} is empty: the split must hold at least one row; see data.split")
+    return Table(source, tuple(dataset.column_names), None, dataset)
+
+
+def _jsonl_rows(text: str) -> Iterator[Row]:
+    number = 0
+    for line_number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {line_number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Row(where, number, None, f"not valid JSON ({_json_problem(error)})")
+        else:
+            yield _row(where, number, value)
+        number += 1
+
+
+def _json_rows(text: str, source: str) -> list[Row]:
+    if not text.strip():
+        return []
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{source} is not valid JSON ({_json_problem(error)}); "
+            "a file of one object per line must end in .jsonl"
+        ) from None
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        if len(lists) != 1:
+            raise InputError(
+                f"{source} must hold a list of objects; found an object with keys {', '.join(value)}"
+            )
+        value = lists[0]
+    if not isinstance(value, list):
+        raise InputError(f"{source} must hold a list of objects; found {type(value).__name__}")
+    return [_row(f"row {n}", n, cells) for n, cells in enumerate(value)]
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise InputError(
+            f"{path} is not a readable Parquet file: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return [Row(f"row {n}", n, cells) for n, cells in enumerate(table.to_pylist())]
+
+
+def _json_problem(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error)
+
+
+def _row(where: str, number: int, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(where, number, value)
+    return Row(
+        where, number, None, f'a row must be an object like {{"question": ...}}, found {type(value).__name__}'
+    )

@@ -1,0 +1,136 @@
+"""What a run shows in the terminal: a live line while it works, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ["Display", "comparison_table", "format_share"]
+
+
+class Display:
+    """The commands' observer.  Use as a context manager; without a terminal it prints a line per step."""
+
+    def __init__(self, console: Console, num_steps: int, first_step: int = 0) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._num_steps = num_steps
+        self._done = first_step
+        self._first = first_step
+        self._started = time.monotonic()
+        self._phase_tokens = 0
+        self._phase_started = self._started
+        self._latest = ""
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:9s}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("starting", total=max(1, num_steps), completed=first_step, figures="")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str, total_tokens: int) -> None:  # noqa: ARG002 - the observers' common shape
+        self._phase_tokens, self._phase_started = 0, time.monotonic()
+        self._progress.update(self._task, description=name)
+        if not self._live and name == "evaluate":
+            self._console.print("evaluating ...", highlight=False)
+
+    def tokens(self, count: int) -> None:
+        self._phase_tokens += count
+        if not self._live:
+            return
+        seconds = time.monotonic() - self._phase_started
+        if seconds > 0.5:
+            rate = self._phase_tokens / seconds
+            self._progress.update(self._task, figures=f"{self._latest}  {self._phase_tokens:,} tokens, {rate:,.0f}/s")
+
+    def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
+        self._done = metrics["step"]
+        pace = (time.monotonic() - self._started) / max(1, self._done - self._first)
+        left = pace * (num_steps - self._done)
+        self._latest = (
+            f"majority {100 * metrics['label/majority_frac']:3.0f} %  length {metrics['rollout/response_length']:5.1f}  "
+            f"entropy {metrics['rollout/entropy']:.3f}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  "
+            f"left {_clock(left)}"
+        )
+        self._progress.update(self._task, completed=self._done, figures=self._latest)
+        if not self._live:
+            self._console.print(f"step {self._done}/{num_steps}  {self._latest}", highlight=False)
+
+    def evaluation(self, metrics: Mapping[str, Any]) -> None:
+        shares = [
+            f"{label} {format_share(metrics, key)}" for key, label in _accuracy_keys([metrics])
+        ] or ["no gold answers: accuracy unknown"]
+        self._console.print(f"after step {metrics['step']}: {', '.join(shares)}", highlight=False)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+
+def format_share(metrics: Mapping[str, Any], key: str) -> str:
+    """'41.0 % [35.1, 47.2]' from a fraction and its interval.
+
+    >>> format_share({"a": 0.5, "a_low": 0.25, "a_high": 0.75}, "a")
+    '50.0 % [25.0, 75.0]'
+    """
+    text = f"{100 * metrics[key]:.1f} %"
+    if f"{key}_low" in metrics:
+        text += f" [{100 * metrics[f'{key}_low']:.1f}, {100 * metrics[f'{key}_high']:.1f}]"
+    return text
+
+
+def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Evaluations side by side, one per column; figures none of them has are left out."""
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    all_metrics = list(columns.values())
+    for key, label in _accuracy_keys(all_metrics):
+        table.add_row(label, *(format_share(m, key) if key in m else "-" for m in all_metrics))
+    for key, label, scale, digits, unit in (
+        ("eval/majority_frac", "majority fraction", 100, 1, " %"),
+        ("eval/abstained_frac", "abstained", 100, 1, " %"),
+        ("eval/truncated_frac", "truncated", 100, 1, " %"),
+        ("eval/response_length", "response length", 1, 1, " tokens"),
+        ("eval/entropy", "mean token entropy", 1, 3, " nats"),
+    ):
+        if any(key in m for m in all_metrics):
+            table.add_row(label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics))
+    questions = {(m["num_questions"], m["num_gold"]) for m in all_metrics}
+    table.caption = "; ".join(f"{n} questions, {g} with gold answers" for n, g in sorted(questions))
+    return table
+
+
+def _accuracy_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(key, label) of the accuracy figures, in reading order."""
+    found: dict[str, str] = {}
+    for metrics in evaluations:
+        for key in metrics:
+            if re.fullmatch(r"eval/(pass|avg|maj)@\d+", key):
+                name = key.removeprefix("eval/")
+                found[key] = "greedy Pass@1" if name == "pass@1" else name
+    return list(found.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

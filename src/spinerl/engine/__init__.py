@@ -1,0 +1,1 @@
+"""Everything that owns a model or a device."""

@@ -1,0 +1,132 @@
+"""Opening a Hugging Face causal language model and its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from spinerl.config import ModelConfig
+from spinerl.engine.machine import pick_device
+from spinerl.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolve_name"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, its tokenizer, and the ids that end a response."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: tuple[int, ...]
+    pad_id: int
+    device: torch.device
+
+
+def resolve_name(name: str) -> str:
+    """The folder of a bundled model, an existing folder, or a hub name; InputError for a folder that is no model."""
+    if name == "tiny-reasoner":
+        from spinerl.tiny import model_path
+
+        return str(model_path())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            inner = folder / "model"
+            hint = f"; did you mean model={inner}?" if (inner / "config.json").is_file() else ""
+            raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model{hint}")
+        return str(folder)
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or tiny-reasoner")
+    return name
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer; InputError if it cannot be read."""
+    from transformers import AutoTokenizer
+
+    return _from_pretrained(AutoTokenizer, config)
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """The model in evaluation mode (no dropout, also while it learns: the policy that learns is the one sampled).
+
+    Reads safetensors only.  Raises InputError for a missing folder, weights in another format, an architecture
+    transformers does not know, or remote code that was not allowed.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
+    device = torch.device(pick_device(config.device))
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
+    attention = None if config.attention == "auto" else config.attention
+    model = _from_pretrained(
+        AutoModelForCausalLM, config, dtype=dtype, use_safetensors=True, attn_implementation=attention
+    )
+    tokenizer = load_tokenizer(config)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    if config.gradient_checkpointing:
+        # It acts in training mode only (`spinerl.engine.policy.update`), where dropout must not come with it.
+        _remove_dropout(model)
+        # transformers renamed it on the way to version 6
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
+    end_ids = _end_ids(model, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids[0] if end_ids else 0)
+    return LoadedModel(model, tokenizer, end_ids, int(pad_id), device)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of every weight: two models with equal fingerprints compute the same."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _remove_dropout(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends generation: the model's generation settings and the tokenizer's end token."""
+    generation = getattr(model, "generation_config", None)
+    listed = getattr(generation, "eos_token_id", None)
+    ids = list(listed) if isinstance(listed, list | tuple) else [listed]
+    ids.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def _from_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(
+            resolve_name(config.name),
+            revision=config.revision or "main",
+            trust_remote_code=config.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if "trust_remote_code" in reason:
+            reason = "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
+        elif "safetensors" in reason:
+            reason += " (only safetensors weights are read: they cannot run code)"
+        raise InputError(f"model={config.name} could not be loaded: {reason}") from None

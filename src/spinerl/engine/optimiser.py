@@ -1,0 +1,96 @@
+"""AdamW with warm-up, a schedule and clipping, exact for bfloat16 models and exactly resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from spinerl.config import OptimConfig
+from spinerl.errors import NonFiniteError
+
+__all__ = ["Optimiser"]
+
+
+class Optimiser:
+    """Gradients of micro-batches are added up and stepped in float32, whatever the model's dtype.
+
+    A bfloat16 weight has 8 bits: at a learning rate of 1e-6 almost every update would round to nothing.  So
+    each low-precision parameter gets a float32 master that learns, and the model holds its rounded copy.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: OptimConfig, total_updates: int) -> None:
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._masters = [
+            p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_()
+            for p in self._parameters
+        ]
+        self._config = config
+        on_cuda = any(p.is_cuda for p in self._masters)
+        self._adamw = torch.optim.AdamW(
+            self._masters,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=on_cuda or None,
+        )
+        name = "cosine" if config.schedule == "cosine" else "constant_with_warmup"
+        self._scheduler = get_scheduler(
+            name, self._adamw, num_warmup_steps=config.warmup_steps, num_training_steps=max(1, total_updates)
+        )
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter, master in zip(self._parameters, self._masters, strict=True):
+            parameter.grad = None
+            master.grad = None
+
+    def collect(self) -> None:
+        """Add the gradients of the micro-batch just run to the masters'."""
+        for parameter, master in zip(self._parameters, self._masters, strict=True):
+            if parameter is master or parameter.grad is None:
+                continue
+            wide = parameter.grad.float()
+            master.grad = wide if master.grad is None else master.grad.add_(wide)
+            parameter.grad = None
+
+    def step(self) -> dict[str, float]:
+        """Clip, check and apply the gradient.  Returns its norm before clipping and the learning rate used.
+
+        Without any gradient (every advantage 0 and no other term) the weights stay and the schedule moves on.
+        Raises NonFiniteError before the weights change.
+        """
+        held = [master for master in self._masters if master.grad is not None]
+        lr = float(self._scheduler.get_last_lr()[0])
+        limit = self._config.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(held, limit)) if held else 0.0
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"the gradient norm is {norm}: stopped before the update; lower optim.lr (now {self._config.lr:g}) "
+                "or use model.dtype=float32"
+            )
+        self._adamw.step()
+        self._scheduler.step()
+        with torch.no_grad():
+            for parameter, master in zip(self._parameters, self._masters, strict=True):
+                if parameter is not master:
+                    parameter.copy_(master)
+        return {"optim/grad_norm": norm, "optim/lr": lr}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the model's own weights."""
+        masters = [m.detach() for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
+        return {"adamw": self._adamw.state_dict(), "scheduler": self._scheduler.state_dict(), "masters": masters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self._adamw.load_state_dict(state["adamw"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        separate = [m for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
+        with torch.no_grad():
+            for master, saved in zip(separate, state["masters"], strict=True):
+                master.copy_(saved)

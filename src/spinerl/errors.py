@@ -1,0 +1,46 @@
+"""The one exception tree.  `InputError` is the user's to fix (exit code 2); the rest failed while running (1)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["CheckpointError", "InputError", "MissingExtraError", "NonFiniteError", "RunError", "SpinerlError", "did_you_mean"]
+
+
+class SpinerlError(Exception):
+    """Base of every error this package raises on purpose.  The message is one line a user can act on."""
+
+    exit_code = 1
+
+
+class InputError(SpinerlError):
+    """Refused input: what was wrong, its value, what is allowed, and the key or command that fixes it."""
+
+    exit_code = 2
+
+
+class MissingExtraError(InputError):
+    """An optional package is needed and not installed; the message names the extra."""
+
+
+class RunError(SpinerlError):
+    """A run that started could not go on."""
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient is not finite; raised before the optimiser touches the weights."""
+
+
+class CheckpointError(RunError):
+    """No checkpoint of the run can be read."""
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """' (did you mean "x"?)' for the closest allowed word, or '' if none is close.
+
+    >>> did_you_mean("group_sise", ["group_size", "steps"])
+    ' (did you mean "group_size"?)'
+    """
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f' (did you mean "{close[0]}"?)' if close else ""

@@ -1,0 +1,104 @@
+"""The page: its template filled with what the runs hold, and the one file it is written to."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from spinerl import __version__
+from spinerl.errors import InputError
+from spinerl.report.charts import draw_chart
+from spinerl.report.curves import charts_of, how_to_read
+from spinerl.report.examples import example_views, heat_legend
+from spinerl.report.facts import config_table, dump, manifest_table
+from spinerl.report.groups import group_runs
+from spinerl.report.read import RunData, read_run
+from spinerl.report.results import result_tables
+from spinerl.report.text import visible
+from spinerl.report.words import headline, progress, summary, title
+
+__all__ = ["render", "write_report"]
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained HTML file about one or several run folders, and return its path.
+
+    The file appears whole or not at all; parent folders are made.  Runs that differ only by `seed` are drawn as
+    their mean and range.  Raises InputError if `runs` is empty, holds a folder that is no run folder, or `out`
+    is a folder or cannot be written.
+
+        write_report([Path("runs/spine-tiny-seed0"), Path("runs/ttrl-tiny-seed0")], Path("report.html"))
+    """
+    folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    if not folders:
+        raise InputError("no run folder given; a report needs at least one")
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name the file to write, for example {out / 'report.html'}")
+    page = render([read_run(folder) for folder in folders]).encode("utf-8", "replace")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(page)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):  # moved away, or never made
+            temporary.unlink()
+    return out
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The HTML of a report on the runs (at least one)."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spinerl.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    script = environment.loader.get_source(environment, "script.js")[0]
+    groups = group_runs(runs)
+    top, samples = example_views(groups)
+    first, second = charts_of(groups)
+    steps = [row["step"] for run in runs for row in (*run.metrics, *run.evals)] or [0]
+    return environment.get_template("report.html.j2").render(
+        version=__version__,
+        title=title(groups),
+        facts=headline(groups),
+        summary=[(group.label if len(groups) > 1 else "", summary(group)) for group in groups],
+        notes=[
+            (run.name if len(runs) > 1 else "", note) for run in runs for note in (*progress(run), *run.notes)
+        ],
+        groups=groups,
+        tables=result_tables(groups),
+        reading=how_to_read(groups, (*first, *second)),
+        first=first,
+        second=second,
+        draw=partial(draw_chart, x_range=(min(steps), max(steps))),
+        samples=samples,
+        heat=heat_legend(top),
+        manifest=manifest_table(runs),
+        config=config_table(runs),
+        runs=runs,
+        dump=dump,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        css=Markup(environment.loader.get_source(environment, "style.css")[0]),
+    )
+
+
+def _finalize(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

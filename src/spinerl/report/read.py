@@ -1,0 +1,299 @@
+"""A run folder as plain records.  Whatever a run left behind is read; whatever it did not is simply absent."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spinerl.errors import InputError
+
+__all__ = ["Point", "Response", "RunData", "Sample", "number", "read_run"]
+
+Point = tuple[float, float | None]
+"""(step, value); None where the run wrote something that is not a finite number."""
+
+_EVIDENCE = (
+    "metrics.jsonl",
+    "eval.jsonl",
+    "manifest.json",
+)  # one of them beside config.yaml makes a run folder
+
+
+@dataclass(frozen=True)
+class Response:
+    """One logged response: its text, and per token the string, the entropy in nats and whether it is a fork.
+
+    `tokens`, `entropies` and `forks` have the same length, 0 if the run logged no tokens.
+    """
+
+    text: str
+    answer: str | None
+    reward: float | None
+    advantage: float | None
+    truncated: bool
+    tokens: tuple[str, ...]
+    entropies: tuple[float | None, ...]
+    forks: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of one logged step with its vote and some of its responses."""
+
+    step: int
+    question_id: str
+    question: str
+    pseudo_label: str | None
+    majority_frac: float | None
+    votes: tuple[tuple[str, float], ...]  # answer, votes; most votes first
+    num_abstained: int
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run folder holds.
+
+    `config` is the nested resolved configuration, `manifest` the facts of the run ({} if not written yet),
+    `metrics` and `evals` the rows by ascending step (a step written twice, as after a resume, counts once, the
+    later row winning), `notes` what a reader must know about damaged or missing parts.
+    """
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    metrics: tuple[Mapping[str, Any], ...]
+    evals: tuple[Mapping[str, Any], ...]
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+
+    def series(self, key: str) -> tuple[Point, ...]:
+        """The values of one metric by step: from eval.jsonl for an "eval/..." key, else from metrics.jsonl.
+
+        Rows without the key are left out; a value that is not a finite number is None.
+        """
+        rows = self.evals if key.startswith("eval/") else self.metrics
+        return tuple((float(row["step"]), number(row[key])) for row in rows if key in row)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The configuration's value at a dotted key, `default` if the run did not write it."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @property
+    def planned_steps(self) -> int | None:
+        """The steps this run set out to do, None if its configuration does not say."""
+        steps = number(self.setting("steps"))
+        return None if steps is None else int(steps)
+
+    @property
+    def steps_done(self) -> int:
+        """The steps that left a line in metrics.jsonl."""
+        return len(self.metrics)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all planned steps were done."""
+        return self.planned_steps is None or self.steps_done >= self.planned_steps
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Time spent in steps (s), None if no step was timed.  Evaluations are not in it."""
+        times = [value for _, value in self.series("time/step_s") if value is not None]
+        return sum(times) if times else None
+
+
+def number(value: Any) -> float | None:
+    """The value as a finite float, None for anything else (NaN, infinity, text, booleans, nothing).
+
+    >>> number(3), number(float("nan")), number("3"), number(True)
+    (3.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def read_run(folder: Path | str) -> RunData:
+    """Read one run folder; an unfinished run and a last line cut short are fine and leave a note.
+
+    Raises InputError naming the folder if it is not a run folder: there is no config.yaml, it holds no mapping,
+    or none of metrics.jsonl, eval.jsonl and manifest.json is beside it.
+
+        run = read_run("runs/spine-tiny-seed0")
+        run.series("reward/mean")   # ((1.0, 0.41), (2.0, 0.44), ...)
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    notes: list[str] = []
+    metrics = _by_step(_read_lines(folder / "metrics.jsonl", notes))
+    evals = _by_step(_read_lines(folder / "eval.jsonl", notes))
+    samples = _read_samples(folder / "samples.jsonl", notes)
+    notes += _non_finite(metrics, "metrics.jsonl") + _non_finite(evals, "eval.jsonl")
+    return RunData(
+        folder=folder,
+        name=folder.resolve().name,
+        config=config,
+        manifest=_read_manifest(folder / "manifest.json", notes),
+        metrics=metrics,
+        evals=evals,
+        samples=samples,
+        notes=tuple(notes),
+    )
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.yaml"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a run folder: there is no such folder; give the one a run wrote")
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder: it has no config.yaml; give the folder a run wrote")
+    if not any((folder / name).is_file() for name in _EVIDENCE):
+        raise InputError(
+            f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{folder} is not a run folder: config.yaml holds {type(config).__name__}, not key: value lines"
+        )
+    return config
+
+
+def _read_manifest(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        notes.append("manifest.json is missing: versions, device and data counts are unknown.")
+        return {}
+    try:
+        manifest = json.loads(path.read_bytes().decode("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        notes.append("manifest.json cannot be read: versions, device and data counts are unknown.")
+        return {}
+    return manifest
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
+    """The JSON objects of a file with an integer "step"; [] without the file.  Bad lines are noted and left out."""
+    if not path.is_file():
+        return []
+    try:
+        # Only "\n" ends a line: str.splitlines would also cut at separators that JSON strings may hold.
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    rows: list[Mapping[str, Any]] = []
+    bad: list[int] = []
+    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
+    for i, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        step = number(row.get("step")) if isinstance(row, dict) else None
+        if isinstance(row, dict) and step is not None and step == int(step):
+            rows.append({**row, "step": int(step)})
+        elif i == last:
+            notes.append(f"{path.name}: the last line is cut short and left out.")
+        else:
+            bad.append(i + 1)
+    if bad:
+        which = f"line {bad[0]}" if len(bad) == 1 else f"{len(bad)} lines, the first of them line {bad[0]},"
+        notes.append(f"{path.name}: {which} cannot be read and {'is' if len(bad) == 1 else 'are'} left out.")
+    return rows
+
+
+def _by_step(rows: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(_latest(rows, lambda row: row["step"]))
+
+
+def _latest(
+    rows: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Hashable]
+) -> Iterator[Mapping[str, Any]]:
+    """The last row of each key, by step."""
+    yield from sorted({key(row): row for row in rows}.values(), key=lambda row: row["step"])
+
+
+def _non_finite(rows: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+    bad = [
+        (key, row["step"])
+        for row in rows
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and number(value) is None
+    ]
+    if not bad:
+        return []
+    key, step = bad[0]
+    count = "1 value is" if len(bad) == 1 else f"{len(bad)} values are"
+    return [f"{name}: {count} not finite (first: {key} at step {step}); curves have gaps there."]
+
+
+def _read_samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:
+    rows = _read_lines(path, notes)
+    return tuple(
+        _sample(row) for row in _latest(rows, lambda row: (row["step"], str(row.get("question_id"))))
+    )
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    raw = row.get("votes")
+    counted = {str(answer): number(n) for answer, n in raw.items()} if isinstance(raw, dict) else {}
+    votes = sorted(((answer, n) for answer, n in counted.items() if n), key=lambda vote: -vote[1])
+    responses = row.get("responses")
+    return Sample(
+        step=row["step"],
+        question_id=str(row.get("question_id", "?")),
+        question=str(row.get("question") or row.get("prompt") or ""),
+        pseudo_label=_text(row.get("pseudo_label")),
+        majority_frac=number(row.get("majority_frac")),
+        votes=tuple(votes),
+        num_abstained=int(number(row.get("num_abstained")) or 0),
+        responses=tuple(_response(r) for r in responses if isinstance(r, dict))
+        if isinstance(responses, list)
+        else (),
+    )
+
+
+def _response(row: Mapping[str, Any]) -> Response:
+    tokens, entropies, forks = (
+        row.get(key) if isinstance(row.get(key), list) else [] for key in ("tokens", "entropies", "forks")
+    )
+    assert isinstance(tokens, list)
+    assert isinstance(entropies, list)
+    assert isinstance(forks, list)
+    n = len(tokens) if len(tokens) == len(entropies) == len(forks) else 0
+    return Response(
+        text=str(row.get("text") or ""),
+        answer=_text(row.get("answer")),
+        reward=number(row.get("reward")),
+        advantage=number(row.get("advantage")),
+        truncated=row.get("truncated") is True,
+        tokens=tuple(str(token) for token in tokens[:n]),
+        entropies=tuple(number(entropy) for entropy in entropies[:n]),
+        forks=tuple(fork is True for fork in forks[:n]),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,48 @@
+"""How text and numbers are written on the page: nothing hidden, true signs, units."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from spinerl.report.charts import format_number
+
+__all__ = ["NBSP", "show_duration", "show_percent", "show_sign", "visible"]
+
+NBSP = "\u00a0"
+
+
+def visible(text: str) -> str:
+    """The text with everything that hides or reorders text shown as a sign; line ends and tabs stay.
+
+    >>> visible("a\\x00b"), visible("12\\u200b")
+    ('a␀b', '12⟨U+200B⟩')
+    """
+    return text if text.isascii() and text.isprintable() else "".join(map(_visible_character, text))
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t" or character.isprintable():
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    nothing = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return f"⟨U+{code:04X}⟩" if hidden or nothing else character
+
+
+def show_percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}{NBSP}%"
+
+
+def show_sign(value: float) -> str:
+    return "+" if value > 0 else "−" if value < 0 else "±"
+
+
+def show_duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{format_number(seconds)}{NBSP}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{NBSP}min {rest:02d}{NBSP}s"
+    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"

@@ -1,0 +1,250 @@
+"""The run folder: what a run writes, how it is checkpointed, and how it is found again after a crash.
+
+    config.yaml     the resolved configuration; running it again repeats the run
+    manifest.json   versions, seed, device, model and data fingerprints, whether it finished
+    metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
+    samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
+    checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
+    report.html
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spinerl.config import Config, dump_yaml, load_config
+from spinerl.errors import CheckpointError, InputError, RunError
+
+if TYPE_CHECKING:
+    import torch
+
+    from spinerl.engine.optimiser import Optimiser
+
+__all__ = ["RunFolder", "explain_disk_errors", "read_lines", "write_json"]
+
+STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+
+
+class RunFolder:
+    """One run on disk.  Every write is atomic or a whole appended line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: Config, overwrite: bool = False) -> RunFolder:
+        """A new folder holding config.yaml.
+
+        Raises InputError if there is something at the path already (with `overwrite`: something not a run).
+        """
+        path = config.run_folder
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not overwrite:
+                raise InputError(
+                    f"run={path} exists; continue it with `spinerl adapt --resume {path}`, replace it with "
+                    "--overwrite, or choose another run=FOLDER"
+                )
+            if not (path / "config.yaml").is_file():
+                raise InputError(f"run={path} is not a run folder (no config.yaml in it), so --overwrite leaves it alone")
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / "config.yaml", dump_yaml(config))
+        except OSError as error:
+            raise InputError(f"run={path} cannot be written: {error.strerror or error}") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing run; InputError if the path is none."""
+        if not (Path(path) / "config.yaml").is_file():
+            raise InputError(f"{path} is not a run folder: it has no config.yaml")
+        return cls(Path(path))
+
+    @property
+    def config(self) -> Config:
+        """The run's resolved configuration, its `run` being where the folder is now."""
+        return load_config(self.path / "config.yaml", [f"run={json.dumps(str(self.path))}"])
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json, or {} before it is written."""
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace manifest.json."""
+        write_json(self.path / "manifest.json", manifest)
+
+    def append(self, stream: str, *rows: Mapping[str, Any]) -> None:
+        """Add lines to a stream and hand them to the disk; numbers that are not finite become null."""
+        with (self.path / stream).open("a", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, stream: str) -> list[dict[str, Any]]:
+        """The whole lines of a stream; a last line cut off by a crash is left out."""
+        return list(read_lines(self.path / stream))
+
+    def rewind(self, step: int) -> None:
+        """Forget every line written after `step`, so that a resumed run writes it again."""
+        for stream in STREAMS:
+            file = self.path / stream
+            if file.is_file():
+                write_text(file, "".join(_line(row) for row in read_lines(file) if row["step"] <= step))
+
+    def save_checkpoint(
+        self, step: int, model: torch.nn.Module, optimiser: Optimiser, state: Mapping[str, Any], keep: int
+    ) -> None:
+        """Write checkpoints/step-N and delete all but the newest `keep`.
+
+        The folder appears under its name only when every byte of it is on the disk.
+        """
+        import torch
+        from safetensors.torch import save_model
+
+        def fill(folder: Path) -> None:
+            save_model(model, str(folder / "model.safetensors"))
+            torch.save(optimiser.state_dict(), folder / "optimiser.pt")
+            write_json(folder / "state.json", {"step": step, **state})
+            sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+            write_json(folder / "checksums.json", sums)
+
+        self.write_folder(f"checkpoints/step-{step:06d}", fill)
+        for old in self._checkpoints()[keep:]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self, model: torch.nn.Module, optimiser: Optimiser) -> dict[str, Any] | None:
+        """Restore the newest undamaged checkpoint; its state, or None if the run never wrote one.
+
+        A damaged one (checksums differ, files missing) is renamed to `...damaged` and the one before it is used.
+        Raises CheckpointError if all are damaged.
+        """
+        import torch
+        from safetensors.torch import load_model
+
+        found = self._checkpoints()
+        for folder in found:
+            if not _intact(folder):
+                folder.rename(folder.with_name(folder.name + ".damaged"))
+                continue
+            load_model(model, str(folder / "model.safetensors"))
+            optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
+            return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if found:
+            raise CheckpointError(f"every checkpoint in {self.path / 'checkpoints'} is damaged; start again with --overwrite")
+        return None
+
+    def write_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Let `fill` write a folder that then appears, whole, under `name`, in place of any before it."""
+        target = self.path / name
+        draft = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        fill(draft)
+        for file in draft.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        _sync_folder(target.parent)
+
+    def _checkpoints(self) -> list[Path]:
+        """Checkpoint folders, newest first."""
+        folders = (self.path / "checkpoints").glob("step-*")
+        return sorted((f for f in folders if f.name.removeprefix("step-").isdigit()), reverse=True)
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file of ours; nothing for a missing file, and not a last line without its end."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file that is either whole or as it was before."""
+    draft = file.with_name(f".{file.name}.tmp")
+    with draft.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    draft.replace(file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_text(file, json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or failing disk into one line: RunError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise RunError(
+                f"cannot write to {path}: {error.strerror}; free some space, then `spinerl adapt --resume {path}`"
+            ) from None
+        raise
+    except Exception as error:  # safetensors reports disk errors in a class of its own
+        if "No space left" in str(error):
+            raise RunError(
+                f"cannot write to {path}: no space left; free some space, then `spinerl adapt --resume {path}`"
+            ) from None
+        raise
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row), ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with non-finite numbers as None: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+        return all(_sha256(folder / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Memory of these tensors, in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,232 @@
+"""ONE training step.  The file to read first.
+
+Everything without a gradient (answers, votes, rewards, advantages, old and anchor log-probabilities, forks, band
+edges) is computed once for the whole batch and frozen; the update only slices rows of it.  No gold answer can
+reach this module: its records have no field for one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from spinerl.answers import REWARDS, Equivalence, extract_answer, vote, vote_metrics
+from spinerl.config import AnswerConfig, Config, VoteConfig
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.policy import score, update
+from spinerl.engine.sampler import sample_responses
+from spinerl.maths import SELECTORS, band_edges, blend_edges, group_advantages, masked_mean
+from spinerl.plugins import find
+from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
+
+__all__ = ["StepState", "count_votes", "freeze_targets", "rollout_metrics", "train_step", "trained_rows"]
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What one step hands to the next beside the weights: the moving band edges in nats (edges=ema only)."""
+
+    band_edges: tuple[float, float] | None = None
+
+
+def train_step(
+    policy: LoadedModel,
+    anchor: LoadedModel | None,
+    optimiser: Optimiser,
+    equivalence: Equivalence,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    config: Config,
+    step: int,
+    state: StepState,
+    on_tokens: Callable[[int], None] | None = None,
+) -> tuple[StepRecord, StepState]:
+    """Sample, vote, reward, select, update; the record of it and the state for the next step.
+
+    Raises NonFiniteError before the weights change if the loss or the gradient is not finite.
+    """
+    watch = _Stopwatch()
+    rollout = sample_responses(
+        policy, questions, prompts, config.num_votes, config.rollout, (config.seed, "train", step), on_tokens
+    )
+    watch.lap("rollout")
+    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
+    reward = find(REWARDS, config.reward, "reward")
+    rewards = tuple(tuple(reward(one))[: config.group_size] for one in votes)
+    watch.lap("answers")
+    batch, old_logprobs, entropies = trained_rows(rollout, config)
+    targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state)
+    watch.lap("targets")
+    groups = torch.arange(len(batch.tokens)).view(len(questions), -1)
+    minibatches = groups.tensor_split(min(config.optim.minibatches, len(questions)))
+    updates = [
+        update(policy, anchor, batch, targets, optimiser, config, rows.flatten())
+        for _ in range(config.optim.epochs)
+        for rows in minibatches
+    ]
+    watch.lap("update")
+    metrics = {
+        **rollout_metrics(rollout),
+        **vote_metrics(votes),
+        **_target_metrics(rewards, batch, targets, entropies),
+        **_mean_over(updates),
+        "optim/updates": float(len(updates)),
+        **watch.figures(rollout),
+    }
+    return StepRecord(step, metrics, rollout, votes, rewards, targets), state
+
+
+def count_votes(
+    rollout: Rollout, answer: AnswerConfig, voting: VoteConfig, equivalence: Equivalence, seed: int
+) -> tuple[Vote, ...]:
+    """One vote per question over all of its responses; unparsable and (by default) truncated ones abstain."""
+    votes = []
+    for i, question in enumerate(rollout.questions):
+        rows = range(i * rollout.num_responses, (i + 1) * rollout.num_responses)
+        kind = question.answer_kind if answer.kind == "auto" else answer.kind
+        answers = [
+            extract_answer(
+                rollout.texts[row],
+                kind,
+                choices=question.choices,
+                truncated=answer.truncated == "abstain" and not rollout.finished_mask[row].item(),
+            )
+            for row in rows
+        ]
+        classes = equivalence.classes(answers, kind)
+        votes.append(
+            vote(answers, classes, tie=voting.tie, min_majority_frac=voting.min_majority_frac, seed=seed)
+        )
+    return tuple(votes)
+
+
+def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """(batch, sampler's log-probabilities, entropies) of the first `group_size` responses to each question.
+
+    Responses to a question are exchangeable draws, so the first are as good as any to train on; all have voted.
+    """
+    rows = torch.arange(len(rollout.tokens)).view(len(rollout.questions), rollout.num_responses)
+    rows = rows[:, : config.group_size].flatten()
+    prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in rows.tolist())
+    batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature)
+    return batch, rollout.logprobs[rows], rollout.entropies[rows]
+
+
+def freeze_targets(
+    anchor: LoadedModel | None,
+    batch: Batch,
+    rewards: Sequence[Sequence[float]],
+    old_logprobs: torch.Tensor,
+    entropies: torch.Tensor,
+    config: Config,
+    state: StepState,
+) -> tuple[Targets, StepState]:
+    """All that the update needs and that carries no gradient.
+
+    The sampler's log-probabilities are the old ones: they are of the same weights, so no second forward is run.
+    """
+    advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), config.advantage.scale, config.advantage.eps)
+    select = find(SELECTORS, config.forks.selector, "forks.selector")
+    forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope)
+
+    anchor_mask = None
+    if config.anchor.weight:
+        anchor_mask = forks if config.anchor.scope == "forks" else batch.mask
+    anchor_logprobs = anchor_entropies = None
+    initial_edges = bool(config.band.weight) and config.band.edges == "initial"
+    if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
+        wanted = forks if anchor_mask is None else forks | anchor_mask
+        optim = config.optim
+        anchor_logprobs, anchor_entropies = score(
+            anchor, batch, wanted, optim.micro_batch_rows, optim.micro_batch_tokens
+        )
+
+    band_mask = low = high = None
+    if config.band.weight:
+        band_mask = forks
+        source = anchor_entropies if config.band.edges == "initial" else entropies
+        assert source is not None
+        low, high = band_edges(source, forks, config.band.low, config.band.high)
+        if config.band.edges == "ema":
+            present = forks.any(dim=1)
+            now = (masked_mean(low, present), masked_mean(high, present))
+            edges = blend_edges(state.band_edges, now, config.band.ema_decay)
+            low, high = (torch.full_like(low, edge) for edge in edges)
+            state = StepState(edges)
+    targets = Targets(
+        advantages=advantages.flatten().unsqueeze(1).expand(batch.mask.shape) * batch.mask,
+        old_logprobs=old_logprobs,
+        fork_mask=forks,
+        policy_mask=forks,
+        anchor_mask=anchor_mask,
+        anchor_logprobs=anchor_logprobs,
+        band_mask=band_mask,
+        band_low=low,
+        band_high=high,
+    )
+    return targets, state
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+    """Figures of the sampled responses alone: lengths in tokens, entropy in nats."""
+    lengths = rollout.mask.sum(dim=1).double()
+    return {
+        "rollout/num_responses": float(len(lengths)),
+        "rollout/num_tokens": float(lengths.sum()),
+        "rollout/response_length": float(lengths.mean()),
+        "rollout/response_length_max": float(lengths.max()),
+        "rollout/truncated_frac": float((~rollout.finished_mask).double().mean()),
+        "rollout/entropy": masked_mean(rollout.entropies, rollout.mask),
+    }
+
+
+def _target_metrics(
+    rewards: Sequence[Sequence[float]], batch: Batch, targets: Targets, entropies: torch.Tensor
+) -> dict[str, float]:
+    given = torch.tensor(rewards, dtype=torch.float64)
+    forks, followers = targets.fork_mask, batch.mask & ~targets.fork_mask
+    figures = {
+        "reward/mean": float(given.mean()),
+        "reward/zero_variance_frac": float((given == given[:, :1]).all(dim=1).double().mean()),
+        "fork/fraction": int(forks.sum()) / max(1, int(batch.mask.sum())),
+        "fork/entropy": masked_mean(entropies, forks),
+        "fork/follower_entropy": masked_mean(entropies, followers),
+    }
+    if targets.band_low is not None and targets.band_high is not None:
+        low, high = targets.band_low.unsqueeze(1), targets.band_high.unsqueeze(1)
+        present = forks.any(dim=1)
+        figures["band/low"] = masked_mean(targets.band_low, present)
+        figures["band/high"] = masked_mean(targets.band_high, present)
+        figures["band/inside_frac"] = masked_mean(((entropies >= low) & (entropies <= high)).double(), forks)
+    return figures
+
+
+def _mean_over(updates: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over a step's optimiser updates."""
+    listed = list(updates)
+    return {key: sum(figures[key] for figures in listed) / len(listed) for key in listed[0]}
+
+
+class _Stopwatch:
+    """Seconds per phase of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name], self._last = now - self._last, now
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        total = self._last - self._start
+        return {
+            **{f"time/{name}_s": seconds for name, seconds in self._laps.items()},
+            "time/step_s": total,
+            "time/tokens_per_s": float(rollout.mask.sum()) / total,
+            "time/rollout_tokens_per_s": float(rollout.mask.sum()) / self._laps["rollout"],
+        }

@@ -1,0 +1,115 @@
+"""Question suites for `tiny-reasoner`: `python -m spinerl.tiny.suite --shift a --seed 1 --n 256`.
+
+Prints new questions as JSON lines with `id`, `question` and `answer`. No question of a suite shares its
+numbers with any document of the pre-training corpus (see `corpus.is_held_out`).
+
+The suites in the package are those of BUNDLED_SEED; `--write FOLDER` writes them anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from spinerl.tiny.corpus import COMMON, SEEN, UNSEEN, Kind, Problem, Wording, draw_problem, tell
+
+BUNDLED_SEED, BUNDLED_QUESTIONS = 0, 256
+"""The seed and the size of the suites in the package."""
+MAX_QUESTIONS = 20_000
+"""The most questions one seed gives: every shift holds far more distinct problems than this."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question of a suite; `answer` is an integer as a string."""
+
+    id: str
+    question: str
+    answer: str
+
+
+SHIFTS: dict[str, tuple[Kind, Wording]] = {
+    "in-domain": (COMMON, SEEN),
+    "dev": (Kind(changes=(3, 4), smallest=10, largest=120), SEEN),
+    "a": (Kind(changes=(5,), smallest=2, largest=60), SEEN),
+    "b": (Kind(changes=(2,), smallest=100, largest=400), UNSEEN),
+    "hard": (Kind(changes=(8,), smallest=100, largest=900), UNSEEN),
+}
+"""What each shift asks for, by its short name."""
+
+
+def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
+    """n questions of a shift with the problems behind them, no two with the same numbers.
+
+    Raises ValueError, with one line to show, for an unknown shift or an n outside 1..MAX_QUESTIONS.
+    """
+    if shift not in SHIFTS:
+        raise ValueError(f"unknown shift {shift!r}: choose one of {', '.join(SHIFTS)}")
+    if not 1 <= n <= MAX_QUESTIONS:
+        raise ValueError(f"n is {n}: it must lie between 1 and {MAX_QUESTIONS}")
+    kind, wording = SHIFTS[shift]
+    rng = Random(f"{shift}/{seed}")
+    rows: list[tuple[Row, Problem]] = []
+    keys: set[str] = set()
+    while len(rows) < n:
+        problem = draw_problem(rng, kind, held_out=True)
+        if problem.key in keys:
+            continue
+        keys.add(problem.key)
+        row = Row(f"{shift}-{seed}-{len(rows):05d}", tell(rng, problem, wording), str(problem.answer))
+        rows.append((row, problem))
+    return rows
+
+
+def suite_rows(shift: str, seed: int, n: int) -> list[Row]:
+    """The questions of `suite_problems`, without the problems."""
+    return [row for row, _ in suite_problems(shift, seed, n)]
+
+
+def write_bundled(folder: Path) -> None:
+    """Writes the five bundled suites: NAME.jsonl with the questions, NAME.gold.jsonl with the answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shift in SHIFTS:
+        name = shift if shift == "in-domain" else f"shift-{shift}"
+        rows = suite_rows(shift, BUNDLED_SEED, BUNDLED_QUESTIONS)
+        questions = [json.dumps({"id": row.id, "question": row.question}) for row in rows]
+        gold = [json.dumps({"id": row.id, "answer": row.answer}) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(questions) + "\n", encoding="utf-8")
+        (folder / f"{name}.gold.jsonl").write_text("\n".join(gold) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a suite; returns the exit code (2 after one line on stderr for a bad argument)."""
+    parser = _Parser(prog="python -m spinerl.tiny.suite", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--shift", default="in-domain", help=f"one of {', '.join(SHIFTS)}")
+    parser.add_argument("--seed", type=int, default=0, help="any integer; another seed gives other questions")
+    parser.add_argument("--n", type=int, default=256, help=f"how many questions, 1 to {MAX_QUESTIONS}")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the bundled suites there instead")
+    args = parser.parse_args(argv)
+    if args.write:
+        write_bundled(args.write)
+        return 0
+    try:
+        rows = suite_rows(args.shift, args.seed, args.n)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in rows:
+        print(json.dumps({"id": row.id, "question": row.question, "answer": row.answer}))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad argument in one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"error: {message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""The loop: questions -> step -> evaluate -> checkpoint -> observers."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from spinerl import __version__
+from spinerl.answers import Equivalence
+from spinerl.config import Config
+from spinerl.data import load_data, render_all
+from spinerl.engine.loading import LoadedModel, fingerprint, load_model
+from spinerl.engine.machine import tune_allocator
+from spinerl.engine.optimiser import Optimiser
+from spinerl.errors import InputError
+from spinerl.evaluate import evaluate, gold_metrics
+from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_text
+from spinerl.seeding import seed_of
+from spinerl.step import StepState, train_step
+from spinerl.types import GoldTable, Question, StepRecord
+
+__all__ = ["Observer", "Workload", "adapt", "open_workload", "question_order"]
+
+
+class Observer(Protocol):
+    """Is told what happens, changes nothing.  `spinerl.display` is the one the commands use."""
+
+    def phase(self, name: str, total_tokens: int) -> None:
+        """A phase that samples at most this many tokens begins: "evaluate" or "step"."""
+        ...
+
+    def tokens(self, count: int) -> None:
+        """So many tokens were sampled."""
+        ...
+
+    def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
+        """A line of metrics.jsonl was written."""
+        ...
+
+    def evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """A line of eval.jsonl was written."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and the questions it can be asked, ready to run."""
+
+    loaded: LoadedModel
+    questions: tuple[Question, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    gold: GoldTable
+    facts: Mapping[str, Any]  # for the manifest
+
+
+def open_workload(config: Config, observer: Observer | None = None) -> Workload:
+    """Load the questions, then the model, and render the prompts.  Raises InputError before anything is written."""
+    tune_allocator()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data, gold = load_data(config.data, answer_kind=config.answer.kind)
+    loaded = load_model(config.model)
+    questions, prompts, num_too_long = render_all(
+        data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind
+    )
+    skipped = {**data.skipped, **({"prompt too long": num_too_long} if num_too_long else {})}
+    if not questions:
+        raise InputError(
+            f"data={config.data.name}: no question is left ({skipped}); raise prompt.max_tokens={config.prompt.max_tokens}"
+        )
+    gold = {q.id: gold[q.id] for q in questions if q.id in gold}
+    if observer is not None:
+        for reason, count in skipped.items():
+            observer.note(f"skipped {count} question{'s' * (count != 1)}: {reason}")
+    facts = {
+        "model": {
+            "name": config.model.name,
+            "fingerprint": fingerprint(loaded.model),
+            "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
+        },
+        "data": {
+            "name": config.data.name,
+            "fingerprint": data.fingerprint,
+            "num_questions": len(questions),
+            "num_gold": len(gold),
+            "skipped": skipped,
+        },
+        "device": str(loaded.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    return Workload(loaded, tuple(questions), tuple(prompts), gold, facts)
+
+
+def adapt(
+    config: Config, observer: Observer, *, resume: RunFolder | None = None, overwrite: bool = False
+) -> RunFolder:
+    """Run the configuration to its end (or the rest of it, with `resume`) and write its folder.
+
+    The weights, metrics and evaluations of a resumed run on a CPU equal those of an uninterrupted one bit for
+    bit: every random choice is named by the seed and the step, and nothing else is carried over but the weights,
+    the optimiser and `StepState`.
+
+    Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
+    """
+    work = open_workload(config, observer)
+    loaded = work.loaded
+    run = _continue(resume, work) if resume else _begin(config, work, overwrite)
+    with explain_disk_errors(run.path), Equivalence() as equivalence:
+        anchor = load_model(config.model) if _needs_anchor(config) else None
+        per_step = min(config.questions_per_step, len(work.questions))
+        num_updates = config.steps * config.optim.epochs * min(config.optim.minibatches, per_step)
+        optimiser = Optimiser(loaded.model.parameters(), config.optim, num_updates)
+        done, state = 0, StepState()
+        if resume:
+            saved = run.load_checkpoint(loaded.model, optimiser)
+            if saved is not None:
+                edges = saved["band_edges"]
+                done, state = saved["step"], StepState(tuple(edges) if edges else None)
+            run.rewind(done)
+            observer.note(f"resuming {run.path} after step {done}")
+        _evaluate(run, work, config, equivalence, 0, observer)
+        for step in range(done + 1, config.steps + 1):
+            chosen = question_order(len(work.questions), per_step, step, config.data.order, config.seed)
+            observer.phase("step", per_step * config.num_votes * config.rollout.max_new_tokens)
+            record, state = train_step(
+                loaded,
+                anchor,
+                optimiser,
+                equivalence,
+                [work.questions[i] for i in chosen],
+                [work.prompts[i] for i in chosen],
+                config,
+                step,
+                state,
+                observer.tokens,
+            )
+            metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
+            run.append("metrics.jsonl", metrics)
+            if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == config.steps):
+                run.append("samples.jsonl", *_samples(record, loaded, config))
+            observer.step(metrics, config.steps)
+            if step == config.steps or (config.eval.every and step % config.eval.every == 0):
+                _evaluate(run, work, config, equivalence, step, observer)
+            if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == config.steps):
+                run.save_checkpoint(step, loaded.model, optimiser, asdict(state), config.checkpoint.keep)
+        if config.steps:
+            run.write_folder("model", lambda folder: _save_model(loaded, folder))
+        run.write_manifest({**run.manifest, "finished": _now()})
+        from spinerl.report import write_report
+
+        write_report([run.path], run.path / "report.html")
+    return run
+
+
+def question_order(num_questions: int, per_step: int, step: int, order: str, seed: int) -> list[int]:
+    """The questions of one step, none twice; depends on nothing but the arguments.
+
+    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step waits for
+    another epoch's.  sequential: in the order of the file, round and round.
+
+    >>> question_order(5, 2, 3, "sequential", 0)
+    [4, 0]
+    """
+    if order == "sequential":
+        return [((step - 1) * per_step + i) % num_questions for i in range(per_step)]
+    epoch, place = divmod(step - 1, num_questions // per_step)
+    generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+    return torch.randperm(num_questions, generator=generator)[place * per_step : (place + 1) * per_step].tolist()
+
+
+def _needs_anchor(config: Config) -> bool:
+    """Whether anything asks the initial model: otherwise no second copy is kept in memory."""
+    if config.steps == 0:
+        return False
+    return config.anchor.weight > 0 or (config.band.weight > 0 and config.band.edges == "initial")
+
+
+def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
+    """A new run folder with its manifest, after checking that its checkpoints will fit on the disk."""
+    parent = config.run_folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    weights = total_bytes(work.loaded.model.parameters())
+    needed = weights * (1 + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)) + 10 * 2**20
+    free = shutil.disk_usage(parent).free
+    if config.steps and free < needed:
+        raise InputError(
+            f"run={config.run_folder}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some "
+            "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
+        )
+    run = RunFolder.create(config, overwrite)
+    run.write_manifest(
+        {
+            "spinerl": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers")},
+            "platform": platform.platform(),
+            **work.facts,
+            "seed": config.seed,
+            "started": _now(),
+            "command": " ".join(sys.argv),
+        }
+    )
+    return run
+
+
+def _continue(run: RunFolder, work: Workload) -> RunFolder:
+    """The run to resume, after checking that its model and data are still the same."""
+    manifest = run.manifest
+    for what in ("model", "data"):
+        then, now = manifest.get(what, {}).get("fingerprint"), work.facts[what]["fingerprint"]
+        if then is not None and then != now:
+            raise InputError(
+                f"{run.path} cannot be resumed: its {what} {work.facts[what]['name']} has changed since it began "
+                f"({then} then, {now} now)"
+            )
+    if not manifest:  # killed before the manifest was written: nothing else has been either
+        return _begin(run.config, work, overwrite=True)
+    return run
+
+
+def _evaluate(
+    run: RunFolder, work: Workload, config: Config, equivalence: Equivalence, step: int, observer: Observer
+) -> None:
+    """Append a line to eval.jsonl, unless a run before the interruption already did."""
+    if any(row["step"] == step for row in run.rows("eval.jsonl")):
+        return
+    num_questions = config.eval.max_questions or len(work.questions)
+    observer.phase("evaluate", num_questions * (1 + config.eval_samples) * config.rollout.max_new_tokens)
+    result = evaluate(
+        work.loaded, work.questions, work.prompts, work.gold, config, equivalence, observer.tokens
+    )
+    (run.path / "predictions").mkdir(exist_ok=True)
+    write_text(run.path / "predictions" / f"step-{step:06d}.jsonl", "".join(_json_lines(result.predictions)))
+    metrics = {"step": step, **result.metrics}
+    run.append("eval.jsonl", metrics)
+    observer.evaluation(metrics)
+
+
+def _json_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    import json
+
+    return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+
+
+def _save_model(loaded: LoadedModel, folder: Path) -> None:
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def _samples(record: StepRecord, loaded: LoadedModel, config: Config) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl: the first few questions of a step with a few of their responses, token by token."""
+    rows = []
+    rollout, targets = record.rollout, record.targets
+    for p, question in enumerate(rollout.questions[: config.log.sample_questions]):
+        one = record.votes[p]
+        labels = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True)))}
+        responses = []
+        for j in range(min(config.log.sample_responses, config.group_size)):
+            row, trained = p * rollout.num_responses + j, p * config.group_size + j
+            length = int(rollout.mask[row].sum())
+            responses.append(
+                {
+                    "text": rollout.texts[row],
+                    "answer": one.answers[j],
+                    "reward": record.rewards[p][j],
+                    "advantage": targets.advantages[trained, 0].item() if length else 0.0,
+                    "truncated": not rollout.finished_mask[row].item(),
+                    "tokens": [loaded.tokenizer.decode([t]) for t in rollout.tokens[row, :length].tolist()],
+                    "entropies": [round(h, 4) for h in rollout.entropies[row, :length].tolist()],
+                    "forks": targets.fork_mask[trained, :length].tolist(),
+                }
+            )
+        rows.append(
+            {
+                "step": record.step,
+                "question_id": question.id,
+                "question": question.text,
+                "prompt": loaded.tokenizer.decode(list(rollout.prompts[p])),
+                "pseudo_label": one.pseudo_label,
+                "majority_frac": one.majority_frac,
+                "votes": {str(labels[c]): count for c, count in enumerate(one.counts)},
+                "num_abstained": sum(c is None for c in one.classes),
+                "responses": responses,
+            }
+        )
+    return rows
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

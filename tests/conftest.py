@@ -1,0 +1,36 @@
+"""Shared by all tests: shapes are checked, nothing is fetched, tiny random models of real architectures."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+# Before the package is imported: the shapes that `maths` promises are checked at every call, here only.
+install_import_hook("spinerl.maths", "beartype.beartype")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models import write_model
+
+torch.set_num_threads(1)  # tests are many small operators; a second thread costs more than it gives
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory):
+    """A function: architecture name -> folder of a tiny random model with its tokenizer."""
+    made: dict[str, Path] = {}
+
+    def folder(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = write_model(architecture, tmp_path_factory.mktemp(architecture))
+        return made[architecture]
+
+    return folder

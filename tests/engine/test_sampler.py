@@ -1,0 +1,117 @@
+"""The sampler against transformers' own generate and against teacher forcing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spinerl.config import load_config
+from spinerl.engine.loading import load_model
+from spinerl.engine.policy import score
+from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.types import Batch, Question
+from tests.models import ARCHITECTURES
+
+TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with some more words in it than others.", "What is 7?")
+QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
+
+
+def opened(folder, **keys):
+    config = load_config(overrides=[f"model={folder}", *(f"{k}={v}" for k, v in keys.items())])
+    loaded = load_model(config.model)
+    prompts = [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
+    return config, loaded, prompts
+
+
+def as_batch(rollout, temperature):
+    prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in range(len(rollout.tokens)))
+    return Batch(prompts, rollout.tokens, rollout.mask, temperature)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_equals_generate(model_folders, architecture):
+    config, loaded, prompts = opened(model_folders(architecture), **{"rollout.max_new_tokens": 40})
+    ours = greedy_responses(loaded, QUESTIONS, prompts, config.rollout)
+    for row, prompt in enumerate(prompts):
+        theirs = loaded.model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False, max_new_tokens=40, pad_token_id=loaded.pad_id, eos_token_id=list(loaded.end_ids),
+        )[0, len(prompt) :]
+        assert ours.tokens[row][ours.mask[row]].tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_figures_equal_teacher_forcing(model_folders, architecture):
+    config, loaded, prompts = opened(
+        model_folders(architecture), **{"rollout.max_new_tokens": 48, "rollout.temperature": 0.8}
+    )
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 5, config.rollout, ("t", 0))
+    logprobs, entropies = score(loaded, as_batch(rollout, 0.8), rollout.mask)
+    assert (logprobs - rollout.logprobs).abs().max() < 1e-4
+    assert (entropies - rollout.entropies).abs().max() < 1e-4
+    # and against the plainest forward there is: one row at a time, the whole vocabulary
+    row = 7
+    prompt, response = list(prompts[row // 5]), rollout.tokens[row][rollout.mask[row]]
+    logits = loaded.model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1].double() / 0.8
+    plain = torch.log_softmax(logits, -1)
+    assert torch.allclose(plain.gather(1, response[:, None])[:, 0].float(), rollout.logprobs[row][rollout.mask[row]], atol=1e-4)
+    assert torch.allclose(-(plain.exp() * plain).sum(1).float(), rollout.entropies[row][rollout.mask[row]], atol=1e-4)
+
+
+def test_masks_and_padding(model_folders):
+    config, loaded, prompts = opened(model_folders("qwen3"), **{"rollout.max_new_tokens": 64})
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 16, config.rollout, ("t", 1))
+    end = loaded.end_ids[0]
+    assert rollout.finished_mask.any()
+    assert not rollout.finished_mask.all()
+    for row in range(len(rollout.tokens)):
+        length = int(rollout.mask[row].sum())
+        assert rollout.mask[row, :length].all(), "generated tokens come first"
+        assert (rollout.tokens[row, length:] == loaded.pad_id).all()
+        assert (rollout.logprobs[row, length:] == 0).all()
+        assert (rollout.entropies[row, length:] == 0).all()
+        ended = rollout.tokens[row, length - 1].item() == end
+        assert ended == rollout.finished_mask[row].item(), "the emitted end token counts"
+        assert end not in rollout.tokens[row, : length - 1]
+        assert rollout.finished_mask[row] or length == 64
+
+
+def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):
+    folder = model_folders("llama")
+    config, loaded, prompts = opened(folder, **{"rollout.max_new_tokens": 24})
+    together = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 2))
+    narrow, _, _ = opened(folder, **{"rollout.max_new_tokens": 24, "rollout.max_rows": 4})
+    alone = sample_responses(loaded, QUESTIONS[::-1], prompts[::-1], 4, narrow.rollout, ("t", 2))
+    assert together.texts[:4] == alone.texts[-4:]
+    assert together.texts[-4:] == alone.texts[:4]
+    assert sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 3)).texts != together.texts
+
+
+def test_sampled_frequencies_follow_the_distribution(model_folders):
+    config, loaded, prompts = opened(model_folders("qwen2"), **{"rollout.max_new_tokens": 1, "rollout.max_rows": 5000})
+    rollout = sample_responses(loaded, QUESTIONS[:1], prompts[:1], 4000, config.rollout, ("t", 4))
+    probabilities = torch.softmax(loaded.model(torch.tensor([prompts[0]])).logits[0, -1].double(), -1)
+    counts = torch.bincount(rollout.tokens[:, 0], minlength=len(probabilities)).double()
+    likely = probabilities > 5 / 4000
+    expected = 4000 * probabilities[likely]
+    chi_square = ((counts[likely] - expected) ** 2 / expected).sum()
+    freedom = int(likely.sum())
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5  # five standard deviations of a chi-square
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_k", 3), ("top_p", 0.5), ("min_p", 0.5)])
+def test_truncated_sampling_keeps_to_its_set(model_folders, key, value):
+    config, loaded, prompts = opened(
+        model_folders("qwen3"), **{"rollout.max_new_tokens": 1, "rollout.max_rows": 900, f"rollout.{key}": value}
+    )
+    rollout = sample_responses(loaded, QUESTIONS[:1], prompts[:1], 800, config.rollout, ("t", 5))
+    probabilities = torch.softmax(loaded.model(torch.tensor([prompts[0]])).logits[0, -1], -1)
+    ordered, tokens = probabilities.sort(descending=True)
+    size = {
+        "top_k": 3,
+        "top_p": int((ordered.cumsum(0) < 0.5).sum()) + 1,
+        "min_p": int((ordered >= 0.5 * ordered[0]).sum()),
+    }[key]
+    assert set(rollout.tokens[:, 0].tolist()) == set(tokens[:size].tolist())
+    # log-probabilities stay those of the whole distribution: what a later forward pass gives
+    assert torch.allclose(rollout.logprobs[:, 0].exp(), probabilities[rollout.tokens[:, 0]], atol=1e-5)
