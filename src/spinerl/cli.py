@@ -33,16 +33,21 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
 Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [KEY=VALUE]...", help="a recipe file, then overrides")
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE.yaml] [KEY=VALUE]...", help="a recipe file, then overrides"),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="configuration overrides")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="configuration overrides")
+]
 
 
 @app.command()
 def adapt(
     words: Words = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run folder", metavar="RUN")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run folder if it exists")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the run folder if it exists")
+    ] = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
 
@@ -54,7 +59,9 @@ def adapt(
 
     if resume is not None:
         if words or overwrite:
-            raise InputError("--resume continues a run as it was configured: no recipe, key=value or --overwrite with it")
+            raise InputError(
+                "--resume continues a run as it was configured: no recipe, key=value or --overwrite with it"
+            )
         run = RunFolder.open(resume)
         config = run.config
     else:
@@ -69,7 +76,9 @@ def evaluate_command(
     model: Annotated[str, typer.Argument(help="a hub name, a model folder, a run folder, or tiny-reasoner")],
     data: Annotated[str, typer.Argument(help="tiny/SUITE, a file, or a hub data set")],
     overrides: Overrides = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="write a line per question here (JSONL)", metavar="FILE")
     ] = None,
@@ -88,19 +97,24 @@ def evaluate_command(
     with Display(err, 0) as display, Equivalence() as equivalence:
         work = open_workload(config, display)
         display.phase("evaluate", 0)
-        result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens)
+        result = evaluate(
+            work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens
+        )
     out.print(comparison_table({config.model.name: result.metrics}))
     if json_file is not None:
         write_json(json_file, {"model": config.model.name, "data": config.data.name, **result.metrics})
     if predictions is not None:
-        write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions))
+        write_text(
+            predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions)
+        )
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="default: RUN/report.html, or report.html for several", metavar="FILE")
+        Path | None,
+        typer.Option("--out", help="default: RUN/report.html, or report.html for several", metavar="FILE"),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about one run, or several side by side."""
@@ -137,7 +151,9 @@ def doctor() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def version_option(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
     if version:
         out.print(__version__)
         raise typer.Exit()
@@ -168,7 +184,11 @@ def _print_result(path: Path, evaluations: Sequence[dict[str, Any]]) -> None:
     from spinerl.display import comparison_table
 
     first, last = evaluations[0], evaluations[-1]
-    columns = {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
+    columns = (
+        {"before": first}
+        if first["step"] == last["step"]
+        else {"before": first, f"after {last['step']} steps": last}
+    )
     out.print(comparison_table(columns))
     out.print(f"run: {path}   report: {path / 'report.html'}", highlight=False)
 

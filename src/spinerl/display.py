@@ -37,7 +37,9 @@ class Display:
             transient=True,
             disable=not self._live,
         )
-        self._task = self._progress.add_task("starting", total=max(1, num_steps), completed=first_step, figures="")
+        self._task = self._progress.add_task(
+            "starting", total=max(1, num_steps), completed=first_step, figures=""
+        )
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -59,7 +61,9 @@ class Display:
         seconds = time.monotonic() - self._phase_started
         if seconds > 0.5:
             rate = self._phase_tokens / seconds
-            self._progress.update(self._task, figures=f"{self._latest}  {self._phase_tokens:,} tokens, {rate:,.0f}/s")
+            self._progress.update(
+                self._task, figures=f"{self._latest}  {self._phase_tokens:,} tokens, {rate:,.0f}/s"
+            )
 
     def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
         self._done = metrics["step"]
@@ -75,9 +79,9 @@ class Display:
             self._console.print(f"step {self._done}/{num_steps}  {self._latest}", highlight=False)
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
-        shares = [
-            f"{label} {format_share(metrics, key)}" for key, label in _accuracy_keys([metrics])
-        ] or ["no gold answers: accuracy unknown"]
+        shares = [f"{label} {format_share(metrics, key)}" for key, label in _accuracy_keys([metrics])] or [
+            "no gold answers: accuracy unknown"
+        ]
         self._console.print(f"after step {metrics['step']}: {', '.join(shares)}", highlight=False)
 
     def note(self, text: str) -> None:
@@ -113,7 +117,9 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
         ("eval/entropy", "mean token entropy", 1, 3, " nats"),
     ):
         if any(key in m for m in all_metrics):
-            table.add_row(label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics))
+            table.add_row(
+                label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics)
+            )
     questions = {(m["num_questions"], m["num_gold"]) for m in all_metrics}
     table.caption = "; ".join(f"{n} questions, {g} with gold answers" for n, g in sorted(questions))
     return table

@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "InputError", "MissingExtraError", "NonFiniteError", "RunError", "SpinerlError", "did_you_mean"]
+__all__ = [
+    "CheckpointError",
+    "InputError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "RunError",
+    "SpinerlError",
+    "did_you_mean",
+]
 
 
 class SpinerlError(Exception):

@@ -53,7 +53,10 @@ def evaluate(
         correctness(vote.answers[0], gold.get(question.id), _kind(question, config), equivalence)
         for question, vote in zip(questions, greedy_votes, strict=True)
     ]
-    figures: dict[str, Any] = {"num_questions": len(questions), "num_gold": sum(c is not None for c in correct)}
+    figures: dict[str, Any] = {
+        "num_questions": len(questions),
+        "num_gold": sum(c is not None for c in correct),
+    }
     figures |= _share("eval/pass@1", [c for c in correct if c is not None], config.eval.confidence)
     figures["eval/greedy_length"] = rollout_metrics(greedy)["rollout/response_length"]
     rows: list[dict[str, Any]] = [
@@ -66,7 +69,9 @@ def evaluate(
     shown = greedy
     k = config.eval_samples
     if k:
-        shown = sample_responses(loaded, questions, prompts, k, config.rollout, (config.seed, "eval"), on_tokens)
+        shown = sample_responses(
+            loaded, questions, prompts, k, config.rollout, (config.seed, "eval"), on_tokens
+        )
         votes = count_votes(shown, config.answer, config.vote, equivalence, config.seed)
         means: list[float] = []
         majorities: list[bool] = []
@@ -85,17 +90,26 @@ def evaluate(
         figures |= _mean(f"eval/avg@{k}", means, config.eval.confidence, config.seed)
         figures |= _share(f"eval/maj@{k}", majorities, config.eval.confidence)
         labels = vote_metrics(votes)
-        figures |= {f"eval/{key}": labels[f"label/{key}"] for key in ("majority_frac", "abstained_frac", "answer_entropy")}
+        figures |= {
+            f"eval/{key}": labels[f"label/{key}"]
+            for key in ("majority_frac", "abstained_frac", "answer_entropy")
+        }
     else:
-        figures["eval/abstained_frac"] = sum(v.answers[0] is None for v in greedy_votes) / max(1, len(greedy_votes))
+        figures["eval/abstained_frac"] = sum(v.answers[0] is None for v in greedy_votes) / max(
+            1, len(greedy_votes)
+        )
     sampled = rollout_metrics(shown)
-    figures |= {f"eval/{key}": sampled[f"rollout/{key}"] for key in ("response_length", "entropy", "truncated_frac")}
+    figures |= {
+        f"eval/{key}": sampled[f"rollout/{key}"] for key in ("response_length", "entropy", "truncated_frac")
+    }
     seconds = time.perf_counter() - start
     figures |= {"time/eval_s": seconds}
     return Evaluation(figures, tuple(rows))
 
 
-def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence) -> dict[str, float]:
+def gold_metrics(
+    record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence
+) -> dict[str, float]:
     """What a step's labels and rewards were worth, for the log alone; {} when no question of it has gold.
 
     label_accuracy: share of questions whose pseudo-label is right (a question without one counts as wrong).
@@ -144,11 +158,19 @@ def share_interval(num_right: int, num: int, confidence: float = 0.95) -> tuple[
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean over questions; the value itself where all are equal."""
+    """The percentile bootstrap interval of a mean over questions, for values in [0, 1].
+
+    Where all values are equal resampling shows no spread, which is no certainty: then the exact interval of so
+    many questions all agreeing is given, as for a share.
+    """
     if len(set(values)) < 2:
-        return (values[0], values[0]) if values else (0.0, 1.0)
+        return share_interval(round(sum(values)), len(values), confidence)
     interval = bootstrap(
-        (values,), lambda x, axis: x.mean(axis=axis), confidence_level=confidence, method="percentile", rng=seed
+        (values,),
+        lambda x, axis: x.mean(axis=axis),
+        confidence_level=confidence,
+        method="percentile",
+        rng=seed,
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
@@ -159,7 +181,9 @@ def _kind(question: Question, config: Config) -> str:
 
 def _class_correct(one: Vote, gold: str, kind: str, equivalence: Equivalence) -> list[bool]:
     """Whether each answer class of a vote is the gold one."""
-    first = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True))) if c is not None}
+    first = {
+        c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True))) if c is not None
+    }
     return [bool(correctness(first[c], gold, kind, equivalence)) for c in range(len(one.counts))]
 
 

@@ -1,11 +1,11 @@
 """The run folder: what a run writes, how it is checkpointed, and how it is found again after a crash.
 
-    config.yaml     the resolved configuration; running it again repeats the run
-    manifest.json   versions, seed, device, model and data fingerprints, whether it finished
-    metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
-    samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
-    checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
-    report.html
+config.yaml     the resolved configuration; running it again repeats the run
+manifest.json   versions, seed, device, model and data fingerprints, whether it finished
+metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
+samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
+checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
+report.html
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class RunFolder:
                     "--overwrite, or choose another run=FOLDER"
                 )
             if not (path / "config.yaml").is_file():
-                raise InputError(f"run={path} is not a run folder (no config.yaml in it), so --overwrite leaves it alone")
+                raise InputError(
+                    f"run={path} is not a run folder (no config.yaml in it), so --overwrite leaves it alone"
+                )
             shutil.rmtree(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,9 @@ class RunFolder:
             optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
             return json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if found:
-            raise CheckpointError(f"every checkpoint in {self.path / 'checkpoints'} is damaged; start again with --overwrite")
+            raise CheckpointError(
+                f"every checkpoint in {self.path / 'checkpoints'} is damaged; start again with --overwrite"
+            )
         return None
 
     def write_folder(self, name: str, fill: Callable[[Path], None]) -> None:

@@ -129,7 +129,9 @@ def freeze_targets(
 
     The sampler's log-probabilities are the old ones: they are of the same weights, so no second forward is run.
     """
-    advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), config.advantage.scale, config.advantage.eps)
+    advantages = group_advantages(
+        torch.tensor(rewards, dtype=torch.float64), config.advantage.scale, config.advantage.eps
+    )
     select = find(SELECTORS, config.forks.selector, "forks.selector")
     forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope)
 
@@ -138,7 +140,9 @@ def freeze_targets(
         anchor_mask = forks if config.anchor.scope == "forks" else batch.mask
     anchor_logprobs = anchor_entropies = None
     initial_edges = bool(config.band.weight) and config.band.edges == "initial"
-    if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
+    if anchor is not None and (
+        initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")
+    ):
         wanted = forks if anchor_mask is None else forks | anchor_mask
         optim = config.optim
         anchor_logprobs, anchor_entropies = score(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from spinerl import __version__
-from spinerl.answers import Equivalence
+from spinerl.answers import REWARDS, Equivalence
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
@@ -23,6 +23,8 @@ from spinerl.engine.machine import tune_allocator
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics
+from spinerl.maths import SELECTORS
+from spinerl.plugins import find
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_text
 from spinerl.seeding import seed_of
 from spinerl.step import StepState, train_step
@@ -116,6 +118,8 @@ def adapt(
 
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
+    find(REWARDS, config.reward, "reward")  # a misspelt name is refused now, not after the first evaluation
+    find(SELECTORS, config.forks.selector, "forks.selector")
     work = open_workload(config, observer)
     loaded = work.loaded
     run = _continue(resume, work) if resume else _begin(config, work, overwrite)
@@ -150,7 +154,9 @@ def adapt(
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
             run.append("metrics.jsonl", metrics)
-            if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == config.steps):
+            if config.log.sample_questions and (
+                (step - 1) % config.log.sample_every == 0 or step == config.steps
+            ):
                 run.append("samples.jsonl", *_samples(record, loaded, config))
             observer.step(metrics, config.steps)
             if step == config.steps or (config.eval.every and step % config.eval.every == 0):
@@ -179,7 +185,9 @@ def question_order(num_questions: int, per_step: int, step: int, order: str, see
         return [((step - 1) * per_step + i) % num_questions for i in range(per_step)]
     epoch, place = divmod(step - 1, num_questions // per_step)
     generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-    return torch.randperm(num_questions, generator=generator)[place * per_step : (place + 1) * per_step].tolist()
+    return torch.randperm(num_questions, generator=generator)[
+        place * per_step : (place + 1) * per_step
+    ].tolist()
 
 
 def _needs_anchor(config: Config) -> bool:

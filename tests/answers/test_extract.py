@@ -1,4 +1,5 @@
 """One long table: every extraction rule has its rows here."""
+# ruff: noqa: E501  (tables)
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Which spellings fall together by their key alone, which stay apart, and what abstains."""
+# ruff: noqa: E501  (tables)
 
 from __future__ import annotations
 
@@ -12,16 +13,48 @@ from spinerl.errors import InputError
 # Every row is one answer in several spellings.  Rows hold different answers, so no key may occur in two rows.
 SAME = [
     # numbers
-    ["1/2", "0.5", r"\frac12", r"\frac{1}{2}", r"\dfrac{1}{2}", ".5", "0.50", "½", r"2^{-1}", r"\frac{3}{6}", "1 / 2"],
+    [
+        "1/2",
+        "0.5",
+        r"\frac12",
+        r"\frac{1}{2}",
+        r"\dfrac{1}{2}",
+        ".5",
+        "0.50",
+        "½",
+        r"2^{-1}",
+        r"\frac{3}{6}",
+        "1 / 2",
+    ],
     ["50", r"50\%", "50%", "50.0", "$50$", r"\$50", "050", "50 dollars", r"50 \text{ cm}", "50^\\circ"],
-    ["142", "142.0", "+142", r"\boxed{142}", "x = 142", r"142\,\text{units}^2", "142 apples", "{142}", "= 142"],
+    [
+        "142",
+        "142.0",
+        "+142",
+        r"\boxed{142}",
+        "x = 142",
+        r"142\,\text{units}^2",
+        "142 apples",
+        "{142}",
+        "= 142",
+    ],
     ["58500", "58,500", r"58,\!500", "58{,}500", "5.85e4", r"5.85 \times 10^4", r"5.85\cdot10^{4}", "58 500"],
     ["11111111100", r"11,\! 111,\! 111,\! 100"],
     ["9/5", r"1\frac{4}{5}", r"1 \frac{4}{5}", "1 4/5", "1.8"],
     ["-3", "−3", "- 3", "-3.", r"-\frac{6}{2}", r"\frac{-6}{2}", r"x=-3"],
     ["1/3", r"0.\overline{3}", r"\frac{1}{3}"],
     ["0.333333"],
-    ["2", r"\sqrt{4}", r"\log_2 4", r"\log_{2}(4)", r"2!", r"\binom{2}{1}", r"\lfloor 2.7 \rfloor", "|-2|", r"\sqrt[3]{8}"],
+    [
+        "2",
+        r"\sqrt{4}",
+        r"\log_2 4",
+        r"\log_{2}(4)",
+        r"2!",
+        r"\binom{2}{1}",
+        r"\lfloor 2.7 \rfloor",
+        "|-2|",
+        r"\sqrt[3]{8}",
+    ],
     ["1024", "2^{10}", "2^10", "2**10", "4^5"],
     ["2^{100}", "1267650600228229401496703205376"],
     ["1267650600228229401496703205377"],
@@ -30,7 +63,16 @@ SAME = [
     ["1", r"\sin 90^\circ", r"\sin^2 x + \cos^2 x", r"\tan(\frac{\pi}{4})"],
     ["1.5", r"\lceil 1.2 \rceil - \frac12", "1 1/2"],
     # irrational constants and expressions
-    [r"2\sqrt{5}", r"\sqrt{20}", r"2 \sqrt5", "2sqrt(5)", "2√5", r"\frac{10}{\sqrt{5}}", r"20^{1/2}", r"20^{0.5}"],
+    [
+        r"2\sqrt{5}",
+        r"\sqrt{20}",
+        r"2 \sqrt5",
+        "2sqrt(5)",
+        "2√5",
+        r"\frac{10}{\sqrt{5}}",
+        r"20^{1/2}",
+        r"20^{0.5}",
+    ],
     ["1.4142", "1.41420"],
     [r"\sqrt{2}", r"\frac{2}{\sqrt2}", "2^{1/2}"],
     [r"\pi", "π", "pi"],
@@ -55,7 +97,16 @@ SAME = [
     ["[1,2]", r"x \in [1,2]", r"\left[1, 2\right]"],
     ["[1,2)"],
     [r"(-\infty, 2) \cup (3, \infty)", r"(3,\infty)\cup(-\infty,2)", r"(-∞,2)∪(3,+∞)"],
-    ["1,-2", "-2, 1", r"\{1,-2\}", r"\{-2, 1\}", r"1 \text{ and } -2", r"1 \text{ or } -2", "x = 1, x = -2", "1 and -2"],
+    [
+        "1,-2",
+        "-2, 1",
+        r"\{1,-2\}",
+        r"\{-2, 1\}",
+        r"1 \text{ and } -2",
+        r"1 \text{ or } -2",
+        "x = 1, x = -2",
+        "1 and -2",
+    ],
     [r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}", r"1 \mp \sqrt{19}", r"x = 1 \pm \sqrt{19}"],
     [r"\{1\pm\sqrt{5},-2\}", r"-2, 1+\sqrt5, 1-\sqrt5"],
     ["3, 5, 7", "7,5,3", r"\{3,5,7\}"],
@@ -80,6 +131,27 @@ SAME = [
     ["yes", "Yes", r"\text{Yes.}"],
     [r"\text{(B)}", "B", "(B)", r"\textbf{(B)}"],
     ["b"],
+    ["2h"],
+    ["2m", "2 m", "m+m"],
+    ["5xs"],
+    ["2e", r"2\mathrm{e}"],
+    ["3 mi", "3"],
+    ["7", "7 cm", "7cm", r"7 \text{ m}", "x = 7 cm", "7 square feet", "7 km/h", "7 in", "7°"],
+    [r"7\pi", r"7\pi \text{ cm}^2", "7π cm^2"],
+    [r"30^\circ, 60^\circ", "60,30"],
+    [r"x \in \emptyset \cup A"],
+    [r"(1, 2), (3, 4)", r"\{(3,4),(1,2)\}"],
+    ["1, , 2"],
+    [r"\begin{pmatrix} 1 & 2 \\ 3 \end{pmatrix}"],
+    ["x ="],
+    ["a + b = c = d"],
+    ["x^2 = 0", "5x^2 = 0"],
+    ["$$\\frac{17}{19}$$", "\\[17/19\\]", "$17/19$"],
+    ["x < y < z"],
+    ["x < y > z"],
+    ["1 < 2"],
+    ["x < y"],
+    ["x > 3 < 4"],
     ["red and blue", "Red and blue."],
     [r"5 \text{ red and } 3 \text{ blue}"],
     ["12", "(B) 12", r"\textbf{(B)}\ 12", r"\textbf{(B) } 12"],
@@ -105,7 +177,22 @@ def test_different_answers_never_share_a_key() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [None, "", " ", "None", "none", "N/A", "?", "...", r"\text{None}", r"\text{ }", "-", r"\quad", "9" * 513, "{" * 40],
+    [
+        None,
+        "",
+        " ",
+        "None",
+        "none",
+        "N/A",
+        "?",
+        "...",
+        r"\text{None}",
+        r"\text{ }",
+        "-",
+        r"\quad",
+        "9" * 513,
+        "{" * 40,
+    ],
 )
 def test_what_abstains(answer: str | None) -> None:
     assert canonical_key(answer, "auto") is None
@@ -133,7 +220,15 @@ def test_readable_forms(answer: str, kind: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "kind"),
-    [("", "auto"), ("x", "number"), ("42", "choice"), ("A, C", "choice"), ("perhaps", "yesno"), ("!", "text"), ("None", "text")],
+    [
+        ("", "auto"),
+        ("x", "number"),
+        ("42", "choice"),
+        ("A, C", "choice"),
+        ("perhaps", "yesno"),
+        ("!", "text"),
+        ("None", "text"),
+    ],
 )
 def test_gold_that_cannot_be_read_is_refused(answer: str, kind: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
@@ -167,7 +262,16 @@ def test_text_rules(text: str, normal: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "letter"),
-    [("B", "B"), ("(c)", "C"), (r"\text{(D)}", "D"), ("Option E", "E"), ("a", "A"), ("A: yes", "A"), ("AB", None), ("K", None)],
+    [
+        ("B", "B"),
+        ("(c)", "C"),
+        (r"\text{(D)}", "D"),
+        ("Option E", "E"),
+        ("a", "A"),
+        ("A: yes", "A"),
+        ("AB", None),
+        ("K", None),
+    ],
 )
 def test_letters(text: str, letter: str | None) -> None:
     assert read_letter(text) == letter
@@ -181,7 +285,7 @@ def test_letters(text: str, letter: str | None) -> None:
         r"\lfloor \pi \rfloor", r"\sin^{-1} x", "9" * 500, "((((((((((((((((((((((((((((1))))))))))))))))))))))))))))",
         "2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2^{2}}}}}}}}}}}}}}}}}}}}}}}}}}",
         r"\sqrt{2} - \sqrt{2} + 10^{-40}\pi", r"0.1\overline{x}", "x^{1/99}", "1+" * 300 + "1", "1.2 1/2",
-        "1 3/2", r"\sin 10^{9}", r"\sqrt{}", r"\ln 0", "2^{x^{99999}}",
+        "1 3/2", r"\sin 10^{9}", r"\sqrt{}", r"\ln 0", "2^{x^{99999}}", r"\frac1.5", r"\sqrt.5", "x^" * 30 + "2", r"1\frac{x}{2", r"x^{10^{200}}", r"(10^{290}\pi)^{x}", "2^{1/99}",
     ],
 )  # fmt: skip
 def test_outside_the_reader(text: str) -> None:
@@ -198,7 +302,8 @@ def test_outside_the_reader(text: str) -> None:
         (r"\log_{10} 100", "2"), (r"\exp(2)", "e^2"), ("|x|+|y|", "|y|+|x|"), ("f(x+1)", "fx + f"), ("arcsin(1)", r"\pi/2"),
         ("2^{3}!", "40320"), ("2^3!", "64"), (r"\sqrt[3]{-8}", "-2"), ("(-8)^{1/3}", "-2"), ("x^{-2}", r"\frac{1}{x^2}"),
         ("x^-1", "1/x"), ("i", r"\sqrt{-1}"), (r"\e", "e"), (r"\sqrt{\frac14}", "0.5"), (r"\frac ab", "a/b"), ("[1+2]3", "9"),
-        (r"\sin |x|", r"\sin(|x|)"), (r"\abs(3)", "3"), (r"\frac\pi2", r"\pi/2"), (r"\sin x \cos y", r"\cos y \sin x"),
+        (r"\sin |x|", r"\sin(|x|)"), (r"\abs(3)", "3"), (r"\frac\pi2", r"\pi/2"), (r"\sin x \cos y", r"\cos y \sin x"), (r"2\frac{x}{3}", r"\frac{2x}{3}"), (r"\frac{{1}}{2}", "0.5"), (r"30\degree", "30"),
+        (r"\ln 1", "0"), ("sqrt 4", "2"), (r"3\frac{4}{3}", "4"),
     ],
 )  # fmt: skip
 def test_inside_the_reader(text: str, same: str) -> None:

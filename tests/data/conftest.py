@@ -12,9 +12,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import datasets
 import huggingface_hub.constants
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from spinerl.config import Config, load_config
 
+BOS, EOS = "<s>", "</s>"
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
@@ -48,9 +51,31 @@ def shared() -> Path:
 
 @pytest.fixture
 def configure() -> Callable[..., Config]:
-    """`configure("data=x.jsonl", ...)`: the configuration of these words."""
+    """`configure("data=x.jsonl", ...)`: the configuration of these words, for a model without a profile."""
 
     def build(*words: str) -> Config:
-        return load_config(overrides=words)
+        return load_config(overrides=["model=some/model", *words])
 
     return build
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    def make(adds: str = "", chat_template: str | None = None) -> PreTrainedTokenizerFast:
+        """A byte-level tokenizer; `adds` says what its post-processor adds: nothing, "bos" or "bos eos"."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokens = [BOS, EOS, *alphabet]
+        tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([BOS, EOS])
+        if adds:
+            single = f"{BOS} $A" + (f" {EOS}" if "eos" in adds else "")
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single, special_tokens=[(BOS, 0), (EOS, 1)]
+            )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, chat_template=chat_template
+        )
+
+    return make

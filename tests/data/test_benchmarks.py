@@ -331,6 +331,15 @@ def test_a_resolved_configuration_loads_the_same(configure, benchmark):
     assert load_data(resolved.data, answer_kind=resolved.answer.kind) == load_data(config.data)
 
 
+def test_a_plain_copy_serves_whatever_its_one_split_is_called(configure, jsonl, tmp_path):
+    (tmp_path / "copy").mkdir()
+    jsonl([{"question": "q", "answer": "#### 1"}], "copy/rows.jsonl")
+    config = configure("data=gsm8k", f"data.path={tmp_path / 'copy'}")
+    assert load_data(config.data) == load_data(resolve(config).data, answer_kind="math")
+    with pytest.raises(InputError, match="no split 'dev'"):
+        load_data(configure("data=gsm8k", f"data.path={tmp_path / 'copy'}", "data.split=dev").data)
+
+
 def test_no_gold_if_not_wanted(configure, benchmark):
     name, folder, _ = benchmark
     questions, gold = load_data(
@@ -395,6 +404,7 @@ def test_names_and_hub_ids_find_the_definition(configure):
         definition = definition_of(configure(f"data={word}").data)
         assert definition is not None
         assert definition.rows == 500
+    assert definition_of(configure("data=./gsm8k").data) is None  # a folder
     text_part = configure("data=TsinghuaC3I/MedXpertQA", "data.config=Text").data
     assert definition_of(text_part) is None  # another subset than the definition's
 

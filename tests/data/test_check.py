@@ -67,9 +67,7 @@ def test_a_gold_file_of_other_ids(configure, jsonl):
     assert "none of its ids is a question's id" in report.lines()[1]
 
 
-def test_long_prompts_need_a_tokenizer(configure, jsonl):
-    from test_prompts import make_tokenizer  # the same folder
-
+def test_long_prompts_need_a_tokenizer(configure, jsonl, make_tokenizer):
     config = configure(f"data={jsonl([{'question': 'x' * 99}, {'question': 'y'}])}", "prompt.max_tokens=120")
     assert check(config).findings == ()
     (finding,) = check(config, make_tokenizer("bos")).findings

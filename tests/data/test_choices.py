@@ -1,6 +1,8 @@
 """Multiple choice: every way options and the right one are written, read as the same letters."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spinerl.data import load_data
 from spinerl.data.rows import BadCellError, choice_lines, gold_letter, parse_choices
@@ -161,3 +163,24 @@ def test_bad_gold_names_the_row_and_the_key(configure, jsonl):
     path = jsonl([{"question": "q", "options": ["red", "blue"], "answer": "green"}])
     with pytest.raises(InputError, match=r"line 1: gold 'green' is none of the options.*data\.columns\.gold"):
         load_data(configure(f"data={path}", "data.columns.choices=options").data)
+
+
+OPTIONS = st.lists(st.text("qwertyuiop ", min_size=3).filter(str.strip), min_size=2, max_size=10).filter(
+    lambda texts: len({" ".join(text.split()) for text in texts}) == len(texts)
+)
+
+
+@given(cell=OPTIONS, data=st.data())
+def test_index_letter_and_text_agree(cell, data):
+    right = data.draw(st.integers(0, len(cell) - 1))
+    labels, options = parse_choices(cell)
+    letter = "ABCDEFGHIJ"[right]
+    readings = (
+        right,
+        letter,
+        f"({letter.lower()})",
+        cell[right],
+        f"{letter}. {cell[right]}",
+        cell[right].upper(),
+    )
+    assert {gold_letter(gold, labels, options) for gold in readings} == {letter}

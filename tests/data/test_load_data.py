@@ -2,14 +2,21 @@
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
+import time
 
+import datasets
+import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets.exceptions import DatasetNotFoundError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from spinerl.data import load_data
+from spinerl.data import ImageRef, check, hub, load_data
 from spinerl.errors import InputError
 from spinerl.types import Question
 
@@ -165,6 +172,8 @@ def test_tiny_suites_come_with_their_gold_apart(load):
     questions, gold = load("data=tiny/shift-a", "data.max_questions=5")
     assert [question.id for question in questions.questions] == list(gold)
     assert all(value.lstrip("-").isdigit() for value in gold.values())
+    assert {question.answer_kind for question in questions.questions} == {"number"}
+    assert questions.source == "tiny/shift-a"
     assert dict(load("data=tiny/shift-a", "data.columns.gold=null")[1]) == {}
     with pytest.raises(InputError, match="shift-a"):
         load("data=tiny/nothing")
@@ -183,6 +192,12 @@ def test_gold_in_a_separate_file_of_multiple_choice_becomes_a_letter(load, jsonl
     gold_path = jsonl([{"id": 1, "answer": "blue"}], "g.jsonl")
     words = (f"data={path}", f"data.gold={gold_path}", "data.columns.choices=options")
     assert dict(load(*words)[1]) == {"1": "B"}
+
+
+def test_gold_of_a_later_question_is_no_fault_of_the_gold_file(load, jsonl):
+    path = jsonl([{"id": 1, "question": "a"}, {"id": 2, "question": "b"}])
+    gold_path = jsonl([{"id": 2, "answer": 10}], "g.jsonl")
+    assert dict(load(f"data={path}", f"data.gold={gold_path}", "data.max_questions=1")[1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -209,6 +224,7 @@ def test_bad_gold_files_are_refused(load, jsonl, rows, message):
     [
         (['{"question": "a"}', "{oops}"], [], r"line 2: not valid JSON \(.* at column 2\)"),
         (["[1]"], [], "line 1: a row must be an object"),
+        (['{"question": "\\ud800"}'], [], "line 1: column 'question' holds half a character"),
         (["[" * 100_000], [], "line 1: not valid JSON"),
         (
             [{"id": 1, "question": "a"}, {"id": "1", "question": "b"}],
@@ -224,6 +240,11 @@ def test_bad_gold_files_are_refused(load, jsonl, rows, message):
             [{"question": "a"}],
             ["data.columns.gold=answer"],
             r"no column 'answer'; .*: set data\.columns\.gold",
+        ),
+        (
+            [{"a\nb": 1, **{f"c{i}": 1 for i in range(40)}}],
+            [],
+            r"there are 'a\\nb', c0, .*, c28 and 11 more: set",
         ),
         ([{"question": "a"}], ["data.columns.id=uid"], r"set data\.columns\.id"),
         (
@@ -292,18 +313,126 @@ def test_files_of_another_format_are_refused(load, tmp_path, name, content, mess
 
 
 def test_the_hub_out_of_reach_names_the_way_out(load):
-    with pytest.raises(
-        InputError, match=r"hub data set someone/something .* set data\.path=FOLDER"
-    ) as caught:
+    with pytest.raises(InputError, match="hub data set someone/something is out of reach: no conn") as caught:
         load("data=someone/something")
+    assert str(caught.value).endswith("for a copy on this machine set data.path=FOLDER")
+
+
+def test_a_hub_whose_name_does_not_resolve_is_not_waited_for(load, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "getproxies", dict)
+
+    def unknown(*args):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    start = time.monotonic()
+    with pytest.raises(InputError, match="out of reach"):
+        load("data=someone/something")
+    assert time.monotonic() - start < 5  # the hub's own retries take over 20 seconds
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            DatasetNotFoundError("'a/b' is a gated dataset on the Hub."),
+            "is gated: .*hf auth login.*data.path",
+        ),
+        (DatasetNotFoundError("'a/b' doesn't exist on the Hub"), "cannot be found .*data.path"),
+        (
+            ValueError('Unknown split "test". Use one of\n [train].'),
+            r"Use one of \[train\]\.; see data\.split",
+        ),
+        (ValueError("Config name is missing."), r"Config name is missing\.; see data\.config"),
+        (RuntimeError("Dataset scripts are no longer supported"), "cannot be read: Dataset scripts"),
+    ],
+)
+def test_what_the_hub_says_becomes_one_line(load, monkeypatch, error, message):
+    def refuse(*args, **options):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(InputError, match=message) as caught:
+        load("data=a/b")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_several_configurations_or_of_none_is_refused(load, tmp_path, jsonl):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(InputError, match=r"cannot be read as a data set.*set data\.path"):
+        load(f"data={tmp_path / 'set'}")
+    jsonl([{"question": "a"}], "set/a.jsonl")
+    head = "---\nconfigs:\n"
+    for name in ("one", "two"):
+        head += f"- config_name: {name}\n  data_files: a.jsonl\n"
+    (tmp_path / "set" / "README.md").write_text(head + "---\n")
+    with pytest.raises(InputError, match=r"several configurations; there are one, two: set data\.config"):
+        load(f"data={tmp_path / 'set'}")
+    assert load(f"data={tmp_path / 'set'}", "data.config=two")[0].questions[0].text == "a"
+
+
+def test_image_references(load, jsonl):
+    row = {"question": "q"}
+    rows = [
+        {**row, "picture": "a.png"},
+        {**row, "picture": ["a.png", None, {"path": "b.png", "bytes": None}]},
+        {**row, "picture": None},
+        row,
+    ]
+    questions, _ = load(f"data={jsonl(rows)}", "data.columns.images=picture")
+    a, b = ImageRef("a.png"), ImageRef("b.png")
+    assert [question.images for question in questions.questions] == [(a,), (a, b), (), ()]
+    with pytest.raises(InputError, match="line 1: an image must be a path or {bytes, path}, found int"):
+        load(f"data={jsonl([{**row, 'picture': 3}])}", "data.columns.images=picture")
 
 
 def test_reading_data_imports_neither_torch_nor_datasets(jsonl):
     code = (
-        "import sys; from spinerl.config import load_config; from spinerl.data import load_data\n"
+        "import sys; from spinerl.config import load_config; from spinerl.data import check, load_data\n"
         f"load_data(load_config(overrides=['data={jsonl([{'question': 'q'}])}']).data)\n"
         "print(sorted({'torch', 'datasets', 'transformers', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+CELLS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["A", "[]", "{}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+ROWS = st.lists(
+    st.fixed_dictionaries({"question": CELLS}, optional={"id": CELLS, "answer": CELLS, "options": CELLS})
+    | CELLS,
+    max_size=4,
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=ROWS, kind=st.sampled_from(["auto", "math", "yesno"]), choices=st.sampled_from(["null", "options"])
+)
+def test_any_rows_load_or_are_refused_in_one_line(load, jsonl, configure, rows, kind, choices):
+    words = (f"data={jsonl(rows)}", f"data.columns.choices={choices}", f"answer.kind={kind}")
+    try:
+        questions, gold = load(*words, kind=kind)
+    except InputError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert "\n" not in refusal
+    if refusal:
+        return
+    assert questions.questions
+    assert set(gold) <= {question.id for question in questions.questions}
+    assert all(question.text.strip() and question.id for question in questions.questions)
+    assert check(configure(*words)).ok

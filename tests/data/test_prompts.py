@@ -1,8 +1,6 @@
 """Questions as token ids: templates, plain text, special tokens once, and what is too long."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from spinerl.config import ExampleConfig, PromptConfig
 from spinerl.data import preview, render_all, render_prompt, render_text
@@ -10,7 +8,7 @@ from spinerl.data.prompts import INSTRUCTIONS
 from spinerl.errors import InputError
 from spinerl.types import Question
 
-BOS, EOS = "<s>", "</s>"
+BOS = "<s>"
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}{% if think is defined %}[{{ think }}]{% endif %}"
@@ -21,24 +19,8 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('No system 
 QUESTION = Question("1", "2 + 3?")
 
 
-def make_tokenizer(adds: str = "", chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer; `adds` says what its post-processor adds: nothing, "bos" or "bos eos"."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [BOS, EOS, *alphabet]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([BOS, EOS])
-    if adds:
-        single = f"{BOS} $A" + (f" {EOS}" if "eos" in adds else "")
-        tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=[(BOS, 0), (EOS, 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, chat_template=chat_template
-    )
-
-
 @pytest.mark.parametrize("adds", ["", "bos", "bos eos"])
-def test_a_base_model_gets_plain_text_with_its_own_bos_and_no_end_token(adds):
+def test_a_base_model_gets_plain_text_with_its_own_bos_and_no_end_token(adds, make_tokenizer):
     tokenizer = make_tokenizer(adds)
     ids = render_prompt(QUESTION, tokenizer, PromptConfig())
     text = tokenizer.decode(ids)
@@ -49,7 +31,7 @@ def test_a_base_model_gets_plain_text_with_its_own_bos_and_no_end_token(adds):
 
 @pytest.mark.parametrize("adds", ["", "bos"])
 @pytest.mark.parametrize(("template", "num_bos"), [(CHAT, 0), (BOS_CHAT, 1)])
-def test_a_chat_template_brings_its_own_special_tokens(adds, template, num_bos):
+def test_a_chat_template_brings_its_own_special_tokens(adds, template, num_bos, make_tokenizer):
     tokenizer = make_tokenizer(adds, template)
     ids = render_prompt(QUESTION, tokenizer, PromptConfig(instruction=""))
     assert tokenizer.decode(ids) == BOS * num_bos + "<user>2 + 3?</s><assistant>"
@@ -57,7 +39,7 @@ def test_a_chat_template_brings_its_own_special_tokens(adds, template, num_bos):
     assert ids.count(1) == 1
 
 
-def test_render_text_is_what_the_ids_say():
+def test_render_text_is_what_the_ids_say(make_tokenizer):
     tokenizer = make_tokenizer("bos", BOS_CHAT)
     for chat in ("auto", "off"):
         prompt = PromptConfig(chat_template=chat, system="Be brief.")
@@ -90,7 +72,7 @@ def test_the_instruction_of_the_configuration_wins_and_none_is_none():
     assert render_text(QUESTION, None, PromptConfig(instruction="")) == "Question: 2 + 3?\n\nAnswer:"
 
 
-def test_system_and_examples_in_both_forms():
+def test_system_and_examples_in_both_forms(make_tokenizer):
     prompt = PromptConfig(
         system="Be brief.",
         instruction="Box it.",
@@ -108,25 +90,25 @@ def test_system_and_examples_in_both_forms():
 
 
 def test_examples_come_from_the_configuration(configure):
-    config = configure("prompt.examples=[{question: 1 + 1?, answer: '\\boxed{2}'}]")
+    config = configure("prompt.examples=[{question: '1 + 1', answer: '\\boxed{2}'}]")
     assert "Answer: \\boxed{2}" in render_text(QUESTION, None, config.prompt)
     with pytest.raises(InputError, match=r"prompt\.examples\.0\.answer"):
-        configure("prompt.examples=[{question: 1 + 1?}]")
+        configure("prompt.examples=[{question: a}]")
 
 
-def test_template_options_reach_the_template():
+def test_template_options_reach_the_template(make_tokenizer):
     prompt = PromptConfig(instruction="", template_options={"think": "off"})
     assert render_text(QUESTION, make_tokenizer(chat_template=CHAT), prompt).endswith("<assistant>[off]")
 
 
-def test_chat_template_on_without_one_and_refusing_templates():
+def test_chat_template_on_without_one_and_refusing_templates(make_tokenizer):
     with pytest.raises(InputError, match=r"prompt\.chat_template=on, but the tokenizer has no chat template"):
         render_text(QUESTION, make_tokenizer(), PromptConfig(chat_template="on"))
     with pytest.raises(InputError, match=r"\(No system role\); see prompt\.system"):
         render_text(QUESTION, make_tokenizer(chat_template=NO_SYSTEM), PromptConfig(system="x"))
 
 
-def test_render_all_leaves_out_what_is_too_long_with_a_count():
+def test_render_all_leaves_out_what_is_too_long_with_a_count(make_tokenizer):
     tokenizer = make_tokenizer("bos")
     questions = [Question(str(n), "x" * n) for n in (1, 50, 2, 60)]
     limit = len(render_prompt(questions[2], tokenizer, PromptConfig(instruction="")))
@@ -143,7 +125,7 @@ def test_render_all_leaves_out_what_is_too_long_with_a_count():
         render_all(questions, tokenizer, PromptConfig(max_tokens=3))
 
 
-def test_preview_shows_what_the_model_will_see(configure, jsonl):
+def test_preview_shows_what_the_model_will_see(configure, jsonl, make_tokenizer):
     path = jsonl([{"question": f"q{n}", "answer": n, "options": ["a", "b"]} for n in (0, 1)])
     config = configure(f"data={path}", "data.columns.choices=options", "data.columns.gold=null")
     tokenizer = make_tokenizer("bos", BOS_CHAT)

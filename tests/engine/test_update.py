@@ -28,7 +28,13 @@ REWARDS = ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0))  # 
 def prepared(folder, *words, dtype=torch.float32, shift=0.0):
     """(config, policy, anchor, batch, targets, entropies): a real rollout, its old log-probabilities moved by `shift`."""
     config = load_config(
-        overrides=[f"model={folder}", "group_size=4", "rollout.max_new_tokens=20", "rollout.temperature=0.9", *words]
+        overrides=[
+            f"model={folder}",
+            "group_size=4",
+            "rollout.max_new_tokens=20",
+            "rollout.temperature=0.9",
+            *words,
+        ]
     )
     policy = load_model(config.model)
     policy.model.to(dtype)
@@ -41,7 +47,9 @@ def prepared(folder, *words, dtype=torch.float32, shift=0.0):
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("u",))
     batch, old, entropies = trained_rows(rollout, config)
-    targets, _ = freeze_targets(anchor, batch, REWARDS, old + shift * batch.mask, entropies, config, StepState())
+    targets, _ = freeze_targets(
+        anchor, batch, REWARDS, old + shift * batch.mask, entropies, config, StepState()
+    )
     return config, policy, anchor, batch, targets, entropies
 
 
@@ -53,7 +61,9 @@ def gradient(config, policy, anchor, batch, targets, _entropies=None):
     class Recording(Optimiser):
         def step(self):
             for name, parameter in policy.model.named_parameters():
-                captured[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+                captured[name] = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+                )
             return {}
 
     optimiser = Recording(policy.model.parameters(), config.optim, 1)
@@ -119,7 +129,8 @@ def dense_reference(config, policy, anchor, batch, targets, sampled_entropies):
                 total = total + config.anchor.weight * kl / (num_tokens if everywhere else num_forks)
     total.backward()
     gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in policy.model.named_parameters()
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in policy.model.named_parameters()
     }
     policy.model.zero_grad()
     return total.item(), gradients
@@ -128,7 +139,10 @@ def dense_reference(config, policy, anchor, batch, targets, sampled_entropies):
 CASES = {
     "spine": ["band.weight=0.3"],
     "squared band, wide clip, anchor k3 on forks": [
-        "band.weight=0.3", "band.shape=squared", "loss.clip_high=0.4", "anchor.weight=0.2",
+        "band.weight=0.3",
+        "band.shape=squared",
+        "loss.clip_high=0.4",
+        "anchor.weight=0.2",
     ],
     "anchor k2 on all tokens": ["anchor.weight=0.2", "anchor.estimator=k2", "anchor.scope=all"],
     "anchor k1": ["anchor.weight=0.2", "anchor.estimator=k1"],
@@ -152,7 +166,9 @@ def test_equals_dense_float64_reference(model_folders, case, shift):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("words", [["band.weight=0.2"], ["method=ttrl", "anchor.weight=0.1"]], ids=["spine", "ttrl"])
+@pytest.mark.parametrize(
+    "words", [["band.weight=0.2"], ["method=ttrl", "anchor.weight=0.1"]], ids=["spine", "ttrl"]
+)
 def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architecture, words):
     seen = []
     for rows in (1, 3, 8, 12):
@@ -209,7 +225,9 @@ def test_gradient_checkpointing_gives_the_same_gradient(model_folders):
 
 
 def test_bfloat16_model_learns_through_float32_masters(model_folders):
-    config = load_config(overrides=[f"model={model_folders('qwen3')}", "model.dtype=bfloat16", "optim.lr=1e-6"])
+    config = load_config(
+        overrides=[f"model={model_folders('qwen3')}", "model.dtype=bfloat16", "optim.lr=1e-6"]
+    )
     loaded = load_model(config.model)
     weight = loaded.model.get_output_embeddings().weight
     start = weight.detach().clone()

@@ -1,4 +1,5 @@
 """Properties of votes, rewards and equivalence classes over random groups."""
+# ruff: noqa: E501  (a table)
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ def _split(group: list[tuple[str | None, int | None]]) -> tuple[list[str | None]
     return [a for a, _ in group], [c for _, c in group]
 
 
-@given(groups, st.randoms(use_true_random=False), st.sampled_from(["abstain", "random"]), fractions, st.integers(0, 3))
+@given(
+    groups,
+    st.randoms(use_true_random=False),
+    st.sampled_from(["abstain", "random"]),
+    fractions,
+    st.integers(0, 3),
+)
 def test_the_vote_does_not_depend_on_the_order(
     group: list[tuple[str | None, int | None]], rng: random.Random, tie: str, frac: float, seed: int
 ) -> None:

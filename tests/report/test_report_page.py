@@ -130,7 +130,10 @@ def test_the_script_is_the_one_the_policy_allows(tmp_path: Path):
     assert f"script-src 'sha256-{digest}'" in page.source
 
 
-HOSTILE = "</span><script>alert(1)</script>\"'`&<img src=x onerror=alert(1)>{{ 7*7 }}\x00\x1b[31m\u202eabc\u2066\u200b\ufeff\ud800 שלום"
+HOSTILE = (
+    "</span><script>alert(1)</script>\"'`&<img src=x onerror=alert(1)>{{ 7*7 }}"
+    + "\x00\x1b[31m\u202eabc\u2066\u200b\ufeff\ud800 שלום"
+)
 
 
 def test_text_from_models_and_data_is_escaped_and_nothing_hides(tmp_path: Path):
@@ -168,7 +171,7 @@ def test_text_from_models_and_data_is_escaped_and_nothing_hides(tmp_path: Path):
     assert "<img" not in page.source
     assert "alert(1)" in page.words
     assert "{{ 7*7 }}" in page.words
-    assert "␀␛[31m⟨U+202E⟩abc⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩⟨U+D800⟩ שלום" in page.words
+    assert "⟨U+0000⟩⟨U+001B⟩[31m⟨U+202E⟩abc⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩⟨U+D800⟩ שלום" in page.words
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]", page.source
     )
@@ -178,7 +181,7 @@ def test_text_from_models_and_data_is_escaped_and_nothing_hides(tmp_path: Path):
 def test_visible_leaves_ordinary_text_alone():
     text = "naïve café — 数学 😀 ½ שלום\n\tok"
     assert visible(text) == text
-    assert visible("a\r\x7f\xad\ufffe") == "a␍⟨U+007F⟩⟨U+00AD⟩⟨U+FFFE⟩"
+    assert visible("a\r\x7f\xad\ufffe") == "a⟨U+000D⟩⟨U+007F⟩⟨U+00AD⟩⟨U+FFFE⟩"
 
 
 def test_tokens_show_forks_by_entropy(tmp_path: Path):
@@ -307,8 +310,8 @@ def test_several_runs_are_overlaid_and_seeds_are_one_band(tmp_path: Path):
     ]
     mean = sum(lengths) / 3
     assert (
-        f"step 4\nspine-tiny (3 seeds): {mean:.0f}\nspine-tiny (3 seeds): {min(lengths):.0f} to {max(lengths):.0f}"
-        in chart
+        f"step 4\nspine-tiny (3 seeds): {mean:.0f}\n"
+        f"spine-tiny (3 seeds): {min(lengths):.0f} to {max(lengths):.0f}" in chart
     )
     assert "The mean greedy Pass@1 of 3 seeds went from" in page.words
     assert "seed by seed: 3 rose" in page.words
@@ -383,5 +386,6 @@ def test_refusals(tmp_path: Path):
 
 
 def test_the_report_works_without_torch():
-    code = "import sys, spinerl.report; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'spinerl.engine')))"
+    heavy = ("torch", "transformers", "spinerl.engine", "spinerl.train")
+    code = f"import sys, spinerl.report; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Reading run folders: what is there is read, what is damaged leaves a note, what is no run folder is refused."""
+"""Reading run folders: what is there is read, what is damaged leaves a note, the rest is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From a response's text to its answer, to equivalence classes, to a vote and its rewards.  Never imports torch."""
+"""From a response's text to its answer, to equivalence classes, to a vote and its rewards.  Never imports
+torch."""
 
 from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import extract_answer

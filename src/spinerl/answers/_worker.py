@@ -2,13 +2,14 @@
 
 It is two processes.  The *keeper* imports math-verify once, then forks a *solver* that answers requests.  A
 solver that exceeds its processor time or memory dies of it (the kernel sees to that, so a computation stuck
-inside one C call is no exception), the keeper reaps it, reports the failure and forks a new one: milliseconds,
-not the second an import of sympy takes.  When the parent goes away the keeper's input ends, and both exit.
+inside one C call is no exception), the keeper reaps it, reports the failure and forks a new one:
+milliseconds, not the second an import of sympy takes.  When the parent goes away the keeper's input ends, and
+both exit.
 
-Frames: 4 bytes length (big endian), then JSON.  The first frame configures: {"cpu_s", "memory_bytes"}; then one
-request at a time: {"op": "read", "a"} -> {"status": "ok", "value": can it be read at all}, and
-{"op": "same", "a", "b"} -> {"status": "ok", "value": verify(a, b) or verify(b, a)}.  Other statuses: "timeout",
-"memory", "crash".
+Frames: 4 bytes length (big endian), then JSON.  The first frame configures: {"cpu_s", "memory_bytes"}; then
+one request at a time: {"op": "read", "a"} -> {"status": "ok", "value": can it be read at all, "points": its
+value at the reader's sample points, if it has one}, and {"op": "same", "a", "b"} -> {"status": "ok", "value":
+verify(a, b) or verify(b, a)}.  Other statuses: "timeout", "memory", "crash".
 
 No torch is imported here.  Only the LaTeX grammar of math-verify is used: its other one evaluates Python.
 """
@@ -26,11 +27,19 @@ import struct
 import sys
 from typing import Any, NoReturn
 
+from spinerl.answers._reader import NUM_POINTS, sample_points
+
 __all__ = ["main", "read_frame", "write_frame"]
 
 _HEADER = struct.Struct(">I")
 MAX_FRAME = 1 << 20
-_WARM_UP = (r"\frac{1}{2}+\sqrt{x}", r"(1,\pi]\cup[2,3)", r"x^2+y<3", r"\{1,2\}")
+# asked once before the fork, so that what sympy imports and builds on first use is there in every solver
+_WARM_UP = (
+    {"op": "same", "a": r"\frac{1}{2}+\sqrt{x}", "b": r"\sin{x}"},
+    {"op": "same", "a": "x^2<4", "b": r"(-2,1]\cup[1,2)"},
+    {"op": "same", "a": r"\{1,2\}", "b": r"\begin{pmatrix} 1 & 2 \end{pmatrix}"},
+    {"op": "read", "a": r"\int_0^1 x dx+\sum_{k=1}^{n} k"},
+)
 
 
 def write_frame(fd: int, message: dict[str, Any]) -> None:
@@ -74,7 +83,7 @@ def _readable(fd: int, timeout_s: float) -> bool:
     return bool(poller.poll(max(0, int(timeout_s * 1000))))
 
 
-# ------------------------------------------------------------------------------------------------- the keeper
+# ----------------------------------------------------------------------------------------------- the keeper
 
 
 class _Keeper:
@@ -148,8 +157,8 @@ def main() -> int:
     if settings is None:
         return 0
     _import_math_verify()
-    for text in _WARM_UP:
-        _same(text, text)
+    for request in _WARM_UP:
+        _reply(request)
     gc.collect()
     gc.freeze()  # keeps the forked pages shared
     keeper = _Keeper(float(settings["cpu_s"]), int(settings["memory_bytes"]))
@@ -173,14 +182,15 @@ def main() -> int:
 
 
 def _silence() -> None:
-    """Nothing but frames may leave through the pipe, and nothing at all through the parent's standard error."""
+    """Nothing but frames may leave through the pipe, and nothing at all through the parent's standard
+    error."""
     logging.disable(logging.CRITICAL)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
 
 
-# ------------------------------------------------------------------------------------------------- the solver
+# ----------------------------------------------------------------------------------------------- the solver
 
 
 def _solve(read_fd: int, write_fd: int, cpu_s: float, memory_bytes: int) -> NoReturn:
@@ -207,7 +217,8 @@ def _solve(read_fd: int, write_fd: int, cpu_s: float, memory_bytes: int) -> NoRe
 def _reply(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["op"] == "read":
-            value = _read(request["a"])
+            expressions = _parse(request["a"])
+            return {"status": "ok", "value": bool(expressions), "points": _points_or_none(expressions)}
         elif request["op"] == "same":
             value = _same(request["a"], request["b"])
         else:
@@ -244,15 +255,45 @@ def _parse(text: str) -> list[Any]:
     return _parsed[text]
 
 
-def _read(text: str) -> bool:
-    """Parses and evaluates, so that an expression which explodes does so here and takes the blame itself."""
-    expressions = _parse(text)
+def _points_or_none(expressions: list[Any]) -> list[tuple[str, str]] | None:
+    try:
+        return _points(expressions)
+    except MemoryError:
+        raise
+    except Exception:  # sympy raises what it likes; a pairwise comparison is then the way
+        return None
+
+
+def _points(expressions: list[Any]) -> list[tuple[str, str]] | None:
+    """The one expression's value at the reader's sample points (real and imaginary digits), or None.
+
+    Evaluating here also makes an expression that explodes do so on its own, and take the blame itself.
+    """
+    from sympy import Expr, Float, I, Symbol
+
+    values: list[tuple[str, str]] | None = []
     for expression in expressions:
         str(expression)
-        with contextlib.suppress(AttributeError, TypeError, ValueError, NotImplementedError, ArithmeticError):
-            expression.doit()
-            expression.evalf(15)
-    return bool(expressions)
+        done = expression.doit() if hasattr(expression, "doit") else expression
+        if len(expressions) > 1 or not isinstance(done, Expr):
+            values = None
+            continue
+        symbols = [s for s in done.free_symbols if isinstance(s, Symbol)]
+        if any(len(s.name) != 1 or s.name in "eiI" for s in symbols):
+            return None
+        places = {s: sample_points(s.name) for s in symbols}
+        for index in range(NUM_POINTS):
+            value = done.subs({s: Float(digits[index], 40) for s, digits in places.items()}).evalf(40)
+            real, imaginary = value.as_real_imag()
+            if (
+                not (real.is_Number and imaginary.is_Number)
+                or not value.is_finite
+                or value.has(I) != (imaginary != 0)
+            ):
+                return None
+            assert values is not None
+            values.append((str(real), str(imaginary)))
+    return values or None
 
 
 def _same(a: str, b: str) -> bool:

@@ -32,7 +32,8 @@ _HARD = [
 
 
 def make_group(rng: random.Random, num_responses: int, hard_frac: float) -> list[str]:
-    """Responses to one question: 5 to 10 distinct answers, a skewed vote, and the usual sentence before the box."""
+    """Responses to one question: 5 to 10 distinct answers, a skewed vote, and the usual sentence before the
+    box."""
     answers: list[tuple[str, ...]] = []
     for _ in range(rng.randint(3, 5)):
         forms = rng.choice(_HARD if rng.random() < hard_frac else _EASY)
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m spinerl.answers.bench", description=__doc__)
     parser.add_argument("--groups", type=int, default=200)
     parser.add_argument("--responses", type=int, default=64)
-    parser.add_argument("--hard-frac", type=float, default=0.02, help="share of answers only math-verify compares")
+    parser.add_argument(
+        "--hard-frac", type=float, default=0.02, help="share of answers only math-verify compares"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     rng = random.Random(options.seed)
@@ -69,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers = [extract_answer(text, "math") for text in group]
             num_classes += len(vote(answers, equivalence.classes(answers, "math")).counts)
         took = time.perf_counter() - start
-        print(f"{total} answers, {num_classes / max(1, options.groups):.1f} classes a group: {total / took:.0f} answers/s")
+        mean = num_classes / max(1, options.groups)
+        print(f"{total} answers, {mean:.1f} classes a group: {total / took:.0f} answers/s")
         print(f"stats: {equivalence.stats}")
     return 0
 

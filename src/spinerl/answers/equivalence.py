@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from spinerl.answers._reader import Unreadable, from_digits
 from spinerl.answers._worker import read_frame, write_frame
-from spinerl.answers.normalise import Key, canonical_key, check_kind
+from spinerl.answers.normalise import Key, canonical_key, check_kind, scalar_key
 from spinerl.errors import InputError, RunError
 
 __all__ = ["Equivalence", "default_equivalence"]
@@ -26,6 +28,7 @@ _STATS = (
     "num_answers", "num_reads", "num_comparisons", "num_cache_hits", "num_timeouts", "num_memory_exceeded",
     "num_crashes", "num_skipped", "num_workers_started",
 )  # fmt: skip
+_NO_ANSWER = {"skipped", *_FAILURES}
 _INEQUALITY_SIGNS = ("<", ">", "\\le", "\\ge", "\\ne")
 
 K = TypeVar("K", bound=Hashable)
@@ -35,22 +38,24 @@ V = TypeVar("V")
 class Equivalence:
     """Sorts answers into equivalence classes, and remembers what it has compared.
 
-    Two answers are in one class when their canonical keys are equal, or when one of them is an expression that
-    the fast reader does not understand and math-verify takes either one for the other, or by a chain of such
-    pairs within one call.  So the relation is symmetric and, within a call, transitive whatever math-verify says.
+    Two answers are in one class when their canonical keys are equal, or when one of them is an expression
+    that the fast reader does not understand and math-verify takes either one for the other, or by a chain of
+    such pairs within one call.  So the relation is symmetric and, within a call, transitive whatever
+    math-verify says.
 
-    math-verify runs in worker processes that start when first needed.  A request that exceeds `cpu_s` seconds of
-    processor time or `memory_mb` of address space ends its worker, is counted, and counts as "not equal"; an
-    answer that cannot even be read within the limits abstains (class None).  One call spends at most `budget_s`
-    seconds (and the one request it is in) with the workers; then unread answers abstain and uncompared pairs are
-    not equal, both counted in `stats["num_skipped"]`.
+    math-verify runs in worker processes that start when first needed.  A request that exceeds `cpu_s` seconds
+    of processor time or `memory_mb` of address space ends its worker, is counted, and counts as "not equal";
+    an answer that cannot even be read within the limits abstains (class None).  One call spends at most
+    `budget_s` seconds (and the one request it is in) with the workers; then unread answers abstain and
+    uncompared pairs are not equal, both counted in `stats["num_skipped"]`.
 
     Args: `cpu_s`, processor seconds per request (processor, not wall-clock time: a busy machine changes no
-    vote); `memory_mb`; `budget_s`, wall-clock seconds per call; `num_workers`, how many threads can compare at
-    once; `cache_size`, remembered reads and pairs each.
+    vote); `memory_mb`; `budget_s`, wall-clock seconds per call; `num_workers`, how many threads can compare
+    at once; `cache_size`, remembered reads and pairs each.
     Raises: `InputError` for limits that are not positive.
 
-    Safe to use from any thread.  Workers are plain subprocesses that end with this object or this process.
+    Safe to use from any thread.  Workers are plain subprocesses that end with this object or this process,
+    so a script needs no `if __name__ == "__main__"` guard and a process with torch threads forks nothing.
 
     >>> with Equivalence() as equivalence:
     ...     equivalence.classes(["1/2", "7", "0.5", None, "\\\\frac12"])
@@ -85,6 +90,7 @@ class Equivalence:
         self._pairs: _Cache[tuple[str, str], bool] = _Cache(cache_size)
         self._stats: Counter[str] = Counter()
         self._closed = False
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)  # also when Python exits
 
     def classes(self, answers: Sequence[str | None], kind: str = "auto") -> tuple[int | None, ...]:
         """One class number per answer, numbered by first appearance; None for an answer that abstains.
@@ -121,7 +127,8 @@ class Equivalence:
 
     @property
     def stats(self) -> dict[str, int]:
-        """Counts since the start: answers seen, requests to workers by outcome, cache hits, skipped requests."""
+        """Counts since the start: answers seen, requests to workers by outcome, cache hits, skipped
+        requests."""
         with self._lock:
             return {name: self._stats[name] for name in _STATS}
 
@@ -129,9 +136,7 @@ class Equivalence:
         """Ends the workers.  Closing twice is fine; a closed instance refuses further calls."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.close()
+        self._finalizer()
 
     def __enter__(self) -> Equivalence:
         return self
@@ -141,7 +146,7 @@ class Equivalence:
     ) -> None:
         self.close()
 
-    # ------------------------------------------------------------------------------------------------ the rest
+    # --------------------------------------------------------------------------------------------- the rest
 
     def _join(self, distinct: dict[str, Key]) -> dict[str, str | None]:
         """The root key of each distinct key; None for one that cannot be read within the limits.
@@ -156,8 +161,13 @@ class Equivalence:
                 outcome = self._read(distinct[text].shown, deadline)
                 if outcome == "yes":
                     opaque.append(text)
-                elif outcome != "no":  # "no": math-verify cannot read it either, so only its own spelling equals it
+                elif outcome in _NO_ANSWER:
                     root[text] = None
+                elif (
+                    outcome != "no"
+                ):  # it has a value after all; "no" means that only its own spelling equals it
+                    root.setdefault(outcome, outcome)
+                    root[text] = outcome
         opaque_set = set(opaque)
         others = [text for text in sorted(distinct) if text in opaque_set or _is_comparable(distinct[text])]
         for a in opaque:
@@ -172,7 +182,7 @@ class Equivalence:
         return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
 
     def _read(self, text: str, deadline: float) -> str:
-        """"yes" or "no" (readable or not), or the way it failed."""
+        """The key of its value, or "yes" or "no" (math-verify can read it or not), or one of `_NO_ANSWER`."""
         known = self._reads.get(text)
         if known is not None:
             self._count("num_cache_hits")
@@ -182,7 +192,12 @@ class Equivalence:
             return "skipped"
         self._count("num_reads")
         reply = self._ask({"op": "read", "a": text})
-        outcome = reply["status"] if reply["status"] != "ok" else ("yes" if reply["value"] else "no")
+        outcome = reply["status"]
+        if outcome == "ok":
+            outcome = "yes" if reply["value"] else "no"
+            if reply["points"]:
+                with contextlib.suppress(Unreadable):
+                    outcome = scalar_key(from_digits(reply["points"]))
         self._reads.put(text, outcome)
         return outcome
 
@@ -343,6 +358,13 @@ class _Worker:
         return read_frame(self._process.stdout.fileno(), timeout_s)
 
 
+def _close_all(workers: list[_Worker]) -> None:
+    while workers:
+        worker = workers.pop()
+        if worker.owner == os.getpid():
+            worker.close()
+
+
 _default: Equivalence | None = None
 _default_lock = threading.Lock()
 
@@ -357,5 +379,4 @@ def default_equivalence() -> Equivalence:
     with _default_lock:
         if _default is None:
             _default = Equivalence()
-            atexit.register(_default.close)
         return _default

@@ -1,4 +1,5 @@
-"""Finds the final answer in a response.  Every rule is listed in docs/answers.md and has rows in one table test."""
+"""Finds the final answer in a response.  Every rule is listed in docs/answers.md and has rows in one table
+test."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ _CHOICE_PHRASE = re.compile(r"\b(?:option|choice)\s+(?=[(*\"']*[A-J]\b)", re.I)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.I | re.S)
 _THINK_OPEN = re.compile(r"<(?:think|thinking)>", re.I)
 _THINK_CLOSE = re.compile(r"</(?:think|thinking)>", re.I)
-_MATHS_RUN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+_MATHS_RUN = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S
+)
 _JOIN = re.compile(r"\s*(?:,?\s*(?:and|or)\b|,)\s*")
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z\\*\"(]|\s*$)|[!?](?=\s|$)|\n")
 _NUMBER = re.compile(
@@ -44,18 +47,19 @@ def extract_answer(
 ) -> str | None:
     """The final answer of a response, or None when it has none: None is never a vote.
 
-    Only the text after the last `</think>` counts, and a `<think>` left open means that there is no answer yet.
-    Then the first rule that applies: an `<answer>` tag; the last \\boxed{...} (the innermost, if they are nested;
-    an unclosed last box is no answer); what follows the last "the answer is", "Answer:" or "####"; a last line that
-    is nothing but an answer.  Kind "number" also takes the last number of the last line, "choice" a letter that
-    opens the response or stands alone, "yesno" the word that opens the response.
+    Only the text after the last `</think>` counts, and a `<think>` left open means that there is no answer
+    yet.  Then the first rule that applies: an `<answer>` tag; the last \\boxed{...} (the innermost, if they
+    are nested; an unclosed last box is no answer); what follows the last "the answer is", "Answer:" or
+    "####"; a last line that is nothing but an answer.  Kind "number" also takes the last number of the last
+    line, "choice" a letter that opens the response or stands alone, "yesno" the word that opens the response.
 
-    Args: `text`, the decoded response; `kind`, one of `KINDS` ("auto" reads a letter when `choices` are given, else
-    maths, yes/no or short text, whatever stands there); `choices`, the options' texts in the order of their letters,
-    so that an option's own text counts as its letter; `truncated`, True when the response hit the token limit.
-    Returns: the answer as written, stripped of box, dollars and final punctuation (kind "choice": an upper-case
-    letter; "yesno": lower case; "number": without separators, currency and percent; "text": normalised), never
-    empty; None when truncated, unreadable, ambiguous or longer than `MAX_ANSWER_CHARS`.
+    Args: `text`, the decoded response; `kind`, one of `KINDS` ("auto" reads a letter when `choices` are
+    given, else maths, yes/no or short text, whatever stands there); `choices`, the options' texts in the
+    order of their letters, so that an option's own text counts as its letter; `truncated`, True when the
+    response hit the token limit.
+    Returns: the answer as written, stripped of box, dollars and final punctuation (kind "choice": an
+    upper-case letter; "yesno": lower case; "number": without separators, currency and percent; "text":
+    normalised), never empty; None when truncated, unreadable, ambiguous or longer than `MAX_ANSWER_CHARS`.
     Raises: `InputError` for an unknown kind.
     Source: ours; the box convention is that of the MATH data set.
 
@@ -114,7 +118,8 @@ def _marked(text: str, kind: str) -> tuple[str | None, bool]:
 
 
 def _box(text: str, start: int) -> str | None:
-    """The content of the \\boxed at `start`: its balanced braces, or one token without braces; None if unclosed."""
+    """The content of the \\boxed at `start`: its balanced braces, or one token without braces; None if
+    unclosed."""
     index = start + len("\\boxed")
     while index < len(text) and text[index] == " ":
         index += 1
@@ -143,7 +148,7 @@ def _escaped(text: str, position: int) -> bool:
     return count % 2 == 1
 
 
-# ------------------------------------------------------------------------------------------- maths, numbers, text
+# ------------------------------------------------------------------------------------- maths, numbers, text
 
 
 def _read(candidate: str, kind: str) -> str | None:
@@ -168,7 +173,14 @@ def _trim(text: str) -> str:
         text = text.strip("*`_ \t\n").strip()
         if text.endswith((".", ",", ";", ":")) and not text.endswith("\\,"):
             text = text[:-1]
-        for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("“", "”")):
+        for opening, closing in (
+            ("$$", "$$"),
+            ("$", "$"),
+            ("\\(", "\\)"),
+            ("\\[", "\\]"),
+            ('"', '"'),
+            ("“", "”"),
+        ):
             if (
                 text.startswith(opening) and text.endswith(closing) and not text.endswith("\\$")
                 and len(text) > len(opening + closing) and opening not in text[len(opening) : -len(closing)]
@@ -193,7 +205,7 @@ def _unmarked(text: str, phrase_tail: str | None, kind: str) -> str | None:
         return _read(line, kind) if is_whole and phrase_tail is None else None
     if kind == "number":
         return _number(line, last=True)
-    maths = [m for m in _MATHS_RUN.finditer(text[-_TAIL_CHARS:])]
+    maths = list(_MATHS_RUN.finditer(text[-_TAIL_CHARS:]))
     if maths and not re.sub(r"[\s.]", "", text[-_TAIL_CHARS:][maths[-1].end() :]) and _is_display(maths[-1]):
         return _read(_run_content(maths[-1]), "math")  # the response ends in display maths
     bare = _trim(line)
@@ -210,7 +222,8 @@ def _unmarked(text: str, phrase_tail: str | None, kind: str) -> str | None:
 
 
 def _after_phrase(tail: str, kind: str) -> str | None:
-    """The answer that an answer phrase introduces: maths runs joined by "and", else the rest of the sentence."""
+    """The answer that an answer phrase introduces: maths runs joined by "and", else the rest of the
+    sentence."""
     tail = tail.lstrip(" \t\n*:_").lstrip()
     run = _MATHS_RUN.match(tail)
     if run is not None and kind != "text":
@@ -260,7 +273,8 @@ def _last_line(text: str) -> str:
 
 
 def _number(text: str, *, last: bool) -> str | None:
-    """The whole text if it reads as one number, else its last (or first) number, without commas and currency."""
+    """The whole text if it reads as one number, else its last (or first) number, without commas and
+    currency."""
     if len(text) <= MAX_ANSWER_CHARS:
         if "=" in text and last:
             text = text.rsplit("=", 1)[1]
@@ -279,10 +293,12 @@ def _number(text: str, *, last: bool) -> str | None:
     return token if re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)", token) else key.shown
 
 
-# ----------------------------------------------------------------------------------------------- choices, yes/no
+# ------------------------------------------------------------------------------------------ choices, yes/no
 
 _OPENS_WITH_LETTER = re.compile(r"^[\s*_]*(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-J])(?=[).:]|\s*\*\*|\s*$))")
-_LETTER_IN_BRACKETS = re.compile(r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*[(\[]\s*([A-Ja-j])\s*[)\]]")
+_LETTER_IN_BRACKETS = re.compile(
+    r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*[(\[]\s*([A-Ja-j])\s*[)\]]"
+)
 _BARE_LETTER = re.compile(
     r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*(?:(?:option|choice|letter)\s+[(\"'*]*)?([A-Ja-j])(?![A-Za-z0-9'’])",
 )
@@ -302,7 +318,9 @@ def _choice(text: str, candidate: str | None, certain: bool, choices: Sequence[s
         sentence = candidate[: 2 * MAX_ANSWER_CHARS].lstrip(" \t\n*:_")
         end = _SENTENCE_END.search(sentence)
         whole = _trim(sentence[: end.start()] if end else sentence)
-        letter = _bare_letter(sentence, certain=False) or _by_text(whole, choices) or _contained(whole, choices)
+        letter = (
+            _bare_letter(sentence, certain=False) or _by_text(whole, choices) or _contained(whole, choices)
+        )
         if letter is not None or _SECOND_LETTER.search(sentence[1:]):
             return letter if letter and letter in letters else None
     for line in (_last_line(text[-_TAIL_CHARS:]), text[:MAX_ANSWER_CHARS].strip()):
@@ -349,16 +367,21 @@ def _by_text(answer: str, choices: Sequence[str]) -> str | None:
         if key is not None and not key.opaque:
             keys = [canonical_key(choice, "math") for choice in choices[:10]]
             found = {
-                letter for letter, other in zip("ABCDEFGHIJ", keys, strict=False) if other and other.text == key.text
+                letter
+                for letter, other in zip("ABCDEFGHIJ", keys, strict=False)
+                if other and other.text == key.text
             }
     return found.pop() if len(found) == 1 else None
 
 
 def _contained(sentence: str, choices: Sequence[str]) -> str | None:
-    """The letter of the only option whose whole text occurs in the sentence (longest first, so none hides another)."""
+    """The letter of the only option whose whole text occurs in the sentence (longest first, so none hides
+    another)."""
     padded = f" {normalise_text(sentence)} "
     found = []
-    options = [(normalise_text(choice), letter) for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)]
+    options = [
+        (normalise_text(choice), letter) for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)
+    ]
     for normal, letter in sorted(options, key=lambda item: -len(item[0])):
         if normal and f" {normal} " in padded:
             found.append(letter)

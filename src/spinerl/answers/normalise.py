@@ -1,7 +1,7 @@
 """One spelling per answer: tidies a surface form and gives it a canonical key.
 
-Answers with equal keys are equivalent, so most of a vote is settled by comparing strings.  The kinds and every
-rule are listed in docs/answers.md.
+Answers with equal keys are equivalent, so most of a vote is settled by comparing strings.  The kinds and
+every rule are listed in docs/answers.md.
 """
 
 from __future__ import annotations
@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from spinerl.answers._reader import Unreadable, equation_key, evaluate, value_key
+from spinerl.answers._reader import Unreadable, Value, equation_key, evaluate, value_key
 from spinerl.errors import InputError, did_you_mean
 
-__all__ = ["KINDS", "MAX_ANSWER_CHARS", "Key", "canonical_key", "check_kind", "normalise_answer", "tidy_math"]
+__all__ = [
+    "KINDS",
+    "MAX_ANSWER_CHARS",
+    "Key",
+    "canonical_key",
+    "check_kind",
+    "normalise_answer",
+    "scalar_key",
+    "tidy_math",
+]
 
 KINDS = ("auto", "math", "number", "choice", "yesno", "text")
 """How an answer may be read; `Question.answer_kind` is one of these."""
@@ -33,8 +42,9 @@ _ABSTAINING = {"none", "null", "nan", "n/a", "unknown", "?", "no answer", "not a
 class Key:
     """What an answer is compared by.
 
-    `text` is equal for equivalent answers; `shown` is the readable normal form; `opaque` is True when the reader
-    did not understand the expression, so that two different keys may still be equivalent and math-verify decides.
+    `text` is equal for equivalent answers; `shown` is the readable normal form; `opaque` is True when the
+    reader did not understand the expression, so that two different keys may still be equivalent and
+    math-verify decides.
     """
 
     text: str
@@ -53,13 +63,13 @@ def check_kind(kind: str) -> None:
 def normalise_answer(gold: str, kind: str = "auto") -> str:
     """The readable normal form of a bare answer, such as a gold answer of a data set.
 
-    Equal normal forms mean equivalent answers; the converse holds only for `Equivalence.equivalent`, which also
-    knows that "2\\sqrt{5}" is "\\sqrt{20}".
+    Equal normal forms mean equivalent answers; the converse holds only for `Equivalence.equivalent`, which
+    also knows that "2\\sqrt{5}" is "\\sqrt{20}".
 
     Args: `gold`, an answer without box or sentence around it; `kind`, one of `KINDS`.
     Returns: a string that is never empty.
-    Raises: `InputError` for an unknown kind, or when the answer cannot be read as that kind (empty, longer than
-    `MAX_ANSWER_CHARS`, no number for "number", no single letter for "choice").
+    Raises: `InputError` for an unknown kind, or when the answer cannot be read as that kind (empty, longer
+    than `MAX_ANSWER_CHARS`, no number for "number", no single letter for "choice").
     Source: ours.
 
     >>> normalise_answer("142.0"), normalise_answer("\\\\left( 3, \\\\dfrac{\\\\pi}{2} \\\\right)")
@@ -68,7 +78,9 @@ def normalise_answer(gold: str, kind: str = "auto") -> str:
     check_kind(kind)
     key = canonical_key(gold, kind)
     if key is None:
-        raise InputError(f"the answer {gold[:80]!r} cannot be read as kind {kind!r}; correct it or change answer_kind")
+        raise InputError(
+            f"the answer {gold[:80]!r} cannot be read as kind {kind!r}; correct it or change answer_kind"
+        )
     return key.shown
 
 
@@ -109,9 +121,11 @@ def _nesting(text: str) -> int:
     return deepest
 
 
-# ---------------------------------------------------------------------------------------------- text and letters
+# ----------------------------------------------------------------------------------------- text and letters
 
-_LETTER = re.compile(r"^[\s(\[{]*(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Ja-j])\s*(?:[)\]}.:,]+.*|$)", re.I | re.S)
+_LETTER = re.compile(
+    r"^[\s(\[{]*(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Ja-j])\s*(?:[)\]}.:,]+.*|$)", re.I | re.S
+)
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|boldsymbol|bm|operatorname|emph"
     r"|underline|boxed|fbox)\*?\s*\{([^{}]*)\}"
@@ -119,7 +133,8 @@ _WRAPPER = re.compile(
 
 
 def read_letter(answer: str) -> str | None:
-    """The option letter of a bare answer such as "B", "(b)", "\\text{(B)}", "Option B" or "B. because", or None.
+    """The option letter of a bare answer such as "B", "(b)", "\\text{(B)}", "Option B" or "B. because", or
+    None.
 
     Only for text that is already known to be the answer; prose goes through `extract_answer`.
     """
@@ -170,22 +185,29 @@ def normalise_text(text: str) -> str:
     return normal if any(c.isalnum() for c in normal) else ""
 
 
-# -------------------------------------------------------------------------------------------------------- tidying
+# -------------------------------------------------------------------------------------------------- tidying
 
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∗": "*", "÷": "\\div ",
     "π": "\\pi ", "√": "\\sqrt ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "≤": "\\le ",
-    "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ", "°": "\\degree ", "θ": "\\theta ", "α": "\\alpha ",
-    "β": "\\beta ", "γ": "\\gamma ", "∅": "\\emptyset ", "⟨": "\\langle ", "⟩": "\\rangle ", "“": '"', "”": '"',
+    "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ", "°": "\\degree ", "θ": "\\theta ",
+    "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "∅": "\\emptyset ", "⟨": "\\langle ",
+    "⟩": "\\rangle ", "“": '"', "”": '"',
     "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
     "⁄": "/", "％": "%", "，": ", ", "（": "(", "）": ")", "\u00a0": " ", "\u202f": " ",
 }  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 
-_SPACING = re.compile(r"(?<!\\)\\[,;:!>]|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|~")
-_SIZERS = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?")
-_DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:circ|degrees?)(?![A-Za-z])|\b(?<=\d) ?deg\b")
+_SPACING = re.compile(
+    r"(?<!\\)\\[,;:!>]|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|~"
+)
+_SIZERS = re.compile(
+    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?"
+)
+_DEGREE = re.compile(
+    r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:circ|degrees?)(?![A-Za-z])|\b(?<=\d) ?deg\b"
+)
 _RENAMED = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
@@ -206,28 +228,35 @@ _LATEX_SPACE = re.compile(r"(?<!\\)\\(?=\s)")
 _CURRENCY = re.compile(r"\\?\$|[€£¥₹]|\bUSD\b|\bEUR\b")
 _DOLLARS = re.compile(r"^\s*(?:\$\$?|\\\(|\\\[)(.*?)(?:\$\$?|\\\)|\\\])\s*$", re.S)
 _UNIT_WORDS = (
-    "degrees? celsius fahrenheit radians? dollars? cents? percent(?:age)?(?: points?)? pct usd euros? pounds? "
-    "units? square cubic cm mm km m ft in inch(?:es)? feet foot yards? yd miles? mi meters? metres? "
-    "centimeters? centimetres? kilometers? kilometres? millimeters? kg g mg lbs? oz ounces? grams? kilograms? "
-    "liters? litres? l ml gallons? seconds? secs? s minutes? mins? hours? hrs? h days? weeks? months? years? "
+    "degrees? celsius fahrenheit radians? dollars? cents? percent(?:age)? pct usd euros? pounds? "
+    "units? square cubic cm mm km ft inch(?:es)? feet foot yards? yd miles? mi meters? metres? "
+    "centimeters? centimetres? kilometers? kilometres? millimeters? kg mg lbs? oz ounces? grams? kilograms? "
+    "liters? litres? ml gallons? seconds? secs? minutes? mins? hours? hrs? days? weeks? months? years? "
     "mph kph hz people students? times points? ways sq kmh"
 )
 _UNIT = re.compile(
-    r"(?<=[\d}.)a-z\s])\s*(?<![\\A-Za-z])(?:" + "|".join(_UNIT_WORDS.replace("(?: points?)?", "").split())
+    r"(?<=[\d}.)a-z\s])\s*(?<![\\A-Za-z])(?:" + "|".join(_UNIT_WORDS.split())
     + r")(?:\s*/\s*[a-z]+)?(?:\s*\^\s*\{?\s*-?\d\s*\}?)?\s*\.?$"
 )  # fmt: skip
+_NO_UNITS = {"and", "or", "if", "when", "for", "is", "to", "e", "i"}
 _NUMBER_THEN_WORDS = re.compile(
     r"^([-+]?\s*(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?)"
     r"(?:\s+(?!(?:and|or|is|are|was|if|so|we|because|but|then|when|which|of|plus|minus|times|to|out)\b)[A-Za-z'-]{2,}){1,3}$"
 )
-_PROSE = re.compile(r"(?<![A-Za-z\\])(?!(?:sqrt|sinh|cosh|tanh|arcsin|arccos|arctan|infinity)(?![A-Za-z]))[A-Za-z]{4,}"
-                    r"|(?<![A-Za-z\\])[A-Za-z]{2,}\s+[A-Za-z]{2,}")
-_TEXT_UNIT = re.compile(r"(?<=[\d}).a-zA-Z])\s*\\(?:text|mbox|mathrm|textrm|hbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*-?\d\s*\}?)?\s*$")
-_LIST_WORD = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\d}\s)$])(?:\band\b|\bor\b)(?=[\s\\(\d$-])")
+_PROSE = re.compile(
+    r"(?<![A-Za-z\\])(?!(?:sqrt|sinh|cosh|tanh|arcsin|arccos|arctan|infinity)(?![A-Za-z]))[A-Za-z]{4,}"
+    r"|(?<![A-Za-z\\])[A-Za-z]{2,}\s+[A-Za-z]{2,}"
+)
+_TEXT_UNIT = re.compile(
+    r"(?<=[\d}).a-zA-Z])\s*\\(?:text|mbox|mathrm|textrm|hbox)\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*-?\d\s*\}?)?\s*$"
+)
+_LIST_WORD = re.compile(
+    r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\d}\s)$])(?:\band\b|\bor\b)(?=[\s\\(\d$-])"
+)
 _PURE_WORDS = re.compile(r"^[^\W\d_]+(?:(?:\s+|['’-]|[.,;:\"]+\s*)[^\W\d_]+)*[.!\"]?$")
 _SHORT_WORDS = {
-    "no", "on", "is", "in", "up", "or", "us", "we", "go", "so", "to", "at", "by", "as", "an", "am", "be", "do",
-    "he", "me", "my", "it", "if", "of",
+    "no", "on", "is", "in", "up", "or", "us", "we", "go", "so", "to", "at", "by", "as", "an", "am", "be",
+    "do", "he", "me", "my", "it", "if", "of",
 }  # fmt: skip
 
 
@@ -254,16 +283,18 @@ def tidy_math(text: str) -> str:
 
 
 def _drop_units(text: str) -> str:
-    """Currency, percent, degrees and trailing units go: the question fixes them, and models write them or not."""
+    """Currency, percent, degrees and trailing units go: the question fixes them, and models write them or
+    not."""
     text = _CURRENCY.sub("", text).strip()
     text = re.sub(r"\\?%", " ", text).strip()
     for _ in range(3):
         before = text
         match = _TEXT_UNIT.search(text)
-        if match is not None and not _is_joining(match[1]):
+        if match is not None and match[1].strip(" ,") not in _NO_UNITS:
             text = text[: match.start()].rstrip()
-        if any(c.isdigit() for c in text) or "\\pi" in text:
-            text = _UNIT.sub("", text).rstrip()
+        unit = _UNIT.search(text)
+        if unit is not None and _is_quantity(text[: unit.start()]):
+            text = text[: unit.start()].rstrip()
         if text == before:
             break
     if text.endswith("\\degree") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
@@ -274,11 +305,14 @@ def _drop_units(text: str) -> str:
     return text
 
 
-def _is_joining(text: str) -> bool:
-    return text.strip(" ,") in ("and", "or", "if", "when", "for", "is", "to")
+def _is_quantity(text: str) -> bool:
+    """A number, perhaps after "x =": what may carry a unit that is not in \\text{...}."""
+    bare = re.sub(r"\\[A-Za-z]+|^\s*[A-Za-z]\w*\s*=", "", text)
+    has_number = any(c.isdigit() for c in text) or "\\pi" in text
+    return has_number and not any(c.isalpha() for c in bare)
 
 
-# ------------------------------------------------------------------------------------------------------ structure
+# ------------------------------------------------------------------------------------------------ structure
 
 _OPENING, _CLOSING = "([{", ")]}"
 _ASSIGNED = re.compile(
@@ -311,7 +345,8 @@ def _math_key(answer: str) -> Key | None:
         return Key(f"text:{plain}", plain)
     words = plain.casefold()
     if (_PURE_WORDS.match(plain) and _has_word(words) and not _is_name(plain)) or (
-        re.fullmatch(r"\\(?:text|mbox|textbf|mathrm|textrm)\s*\{[^{}]{2,}\}", tidy) and not any(c.isdigit() for c in plain)
+        re.fullmatch(r"\\(?:text|mbox|textbf|mathrm|textrm)\s*\{[^{}]{2,}\}", tidy)
+        and not any(c.isdigit() for c in plain)
     ):
         return _text_key(plain)
     body = _drop_units(tidy)
@@ -343,7 +378,7 @@ def _has_word(words: str) -> bool:
 
 
 def _is_name(plain: str) -> bool:
-    return plain in ("sin", "cos", "tan", "log", "exp") or plain.isupper() and len(plain) <= 2
+    return plain in ("sin", "cos", "tan", "log", "exp") or (plain.isupper() and len(plain) <= 2)
 
 
 def _unwrap_words(text: str) -> str:
@@ -489,7 +524,8 @@ def _matrix(match: re.Match[str], level: int) -> tuple[str, str]:
 
 
 def _relation(text: str, level: int) -> tuple[str, str] | None:
-    """`x = 5` and `x \\in [1,2]` are what stands right; other equations are compared up to a constant factor."""
+    """`x = 5` and `x \\in [1,2]` are what stands right; other equations are compared up to a constant
+    factor."""
     marks = list(_RELATION.finditer(text))
     if not marks:
         return None
@@ -500,7 +536,7 @@ def _relation(text: str, level: int) -> tuple[str, str] | None:
     if signs == {"\\in"} and len(marks) == 1:
         return _structure(right, level + 1)
     if signs != {"="}:
-        raise Unreadable("an inequality")
+        return _inequality(text, marks)
     if _ASSIGNED.match(left.replace(" ", "")) and not (right == "0" and len(marks) == 1 and len(left) > 1):
         return _structure(right, level + 1)
     if len(marks) > 1:
@@ -515,6 +551,35 @@ def _relation(text: str, level: int) -> tuple[str, str] | None:
     return "equation:" + equation_key(difference), f"{_compact(left)}={_compact(right)}"
 
 
+_VARIABLE = re.compile(r"^(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?$")
+
+
+def _inequality(text: str, marks: list[re.Match[str]]) -> tuple[str, str]:
+    """`x < 2`, `2 > x` and `-1 \\le x < 2`, the bounds constant, are the intervals they describe."""
+    sides = [text[: marks[0].start()]]
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        sides.append(text[mark.end() : following.start() if following else len(text)])
+    sides = [side.strip() for side in sides]
+    signs = [mark[0] for mark in marks]
+    if signs[0] in (">", "\\ge"):  # read it from right to left
+        sides.reverse()
+        signs = [{">": "<", "\\ge": "\\le"}.get(sign, "") for sign in reversed(signs)]
+    if any(sign not in ("<", "\\le") for sign in signs):
+        raise Unreadable("not an interval")
+    if len(sides) == 2:
+        if _VARIABLE.match(sides[0]):
+            sides, signs = ["-\\infty", *sides], ["<", *signs]
+        else:
+            sides, signs = [*sides, "\\infty"], [*signs, "<"]
+    if len(sides) != 3 or not _VARIABLE.match(sides[1]):
+        raise Unreadable("not an interval")
+    low, high = _scalar(sides[0]), _scalar(sides[2])
+    if any(";" in bound[0] for bound in (low, high)):
+        raise Unreadable("a bound with a variable")
+    left, right = "[" if signs[0] == "\\le" else "(", "]" if signs[1] == "\\le" else ")"
+    return f"tuple:{left}{low[0]},{high[0]}{right}", f"{left}{low[1]},{high[1]}{right}"
+
+
 def _scalar(text: str) -> tuple[str, str]:
     if text.replace(" ", "") in ("\\infty", "+\\infty", "infinity", "inf", "oo"):
         return "infinity:+", "\\infty"
@@ -522,11 +587,19 @@ def _scalar(text: str) -> tuple[str, str]:
         return "infinity:-", "-\\infty"
     if _is_grouped_number(text):
         text = text.replace(",", "").replace(" ", "")
-    text = re.sub(r"(?<=\d)\s+(?=\d{3}\b)(?!\d{3}\s*/)", "", text) if re.fullmatch(r"\d{1,3}(?: \d{3})+", text) else text
+    text = (
+        re.sub(r"(?<=\d)\s+(?=\d{3}\b)(?!\d{3}\s*/)", "", text)
+        if re.fullmatch(r"\d{1,3}(?: \d{3})+", text)
+        else text
+    )
     text = re.sub(r"(?<=\d)[eE]([-+]?\d+)", r"\\cdot 10^{\1}", text)
     if _PROSE.search(text):
         raise Unreadable("words")
     value = evaluate(text)
-    if isinstance(value, Fraction):
-        return f"number:{value}", str(value)
-    return "value:" + value_key(value), _compact(text)
+    digits = str(value) if isinstance(value, Fraction) else ""
+    return scalar_key(value), digits if 0 < len(digits) <= MAX_ANSWER_CHARS // 2 else _compact(text)
+
+
+def scalar_key(value: Value) -> str:
+    """The key of a scalar with this value."""
+    return ("number:" if isinstance(value, Fraction) else "value:") + value_key(value)

@@ -44,7 +44,8 @@ def vote(
     pseudo-labels only.
     Returns: a `Vote`; `winner` and `pseudo_label` are None when nobody voted, the votes weigh nothing, a tie
     abstained or the majority was too small.  No responses at all give `majority_frac` 0.
-    Raises: `InputError` for lengths that differ, an unknown tie rule, a weight that is negative or not finite.
+    Raises: `InputError` for lengths that differ, an unknown tie rule, a weight that is negative or not
+    finite.
     Source: the TTRL vote (2504.16084), on classes; abstention and tie rules are ours.
 
     >>> vote(["12", "7", "12.0", None], [0, 1, 0, None]).pseudo_label
@@ -95,7 +96,8 @@ def leave_one_out_reward(
     nothing.  Votes count 1 each here.  `tie`, `min_majority_frac` and `seed` mean what they mean in `vote`,
     applied to the N - 1 others ("first" is the first appearance among those).
     Returns: one reward per response; 0.0 for abstainers, for ties that abstain and when N = 1.
-    Raises: `InputError` for an unknown tie rule.  Source: docs/method.md, y*_{-i}; ours where the rule is open.
+    Raises: `InputError` for an unknown tie rule.  Source: docs/method.md, y*_{-i}; ours where the rule is
+    open.
 
     >>> leave_one_out_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
     (0.0, 0.0, 0.0)
@@ -156,10 +158,11 @@ REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
 def vote_metrics(votes: Sequence[Vote]) -> dict[str, float]:
     """Label-free health figures over the questions of a step, each a mean over questions.
 
-    `label/majority_frac`: weight of the winning (or largest) class over all responses'; `label/abstained_frac`:
-    responses without a vote; `label/labelled_frac`: questions with a pseudo-label; `label/num_classes`;
-    `label/answer_entropy`: -sum_c p_c log p_c in nats over the classes' shares of the votes cast, 0 when nobody
-    voted; `label/unanimous_frac`: questions on which every response voted for one class.
+    `label/majority_frac`: weight of the winning (or largest) class over all responses';
+    `label/abstained_frac`: responses without a vote; `label/labelled_frac`: questions with a pseudo-label;
+    `label/num_classes`; `label/answer_entropy`: -sum_c p_c log p_c in nats over the classes' shares of the
+    votes cast, 0 when nobody voted; `label/unanimous_frac`: questions on which every response voted for one
+    class.
     Returns: all six keys, 0.0 each for no votes.  Source: ours.
 
     >>> vote_metrics([Vote(("4", None), (0, None), (1.0,), 0, "4", 0.5)])["label/abstained_frac"]
@@ -196,7 +199,9 @@ def _entropy(counts: Sequence[float]) -> float:
 
 def _check_options(tie: str, min_majority_frac: float) -> None:
     if tie not in TIES:
-        raise InputError(f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}")
+        raise InputError(
+            f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}"
+        )
     if not 0.0 <= min_majority_frac <= 1.0:
         raise InputError(f"min_majority_frac is {min_majority_frac}; it must lie between 0 and 1")
 

@@ -66,14 +66,19 @@ def read_definition(raw: Mapping[str, Any], where: str) -> Definition:
 
 
 def definition_of(data: DataConfig) -> Definition | None:
-    """The definition that `data.name` stands for, or None: a plain file, a suite, an unknown hub data set.
+    """The definition that `data.name` stands for, or None for a plain file or another hub data set.
 
     A benchmark is found by its short name (case and punctuation aside) or its hub id; a definition file by
-    its ending, .yaml or .yml, or .json when the object in it says `hub` or `path`.
+    its ending, .yaml or .yml, or .json when the object in it says `hub` or `path`.  Bundled suites have one,
+    since they ask for numbers.
 
-    >>> definition_of(load_config(overrides=["data=math-500"]).data).rows
+    >>> definition_of(DataConfig(name="math-500")).rows
     500
     """
+    if data.name.startswith("tiny/"):
+        from spinerl.tiny import suite_path
+
+        return Definition(path=str(suite_path(data.name.removeprefix("tiny/"))), kind="number")
     suffix = Path(data.name).suffix.lower()
     if suffix in (".yaml", ".yml"):
         if not Path(data.name).is_file():
@@ -84,7 +89,7 @@ def definition_of(data: DataConfig) -> Definition | None:
         return _from_file(raw, data.name) if raw is not None else None
     for name, raw in BENCHMARKS.items():
         by_hub = data.name == raw["hub"] and data.config in (None, raw.get("config"))
-        if by_hub or _plain(data.name) == _plain(name):
+        if by_hub or ("/" not in data.name and _plain(data.name) == _plain(name)):
             return read_definition(raw, f"benchmark {name}")
     return None
 
@@ -119,7 +124,7 @@ def resolve(config: Config) -> Config:
     `data.config`, `data.split`, `data.columns`, `prompt.instruction`, `prompt.system` and `answer.kind` are
     filled where they were left open; what the user gave stays.  Resolving twice changes nothing.
 
-    >>> resolve(load_config(overrides=["data=math-500"])).data.columns.question
+    >>> resolve(Config(data=DataConfig(name="math-500"))).data.columns.question
     'problem'
     """
     definition = definition_of(config.data)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from spinerl.errors import InputError, did_you_mean
 
@@ -25,7 +27,7 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
     wanted = split or "test"
     local = "for a copy on this machine set data.path=FOLDER"
     try:
-        with _quiet():
+        with _offline_if_unreachable():
             return datasets.load_dataset(name, config, split=wanted)
     except DatasetNotFoundError as error:
         text = _line(error)
@@ -33,10 +35,9 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
             hint = "accept its conditions on its hub page, then log in with `hf auth login`"
             raise InputError(f"hub data set {name} is gated: {hint}; {local}{_also(note)}") from None
         raise InputError(f"hub data set {name} cannot be found ({text}); {local}{_also(note)}") from None
-    except (ConnectionError, TimeoutError) as error:
-        raise InputError(
-            f"hub data set {name} is out of reach ({_line(error)}); {local}{_also(note)}"
-        ) from None
+    except (ConnectionError, TimeoutError):
+        why = "no connection to the hub, and no copy in the cache"
+        raise InputError(f"hub data set {name} is out of reach: {why}; {local}{_also(note)}") from None
     except (ValueError, RuntimeError, OSError) as error:
         key = (
             "data.config" if "onfig" in str(error) else "data.split" if "split" in str(error) else "data.path"
@@ -111,19 +112,35 @@ def _undecoded(feature: Any, datasets: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars and without a warning per retry: one line tells what came of it."""
+    """Without progress bars: a local folder is read in no time."""
     import datasets
 
-    logger = logging.getLogger("huggingface_hub")
-    level, bars = logger.level, datasets.utils.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    shown = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        logger.setLevel(level)
-        if not bars:
+        if shown:
             datasets.enable_progress_bars()
+
+
+@contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Where the hub's name does not resolve, only cached copies are looked at: no half minute of retries."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    try:
+        if host and not getproxies():
+            socket.getaddrinfo(host, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _line(error: BaseException) -> str:

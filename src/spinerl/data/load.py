@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -73,9 +73,9 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     a missing file or column, invalid JSON, a repeated id, a gold answer that is none of the options, or no
     question at all.  `spinerl.data.check` lists all of them.
 
-    >>> questions, gold = load_data(load_config(overrides=["data=amc.jsonl"]).data)
-    >>> len(questions.questions), gold["0"]
-    (83, '142.0')
+    >>> questions, gold = load_data(DataConfig(name="tiny/shift-a", max_questions=2))
+    >>> len(questions.questions), len(gold), questions.questions[0].answer_kind
+    (2, 2, 'number')
     """
     found = scan(data, answer_kind)
     questions: list[Question] = []
@@ -95,7 +95,8 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     if not questions:
         reasons = ", ".join(f"{count} rows: {reason}" for reason, count in skipped.items())
         raise InputError(f"{found.table.source} gives no question ({reasons}); see data.columns.question")
-    check_gold_file(found, gold)
+    if len(questions) != data.max_questions:  # else later questions may have the gold
+        check_gold_file(found, (question.id for question in questions))
     return (
         QuestionSet(
             tuple(questions), fingerprint(questions), MappingProxyType(dict(skipped)), found.table.source
@@ -108,7 +109,7 @@ def scan(data: DataConfig, answer_kind: str = "auto") -> Scan:
     """Opens the source and the gold file, and finds the columns; InputError if any of them is not there."""
     definition = definition_of(data)
     resolved = resolve_data(data, definition)
-    table = open_table(resolved, definition, data)
+    table = open_table(resolved, definition)
     gold_cells = _gold_cells(resolved)
     reader = RowReader.of(table, resolved.columns, definition, answer_kind, read_gold=gold_cells is None)
     return Scan(resolved, definition, table, reader, gold_cells)
@@ -122,9 +123,13 @@ def fingerprint(questions: list[Question] | tuple[Question, ...]) -> str:
     return digest.hexdigest()
 
 
-def check_gold_file(found: Scan, gold: Mapping[str, str]) -> None:
-    """InputError if a gold file was named and not one of its ids is a question's."""
-    if found.data.gold is not None and not gold:
+def check_gold_file(found: Scan, ids: Iterable[str]) -> None:
+    """InputError if a gold file was named and not one of its ids is among `ids`, those of all questions."""
+    if (
+        found.data.gold is not None
+        and found.gold_cells is not None
+        and found.gold_cells.keys().isdisjoint(ids)
+    ):
         raise InputError(
             f"data.gold={found.data.gold}: none of its ids is a question's id in {found.table.source}; "
             "the ids must be the same in both (see data.columns.id)"

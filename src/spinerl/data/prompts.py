@@ -92,8 +92,11 @@ def render_prompt(
 
     Raises as `render_text`.
 
-    >>> render_prompt(Question("1", "2 + 3?"), tokenizer, PromptConfig())[:3]
-    (2, 291, 17)
+    >>> from transformers import AutoTokenizer
+    >>> from spinerl.tiny import model_path
+    >>> tokenizer = AutoTokenizer.from_pretrained(model_path())
+    >>> len(render_prompt(Question("1", "2"), tokenizer, PromptConfig(instruction="")))
+    3
     """
     text = render_text(question, tokenizer, prompt, kind=kind)
     if _uses_template(tokenizer, prompt):
@@ -112,8 +115,12 @@ def render_all(
 
     Raises InputError when questions were given and none fits.
 
-    >>> render_all([question], tokenizer, PromptConfig(max_tokens=512)).num_too_long
-    0
+    >>> from transformers import AutoTokenizer
+    >>> from spinerl.tiny import model_path
+    >>> tokenizer = AutoTokenizer.from_pretrained(model_path())
+    >>> questions = [Question("1", "2"), Question("2", "2" * 99)]
+    >>> render_all(questions, tokenizer, PromptConfig(max_tokens=60, instruction="")).num_too_long
+    1
     """
     kept: list[Question] = []
     prompts: list[tuple[int, ...]] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from spinerl.config import ColumnsConfig
 from spinerl.data.definitions import Definition
-from spinerl.data.sources import Row, Table
+from spinerl.data.sources import Row, Table, name_list
 from spinerl.errors import InputError, did_you_mean
 from spinerl.types import Question
 
@@ -89,7 +89,7 @@ class RowReader:
                     near = did_you_mean(name, table.columns)
                     raise InputError(
                         f"{table.source} has no column {name!r}{near}; "
-                        f"there are {', '.join(table.columns)}: set {key}"
+                        f"there are {name_list(table.columns)}: set {key}"
                     )
         return reader
 
@@ -103,10 +103,10 @@ class RowReader:
         if row.cells is None:
             return Outcome(error=row.problem)
         cells = row.cells
-        for name, value in self.definition.where.items():
-            if plain_text(_lookup(cells, name)) != value:
-                return Outcome(skipped=f"{name} is not {value}")
         try:
+            for name, value in self.definition.where.items():
+                if _text_cell(_lookup(cells, name), name) != value:
+                    return Outcome(skipped=f"{name} is not {value}")
             text = self._question_text(cells)
             if not text:
                 return Outcome(skipped="empty question")
@@ -125,7 +125,9 @@ class RowReader:
                 id=row_id,
                 text=text + "".join(f"\n{line}" for line in choice_lines(options)),
                 choices=options,
-                subject=plain_text(_lookup(cells, self.subject)) if self.subject is not None else None,
+                subject=_text_cell(_lookup(cells, self.subject), self.subject) or None
+                if self.subject
+                else None,
                 answer_kind=kind,
                 images=_images(_lookup(cells, self.images)) if self.images is not None else (),
             )
@@ -330,9 +332,15 @@ def plain_text(cell: Any) -> str | None:
 
 def _text_cell(cell: Any, name: str) -> str:
     try:
-        return plain_text(cell) or ""
+        text = plain_text(cell) or ""
+        text.encode()
     except BadCellError as error:
         raise BadCellError(f"column {name!r} {error}") from None
+    except UnicodeEncodeError:
+        raise BadCellError(
+            f"column {name!r} holds half a character (a lone surrogate); write it anew"
+        ) from None
+    return text
 
 
 def _is_blank(cell: Any) -> bool:
@@ -350,8 +358,10 @@ def _joined(cell: Any, name: str) -> str:
 
 def _lookup(cells: Mapping[str, Any], name: str | None) -> Any:
     """The cell of a column; "a.b" also reaches field b of column a.  None where there is none."""
-    if name is None or name in cells:
-        return cells.get(name) if name is not None else None
+    if name is None:
+        return None
+    if name in cells:
+        return cells[name]
     value: Any = cells
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -366,6 +376,8 @@ def _images(cell: Any) -> tuple[ImageRef, ...]:
     for part in parts:
         if isinstance(part, str):
             refs.append(ImageRef(path=part))
+        elif isinstance(part, bytes):
+            refs.append(ImageRef(data=part))
         elif isinstance(part, Mapping) and (part.get("bytes") is not None or part.get("path") is not None):
             refs.append(ImageRef(path=part.get("path"), data=part.get("bytes")))
         elif part is not None:
@@ -387,9 +399,7 @@ def _unpack(text: str) -> Any:
 def _first(cell: Mapping[str, Any], keys: Sequence[str], what: str) -> str:
     found = next((key for key in keys if key in cell), None)
     if found is None:
-        raise BadCellError(
-            f"{what} must hold one of the fields {', '.join(keys)}; found {', '.join(map(str, cell))}"
-        )
+        raise BadCellError(f"{what} must hold one of the fields {', '.join(keys)}; found {name_list(cell)}")
     return found
 
 

@@ -14,7 +14,7 @@ from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition
 from spinerl.errors import InputError, did_you_mean
 
-__all__ = ["Row", "Table", "open_file", "open_table", "suite_gold"]
+__all__ = ["Row", "Table", "name_list", "open_file", "open_table", "suite_gold"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
@@ -47,26 +47,26 @@ class Table:
             yield Row(f"row {number}", number, cells)
 
 
-def open_table(data: DataConfig, definition: Definition | None, asked: DataConfig) -> Table:
-    """The rows that the (resolved) `data` names; `asked` is what the user gave, whose split must be there.
+def open_table(data: DataConfig, definition: Definition | None) -> Table:
+    """The rows that the (resolved) `data` names.
 
     In this order: data.path, a bundled suite, a file, a definition's place, a folder, a hub data set.
     Raises InputError when there is nothing of that name, naming the nearest benchmark or suite.
     """
     if data.path is not None:
-        return _open_local(Path(data.path), data, asked, key="data.path")
+        return _open_local(Path(data.path), data, definition, key="data.path")
     if data.name.startswith("tiny/"):
         from spinerl.tiny import suite_path
 
         return open_file(suite_path(data.name.removeprefix("tiny/")), data.name)
-    note = f"{definition.licence} {definition.note}".strip() if definition else ""
     if definition is not None and definition.path is not None:
-        return _open_local(Path(definition.path), data, asked, key=f"path in {data.name}")
+        return _open_local(Path(definition.path), data, definition, key=f"path in {data.name}")
     if definition is not None and definition.hub is not None:
-        return _of_dataset(hub.open_hub(definition.hub, data.config, data.split, note), definition.hub)
+        dataset = hub.open_hub(definition.hub, data.config, data.split, definition.licence)
+        return _of_dataset(dataset, definition.hub)
     path = Path(data.name)
     if path.suffix.lower() in SUFFIXES or path.exists():
-        return _open_local(path, data, asked, key="data")
+        return _open_local(path, data, definition, key="data")
     owner, slash, name = data.name.partition("/")
     if owner and name and "/" not in name and not data.name.startswith("."):
         return _of_dataset(hub.open_hub(data.name, data.config, data.split), data.name)
@@ -110,6 +110,12 @@ def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Ta
     return Table(source, tuple(columns), rows)
 
 
+def name_list(names: Iterable[Any], most: int = 30) -> str:
+    """Names for a one-line message: "a, b", odd ones quoted, the rest of a long list counted."""
+    shown = [str(name) if str(name).isprintable() and str(name).strip() else repr(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
 def suite_gold(name: str) -> Path:
     """The gold file that comes with the bundled suite `tiny/NAME`."""
     from spinerl.tiny import gold_path
@@ -117,14 +123,18 @@ def suite_gold(name: str) -> Path:
     return gold_path(name.removeprefix("tiny/"))
 
 
-def _open_local(path: Path, data: DataConfig, asked: DataConfig, key: str) -> Table:
-    if path.is_dir():
-        split_asked, config_asked = asked.split is not None, asked.config is not None
-        dataset = hub.open_folder(
-            path, data.config, data.split, split_asked=split_asked, config_asked=config_asked
-        )
-        return _of_dataset(dataset, str(path))
-    return open_file(path, key=key)
+def _open_local(path: Path, data: DataConfig, definition: Definition | None, key: str) -> Table:
+    if not path.is_dir():
+        return open_file(path, key=key)
+    own = definition or Definition()
+    dataset = hub.open_folder(
+        path,
+        data.config,
+        data.split,
+        config_asked=data.config not in (None, own.config),
+        split_asked=data.split not in (None, own.split),
+    )
+    return _of_dataset(dataset, str(path))
 
 
 def _of_dataset(dataset: Any, source: str) -> Table:
@@ -162,7 +172,7 @@ def _json_rows(text: str, source: str) -> list[Row]:
         lists = [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:
             raise InputError(
-                f"{source} must hold a list of objects; found an object with keys {', '.join(value)}"
+                f"{source} must hold a list of objects; found an object with keys {name_list(value)}"
             )
         value = lists[0]
     if not isinstance(value, list):

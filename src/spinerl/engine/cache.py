@@ -27,8 +27,15 @@ class InPlaceLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         used = self.get_seq_length()
         length = used + key_states.shape[-2]
-        if self._room is None or self._room[0].shape[-2] < length or self._room[0].shape[0] != key_states.shape[0]:
-            self._room = (self._grown(self.keys, key_states, length), self._grown(self.values, value_states, length))
+        if (
+            self._room is None
+            or self._room[0].shape[-2] < length
+            or self._room[0].shape[0] != key_states.shape[0]
+        ):
+            self._room = (
+                self._grown(self.keys, key_states, length),
+                self._grown(self.values, value_states, length),
+            )
         keys, values = self._room
         keys[:, :, used:length] = key_states
         values[:, :, used:length] = value_states

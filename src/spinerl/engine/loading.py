@@ -31,7 +31,10 @@ class LoadedModel:
 
 
 def resolve_name(name: str) -> str:
-    """The folder of a bundled model, an existing folder, or a hub name; InputError for a folder that is no model."""
+    """The folder of a bundled model, an existing folder (of a run: its adapted model), or a hub name.
+
+    Raises InputError for a folder that is no model.
+    """
     if name == "tiny-reasoner":
         from spinerl.tiny import model_path
 
@@ -39,12 +42,16 @@ def resolve_name(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            inner = folder / "model"
-            hint = f"; did you mean model={inner}?" if (inner / "config.json").is_file() else ""
-            raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model{hint}")
+            if (folder / "model" / "config.json").is_file():
+                return str(folder / "model")
+            raise InputError(
+                f"model={name}: the folder has no config.json, so it is not a Hugging Face model"
+            )
         return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or tiny-reasoner")
+        raise InputError(
+            f"model={name}: no such folder; give a Hugging Face folder, a hub name, or tiny-reasoner"
+        )
     return name
 
 
@@ -75,13 +82,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     tokenizer = load_tokenizer(config)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
+        raise InputError(
+            f"model={config.name} is an encoder-decoder; only causal language models can be adapted"
+        )
     model.to(device).eval()  # pyright: ignore[reportArgumentType]
     if config.gradient_checkpointing:
         # It acts in training mode only (`spinerl.engine.policy.update`), where dropout must not come with it.
         _remove_dropout(model)
         # transformers renamed it on the way to version 6
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        )
         enable()
     end_ids = _end_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids[0] if end_ids else 0)
@@ -126,7 +137,9 @@ def _from_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in reason:
-            reason = "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
+            reason = (
+                "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
+            )
         elif "safetensors" in reason:
             reason += " (only safetensors weights are read: they cannot run code)"
         raise InputError(f"model={config.name} could not be loaded: {reason}") from None

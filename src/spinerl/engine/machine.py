@@ -26,7 +26,11 @@ def tune_allocator() -> bool:
     except (OSError, AttributeError):
         return False
     limit = 2**30  # glibc caps the mmap threshold at DEFAULT_MMAP_THRESHOLD_MAX unless set explicitly
-    done = [mallopt(_M_MMAP_THRESHOLD, limit), mallopt(_M_TRIM_THRESHOLD, limit), mallopt(_M_TOP_PAD, 64 * 2**20)]
+    done = [
+        mallopt(_M_MMAP_THRESHOLD, limit),
+        mallopt(_M_TRIM_THRESHOLD, limit),
+        mallopt(_M_TOP_PAD, 64 * 2**20),
+    ]
     return all(done)
 
 

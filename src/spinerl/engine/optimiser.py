@@ -22,7 +22,9 @@ class Optimiser:
     each low-precision parameter gets a float32 master that learns, and the model holds its rounded copy.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: OptimConfig, total_updates: int) -> None:
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], config: OptimConfig, total_updates: int
+    ) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._masters = [
             p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_()
@@ -84,7 +86,11 @@ class Optimiser:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside the model's own weights."""
         masters = [m.detach() for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
-        return {"adamw": self._adamw.state_dict(), "scheduler": self._scheduler.state_dict(), "masters": masters}
+        return {
+            "adamw": self._adamw.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "masters": masters,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""

@@ -147,7 +147,9 @@ def update(
     optimiser.zero_grad()
     optim = config.optim
     loaded.model.train(config.model.gradient_checkpointing)
-    for micro in micro_batches(batch, wanted, loaded.pad_id, optim.micro_batch_rows, optim.micro_batch_tokens):
+    for micro in micro_batches(
+        batch, wanted, loaded.pad_id, optim.micro_batch_rows, optim.micro_batch_tokens
+    ):
         cell = (micro.row_of, micro.column_of)
 
         log_dist = log_distribution(wanted_logits(loaded, micro), batch.temperature)
@@ -199,7 +201,9 @@ def update(
             max_log_ratio = max(max_log_ratio, on_policy.max().item() if on_policy.numel() else 0.0)
     loaded.model.eval()
     figures = {
-        "loss/total": sums["policy"] + config.anchor.weight * sums["anchor"] + config.band.weight * sums["band"],
+        "loss/total": sums["policy"]
+        + config.anchor.weight * sums["anchor"]
+        + config.band.weight * sums["band"],
         "loss/policy": sums["policy"],
         "loss/clipped_frac": sums["clipped"],
         "loss/log_ratio": sums["log_ratio"],

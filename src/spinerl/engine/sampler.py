@@ -27,7 +27,9 @@ from spinerl.types import Question, Rollout
 
 __all__ = ["greedy_responses", "sample_responses"]
 
-_COMPACT_BELOW = 0.75  # drop finished rows once this share or less is still going: a copy costs about one token
+_COMPACT_BELOW = (
+    0.75  # drop finished rows once this share or less is still going: a copy costs about one token
+)
 
 
 @dataclass
@@ -72,8 +74,16 @@ def sample_responses(
         return _inverse_cdf(scores, uniforms)
 
     return _respond(
-        loaded, questions, prompts, num_responses, rollout.max_new_tokens, rollout.max_rows, rollout.temperature,
-        choose, seed, on_tokens,
+        loaded,
+        questions,
+        prompts,
+        num_responses,
+        rollout.max_new_tokens,
+        rollout.max_rows,
+        rollout.temperature,
+        choose,
+        seed,
+        on_tokens,
     )
 
 
@@ -86,8 +96,16 @@ def greedy_responses(
 ) -> Rollout:
     """The likeliest token at every position, one response per question; figures are at temperature 1."""
     return _respond(
-        loaded, questions, prompts, 1, rollout.max_new_tokens, rollout.max_rows, 1.0,
-        lambda log_dist, _: log_dist.argmax(dim=-1), None, on_tokens,
+        loaded,
+        questions,
+        prompts,
+        1,
+        rollout.max_new_tokens,
+        rollout.max_rows,
+        1.0,
+        lambda log_dist, _: log_dist.argmax(dim=-1),
+        None,
+        on_tokens,
     )
 
 
@@ -107,7 +125,9 @@ def _respond(
     on_tokens: Callable[[int], None] | None,
 ) -> Rollout:
     limit = max_new_tokens
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: little padding
+    order = sorted(
+        range(len(prompts)), key=lambda i: len(prompts[i])
+    )  # like lengths together: little padding
     per_chunk = max(1, max_rows // num_responses)
     parts: dict[int, tuple[_Rows, int]] = {}
     for start in range(0, len(order), per_chunk):
@@ -118,7 +138,14 @@ def _respond(
                 [_stream(limit, *seed, questions[i].id, j) for i in chunk for j in range(num_responses)]
             )
         rows = _sample_chunk(
-            loaded, [prompts[i] for i in chunk], num_responses, limit, temperature, choose, uniforms, on_tokens
+            loaded,
+            [prompts[i] for i in chunk],
+            num_responses,
+            limit,
+            temperature,
+            choose,
+            uniforms,
+            on_tokens,
         )
         for place, i in enumerate(chunk):
             parts[i] = (rows, place * num_responses)
@@ -132,8 +159,12 @@ def _respond(
             pieces.append(torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=padding))
         return torch.cat(pieces)
 
-    lengths = torch.cat([rows.lengths[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))])
-    finished = torch.cat([rows.finished[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))])
+    lengths = torch.cat(
+        [rows.lengths[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))]
+    )
+    finished = torch.cat(
+        [rows.finished[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))]
+    )
     tokens = gather("tokens", loaded.pad_id)
     mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
     texts = loaded.tokenizer.batch_decode(
@@ -183,8 +214,12 @@ def _sample_chunk(
     even = bool(attended.all())  # no padding anywhere: the model may take its maskless path
     cache = new_cache(model.config)
     output = model(
-        input_ids=padded, attention_mask=None if even else attended.long(), position_ids=positions,
-        past_key_values=cache, use_cache=True, logits_to_keep=1,
+        input_ids=padded,
+        attention_mask=None if even else attended.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     )
     cache.batch_repeat_interleave(num_responses)
     logits = output.logits[:, -1].repeat_interleave(num_responses, 0)
@@ -213,11 +248,19 @@ def _sample_chunk(
         if num_going <= _COMPACT_BELOW * len(active):
             keep = going.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            active, chosen, attended, next_position = active[keep], chosen[keep], attended[keep], next_position[keep]
+            active, chosen, attended, next_position = (
+                active[keep],
+                chosen[keep],
+                attended[keep],
+                next_position[keep],
+            )
             going = torch.ones(num_going, dtype=torch.bool, device=device)
         output = model(
-            input_ids=chosen.unsqueeze(1), attention_mask=None if even else attended[:, : longest + t + 1],
-            position_ids=next_position.unsqueeze(1), past_key_values=cache, use_cache=True,
+            input_ids=chosen.unsqueeze(1),
+            attention_mask=None if even else attended[:, : longest + t + 1],
+            position_ids=next_position.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
         )
         logits = output.logits[:, -1]
         next_position = next_position + 1

@@ -67,7 +67,9 @@ def band_penalty(
     return over + under if shape == "hinge" else over.square() + under.square()
 
 
-def blend_edges(past: tuple[float, float] | None, now: tuple[float, float], decay: float) -> tuple[float, float]:
+def blend_edges(
+    past: tuple[float, float] | None, now: tuple[float, float], decay: float
+) -> tuple[float, float]:
     """Edges of the exponential moving average: decay * past + (1 - decay) * now, or `now` at the first step.
 
     >>> blend_edges((1.0, 2.0), (0.0, 1.0), 0.5)

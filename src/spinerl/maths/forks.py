@@ -40,7 +40,9 @@ def top_entropy_mask(
         return flat.view_as(mask)
     counts = torch.ceil(mask.sum(dim=1).double() * fraction - 1e-9).long()  # 0.1 * 30 is a hair over 3
     order = entropies.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    ranks = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return (ranks < counts.unsqueeze(1)) & mask
 
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, drawn by plain Python.  Colours and dashes are CSS classes; every text is escaped."""
+"""Line charts as inline SVG, by plain Python.  Colours and dashes are CSS classes; every text is escaped."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart to draw: `unit` stands over the y axis, `note` under the title, `empty` in place of absent curves.
+    """A chart to draw: `unit` stands over the y axis, `note` under the title, `empty` where no curve is.
 
     `floor` and `ceiling` are values the axis never passes; `zero` makes it start at 0.
     """
@@ -256,7 +256,8 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
         label = f"{tick * scale:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
         kind = "grid base" if tick == 0 else "grid"
         yield Markup(
-            '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
+            '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>'
+            '<text class="ytick" x="{tx}" y="{ty}">{t}</text>'
         ).format(
             k=kind,
             a=_LEFT,
@@ -268,7 +269,8 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
         )
     for tick in nice_ticks(frame.x0, frame.x1, integers=True):
         yield Markup(
-            '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/><text class="xtick" x="{x}" y="{t}">{v}</text>'
+            '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/>'
+            '<text class="xtick" x="{x}" y="{t}">{v}</text>'
         ).format(
             x=frame.x(tick), a=bottom, b=bottom + 4, t=bottom + 18, v=f"{tick:,.0f}".replace(",", "\u202f")
         )
@@ -357,7 +359,8 @@ def _describe(chart: Chart) -> str:
             said.append(f"{line.label}: {format_number(y0)} at step {x0:.0f}.")
         else:
             said.append(
-                f"{line.label}: from {format_number(y0)} at step {x0:.0f} to {format_number(y1)} at step {x1:.0f}, "
+                f"{line.label}: from {format_number(y0)} at step {x0:.0f} to {format_number(y1)} "
+                f"at step {x1:.0f}, "
                 f"between {format_number(low)} and {format_number(high)}."
             )
     return f"{chart.unit} by step. " + " ".join(said)

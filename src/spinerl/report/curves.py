@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 from spinerl.report.charts import PALETTE_SIZE, Chart, Legend, Line, Span
@@ -50,9 +51,7 @@ def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
                     else f"{group.label}, {label}"
                 )
                 colour = dash if len(groups) == 1 else group.colour
-                lines.append(
-                    Line(name, line.points, colour, line.dash, line.band, line.whiskers, line.smooth)
-                )
+                lines.append(dataclasses.replace(line, label=name, colour=colour, dash=dash + _again(group)))
         return Chart(
             id,
             title,
@@ -221,17 +220,8 @@ def _pass_chart(groups: Sequence[Group]) -> Chart:
                 if triple is not None and triple[1] is not None and triple[2] is not None:
                     whiskers.append((float(row["step"]), 100 * triple[1], 100 * triple[2]))
         if any(y is not None for _, y in line.points):
-            lines.append(
-                Line(
-                    line.label,
-                    line.points,
-                    group.colour,
-                    0,
-                    line.band,
-                    tuple(whiskers),
-                    shift=5.0 * (i - (len(groups) - 1) / 2),
-                )
-            )
+            shift = min(5.0, 16 / len(groups)) * (i - (len(groups) - 1) / 2)
+            lines.append(dataclasses.replace(line, dash=_again(group), whiskers=tuple(whiskers), shift=shift))
     level = level_of(groups[0].runs[0])
     evaluated = any(run.evals for group in groups for run in group.runs)
     return Chart(
@@ -257,13 +247,18 @@ def _edges(group: Group, alone: bool) -> Line | None:
     return Line(label, colour=PALETTE_SIZE - 1 if alone else group.colour, band=tuple(spans))
 
 
+def _again(group: Group) -> int:
+    """How often the palette was used up before this group's colour: the dash that tells it from the first."""
+    return group.colour // PALETTE_SIZE
+
+
 def _legend(
     groups: Sequence[Group], drawn: Sequence[tuple[str, int]], extra: Sequence[Legend]
 ) -> tuple[Legend, ...]:
-    """One run: its series, if several. Several runs: each run's colour, then each series' dash, if several."""
+    """One run: its series, if several.  Several runs: their colours, then the series' dashes, if several."""
     if len(groups) == 1:
         entries = [Legend(label, f"s{dash} d{dash}") for label, dash in drawn]
         return (*entries, *extra) if len(entries) + len(extra) > 1 else ()
-    runs = [Legend(group.label, f"{group.style} d0") for group in groups]
+    runs = [Legend(group.label, f"{group.style} d{_again(group)}") for group in groups]
     dashes = [Legend(label, f"neutral d{dash}") for label, dash in drawn]
     return (*runs, *(dashes if len(dashes) + len(extra) > 1 else ()), *extra)

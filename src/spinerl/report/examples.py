@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class _SampleView:
 @dataclass(frozen=True)
 class _RunSamples:
     label: str
-    pairs: tuple[tuple[_SampleView | None, _SampleView | None], ...]
+    pairs: tuple[tuple[_SampleView | None, ...], ...]  # (early, late)
     note: str
 
 
@@ -68,45 +69,37 @@ def example_views(groups: Sequence[Group]) -> tuple[float, list[_RunSamples]]:
     ]
     pairs_each = _PAIRS_SHOWN if len(runs) == 1 else 1 if len(runs) > 3 else 2
     chosen = [(label, run, _pair_up(run.samples, pairs_each)) for label, run in runs]
-    entropies = [
-        entropy
+    shown = [
+        response
         for *_, pairs in chosen
-        for pair in pairs
-        for sample in pair
+        for sample in itertools.chain(*pairs)
         if sample is not None
         for response in sample.responses[:_RESPONSES_SHOWN]
+    ]
+    entropies = [
+        entropy
+        for response in shown
         for entropy, fork in zip(response.entropies, response.forks, strict=True)
         if fork and entropy is not None
     ]
     top = _round_up(max(entropies, default=1.0))
-    places = sum(
-        len(sample.responses[:_RESPONSES_SHOWN])
-        for *_, pairs in chosen
-        for pair in pairs
-        for sample in pair
-        if sample
-    )
-    limit = min(_TOKENS_PER_RESPONSE, max(40, _TOKENS_PER_PAGE // max(1, places)))
+    limit = min(_TOKENS_PER_RESPONSE, max(40, _TOKENS_PER_PAGE // max(1, len(shown))))
     views = []
     for label, run, pairs in chosen:
         steps = {sample.step for sample in run.samples}
-        shown = sum(sample is not None for pair in pairs for sample in pair)
-        note = f"{shown} of {len(run.samples)} logged questions, from {len(steps)} logged steps."
-        views.append(
-            _RunSamples(
-                label,
-                tuple(
-                    (_sample_view(early, "early", top, limit), _sample_view(late, "late", top, limit))
-                    for early, late in pairs
-                ),
-                note,
-            )
+        roles = ("early, ", "late, ") if len(steps) > 1 else ("", "")
+        cards = tuple(
+            tuple(_sample_view(sample, role, top, limit) for sample, role in zip(pair, roles, strict=True))
+            for pair in pairs
         )
+        count = sum(card is not None for pair in cards for card in pair)
+        note = f"{count} of {len(run.samples)} logged questions, from {len(steps)} logged steps."
+        views.append(_RunSamples(label, cards, note))
     return top, views
 
 
 def _pair_up(samples: Sequence[Sample], count: int) -> list[tuple[Sample | None, Sample | None]]:
-    """(early, late) questions: the same question twice where the run logged one, else the first and last ones."""
+    """(early, late) questions: the same question twice where the run logged one, else first and last ones."""
     if len({sample.step for sample in samples}) == 1:
         flat: list[Sample | None] = [*samples[: 2 * count]]
         flat += [None] * (len(flat) % 2)
@@ -130,7 +123,7 @@ def _pair_up(samples: Sequence[Sample], count: int) -> list[tuple[Sample | None,
     return pairs
 
 
-def _sample_view(sample: Sample | None, when: str, top: float, limit: int) -> _SampleView | None:
+def _sample_view(sample: Sample | None, role: str, top: float, limit: int) -> _SampleView | None:
     if sample is None:
         return None
     total = sum(n for _, n in sample.votes) + sample.num_abstained or 1
@@ -138,7 +131,7 @@ def _sample_view(sample: Sample | None, when: str, top: float, limit: int) -> _S
     more = len(sample.responses) - _RESPONSES_SHOWN
     return _SampleView(
         sample=sample,
-        when=when,
+        when=f"{role}step {sample.step}".capitalize(),
         question=_shortened(sample.question),
         votes=tuple(
             (answer, n, n / total, answer == sample.pseudo_label)

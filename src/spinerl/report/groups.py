@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Group:
         return f"s{self.colour % PALETTE_SIZE}"
 
     def line(self, key: str, label: str, dash: int = 0, scale: float = 1.0, smooth: bool = False) -> Line:
-        """The metric as a curve: the run's own, or the runs' mean with a band from the lowest to the highest."""
+        """The metric as a curve: the run's own, or the runs' mean in a band from lowest to highest."""
         series = [_scaled(run.series(key), scale) for run in self.runs]
         if len(series) == 1:
             return Line(label, series[0], self.colour, dash, smooth=smooth)
@@ -58,7 +58,7 @@ class Group:
         )
 
     def eval_mean(self, index: int, key: str) -> tuple[float, float | None, float | None] | None:
-        """(value, low, high) of the first (0) or last (-1) evaluation; of several runs the mean and the range."""
+        """(value, low, high) of the first (0) or last (-1) evaluation; of several runs the mean and range."""
         rows = [eval_row(run, index) for run in self.runs]
         values = [(number(row.get(key)), row) for row in rows if row is not None]
         finite = [(value, row) for value, row in values if value is not None]
@@ -102,8 +102,16 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
 def _group_label(members: Sequence[RunData]) -> str:
     if len(members) == 1:
         return members[0].name
-    stem = re.sub(r"[-_. ]*(seed|s)?[-_=]?$", "", os.path.commonprefix([run.name for run in members]))
+    common = members[0].name[: _num_alike([run.name for run in members])]
+    stem = re.sub(r"[-_. ]*seed[-_=]?\d*$|[-_. ]+s?$", "", common)
     return f"{stem or method_of(members[0])} ({len(members)} seeds)"
+
+
+def _num_alike(names: Sequence[str]) -> int:
+    """Letters that all names begin with."""
+    return sum(
+        1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    )
 
 
 def _together(series: Sequence[Sequence[Point]]) -> list[tuple[float, list[float]]]:

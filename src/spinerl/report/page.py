@@ -32,13 +32,13 @@ __all__ = ["render", "write_report"]
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML file about one or several run folders, and return its path.
 
-    The file appears whole or not at all; parent folders are made.  Runs that differ only by `seed` are drawn as
-    their mean and range.  Raises InputError if `runs` is empty, holds a folder that is no run folder, or `out`
-    is a folder or cannot be written.
+    The file appears whole or not at all; parent folders are made.  Runs that differ only by `seed` are drawn
+    as their mean and range; a folder given twice counts once.  Raises InputError if `runs` is empty or holds
+    a folder that is no run folder, or if `out` is a folder or cannot be written.
 
         write_report([Path("runs/spine-tiny-seed0"), Path("runs/ttrl-tiny-seed0")], Path("report.html"))
     """
-    folders = list(dict.fromkeys(Path(run).resolve() for run in runs))
+    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
     if not folders:
         raise InputError("no run folder given; a report needs at least one")
     out = Path(out)

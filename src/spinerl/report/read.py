@@ -1,4 +1,4 @@
-"""A run folder as plain records.  Whatever a run left behind is read; whatever it did not is simply absent."""
+"""A run folder as plain records.  What a run left behind is read; what it did not is simply absent."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class RunData:
     """What a run folder holds.
 
     `config` is the nested resolved configuration, `manifest` the facts of the run ({} if not written yet),
-    `metrics` and `evals` the rows by ascending step (a step written twice, as after a resume, counts once, the
-    later row winning), `notes` what a reader must know about damaged or missing parts.
+    `metrics` and `evals` the rows by ascending step (a step written twice, as after a resume, counts once and
+    the later row wins), `notes` what a reader must know about damaged or missing parts.
     """
 
     folder: Path
@@ -132,8 +132,8 @@ def number(value: Any) -> float | None:
 def read_run(folder: Path | str) -> RunData:
     """Read one run folder; an unfinished run and a last line cut short are fine and leave a note.
 
-    Raises InputError naming the folder if it is not a run folder: there is no config.yaml, it holds no mapping,
-    or none of metrics.jsonl, eval.jsonl and manifest.json is beside it.
+    Raises InputError naming the folder if it is not a run folder: there is no config.yaml, it holds no
+    mapping, or none of metrics.jsonl, eval.jsonl and manifest.json is beside it.
 
         run = read_run("runs/spine-tiny-seed0")
         run.series("reward/mean")   # ((1.0, 0.41), (2.0, 0.44), ...)
@@ -193,7 +193,7 @@ def _read_manifest(path: Path, notes: list[str]) -> Mapping[str, Any]:
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
-    """The JSON objects of a file with an integer "step"; [] without the file.  Bad lines are noted and left out."""
+    """The JSON objects of a file that have an integer "step"; bad lines are noted and left out."""
     if not path.is_file():
         return []
     try:

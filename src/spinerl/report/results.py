@@ -46,7 +46,7 @@ class _Table:
 
 
 def result_tables(groups: Sequence[Group]) -> list[_Table]:
-    """The groups side by side; then, if a group has several runs, the runs side by side.  [] without evaluations."""
+    """The groups side by side; then, if a group has several runs, the runs.  [] without evaluations."""
     each = [Group(visible(run.name), (run,), group.colour) for group in groups for run in group.runs]
     result = []
     for columns in [list(groups)] if len(each) == len(groups) else [list(groups), each]:

@@ -15,7 +15,7 @@ def visible(text: str) -> str:
     """The text with everything that hides or reorders text shown as a sign; line ends and tabs stay.
 
     >>> visible("a\\x00b"), visible("12\\u200b")
-    ('a␀b', '12⟨U+200B⟩')
+    ('a⟨U+0000⟩b', '12⟨U+200B⟩')
     """
     return text if text.isascii() and text.isprintable() else "".join(map(_visible_character, text))
 
@@ -24,22 +24,23 @@ def _visible_character(character: str) -> str:
     code = ord(character)
     if character in "\n\t" or character.isprintable():
         return character
-    if code < 0x20:
-        return chr(0x2400 + code)
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
     nothing = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
     return f"⟨U+{code:04X}⟩" if hidden or nothing else character
 
 
 def show_percent(value: float | None) -> str:
+    """A fraction in percent with one decimal; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f}{NBSP}%"
 
 
 def show_sign(value: float) -> str:
+    """The sign to write before an absolute value."""
     return "+" if value > 0 else "−" if value < 0 else "±"
 
 
 def show_duration(seconds: float) -> str:
+    """ "42.1 s", "4 min 07 s" or "2 h 42 min"."""
     if seconds < 120:
         return f"{format_number(seconds)}{NBSP}s"
     minutes, rest = divmod(round(seconds), 60)

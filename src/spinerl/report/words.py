@@ -62,7 +62,7 @@ def progress(run: RunData) -> list[str]:
 
 
 def summary(group: Group) -> list[str]:
-    """One paragraph's sentences: accuracy first, then the dynamics, then a warning where they call for one."""
+    """A paragraph's sentences: accuracy, then the dynamics, then a warning where they call for one."""
     sentences = [_accuracy_sentence(group.runs[0]) if len(group.runs) == 1 else _seeds_sentence(group)]
     sentences += [sentence for sentence in (_dynamics_sentence(group), _collapse_sentence(group)) if sentence]
     return sentences
@@ -93,7 +93,10 @@ def _accuracy_sentence(run: RunData) -> str:
     if verdict == "unknown":
         return f"Greedy Pass@1 went {change}; without intervals, this may be noise."
     if verdict == "unclear":
-        return f"Greedy Pass@1 went {change}, but this run cannot tell whether accuracy changed: the {both} overlap."
+        return (
+            f"Greedy Pass@1 went {change}, but this run cannot tell whether accuracy changed: "
+            f"the {both} overlap."
+        )
     return f"Greedy Pass@1 {verdict} {change} ({both})."
 
 
@@ -114,25 +117,21 @@ def _seeds_sentence(group: Group) -> str:
     words = {"rose": "rose", "fell": "fell", "unclear": "too close to tell", "unknown": "without intervals"}
     counts = ", ".join(f"{verdicts.count(v)} {words[v]}" for v in words if v in verdicts)
     return (
-        f"The mean greedy Pass@1 of {len(group.runs)} seeds went from {show_percent(before[0])} to {show_percent(after[0])} "
-        f"(the seeds end at {show_interval(after)}; seed by seed: {counts})."
+        f"The mean greedy Pass@1 of {len(group.runs)} seeds went from {show_percent(before[0])} "
+        f"to {show_percent(after[0])} (the seeds end at {show_interval(after)}; seed by seed: {counts})."
     )
 
 
 def _dynamics_sentence(group: Group) -> str:
     parts = []
     for key, words, show in (
-        (
-            "label/majority_frac",
-            "the majority fraction went",
-            lambda a, b: f"{show_percent(a)} to {show_percent(b)}",
-        ),
+        ("label/majority_frac", "the majority fraction", lambda *ab: " to ".join(map(show_percent, ab))),
         ("rollout/response_length", "the response length", lambda a, b: f"{a:.0f} to {b:.0f} tokens"),
         ("rollout/entropy", "the mean token entropy", lambda a, b: f"{a:.2f} to {b:.2f} nats"),
     ):
         ends = first_and_last(group, key)
         if ends is not None:
-            parts.append(f"{words} from {show(*ends)}")
+            parts.append(f"{words} {'' if parts else 'went '}from {show(*ends)}")
     if not parts:
         return ""
     steps = max(
@@ -164,9 +163,11 @@ def _collapse_sentence(group: Group) -> str:
 
 
 def level_of(run: RunData) -> str:
+    """The level of the run's intervals, "95 %"."""
     return f"{100 * (number(run.setting('eval.confidence')) or 0.95):g}{NBSP}%"
 
 
 def show_interval(triple: Triple) -> str:
+    """ "57.0–69.0 %", or "" where there is no interval."""
     _, low, high = triple
     return "" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}{NBSP}%"

@@ -137,18 +137,32 @@ class Wording:
 
 SEEN = Wording(
     start=("{N} has {q}.", "{N} starts with {q}.", "There are {q} in the box of {N}.", "Today {N} owns {q}."),
-    gain=("{P} buys {q}.", "{P} finds {q}.", "{f} gives {m} {q}.", "{P} gets {q} from {f}.",
-          "Then {f} brings {q}."),
-    loss=("{P} loses {q}.", "{P} sells {q}.", "{P} gives {q} to {f}.", "{f} takes {q}.",
-          "Then {p} uses {q}."),
+    gain=(
+        "{P} buys {q}.",
+        "{P} finds {q}.",
+        "{f} gives {m} {q}.",
+        "{P} gets {q} from {f}.",
+        "Then {f} brings {q}.",
+    ),
+    loss=(
+        "{P} loses {q}.",
+        "{P} sells {q}.",
+        "{P} gives {q} to {f}.",
+        "{f} takes {q}.",
+        "Then {p} uses {q}.",
+    ),
     ask=("How many {o} does {N} have now?", "How many {o} are there now?", "How many {o} does {p} have?"),
 )
 """The wordings of the corpus."""
 
 UNSEEN = Wording(
     start=("Now there are {q} in the box of {N}.", "{N} owns {q} today.", "{f} gives {N} {q}."),
-    gain=("From {f} {p} gets {q}.", "Today {p} finds {q}.", "Then {p} buys {q} from {f}.",
-          "{f} brings {m} {q}."),
+    gain=(
+        "From {f} {p} gets {q}.",
+        "Today {p} finds {q}.",
+        "Then {p} buys {q} from {f}.",
+        "{f} brings {m} {q}.",
+    ),
     loss=("To {f} {p} gives {q}.", "Today {p} loses {q}.", "Then {f} takes {q}.", "{P} sells {f} {q}."),
     ask=("Now how many {o} does {p} have?", "How many {o} are in the box now?"),
 )

@@ -35,16 +35,17 @@ PIECES = r" ?\\boxed\{| ?\p{L}+(?: (?=\d))?|[.,:] (?=\d)|\d|\s|[^\s\p{L}\d]"
 """What a token may not reach beyond: the box, a word (with the spaces around it, so that a number starts
 with its first digit), a mark, one digit."""
 VOCAB_SIZE = 640
+"""An upper bound: the corpus has words for about 500 tokens."""
 TOKENIZER_DOCUMENTS = 8_000
 ROWS_PER_STEP = 64
-STEPS = 3_000
+STEPS = 2_400
 MATRICES_LR, OTHERS_LR = 0.02, 3e-3
 """Peak learning rates: Muon for the weight matrices, AdamW for the embeddings and the norms."""
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.05
 TOKENS_PER_STEP = 1_800
-"""The fixed divisor of a batch's loss. A mean over the tokens at hand would count a token of a short
-solution more than one of a long solution, as batches hold rows of like length, and so favour the short style."""
+"""The fixed divisor of a batch's loss. Batches hold rows of like length, so a mean over the tokens at hand
+would count a token of a short solution more than one of a long solution, and favour the short style."""
 POOL_BATCHES = 32
 """Rows are sorted by length inside a pool of this many batches, so that a batch holds little padding."""
 
@@ -199,6 +200,7 @@ def pretrain(out: Path, *, seed: int, steps: int, log_every: int = 100) -> None:
             losses.clear()
             seconds = time.monotonic() - began
             print(f"step {step + 1}/{steps}  loss {mean:.4f} nats  {seconds:.0f} s", flush=True)
+    model.resize_token_embeddings(len(tokenizer))  # drops the rows that no token uses
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {"seed": seed, "steps": steps, "num_parameters": model.num_parameters()}
@@ -211,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--seed", type=int, default=0, help="fixes the corpus and the first weights")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimiser steps of {ROWS_PER_STEP} rows")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args(argv)
     if args.steps < 1:
         print(f"error: --steps is {args.steps}: it must be at least 1", file=sys.stderr)

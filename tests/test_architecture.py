@@ -1,0 +1,83 @@
+"""The shape of the house, read off the source: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parent.parent / "src" / "spinerl"
+
+
+def imports(file: Path) -> set[str]:
+    """Modules that a file imports anywhere, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def package(name: str) -> dict[Path, set[str]]:
+    files = sorted((SOURCE / name).rglob("*.py")) if (SOURCE / name).is_dir() else [SOURCE / f"{name}.py"]
+    assert files
+    return {file: imports(file) for file in files}
+
+
+def test_lower_rooms_do_not_know_upper_ones():
+    forbidden = {
+        "maths": ("config", "engine", "step", "train", "evaluate", "runs", "data", "answers", "cli"),
+        "answers": ("config", "engine", "step", "train", "evaluate", "runs", "data", "maths", "cli"),
+        "data": ("engine", "step", "train", "evaluate", "runs", "maths", "cli", "report"),
+        "engine": ("step", "train", "evaluate", "runs", "data", "answers", "cli", "report"),
+        "report": ("engine", "step", "train", "evaluate", "maths", "cli", "data"),
+        "step": ("train", "evaluate", "runs", "data", "cli", "report"),
+        "types": ("config", "engine", "maths"),
+        "errors": ("config", "engine", "maths", "types"),
+    }
+    for room, upper in forbidden.items():
+        for file, names in package(room).items():
+            for other in upper:
+                bad = {n for n in names if n == f"spinerl.{other}" or n.startswith(f"spinerl.{other}.")}
+                assert not bad, f"{file.name} in {room} imports {bad}"
+
+
+def test_gold_answers_cannot_reach_a_step():
+    """Label-free by construction: nothing a step can import, directly or not, has a name with gold in it."""
+    seen: set[Path] = set()
+    todo = [SOURCE / "step.py"]
+    while todo:
+        file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for name in imports(file):
+            if name.startswith("spinerl"):
+                path = SOURCE.parent / Path(*name.split("."))
+                todo += [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()]
+    assert len(seen) > 10
+    assert not {file.name for file in seen} & {"evaluate.py", "train.py", "load.py"}
+    for file in seen:
+        tree = ast.parse(file.read_text())
+        fields = {
+            item.target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef) and file.name == "types.py"
+            for item in node.body
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        }
+        assert not {field for field in fields if "gold" in field or field == "answer"}
+
+
+def test_every_public_name_exists():
+    import importlib
+
+    for file in SOURCE.rglob("*.py"):
+        if file.name in ("__main__.py", "_worker.py"):
+            continue
+        name = ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", ()):
+            assert hasattr(module, public), f"{name}.{public}"

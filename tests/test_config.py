@@ -1,0 +1,116 @@
+"""Configuration: layers, strictness, round trips, recipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spinerl.config import describe_keys, dump_yaml, load_config
+from spinerl.errors import InputError
+from spinerl.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_layers_win_in_order(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("method: ttrl\nsteps: 7\nband: {weight: 0.5}\n")
+    config = load_config(recipe, ["steps=9", "optim.lr=1e-4"])
+    assert config.forks.selector == "all"  # the method's row
+    assert config.band.weight == 0.5  # the recipe wins over the row, which says 0
+    assert config.steps == 9  # words win over the recipe
+    assert config.optim.lr == 1e-4
+    assert config.answer.kind == "number"  # the bundled model's profile
+    assert load_config({"model": "org/name"}).answer.kind == "auto"
+
+
+def test_short_and_long_names_are_one():
+    words = ["data=a.jsonl", "data.columns.question=problem"]
+    assert load_config(overrides=words) == load_config(
+        {"data": {"name": "a.jsonl", "columns": {"question": "problem"}}}
+    )
+    assert load_config(overrides=words[::-1]) == load_config(overrides=words)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resolved_yaml_resolves_to_itself(method, tmp_path):
+    config = load_config(overrides=[f"method={method}", "seed=3"])
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("group_sise=8", 'did you mean "group_size"'),
+        ("band.wieght=1", 'did you mean "weight"'),
+        ("data.columns.questoin=x", 'did you mean "question"'),
+        ("weight=1", 'did you mean "'),
+        ("group_size=1", "greater than or equal to 2"),
+        ("method=spin", 'did you mean "spine"'),
+        ("forks.fraction=0", "greater than 0"),
+        ("forks.fraction=1.5", "less than or equal to 1"),
+        ("anchor.estimator=k4", "k1"),
+        ("seed=abc", "seed='abc'"),
+        ("optim.lr=nan", "optim.lr"),
+        ("steps", "not key=value"),
+        ("=3", "not key=value"),
+        ("rollout.num_votes=3", "under group_size"),
+        ("band.low=0.9", "above band.high"),
+        ("optim.minibatches=99", "more than questions_per_step"),
+        ("method=5", "not a method"),
+        ("band=3", "band=3"),
+    ],
+)
+def test_refuses(word, says):
+    with pytest.raises(InputError) as caught:  # noqa: PT011 - each row says what to look for
+        load_config(overrides=[word])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_training_with_method_none():
+    with pytest.raises(InputError, match="only evaluates"):
+        load_config(overrides=["method=none", "steps=5"])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "steps: 1\nsteps: 2\n", "3"])
+def test_refuses_bad_recipes(tmp_path, text):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"r\.yaml"):
+        load_config(file)
+
+
+def test_missing_recipe_is_named():
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_resolve_and_are_sparse(recipe):
+    config = load_config(recipe)
+    given = yaml.safe_load(recipe.read_text())
+    if recipe.stem == "demo":
+        assert config == load_config()  # the demo is what no arguments mean
+    else:
+        assert set(given) < {name.split(".")[0] for name, *_ in describe_keys()}
+
+
+def test_run_folder_has_a_telling_name():
+    config = load_config(overrides=["data=some/where/my file.jsonl", "seed=2", "model=org/Name-1B"])
+    assert config.run_folder == Path("runs/spine-org-Name-1B-my-file-seed2")
+    assert load_config(overrides=["run=x/y"]).run_folder == Path("x/y")
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "methods", "types", "errors", "answers", "report", "data", "seeding"]
+)
+def test_light_modules_do_not_import_torch(module):
+    code = f"import spinerl.{module}, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
