@@ -24,8 +24,8 @@ def test_layers_win_in_order(tmp_path):
     assert config.band.weight == 0.5  # the recipe wins over the row, which says 0
     assert config.steps == 9  # words win over the recipe
     assert config.optim.lr == 1e-4
-    assert config.answer.kind == "number"  # the bundled model's profile
-    assert load_config({"model": "org/name"}).answer.kind == "auto"
+    assert config.prompt.instruction == ""  # the bundled model's profile
+    assert load_config({"model": "org/name"}).prompt.instruction is None
 
 
 def test_short_and_long_names_are_one():
@@ -68,7 +68,7 @@ def test_resolved_yaml_resolves_to_itself(method, tmp_path):
     ],
 )
 def test_refuses(word, says):
-    with pytest.raises(InputError) as caught:  # noqa: PT011 - each row says what to look for
+    with pytest.raises(InputError) as caught:
         load_config(overrides=[word])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -108,9 +108,7 @@ def test_run_folder_has_a_telling_name():
     assert load_config(overrides=["run=x/y"]).run_folder == Path("x/y")
 
 
-@pytest.mark.parametrize(
-    "module", ["config", "methods", "types", "errors", "answers", "report", "data", "seeding"]
-)
+@pytest.mark.parametrize("module", ["config", "methods", "types", "errors", "answers", "report", "data", "seeding"])
 def test_light_modules_do_not_import_torch(module):
     code = f"import spinerl.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

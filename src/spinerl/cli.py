@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,18 +36,14 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RECIPE.yaml] [KEY=VALUE]...", help="a recipe file, then overrides"),
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="configuration overrides")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="configuration overrides")]
 
 
 @app.command()
 def adapt(
     words: Words = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run folder", metavar="RUN")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the run folder if it exists")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run folder if it exists")] = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
 
@@ -76,9 +72,7 @@ def evaluate_command(
     model: Annotated[str, typer.Argument(help="a hub name, a model folder, a run folder, or tiny-reasoner")],
     data: Annotated[str, typer.Argument(help="tiny/SUITE, a file, or a hub data set")],
     overrides: Overrides = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="write a line per question here (JSONL)", metavar="FILE")
     ] = None,
@@ -90,23 +84,19 @@ def evaluate_command(
     from spinerl.runs import write_json, write_text
     from spinerl.train import open_workload
 
-    config = load_config({"model": model, "data": data, "method": "none"}, overrides or [])
+    config = _resolved({"model": model, "data": data, "method": "none"}, overrides or [])
     for file in (json_file, predictions):
         if file is not None and not file.absolute().parent.is_dir():
             raise InputError(f"{file} cannot be written: its folder does not exist")
     with Display(err, 0) as display, Equivalence() as equivalence:
         work = open_workload(config, display)
         display.phase("evaluate", 0)
-        result = evaluate(
-            work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens
-        )
+        result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens)
     out.print(comparison_table({config.model.name: result.metrics}))
     if json_file is not None:
         write_json(json_file, {"model": config.model.name, "data": config.data.name, **result.metrics})
     if predictions is not None:
-        write_text(
-            predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions)
-        )
+        write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions))
 
 
 @app.command()
@@ -177,7 +167,14 @@ def _config(words: list[str] | None) -> Config:
     recipe = rest.pop(0) if rest and "=" not in rest[0] else None
     if recipe is not None and not Path(recipe).is_file():
         raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value words")
-    return load_config(recipe, rest)
+    return _resolved(recipe, rest)
+
+
+def _resolved(recipe: Mapping[str, Any] | str | None, words: Sequence[str]) -> Config:
+    """The configuration with what the data set brings (split, columns, instruction) written out."""
+    from spinerl.data import resolve
+
+    return resolve(load_config(recipe, words))
 
 
 def _print_result(path: Path, evaluations: Sequence[dict[str, Any]]) -> None:
@@ -185,9 +182,7 @@ def _print_result(path: Path, evaluations: Sequence[dict[str, Any]]) -> None:
 
     first, last = evaluations[0], evaluations[-1]
     columns = (
-        {"before": first}
-        if first["step"] == last["step"]
-        else {"before": first, f"after {last['step']} steps": last}
+        {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )
     out.print(comparison_table(columns))
     out.print(f"run: {path}   report: {path / 'report.html'}", highlight=False)

@@ -43,9 +43,7 @@ class ModelConfig(_Section):
 
 class ColumnsConfig(_Section):
     id: str | None = Field(None, description="row id; null: column `id` if there, else the row number")
-    question: str | None = Field(
-        None, description="the question's text; null: `question`, or the data set's own"
-    )
+    question: str | None = Field(None, description="the question's text; null: `question`, or the data set's own")
     gold: str | None = Field(
         "auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none"
     )
@@ -62,16 +60,12 @@ class DataConfig(_Section):
         description="tiny/SUITE, a file, a benchmark, a hub data set, or a definition (docs/data.md)",
     )
     path: str | None = Field(None, description="local file or folder to read instead of the hub's")
-    gold: str | None = Field(
-        None, description="a separate JSONL file of {id, answer} rows, for evaluation only"
-    )
+    gold: str | None = Field(None, description="a separate JSONL file of {id, answer} rows, for evaluation only")
     split: str | None = Field(None, description="split of a hub data set; null: the data set's own, or test")
     config: str | None = Field(None, description="configuration (subset) of a hub data set")
     columns: ColumnsConfig = ColumnsConfig()  # pyright: ignore[reportCallIssue]
     max_questions: int = Field(0, ge=0, description="use only the first N questions; 0: all")
-    order: Literal["shuffled", "sequential"] = Field(
-        "shuffled", description="order of questions within an epoch"
-    )
+    order: Literal["shuffled", "sequential"] = Field("shuffled", description="order of questions within an epoch")
 
 
 class ExampleConfig(_Section):
@@ -84,12 +78,8 @@ class PromptConfig(_Section):
     instruction: str | None = Field(
         None, description="answer instruction after the question; null: the answer kind's own; '': none"
     )
-    examples: list[ExampleConfig] = Field(
-        [], description="worked examples before the question: {question, answer}"
-    )
-    chat_template: Literal["auto", "on", "off"] = Field(
-        "auto", description="auto: use it if the tokenizer has one"
-    )
+    examples: list[ExampleConfig] = Field([], description="worked examples before the question: {question, answer}")
+    chat_template: Literal["auto", "on", "off"] = Field("auto", description="auto: use it if the tokenizer has one")
     template_options: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. {enable_thinking: false}"
     )
@@ -100,9 +90,7 @@ class AnswerConfig(_Section):
     kind: Literal["auto", "math", "number", "choice", "yesno", "text"] = Field(
         "auto", description="how answers are read from responses (docs/answers.md)"
     )
-    truncated: Literal["abstain", "count"] = Field(
-        "abstain", description="whether a truncated response may vote"
-    )
+    truncated: Literal["abstain", "count"] = Field("abstain", description="whether a truncated response may vote")
 
 
 class RolloutConfig(_Section):
@@ -121,18 +109,14 @@ class VoteConfig(_Section):
 
 
 class AdvantageConfig(_Section):
-    scale: Literal["std", "none"] = Field(
-        "std", description="std: standardised in the group; none: only centred"
-    )
+    scale: Literal["std", "none"] = Field("std", description="std: standardised in the group; none: only centred")
     eps: float = Field(1e-6, gt=0, description="added to the standard deviation")
 
 
 class ForksConfig(_Section):
     selector: str = Field("top-entropy", description="top-entropy, all, or module:function")
     fraction: float = Field(0.2, gt=0, le=1, description="rho: share of tokens that are forks")
-    scope: Literal["response", "batch"] = Field(
-        "response", description="top rho of each response, or of the batch"
-    )
+    scope: Literal["response", "batch"] = Field("response", description="top rho of each response, or of the batch")
 
 
 class LossConfig(_Section):
@@ -153,9 +137,7 @@ class BandConfig(_Section):
     weight: float = Field(0.0, ge=0, description="lambda_band; 0: no band")
     low: float = Field(0.10, ge=0, le=1, description="quantile of a response's fork entropies: lower edge")
     high: float = Field(0.50, ge=0, le=1, description="quantile: upper edge")
-    edges: Literal["current", "initial", "ema"] = Field(
-        "current", description="whose entropies give the edges"
-    )
+    edges: Literal["current", "initial", "ema"] = Field("current", description="whose entropies give the edges")
     ema_decay: float = Field(0.9, ge=0, lt=1, description="weight of the past in edges=ema")
     shape: Literal["hinge", "squared"] = Field("hinge", description="penalty outside the band")
 
@@ -170,12 +152,8 @@ class OptimConfig(_Section):
     schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: off")
     epochs: int = Field(1, ge=1, description="passes over each rollout")
-    minibatches: int = Field(
-        1, ge=1, description="optimiser updates per pass; the questions are split among them"
-    )
-    micro_batch_rows: int = Field(
-        0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens"
-    )
+    minibatches: int = Field(1, ge=1, description="optimiser updates per pass; the questions are split among them")
+    micro_batch_rows: int = Field(0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens")
     micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens per forward and backward")
 
 
@@ -196,9 +174,7 @@ class CheckpointConfig(_Section):
 
 
 class LogConfig(_Section):
-    sample_questions: int = Field(
-        2, ge=0, description="questions per logged step whose responses go to samples.jsonl"
-    )
+    sample_questions: int = Field(2, ge=0, description="questions per logged step whose responses go to samples.jsonl")
     sample_responses: int = Field(4, ge=1, description="responses logged of each such question")
     sample_every: int = Field(5, ge=1, description="steps between logged samples")
 
@@ -255,7 +231,6 @@ _HEADLINE = {"model": "name", "data": "name"}  # `model=X` is `model.name=X`
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny-reasoner": {
         "prompt": {"instruction": ""},
-        "answer": {"kind": "number"},
         "steps": 40,
         "questions_per_step": 16,
         "group_size": 16,
@@ -265,9 +240,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def load_config(
-    recipe: Mapping[str, Any] | Path | str | None = None, overrides: Sequence[str] = ()
-) -> Config:
+def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The resolved configuration of a recipe (a YAML file, a mapping, or nothing) and `key=value` words.
 
     Raises InputError naming the key, its value and what is allowed; unknown keys with "did you mean".
@@ -275,9 +248,7 @@ def load_config(
     >>> load_config(overrides=["method=ttrl", "data.columns.question=problem"]).forks.selector
     'all'
     """
-    given = _merge(
-        {}, _expand(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {})
-    )
+    given = _merge({}, _expand(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {}))
     for word in overrides:
         given = _merge(given, _expand(_parse_override(word)))
     method = given.get("method", Config.model_fields["method"].default)
@@ -286,9 +257,7 @@ def load_config(
             f"method={method!r} is not a method{did_you_mean(str(method), METHODS)}; allowed: {', '.join(METHODS)}"
         )
     model = given.get("model", {})
-    model_name = (
-        model.get("name", ModelConfig.model_fields["name"].default) if isinstance(model, dict) else None
-    )
+    model_name = model.get("name", ModelConfig.model_fields["name"].default) if isinstance(model, dict) else None
     layers = [PROFILES.get(_profile(str(model_name)), {}), METHODS[method].sets, given]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -337,9 +306,7 @@ def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return " | ".join(map(str, typing.get_args(kind)))
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(
-            "null" if part is type(None) else _type_name(part) for part in typing.get_args(kind)
-        )
+        return " | ".join("null" if part is type(None) else _type_name(part) for part in typing.get_args(kind))
     name = "mapping" if origin is dict else kind.__name__
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     bounds = [
@@ -369,9 +336,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         if len(mapping) != len(node.value):
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice!r} is given twice", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
         return mapping
 
 
@@ -383,9 +348,11 @@ def _parse_override(word: str) -> dict[str, Any]:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         value = text
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *sections, last = key.split(".")
+    layer: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        layer = {section: layer}
+    return layer
 
 
 def _expand(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -401,9 +368,7 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        merged[key] = (
-            _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-        )
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -447,9 +412,7 @@ def _explain(item: Any) -> str:
         siblings = [name for name in [*keys, *sections] if name.rpartition(".")[0] == parent]
         near = did_you_mean(last, [name.rpartition(".")[2] for name in siblings])
         if not near:
-            near = did_you_mean(key, keys) or did_you_mean(
-                f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys]
-            )
+            near = did_you_mean(key, keys) or did_you_mean(f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys])
             near = near.replace('"x.', '"')
         return f"unknown key {key}{near}; `spinerl config --keys` lists them all"
     value = item["input"]

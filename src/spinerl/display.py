@@ -37,9 +37,7 @@ class Display:
             transient=True,
             disable=not self._live,
         )
-        self._task = self._progress.add_task(
-            "starting", total=max(1, num_steps), completed=first_step, figures=""
-        )
+        self._task = self._progress.add_task("starting", total=max(1, num_steps), completed=first_step, figures="")
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -61,16 +59,15 @@ class Display:
         seconds = time.monotonic() - self._phase_started
         if seconds > 0.5:
             rate = self._phase_tokens / seconds
-            self._progress.update(
-                self._task, figures=f"{self._latest}  {self._phase_tokens:,} tokens, {rate:,.0f}/s"
-            )
+            self._progress.update(self._task, figures=f"{self._latest}  {self._phase_tokens:,} tokens, {rate:,.0f}/s")
 
     def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
         self._done = metrics["step"]
         pace = (time.monotonic() - self._started) / max(1, self._done - self._first)
         left = pace * (num_steps - self._done)
         self._latest = (
-            f"majority {100 * metrics['label/majority_frac']:3.0f} %  length {metrics['rollout/response_length']:5.1f}  "
+            f"majority {100 * metrics['label/majority_frac']:3.0f} %  "
+            f"length {metrics['rollout/response_length']:5.1f}  "
             f"entropy {metrics['rollout/entropy']:.3f}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  "
             f"left {_clock(left)}"
         )
@@ -117,9 +114,7 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
         ("eval/entropy", "mean token entropy", 1, 3, " nats"),
     ):
         if any(key in m for m in all_metrics):
-            table.add_row(
-                label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics)
-            )
+            table.add_row(label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics))
     questions = {(m["num_questions"], m["num_gold"]) for m in all_metrics}
     table.caption = "; ".join(f"{n} questions, {g} with gold answers" for n, g in sorted(questions))
     return table

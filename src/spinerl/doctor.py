@@ -37,18 +37,14 @@ def diagnose() -> list[tuple[str, str, bool]]:
             rows.append((package, version(package), True))
         except PackageNotFoundError:
             rows.append((package, "missing: pip install spinerl", False))
-    rows.append(
-        ("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", True)
-    )
+    rows.append(("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             rows.append((f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", True))
     else:
-        rows.append(
-            ("cuda", "none; models run on the CPU" if not torch.backends.mps.is_available() else "none", True)
-        )
+        rows.append(("cuda", "none; models run on the CPU" if not torch.backends.mps.is_available() else "none", True))
     if torch.backends.mps.is_available():
         rows.append(("mps", "available", True))
     try:

@@ -69,9 +69,7 @@ def evaluate(
     shown = greedy
     k = config.eval_samples
     if k:
-        shown = sample_responses(
-            loaded, questions, prompts, k, config.rollout, (config.seed, "eval"), on_tokens
-        )
+        shown = sample_responses(loaded, questions, prompts, k, config.rollout, (config.seed, "eval"), on_tokens)
         votes = count_votes(shown, config.answer, config.vote, equivalence, config.seed)
         means: list[float] = []
         majorities: list[bool] = []
@@ -91,25 +89,18 @@ def evaluate(
         figures |= _share(f"eval/maj@{k}", majorities, config.eval.confidence)
         labels = vote_metrics(votes)
         figures |= {
-            f"eval/{key}": labels[f"label/{key}"]
-            for key in ("majority_frac", "abstained_frac", "answer_entropy")
+            f"eval/{key}": labels[f"label/{key}"] for key in ("majority_frac", "abstained_frac", "answer_entropy")
         }
     else:
-        figures["eval/abstained_frac"] = sum(v.answers[0] is None for v in greedy_votes) / max(
-            1, len(greedy_votes)
-        )
+        figures["eval/abstained_frac"] = sum(v.answers[0] is None for v in greedy_votes) / max(1, len(greedy_votes))
     sampled = rollout_metrics(shown)
-    figures |= {
-        f"eval/{key}": sampled[f"rollout/{key}"] for key in ("response_length", "entropy", "truncated_frac")
-    }
+    figures |= {f"eval/{key}": sampled[f"rollout/{key}"] for key in ("response_length", "entropy", "truncated_frac")}
     seconds = time.perf_counter() - start
     figures |= {"time/eval_s": seconds}
     return Evaluation(figures, tuple(rows))
 
 
-def gold_metrics(
-    record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence
-) -> dict[str, float]:
+def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence) -> dict[str, float]:
     """What a step's labels and rewards were worth, for the log alone; {} when no question of it has gold.
 
     label_accuracy: share of questions whose pseudo-label is right (a question without one counts as wrong).
@@ -181,9 +172,7 @@ def _kind(question: Question, config: Config) -> str:
 
 def _class_correct(one: Vote, gold: str, kind: str, equivalence: Equivalence) -> list[bool]:
     """Whether each answer class of a vote is the gold one."""
-    first = {
-        c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True))) if c is not None
-    }
+    first = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True))) if c is not None}
     return [bool(correctness(first[c], gold, kind, equivalence)) for c in range(len(one.counts))]
 
 

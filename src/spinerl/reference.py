@@ -20,16 +20,15 @@ def configuration_page() -> str:
         "",
         "Made by `make docs` from `src/spinerl/config.py`; `spinerl config --keys` prints the same.",
         "Keys come from a recipe file and from `key=value` words; `spinerl config [RECIPE] [KEY=VALUE]...` prints what",
-        "they resolve to. Later layers win: defaults, the bundled model's profile, the method's row, the recipe, the words.",
+        "they resolve to. Later layers win: defaults, the bundled model's profile, the method's row, the recipe,",
+        "the words.",
         "`model=X` and `data=X` are short for `model.name=X` and `data.name=X`.",
         "",
         "| key | type | default | meaning |",
         "|---|---|---|---|",
     ]
     for key, kind, default, description in describe_keys():
-        shown = (
-            "null" if default is None else repr(default) if isinstance(default, str) else str(default).lower()
-        )
+        shown = "null" if default is None else repr(default) if isinstance(default, str) else str(default).lower()
         lines.append(f"| `{key}` | {_cell(kind)} | `{shown}` | {_cell(description)} |")
     lines += ["", "## Methods", "", "| method | what it is | source | sets |", "|---|---|---|---|"]
     for name, row in METHODS.items():
@@ -54,9 +53,7 @@ def _cell(text: str) -> str:
 def _flat(tree: dict[str, object], prefix: str = "") -> str:
     words = []
     for key, value in tree.items():
-        words.append(
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"`{prefix}{key}={value}`"
-        )
+        words.append(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"`{prefix}{key}={value}`")
     return " ".join(words)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from spinerl.answers import REWARDS, Equivalence, extract_answer, vote, vote_metrics
+from spinerl.answers import REWARDS, Equivalence, extract_answer, leave_one_out_reward, vote, vote_metrics
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
@@ -56,6 +57,9 @@ def train_step(
     watch.lap("rollout")
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
     reward = find(REWARDS, config.reward, "reward")
+    if reward is leave_one_out_reward:  # it votes again, so it must keep to the same rules
+        rules = config.vote
+        reward = partial(reward, tie=rules.tie, min_majority_frac=rules.min_majority_frac, seed=config.seed + step)
     rewards = tuple(tuple(reward(one))[: config.group_size] for one in votes)
     watch.lap("answers")
     batch, old_logprobs, entropies = trained_rows(rollout, config)
@@ -98,9 +102,7 @@ def count_votes(
             for row in rows
         ]
         classes = equivalence.classes(answers, kind)
-        votes.append(
-            vote(answers, classes, tie=voting.tie, min_majority_frac=voting.min_majority_frac, seed=seed)
-        )
+        votes.append(vote(answers, classes, tie=voting.tie, min_majority_frac=voting.min_majority_frac, seed=seed))
     return tuple(votes)
 
 
@@ -140,9 +142,7 @@ def freeze_targets(
         anchor_mask = forks if config.anchor.scope == "forks" else batch.mask
     anchor_logprobs = anchor_entropies = None
     initial_edges = bool(config.band.weight) and config.band.edges == "initial"
-    if anchor is not None and (
-        initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")
-    ):
+    if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
         wanted = forks if anchor_mask is None else forks | anchor_mask
         optim = config.optim
         anchor_logprobs, anchor_entropies = score(

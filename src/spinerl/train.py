@@ -17,7 +17,7 @@ import torch
 from spinerl import __version__
 from spinerl.answers import REWARDS, Equivalence
 from spinerl.config import Config
-from spinerl.data import load_data, render_all
+from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.machine import tune_allocator
 from spinerl.engine.optimiser import Optimiser
@@ -69,7 +69,10 @@ class Workload:
 
 
 def open_workload(config: Config, observer: Observer | None = None) -> Workload:
-    """Load the questions, then the model, and render the prompts.  Raises InputError before anything is written."""
+    """Load the questions, then the model, and render the prompts.
+
+    `config` has been through `spinerl.data.resolve`.  Raises InputError; writes nothing.
+    """
     tune_allocator()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -79,10 +82,6 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
         data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind
     )
     skipped = {**data.skipped, **({"prompt too long": num_too_long} if num_too_long else {})}
-    if not questions:
-        raise InputError(
-            f"data={config.data.name}: no question is left ({skipped}); raise prompt.max_tokens={config.prompt.max_tokens}"
-        )
     gold = {q.id: gold[q.id] for q in questions if q.id in gold}
     if observer is not None:
         for reason, count in skipped.items():
@@ -107,9 +106,7 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts)
 
 
-def adapt(
-    config: Config, observer: Observer, *, resume: RunFolder | None = None, overwrite: bool = False
-) -> RunFolder:
+def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None, overwrite: bool = False) -> RunFolder:
     """Run the configuration to its end (or the rest of it, with `resume`) and write its folder.
 
     The weights, metrics and evaluations of a resumed run on a CPU equal those of an uninterrupted one bit for
@@ -118,6 +115,7 @@ def adapt(
 
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
+    config = resolve(config)
     find(REWARDS, config.reward, "reward")  # a misspelt name is refused now, not after the first evaluation
     find(SELECTORS, config.forks.selector, "forks.selector")
     work = open_workload(config, observer)
@@ -154,9 +152,7 @@ def adapt(
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
             run.append("metrics.jsonl", metrics)
-            if config.log.sample_questions and (
-                (step - 1) % config.log.sample_every == 0 or step == config.steps
-            ):
+            if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == config.steps):
                 run.append("samples.jsonl", *_samples(record, loaded, config))
             observer.step(metrics, config.steps)
             if step == config.steps or (config.eval.every and step % config.eval.every == 0):
@@ -185,9 +181,7 @@ def question_order(num_questions: int, per_step: int, step: int, order: str, see
         return [((step - 1) * per_step + i) % num_questions for i in range(per_step)]
     epoch, place = divmod(step - 1, num_questions // per_step)
     generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-    return torch.randperm(num_questions, generator=generator)[
-        place * per_step : (place + 1) * per_step
-    ].tolist()
+    return torch.randperm(num_questions, generator=generator)[place * per_step : (place + 1) * per_step].tolist()
 
 
 def _needs_anchor(config: Config) -> bool:
@@ -249,9 +243,7 @@ def _evaluate(
         return
     num_questions = config.eval.max_questions or len(work.questions)
     observer.phase("evaluate", num_questions * (1 + config.eval_samples) * config.rollout.max_new_tokens)
-    result = evaluate(
-        work.loaded, work.questions, work.prompts, work.gold, config, equivalence, observer.tokens
-    )
+    result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, observer.tokens)
     (run.path / "predictions").mkdir(exist_ok=True)
     write_text(run.path / "predictions" / f"step-{step:06d}.jsonl", "".join(_json_lines(result.predictions)))
     metrics = {"step": step, **result.metrics}

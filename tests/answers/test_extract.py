@@ -1,5 +1,4 @@
 """One long table: every extraction rule has its rows here."""
-# ruff: noqa: E501  (tables)
 
 from __future__ import annotations
 

@@ -40,9 +40,7 @@ def test_a_wrapped_gold_answer_is_read_back(name: str, least: float, wrapper: st
     answers = golds(name)
     with Equivalence() as equivalence:
         right = [
-            equivalence.equivalent(
-                extract_answer(WRAPPERS[wrapper].replace("%s", gold), "math"), gold, "math"
-            )
+            equivalence.equivalent(extract_answer(WRAPPERS[wrapper].replace("%s", gold), "math"), gold, "math")
             for gold in answers
         ]
     assert sum(right) / len(right) >= least, [g for g, ok in zip(answers, right, strict=True) if not ok]

@@ -71,9 +71,7 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
         tokenizer.add_special_tokens([BOS, EOS])
         if adds:
             single = f"{BOS} $A" + (f" {EOS}" if "eos" in adds else "")
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single, special_tokens=[(BOS, 0), (EOS, 1)]
-            )
+            tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=[(BOS, 0), (EOS, 1)])
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, chat_template=chat_template
         )

@@ -93,9 +93,7 @@ def gpqa(folder: Path) -> None:
     }
     Dataset.from_list([row]).to_csv(folder / "gpqa_diamond.csv")
     Dataset.from_list([row] * 2).to_csv(folder / "gpqa_main.csv")
-    write_readme(
-        folder, {"gpqa_main": {"train": "gpqa_main.csv"}, "gpqa_diamond": {"train": "gpqa_diamond.csv"}}
-    )
+    write_readme(folder, {"gpqa_main": {"train": "gpqa_main.csv"}, "gpqa_diamond": {"train": "gpqa_diamond.csv"}})
 
 
 def mmlu(folder: Path) -> None:
@@ -342,9 +340,7 @@ def test_a_plain_copy_serves_whatever_its_one_split_is_called(configure, jsonl, 
 
 def test_no_gold_if_not_wanted(configure, benchmark):
     name, folder, _ = benchmark
-    questions, gold = load_data(
-        configure(f"data={name}", f"data.path={folder}", "data.columns.gold=null").data
-    )
+    questions, gold = load_data(configure(f"data={name}", f"data.path={folder}", "data.columns.gold=null").data)
     assert questions.questions
     assert dict(gold) == {}
 
@@ -434,9 +430,7 @@ def test_a_local_file_of_other_columns_says_which_there_are(configure, jsonl):
     path = jsonl([{"id": "1", "question": "q", "answer": "1", "unique_id": "x", "subject": "y"}])
     with pytest.raises(InputError, match=r"no column 'problem'.*question.*set data\.columns\.question"):
         load_data(configure("data=math-500", f"data.path={path}").data)
-    questions, _ = load_data(
-        configure("data=math-500", f"data.path={path}", "data.columns.question=question").data
-    )
+    questions, _ = load_data(configure("data=math-500", f"data.path={path}", "data.columns.question=question").data)
     assert questions.questions[0].id == "x"
 
 

@@ -152,9 +152,7 @@ def test_options_from_several_columns(configure, jsonl):
 
 def test_another_answer_kind_leaves_the_gold_as_it_is(configure, jsonl):
     path = jsonl([{"question": "q", "options": ["red", "blue"], "answer": "blue"}])
-    questions, gold = load_data(
-        configure(f"data={path}", "data.columns.choices=options").data, answer_kind="text"
-    )
+    questions, gold = load_data(configure(f"data={path}", "data.columns.choices=options").data, answer_kind="text")
     assert questions.questions[0].answer_kind == "text"
     assert gold["0"] == "blue"
 

@@ -181,9 +181,7 @@ def test_tiny_suites_come_with_their_gold_apart(load):
 
 def test_gold_in_a_separate_file(load, jsonl):
     path = jsonl([{"id": 1, "question": "a", "answer": "wrong"}, {"id": 2, "question": "b"}])
-    gold_path = jsonl(
-        [{"id": 1, "answer": 10}, {"id": "3", "answer": "x"}, {"id": 2, "answer": None}], "g.jsonl"
-    )
+    gold_path = jsonl([{"id": 1, "answer": 10}, {"id": "3", "answer": "x"}, {"id": 2, "answer": None}], "g.jsonl")
     assert dict(load(f"data={path}", f"data.gold={gold_path}")[1]) == {"1": "10"}
 
 
@@ -323,7 +321,7 @@ def test_a_hub_whose_name_does_not_resolve_is_not_waited_for(load, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "getproxies", dict)
 
-    def unknown(*args):
+    def unknown(*_):
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
@@ -352,7 +350,7 @@ def test_a_hub_whose_name_does_not_resolve_is_not_waited_for(load, monkeypatch):
     ],
 )
 def test_what_the_hub_says_becomes_one_line(load, monkeypatch, error, message):
-    def refuse(*args, **options):
+    def refuse(*_, **__):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -386,7 +384,7 @@ def test_image_references(load, jsonl):
     questions, _ = load(f"data={jsonl(rows)}", "data.columns.images=picture")
     a, b = ImageRef("a.png"), ImageRef("b.png")
     assert [question.images for question in questions.questions] == [(a,), (a, b), (), ()]
-    with pytest.raises(InputError, match="line 1: an image must be a path or {bytes, path}, found int"):
+    with pytest.raises(InputError, match=r"line 1: an image must be a path or \{bytes, path\}, found int"):
         load(f"data={jsonl([{**row, 'picture': 3}])}", "data.columns.images=picture")
 
 
@@ -401,26 +399,18 @@ def test_reading_data_imports_neither_torch_nor_datasets(jsonl):
 
 
 CELLS = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from(["A", "[]", "{}"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["A", "[]", "{}"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
 ROWS = st.lists(
-    st.fixed_dictionaries({"question": CELLS}, optional={"id": CELLS, "answer": CELLS, "options": CELLS})
-    | CELLS,
+    st.fixed_dictionaries({"question": CELLS}, optional={"id": CELLS, "answer": CELLS, "options": CELLS}) | CELLS,
     max_size=4,
 )
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    rows=ROWS, kind=st.sampled_from(["auto", "math", "yesno"]), choices=st.sampled_from(["null", "options"])
-)
+@given(rows=ROWS, kind=st.sampled_from(["auto", "math", "yesno"]), choices=st.sampled_from(["null", "options"]))
 def test_any_rows_load_or_are_refused_in_one_line(load, jsonl, configure, rows, kind, choices):
     words = (f"data={jsonl(rows)}", f"data.columns.choices={choices}", f"answer.kind={kind}")
     try:

@@ -79,9 +79,7 @@ def test_system_and_examples_in_both_forms(make_tokenizer):
         examples=[ExampleConfig(question="1 + 1?", answer="So \\boxed{2}")],
     )
     assert render_text(QUESTION, None, prompt) == (
-        "Be brief.\n\n"
-        "Question: 1 + 1?\n\nBox it.\n\nAnswer: So \\boxed{2}\n\n"
-        "Question: 2 + 3?\n\nBox it.\n\nAnswer:"
+        "Be brief.\n\nQuestion: 1 + 1?\n\nBox it.\n\nAnswer: So \\boxed{2}\n\nQuestion: 2 + 3?\n\nBox it.\n\nAnswer:"
     )
     assert render_text(QUESTION, make_tokenizer(chat_template=CHAT), prompt) == (
         "<system>Be brief.</s><user>1 + 1?\n\nBox it.</s><assistant>So \\boxed{2}</s>"
@@ -112,16 +110,12 @@ def test_render_all_leaves_out_what_is_too_long_with_a_count(make_tokenizer):
     tokenizer = make_tokenizer("bos")
     questions = [Question(str(n), "x" * n) for n in (1, 50, 2, 60)]
     limit = len(render_prompt(questions[2], tokenizer, PromptConfig(instruction="")))
-    kept, prompts, num_too_long = render_all(
-        questions, tokenizer, PromptConfig(instruction="", max_tokens=limit)
-    )
+    kept, prompts, num_too_long = render_all(questions, tokenizer, PromptConfig(instruction="", max_tokens=limit))
     assert [question.id for question in kept] == ["1", "2"]
     assert [len(ids) for ids in prompts] == [limit - 1, limit]
     assert num_too_long == 2
     assert render_all([], tokenizer, PromptConfig()) == ((), (), 0)
-    with pytest.raises(
-        InputError, match=r"all 4 prompts are longer than prompt\.max_tokens=3; the shortest has"
-    ):
+    with pytest.raises(InputError, match=r"all 4 prompts are longer than prompt\.max_tokens=3; the shortest has"):
         render_all(questions, tokenizer, PromptConfig(max_tokens=3))
 
 

@@ -272,7 +272,7 @@ def test_a_full_disk_before_the_run_is_refused(tmp_path, capsys, monkeypatch):
     class Full:
         free = 1000
 
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: Full)
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: Full)
     refused(["adapt", f"run={tmp_path / 'r'}", "steps=1", *SHORT], capsys, "free", "checkpoint.keep")
     assert not (tmp_path / "r").exists()
 

@@ -49,10 +49,12 @@ def whole(tmp_path_factory) -> Path:
 
 
 def main_or_exit(arguments: list[str]) -> None:
+    code = 0
     try:
         main(arguments)
     except SystemExit as exit_:
-        assert exit_.code in (0, None), arguments
+        code = exit_.code or 0
+    assert code == 0, arguments
 
 
 def test_same_seed_same_run(whole, tmp_path):

@@ -56,17 +56,12 @@ def test_figures_equal_teacher_forcing(model_folders, architecture):
     # and against the plainest forward there is: one row at a time, the whole vocabulary
     row = 7
     prompt, response = list(prompts[row // 5]), rollout.tokens[row][rollout.mask[row]]
-    logits = (
-        loaded.model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1].double()
-        / 0.8
-    )
+    logits = loaded.model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1].double() / 0.8
     plain = torch.log_softmax(logits, -1)
     assert torch.allclose(
         plain.gather(1, response[:, None])[:, 0].float(), rollout.logprobs[row][rollout.mask[row]], atol=1e-4
     )
-    assert torch.allclose(
-        -(plain.exp() * plain).sum(1).float(), rollout.entropies[row][rollout.mask[row]], atol=1e-4
-    )
+    assert torch.allclose(-(plain.exp() * plain).sum(1).float(), rollout.entropies[row][rollout.mask[row]], atol=1e-4)
 
 
 def test_masks_and_padding(model_folders):
@@ -99,9 +94,7 @@ def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):
 
 
 def test_sampled_frequencies_follow_the_distribution(model_folders):
-    config, loaded, prompts = opened(
-        model_folders("qwen2"), **{"rollout.max_new_tokens": 1, "rollout.max_rows": 5000}
-    )
+    config, loaded, prompts = opened(model_folders("qwen2"), **{"rollout.max_new_tokens": 1, "rollout.max_rows": 5000})
     rollout = sample_responses(loaded, QUESTIONS[:1], prompts[:1], 4000, config.rollout, ("t", 4))
     probabilities = torch.softmax(loaded.model(torch.tensor([prompts[0]])).logits[0, -1].double(), -1)
     counts = torch.bincount(rollout.tokens[:, 0], minlength=len(probabilities)).double()

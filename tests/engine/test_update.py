@@ -26,7 +26,10 @@ REWARDS = ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0))  # 
 
 
 def prepared(folder, *words, dtype=torch.float32, shift=0.0):
-    """(config, policy, anchor, batch, targets, entropies): a real rollout, its old log-probabilities moved by `shift`."""
+    """(config, policy, anchor, batch, targets, entropies) of a real rollout.
+
+    Its old log-probabilities are moved by `shift`, as if the policy had changed since.
+    """
     config = load_config(
         overrides=[
             f"model={folder}",
@@ -47,9 +50,7 @@ def prepared(folder, *words, dtype=torch.float32, shift=0.0):
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("u",))
     batch, old, entropies = trained_rows(rollout, config)
-    targets, _ = freeze_targets(
-        anchor, batch, REWARDS, old + shift * batch.mask, entropies, config, StepState()
-    )
+    targets, _ = freeze_targets(anchor, batch, REWARDS, old + shift * batch.mask, entropies, config, StepState())
     return config, policy, anchor, batch, targets, entropies
 
 
@@ -61,9 +62,7 @@ def gradient(config, policy, anchor, batch, targets, _entropies=None):
     class Recording(Optimiser):
         def step(self):
             for name, parameter in policy.model.named_parameters():
-                captured[name] = (
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-                )
+                captured[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
             return {}
 
     optimiser = Recording(policy.model.parameters(), config.optim, 1)
@@ -129,8 +128,7 @@ def dense_reference(config, policy, anchor, batch, targets, sampled_entropies):
                 total = total + config.anchor.weight * kl / (num_tokens if everywhere else num_forks)
     total.backward()
     gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in policy.model.named_parameters()
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in policy.model.named_parameters()
     }
     policy.model.zero_grad()
     return total.item(), gradients
@@ -166,9 +164,7 @@ def test_equals_dense_float64_reference(model_folders, case, shift):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
-    "words", [["band.weight=0.2"], ["method=ttrl", "anchor.weight=0.1"]], ids=["spine", "ttrl"]
-)
+@pytest.mark.parametrize("words", [["band.weight=0.2"], ["method=ttrl", "anchor.weight=0.1"]], ids=["spine", "ttrl"])
 def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architecture, words):
     seen = []
     for rows in (1, 3, 8, 12):
@@ -225,9 +221,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(model_folders):
 
 
 def test_bfloat16_model_learns_through_float32_masters(model_folders):
-    config = load_config(
-        overrides=[f"model={model_folders('qwen3')}", "model.dtype=bfloat16", "optim.lr=1e-6"]
-    )
+    config = load_config(overrides=[f"model={model_folders('qwen3')}", "model.dtype=bfloat16", "optim.lr=1e-6"])
     loaded = load_model(config.model)
     weight = loaded.model.get_output_embeddings().weight
     start = weight.detach().clone()

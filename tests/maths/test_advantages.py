@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from spinerl.maths import group_advantages
 
 groups = st.integers(2, 6).flatmap(
-    lambda g: st.lists(
-        st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=g, max_size=g), min_size=1, max_size=5
-    )
+    lambda g: st.lists(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=g, max_size=g), min_size=1, max_size=5)
 )
 
 

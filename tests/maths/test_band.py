@@ -56,9 +56,7 @@ def test_gradient_points_back_into_the_band(shape):
     assert under < 0  # descending the loss raises an entropy that is too low
     assert inside == 0
     assert over > 0
-    assert torch.autograd.gradcheck(
-        lambda h: band_penalty(h, low, high, shape), entropies.detach().requires_grad_()
-    )
+    assert torch.autograd.gradcheck(lambda h: band_penalty(h, low, high, shape), entropies.detach().requires_grad_())
 
 
 def test_a_token_that_is_the_edge_has_no_gradient_whatever_the_last_bit():

@@ -112,9 +112,7 @@ def test_gradients_of_the_estimators():
     found = {}
     for estimator in ("k1", "k2"):
         p = torch.log_softmax(logits, 0)
-        (found[estimator],) = torch.autograd.grad(
-            (p.exp().detach() * sampled_kl(p, q, estimator)).sum(), logits
-        )
+        (found[estimator],) = torch.autograd.grad((p.exp().detach() * sampled_kl(p, q, estimator)).sum(), logits)
     assert found["k1"].abs().max() < 1e-12
     assert torch.allclose(found["k2"], expected)
 

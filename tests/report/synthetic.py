@@ -64,9 +64,7 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (folder / "manifest.json").write_text(json.dumps(_manifest(config.method, seed, gold)), encoding="utf-8")
-    _write(
-        folder / "metrics.jsonl", [_metrics(step, steps, method, gold, rng) for step in range(1, done + 1)]
-    )
+    _write(folder / "metrics.jsonl", [_metrics(step, steps, method, gold, rng) for step in range(1, done + 1)])
     marks = [step for step in range(0, steps + 1, every) if step <= done]
     _write(folder / "eval.jsonl", [_evaluation(step, steps, gold, gain, rng) for step in marks])
     _write(
@@ -195,8 +193,7 @@ def _sample(step: int, question: int, t: float, rng: random.Random) -> dict[str,
         "step": step,
         "question_id": f"q{question}",
         "prompt": "…",
-        "question": f"Anna has {question + 4} apples and buys 7 more. She gives half of them away. "
-        "How many are left?",
+        "question": f"Anna has {question + 4} apples and buys 7 more. She gives half of them away. How many are left?",
         "pseudo_label": "19",
         "majority_frac": majority / 16,
         "votes": {k: v for k, v in votes.items() if v},
@@ -209,12 +206,9 @@ def _response(index: int, t: float, rng: random.Random) -> dict[str, Any]:
     cut = index == 3 and t < 0.5
     right = not cut and rng.random() < 0.5 + 0.4 * t
     tokens = [
-        word if word == "\n" else f" {word}"
-        for word in rng.choices(_WORDS, k=rng.randint(60, 130) - round(30 * t))
+        word if word == "\n" else f" {word}" for word in rng.choices(_WORDS, k=rng.randint(60, 130) - round(30 * t))
     ]
-    entropies = [
-        abs(rng.gauss(0, 0.12)) if rng.random() < 0.75 else rng.uniform(0.3, 2.4 - t) for _ in tokens
-    ]
+    entropies = [abs(rng.gauss(0, 0.12)) if rng.random() < 0.75 else rng.uniform(0.3, 2.4 - t) for _ in tokens]
     floor = sorted(entropies)[-max(1, len(tokens) // 5)]
     return {
         "text": "".join(tokens),

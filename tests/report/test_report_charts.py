@@ -24,12 +24,8 @@ def test_points_are_drawn_to_scale():
     svg = draw_chart(chart(Line("a", ((0, 0.0), (5, 5.0), (10, 20.0))), zero=True), (0, 10))
     (x0, y0), (x1, y1), (x2, y2) = vertices(svg, "a")
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert (y0 - y2) == pytest.approx(
-        4 * (y0 - y1), abs=0.5
-    )  # up is smaller y; 20 is four times as high as 5
-    ticks = {
-        float(t): float(y) - 4 for y, t in re.findall(r'class="ytick" x="44" y="([\d.]+)">([\d.]+)<', svg)
-    }
+    assert (y0 - y2) == pytest.approx(4 * (y0 - y1), abs=0.5)  # up is smaller y; 20 is four times as high as 5
+    ticks = {float(t): float(y) - 4 for y, t in re.findall(r'class="ytick" x="44" y="([\d.]+)">([\d.]+)<', svg)}
     assert ticks[20.0] == pytest.approx(y2, abs=0.2)  # the curve meets its own tick
 
 

@@ -66,9 +66,7 @@ def test_a_whole_run(tmp_path: Path):
     assert re.search(r"Greedy Pass@1 rose from 4\d\.\d % to 6\d\.\d % \(95 % intervals", page.words)
     assert "The majority fraction went from" in page.words
     assert [id for id in page.ids if id in _MAIN_CHARTS] == _MAIN_CHARTS
-    assert {"chart-forks", "chart-loss", "chart-abstain", "chart-time", "chart-signal", "chart-gold"} <= set(
-        page.ids
-    )
+    assert {"chart-forks", "chart-loss", "chart-abstain", "chart-time", "chart-signal", "chart-gold"} <= set(page.ids)
     for row in (
         "Greedy Pass@1",
         "avg@16",
@@ -98,9 +96,7 @@ def test_the_four_curves_hold_the_runs_numbers(tmp_path: Path):
         assert len(re.findall(r"[\d.]+,[\d.]+", drawn[1])) == 12
         for row in metrics:
             digits = f"{row[key]:.0f}" if row[key] >= 100 else f"{row[key]:.3f}"
-            assert re.search(
-                rf"step {row['step']}\n(.*\n)?{name}: {re.escape(digits)}", page.chart(f"chart-{id}")
-            )
+            assert re.search(rf"step {row['step']}\n(.*\n)?{name}: {re.escape(digits)}", page.chart(f"chart-{id}"))
     evals = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     chart = page.chart("chart-pass1")
     assert chart.count('class="whisker') == chart.count('class="mark') == len(evals) == 3
@@ -112,9 +108,7 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path):
     page = report(tmp_path, write_run(tmp_path / "run", steps=10))
     assert not re.search(r"https?:|//[a-z]|url\(|@import", page.source)
     assert not any(
-        key in ("src", "href", "srcset", "action") or key.startswith("on")
-        for _, attrs in page.tags
-        for key in attrs
+        key in ("src", "href", "srcset", "action") or key.startswith("on") for _, attrs in page.tags for key in attrs
     )
     assert "default-src 'none'" in page.source
     assert {tag for tag, _ in page.tags}.isdisjoint({"link", "img", "iframe", "object", "embed", "form"})
@@ -172,9 +166,7 @@ def test_text_from_models_and_data_is_escaped_and_nothing_hides(tmp_path: Path):
     assert "alert(1)" in page.words
     assert "{{ 7*7 }}" in page.words
     assert "⟨U+0000⟩⟨U+001B⟩[31m⟨U+202E⟩abc⟨U+2066⟩⟨U+200B⟩⟨U+FEFF⟩⟨U+D800⟩ שלום" in page.words
-    assert not re.search(
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]", page.source
-    )
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]", page.source)
     assert 'dir="auto"' in page.source
 
 
@@ -230,9 +222,7 @@ def test_the_summary_says_what_the_intervals_say(tmp_path: Path, gain: float, wo
 
 def test_collapse_is_named(tmp_path: Path):
     folder = write_run(tmp_path / "run", steps=20, every=20, gain=-0.3)
-    rows = [
-        {"step": i, "reward/mean": 0.5 + i / 40, "rollout/response_length": 150 - 5 * i} for i in range(1, 21)
-    ]
+    rows = [{"step": i, "reward/mean": 0.5 + i / 40, "rollout/response_length": 150 - 5 * i} for i in range(1, 21)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = report(tmp_path, folder)
     assert (
@@ -277,8 +267,7 @@ def test_a_run_of_one_step(tmp_path: Path):
 def test_values_that_are_not_finite_are_gaps(tmp_path: Path):
     folder = write_run(tmp_path / "run", steps=3)
     rows = [
-        {"step": i, "reward/mean": float("nan") if i == 3 else 0.5, "loss/total": float("inf")}
-        for i in range(1, 6)
+        {"step": i, "reward/mean": float("nan") if i == 3 else 0.5, "loss/total": float("inf")} for i in range(1, 6)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = report(tmp_path, folder)
@@ -290,9 +279,7 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path):
 
 
 def test_several_runs_are_overlaid_and_seeds_are_one_band(tmp_path: Path):
-    seeds = [
-        write_run(tmp_path / f"spine-tiny-seed{seed}", seed=seed, steps=10, every=10) for seed in (0, 1, 2)
-    ]
+    seeds = [write_run(tmp_path / f"spine-tiny-seed{seed}", seed=seed, steps=10, every=10) for seed in (0, 1, 2)]
     other = write_run(tmp_path / "ttrl-tiny-seed0", method="ttrl", steps=10, every=10, gain=0.05)
     page = report(tmp_path, *seeds, other)
     assert "SPINE and TTRL on tiny/shift-a" in page.words

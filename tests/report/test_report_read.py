@@ -25,12 +25,7 @@ def test_a_whole_run(tmp_path: Path):
     sample = run.samples[0]
     assert sample.votes[0] == ("19", 9.0)
     assert len(sample.responses) == 4
-    assert (
-        len(sample.responses[0].tokens)
-        == len(sample.responses[0].entropies)
-        == len(sample.responses[0].forks)
-        > 0
-    )
+    assert len(sample.responses[0].tokens) == len(sample.responses[0].entropies) == len(sample.responses[0].forks) > 0
 
 
 def test_an_unfinished_run_with_a_last_line_cut_short(tmp_path: Path):
@@ -59,14 +54,10 @@ def test_lines_are_cut_at_line_feeds_only(tmp_path: Path):
 def test_bad_lines_in_the_middle_are_left_out_and_counted(tmp_path: Path):
     folder = write_run(tmp_path / "run", steps=3)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    (folder / "metrics.jsonl").write_text(
-        "\n".join([lines[0], "{oops", "[1]", '{"no": "step"}', *lines[1:]]) + "\n"
-    )
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{oops", "[1]", '{"no": "step"}', *lines[1:]]) + "\n")
     run = read_run(folder)
     assert run.steps_done == 3
-    assert run.notes == (
-        "metrics.jsonl: 3 lines, the first of them line 2, cannot be read and are left out.",
-    )
+    assert run.notes == ("metrics.jsonl: 3 lines, the first of them line 2, cannot be read and are left out.",)
 
 
 def test_a_step_written_twice_after_a_resume_counts_once_and_the_later_row_wins(tmp_path: Path):
@@ -85,9 +76,7 @@ def test_values_that_are_no_finite_numbers_are_none_and_noted(tmp_path: Path):
         + "0" * 400
         + "}\n"
     )
-    (folder / "metrics.jsonl").write_text(
-        rows + '{"step": 4, "loss/total": 0.5}\n{"step": 5, "loss/total": "0.5"}\n'
-    )
+    (folder / "metrics.jsonl").write_text(rows + '{"step": 4, "loss/total": 0.5}\n{"step": 5, "loss/total": "0.5"}\n')
     run = read_run(folder)
     assert [value for _, value in run.series("loss/total")] == [None, None, None, 0.5, None]
     assert run.notes == (

@@ -201,9 +201,7 @@ class _Parser:
 
     def _starts_factor(self, kind: str, token: str) -> bool:
         if kind in _IMPLICIT_START:
-            return token not in ("\\}", "\\|") and not (
-                kind == "command" and token in ("\\rfloor", "\\rceil")
-            )
+            return token not in ("\\}", "\\|") and not (kind == "command" and token in ("\\rfloor", "\\rceil"))
         return token in ("(", "{", "[") or (token == "|" and self.bars == 0)
 
     def _mixed(self, whole: Value) -> Value:

@@ -285,11 +285,7 @@ def _points(expressions: list[Any]) -> list[tuple[str, str]] | None:
         for index in range(NUM_POINTS):
             value = done.subs({s: Float(digits[index], 40) for s, digits in places.items()}).evalf(40)
             real, imaginary = value.as_real_imag()
-            if (
-                not (real.is_Number and imaginary.is_Number)
-                or not value.is_finite
-                or value.has(I) != (imaginary != 0)
-            ):
+            if not (real.is_Number and imaginary.is_Number) or not value.is_finite or value.has(I) != (imaginary != 0):
                 return None
             assert values is not None
             values.append((str(real), str(imaginary)))

@@ -163,9 +163,7 @@ class Equivalence:
                     opaque.append(text)
                 elif outcome in _NO_ANSWER:
                     root[text] = None
-                elif (
-                    outcome != "no"
-                ):  # it has a value after all; "no" means that only its own spelling equals it
+                elif outcome != "no":  # it has a value after all; "no" means that only its own spelling equals it
                     root.setdefault(outcome, outcome)
                     root[text] = outcome
         opaque_set = set(opaque)

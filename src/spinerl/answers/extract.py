@@ -30,9 +30,7 @@ _CHOICE_PHRASE = re.compile(r"\b(?:option|choice)\s+(?=[(*\"']*[A-J]\b)", re.I)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.I | re.S)
 _THINK_OPEN = re.compile(r"<(?:think|thinking)>", re.I)
 _THINK_CLOSE = re.compile(r"</(?:think|thinking)>", re.I)
-_MATHS_RUN = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S
-)
+_MATHS_RUN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 _JOIN = re.compile(r"\s*(?:,?\s*(?:and|or)\b|,)\s*")
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z\\*\"(]|\s*$)|[!?](?=\s|$)|\n")
 _NUMBER = re.compile(
@@ -296,9 +294,7 @@ def _number(text: str, *, last: bool) -> str | None:
 # ------------------------------------------------------------------------------------------ choices, yes/no
 
 _OPENS_WITH_LETTER = re.compile(r"^[\s*_]*(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-J])(?=[).:]|\s*\*\*|\s*$))")
-_LETTER_IN_BRACKETS = re.compile(
-    r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*[(\[]\s*([A-Ja-j])\s*[)\]]"
-)
+_LETTER_IN_BRACKETS = re.compile(r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*[(\[]\s*([A-Ja-j])\s*[)\]]")
 _BARE_LETTER = re.compile(
     r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*(?:(?:option|choice|letter)\s+[(\"'*]*)?([A-Ja-j])(?![A-Za-z0-9'’])",
 )
@@ -318,9 +314,7 @@ def _choice(text: str, candidate: str | None, certain: bool, choices: Sequence[s
         sentence = candidate[: 2 * MAX_ANSWER_CHARS].lstrip(" \t\n*:_")
         end = _SENTENCE_END.search(sentence)
         whole = _trim(sentence[: end.start()] if end else sentence)
-        letter = (
-            _bare_letter(sentence, certain=False) or _by_text(whole, choices) or _contained(whole, choices)
-        )
+        letter = _bare_letter(sentence, certain=False) or _by_text(whole, choices) or _contained(whole, choices)
         if letter is not None or _SECOND_LETTER.search(sentence[1:]):
             return letter if letter and letter in letters else None
     for line in (_last_line(text[-_TAIL_CHARS:]), text[:MAX_ANSWER_CHARS].strip()):
@@ -367,9 +361,7 @@ def _by_text(answer: str, choices: Sequence[str]) -> str | None:
         if key is not None and not key.opaque:
             keys = [canonical_key(choice, "math") for choice in choices[:10]]
             found = {
-                letter
-                for letter, other in zip("ABCDEFGHIJ", keys, strict=False)
-                if other and other.text == key.text
+                letter for letter, other in zip("ABCDEFGHIJ", keys, strict=False) if other and other.text == key.text
             }
     return found.pop() if len(found) == 1 else None
 
@@ -379,9 +371,7 @@ def _contained(sentence: str, choices: Sequence[str]) -> str | None:
     another)."""
     padded = f" {normalise_text(sentence)} "
     found = []
-    options = [
-        (normalise_text(choice), letter) for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)
-    ]
+    options = [(normalise_text(choice), letter) for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)]
     for normal, letter in sorted(options, key=lambda item: -len(item[0])):
         if normal and f" {normal} " in padded:
             found.append(letter)

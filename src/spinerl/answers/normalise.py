@@ -78,9 +78,7 @@ def normalise_answer(gold: str, kind: str = "auto") -> str:
     check_kind(kind)
     key = canonical_key(gold, kind)
     if key is None:
-        raise InputError(
-            f"the answer {gold[:80]!r} cannot be read as kind {kind!r}; correct it or change answer_kind"
-        )
+        raise InputError(f"the answer {gold[:80]!r} cannot be read as kind {kind!r}; correct it or change answer_kind")
     return key.shown
 
 
@@ -123,9 +121,7 @@ def _nesting(text: str) -> int:
 
 # ----------------------------------------------------------------------------------------- text and letters
 
-_LETTER = re.compile(
-    r"^[\s(\[{]*(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Ja-j])\s*(?:[)\]}.:,]+.*|$)", re.I | re.S
-)
+_LETTER = re.compile(r"^[\s(\[{]*(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Ja-j])\s*(?:[)\]}.:,]+.*|$)", re.I | re.S)
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|boldsymbol|bm|operatorname|emph"
     r"|underline|boxed|fbox)\*?\s*\{([^{}]*)\}"
@@ -202,12 +198,8 @@ _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SPACING = re.compile(
     r"(?<!\\)\\[,;:!>]|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|~"
 )
-_SIZERS = re.compile(
-    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?"
-)
-_DEGREE = re.compile(
-    r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:circ|degrees?)(?![A-Za-z])|\b(?<=\d) ?deg\b"
-)
+_SIZERS = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?")
+_DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:circ|degrees?)(?![A-Za-z])|\b(?<=\d) ?deg\b")
 _RENAMED = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
@@ -588,9 +580,7 @@ def _scalar(text: str) -> tuple[str, str]:
     if _is_grouped_number(text):
         text = text.replace(",", "").replace(" ", "")
     text = (
-        re.sub(r"(?<=\d)\s+(?=\d{3}\b)(?!\d{3}\s*/)", "", text)
-        if re.fullmatch(r"\d{1,3}(?: \d{3})+", text)
-        else text
+        re.sub(r"(?<=\d)\s+(?=\d{3}\b)(?!\d{3}\s*/)", "", text) if re.fullmatch(r"\d{1,3}(?: \d{3})+", text) else text
     )
     text = re.sub(r"(?<=\d)[eE]([-+]?\d+)", r"\\cdot 10^{\1}", text)
     if _PROSE.search(text):

@@ -199,9 +199,7 @@ def _entropy(counts: Sequence[float]) -> float:
 
 def _check_options(tie: str, min_majority_frac: float) -> None:
     if tie not in TIES:
-        raise InputError(
-            f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}"
-        )
+        raise InputError(f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}")
     if not 0.0 <= min_majority_frac <= 1.0:
         raise InputError(f"min_majority_frac is {min_majority_frac}; it must lie between 0 and 1")
 

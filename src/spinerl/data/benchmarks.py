@@ -14,9 +14,7 @@ __all__ = ["BENCHMARKS"]
 QWEN_MATH = "https://huggingface.co/Qwen/Qwen2.5-Math-1.5B-Instruct"
 TTRL = "https://arxiv.org/abs/2504.16084"
 SPINE = "https://arxiv.org/abs/2511.17938"
-MAA = (
-    "Open access; for a licence see the hub page. The problems are the Mathematical Association of America's."
-)
+MAA = "Open access; for a licence see the hub page. The problems are the Mathematical Association of America's."
 
 BENCHMARKS: dict[str, dict[str, Any]] = {
     # Mathematics: free answers.

@@ -38,15 +38,9 @@ class Definition(BaseModel):
     gold_form: Literal["auto", "index", "letter", "text"] = Field(
         default="auto", description="how a gold choice is written; index counts from 0"
     )
-    shuffle_choices: bool = Field(
-        default=False, description="order the options by a hash of the question's id"
-    )
-    kind: Kind = Field(
-        default="auto", description="answer kind; rows with options are choice whatever it says"
-    )
-    instruction: str | None = Field(
-        default=None, description="answer instruction; default: the answer kind's own"
-    )
+    shuffle_choices: bool = Field(default=False, description="order the options by a hash of the question's id")
+    kind: Kind = Field(default="auto", description="answer kind; rows with options are choice whatever it says")
+    instruction: str | None = Field(default=None, description="answer instruction; default: the answer kind's own")
     system: str | None = Field(default=None, description="system message")
     rows: int | None = Field(default=None, description="rows expected")
     licence: str = Field(default="", description="licence and access")
@@ -163,9 +157,7 @@ def _json_object(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return None  # the reader of rows tells what is wrong with the file
-    is_definition = isinstance(value, dict) and any(
-        isinstance(value.get(key), str) for key in ("hub", "path")
-    )
+    is_definition = isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("hub", "path"))
     return value if is_definition else None
 
 

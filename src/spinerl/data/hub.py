@@ -39,15 +39,11 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
         why = "no connection to the hub, and no copy in the cache"
         raise InputError(f"hub data set {name} is out of reach: {why}; {local}{_also(note)}") from None
     except (ValueError, RuntimeError, OSError) as error:
-        key = (
-            "data.config" if "onfig" in str(error) else "data.split" if "split" in str(error) else "data.path"
-        )
+        key = "data.config" if "onfig" in str(error) else "data.split" if "split" in str(error) else "data.path"
         raise InputError(f"hub data set {name} cannot be read: {_line(error)}; see {key}") from None
 
 
-def open_folder(
-    folder: Path, config: str | None, split: str | None, *, split_asked: bool, config_asked: bool
-) -> Any:
+def open_folder(folder: Path, config: str | None, split: str | None, *, split_asked: bool, config_asked: bool) -> Any:
     """The split of the data set in a local folder, as a `datasets.Dataset`.
 
     A folder without the configuration or split that a definition names, but with only one there is, gives
@@ -69,9 +65,7 @@ def open_folder(
         with _quiet():
             found = {str(name): part for name, part in datasets.load_dataset(str(folder), chosen).items()}
     except (DatasetNotFoundError, ValueError, RuntimeError, OSError) as error:
-        message = (
-            f"folder {folder} cannot be read as a data set: {_line(error)}; set data.path to another copy"
-        )
+        message = f"folder {folder} cannot be read as a data set: {_line(error)}; set data.path to another copy"
         raise InputError(message) from None
     wanted = split or "test"
     if wanted in found:

@@ -56,9 +56,7 @@ class Report:
         """The report to print: a summary, then one line per finding."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
         summary = f"{self.source}: {self.num_rows} rows, {self.num_questions} questions ({kinds or 'none'}), "
-        return [summary + f"{self.num_gold} with gold"] + [
-            f"{f.severity}: {f.where}: {f.what}" for f in self.findings
-        ]
+        return [summary + f"{self.num_gold} with gold"] + [f"{f.severity}: {f.where}: {f.what}" for f in self.findings]
 
 
 def list_datasets() -> list[dict[str, Any]]:
@@ -150,9 +148,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
             num_gold += 1
             problem = gold_problem(outcome.gold, question.answer_kind)
             if problem:
-                findings.append(
-                    Finding("warning", row.where, f"gold cannot be read, no answer equals it: {problem}")
-                )
+                findings.append(Finding("warning", row.where, f"gold cannot be read, no answer equals it: {problem}"))
         if tokenizer is not None:
             length = len(render_prompt(question, tokenizer, config.prompt))
             if length > config.prompt.max_tokens:

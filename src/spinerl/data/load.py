@@ -98,9 +98,7 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     if len(questions) != data.max_questions:  # else later questions may have the gold
         check_gold_file(found, (question.id for question in questions))
     return (
-        QuestionSet(
-            tuple(questions), fingerprint(questions), MappingProxyType(dict(skipped)), found.table.source
-        ),
+        QuestionSet(tuple(questions), fingerprint(questions), MappingProxyType(dict(skipped)), found.table.source),
         MappingProxyType(gold),
     )
 
@@ -125,11 +123,7 @@ def fingerprint(questions: list[Question] | tuple[Question, ...]) -> str:
 
 def check_gold_file(found: Scan, ids: Iterable[str]) -> None:
     """InputError if a gold file was named and not one of its ids is among `ids`, those of all questions."""
-    if (
-        found.data.gold is not None
-        and found.gold_cells is not None
-        and found.gold_cells.keys().isdisjoint(ids)
-    ):
+    if found.data.gold is not None and found.gold_cells is not None and found.gold_cells.keys().isdisjoint(ids):
         raise InputError(
             f"data.gold={found.data.gold}: none of its ids is a question's id in {found.table.source}; "
             "the ids must be the same in both (see data.columns.id)"
@@ -156,9 +150,7 @@ def _gold_cells(data: DataConfig) -> dict[str, Any] | None:
             raise InputError(f'{where}: a gold row must be {{"id": ..., "answer": ...}}; see {key}')
         row_id = plain_text(row_id) or ""
         if row_id in first_rows:
-            raise InputError(
-                f"{where}: id {row_id!r} was already given in {first_rows[row_id]}; ids must differ"
-            )
+            raise InputError(f"{where}: id {row_id!r} was already given in {first_rows[row_id]}; ids must differ")
         first_rows[row_id] = row.where
         cells[row_id] = row.cells["answer"]
     return cells

@@ -38,7 +38,6 @@ class TextTokenizer(Protocol):
     """The part of a transformers tokenizer that prompts need."""
 
     chat_template: Any
-    eos_token_id: Any
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
@@ -74,9 +73,7 @@ def render_text(
         return _templated(question, tokenizer, prompt, instruction)
     blocks = [prompt.system] if prompt.system else []
     for example in prompt.examples:
-        blocks.append(
-            f"Question: {_with_instruction(example.question, instruction)}\n\nAnswer: {example.answer}"
-        )
+        blocks.append(f"Question: {_with_instruction(example.question, instruction)}\n\nAnswer: {example.answer}")
     blocks.append(f"Question: {_with_instruction(question.text, instruction)}\n\nAnswer:")
     return "\n\n".join(blocks)
 
@@ -103,7 +100,7 @@ def render_prompt(
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
     bare = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if len(ids) > bare and ids[-1] == tokenizer.eos_token_id:
+    if len(ids) > bare and ids[-1] == getattr(tokenizer, "eos_token_id", None):
         ids.pop()
     return tuple(ids)
 
@@ -153,15 +150,11 @@ def instruction_of(question: Question, prompt: PromptConfig, kind: str = "auto")
 def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig) -> bool:
     has_template = tokenizer is not None and bool(getattr(tokenizer, "chat_template", None))
     if prompt.chat_template == "on" and not has_template:
-        raise InputError(
-            "prompt.chat_template=on, but the tokenizer has no chat template; allowed here: auto, off"
-        )
+        raise InputError("prompt.chat_template=on, but the tokenizer has no chat template; allowed here: auto, off")
     return has_template and prompt.chat_template != "off"
 
 
-def _templated(
-    question: Question, tokenizer: TextTokenizer | None, prompt: PromptConfig, instruction: str
-) -> str:
+def _templated(question: Question, tokenizer: TextTokenizer | None, prompt: PromptConfig, instruction: str) -> str:
     assert tokenizer is not None
     messages: list[dict[str, str]] = [{"role": "system", "content": prompt.system}] if prompt.system else []
     turns: Sequence[tuple[str, str | None]] = [(e.question, e.answer) for e in prompt.examples] + [

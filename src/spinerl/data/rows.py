@@ -88,8 +88,7 @@ class RowReader:
                 if name not in table.columns and name.partition(".")[0] not in table.columns:
                     near = did_you_mean(name, table.columns)
                     raise InputError(
-                        f"{table.source} has no column {name!r}{near}; "
-                        f"there are {name_list(table.columns)}: set {key}"
+                        f"{table.source} has no column {name!r}{near}; there are {name_list(table.columns)}: set {key}"
                     )
         return reader
 
@@ -118,16 +117,12 @@ class RowReader:
             kind = self.kind
             if kind == "auto":
                 kind = "choice" if options else self.definition.kind
-            answer = self._gold(
-                cells if gold is None else {"answer": gold}, labels, options, kind, gold is not None
-            )
+            answer = self._gold(cells if gold is None else {"answer": gold}, labels, options, kind, gold is not None)
             question = Question(
                 id=row_id,
                 text=text + "".join(f"\n{line}" for line in choice_lines(options)),
                 choices=options,
-                subject=_text_cell(_lookup(cells, self.subject), self.subject) or None
-                if self.subject
-                else None,
+                subject=_text_cell(_lookup(cells, self.subject), self.subject) or None if self.subject else None,
                 answer_kind=kind,
                 images=_images(_lookup(cells, self.images)) if self.images is not None else (),
             )
@@ -137,14 +132,9 @@ class RowReader:
 
     def _named(self) -> list[tuple[str, str]]:
         """(configuration key, column) of every column this reader needs."""
-        named = [
-            (f"data.columns.{key}", getattr(self, key))
-            for key in ("id", "question", "gold", "subject", "images")
-        ]
+        named = [(f"data.columns.{key}", getattr(self, key)) for key in ("id", "question", "gold", "subject", "images")]
         named += [("data.columns.choices", name) for name in self.choices]
-        named += [
-            ("the definition's template", name) for name in PLACE.findall(self.definition.template or "")
-        ]
+        named += [("the definition's template", name) for name in PLACE.findall(self.definition.template or "")]
         named += [("the definition's where", name) for name in self.definition.where]
         return [(key, name) for key, name in named if name is not None]
 
@@ -167,9 +157,7 @@ class RowReader:
             return str(row.number)
         value = _text_cell(_lookup(cells, self.id), self.id).strip()
         if not value:
-            raise BadCellError(
-                f"column {self.id!r} is empty; every row needs an id, or set data.columns.id to another"
-            )
+            raise BadCellError(f"column {self.id!r} is empty; every row needs an id, or set data.columns.id to another")
         return value
 
     def _choice_cell(self, cells: Mapping[str, Any]) -> Any:
@@ -206,10 +194,7 @@ def choice_lines(options: Sequence[str]) -> list[str]:
     >>> choice_lines(["red", "blue"])
     ['A. red', 'B. blue']
     """
-    return [
-        letter if text == letter else f"{letter}. {text}"
-        for letter, text in zip(LETTERS, options, strict=False)
-    ]
+    return [letter if text == letter else f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
 
 
 def parse_choices(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -249,17 +234,11 @@ def parse_choices(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     else:
         raise BadCellError(f"options must be a list, found {type(cell).__name__}; see data.columns.choices")
     if not 2 <= len(texts) <= len(LETTERS) or (labels is not None and len(labels) != len(texts)):
-        raise BadCellError(
-            f"{len(texts)} option(s): multiple choice takes 2 to {len(LETTERS)}, each with its label"
-        )
+        raise BadCellError(f"{len(texts)} option(s): multiple choice takes 2 to {len(LETTERS)}, each with its label")
     options = [_text_cell(text, "options").strip() for text in texts]
     marks = [OPTION_MARK.match(option) for option in options]
-    if all(
-        mark is not None and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)
-    ):
-        options = [
-            option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark is not None
-        ]
+    if all(mark is not None and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)):
+        options = [option[mark.end() :] for option, mark in zip(options, marks, strict=True) if mark is not None]
     return tuple(labels or LETTERS[: len(options)]), tuple(options)
 
 
@@ -337,17 +316,13 @@ def _text_cell(cell: Any, name: str) -> str:
     except BadCellError as error:
         raise BadCellError(f"column {name!r} {error}") from None
     except UnicodeEncodeError:
-        raise BadCellError(
-            f"column {name!r} holds half a character (a lone surrogate); write it anew"
-        ) from None
+        raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it anew") from None
     return text
 
 
 def _is_blank(cell: Any) -> bool:
     return (
-        cell is None
-        or (isinstance(cell, float) and math.isnan(cell))
-        or (isinstance(cell, str) and not cell.strip())
+        cell is None or (isinstance(cell, float) and math.isnan(cell)) or (isinstance(cell, str) and not cell.strip())
     )
 
 
@@ -356,10 +331,8 @@ def _joined(cell: Any, name: str) -> str:
     return "\n".join(_text_cell(part, name).strip() for part in parts)
 
 
-def _lookup(cells: Mapping[str, Any], name: str | None) -> Any:
+def _lookup(cells: Mapping[str, Any], name: str) -> Any:
     """The cell of a column; "a.b" also reaches field b of column a.  None where there is none."""
-    if name is None:
-        return None
     if name in cells:
         return cells[name]
     value: Any = cells

@@ -165,15 +165,12 @@ def _json_rows(text: str, source: str) -> list[Row]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{source} is not valid JSON ({_json_problem(error)}); "
-            "a file of one object per line must end in .jsonl"
+            f"{source} is not valid JSON ({_json_problem(error)}); a file of one object per line must end in .jsonl"
         ) from None
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         if len(lists) != 1:
-            raise InputError(
-                f"{source} must hold a list of objects; found an object with keys {name_list(value)}"
-            )
+            raise InputError(f"{source} must hold a list of objects; found an object with keys {name_list(value)}")
         value = lists[0]
     if not isinstance(value, list):
         raise InputError(f"{source} must hold a list of objects; found {type(value).__name__}")
@@ -187,9 +184,7 @@ def _parquet_rows(path: Path) -> list[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise InputError(
-            f"{path} is not a readable Parquet file: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise InputError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from None
     return [Row(f"row {n}", n, cells) for n, cells in enumerate(table.to_pylist())]
 
 
@@ -202,6 +197,4 @@ def _json_problem(error: BaseException) -> str:
 def _row(where: str, number: int, value: Any) -> Row:
     if isinstance(value, dict):
         return Row(where, number, value)
-    return Row(
-        where, number, None, f'a row must be an object like {{"question": ...}}, found {type(value).__name__}'
-    )
+    return Row(where, number, None, f'a row must be an object like {{"question": ...}}, found {type(value).__name__}')

@@ -21,17 +21,13 @@ class InPlaceLayer(DynamicLayer):
     _room: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         used = self.get_seq_length()
         length = used + key_states.shape[-2]
-        if (
-            self._room is None
-            or self._room[0].shape[-2] < length
-            or self._room[0].shape[0] != key_states.shape[0]
-        ):
+        if self._room is None or self._room[0].shape[-2] < length or self._room[0].shape[0] != key_states.shape[0]:
             self._room = (
                 self._grown(self.keys, key_states, length),
                 self._grown(self.values, value_states, length),
@@ -54,10 +50,10 @@ class InPlaceLayer(DynamicLayer):
         self._room = None
 
     @staticmethod
-    def _grown(held: torch.Tensor, like: torch.Tensor, length: int) -> torch.Tensor:
+    def _grown(held: torch.Tensor | None, like: torch.Tensor, length: int) -> torch.Tensor:
         rows, heads, _, width = like.shape
         buffer = like.new_empty(rows, heads, max(64, length + length // 2), width)
-        if held.numel():
+        if held is not None and held.numel():
             buffer[:, :, : held.shape[-2]] = held
         return buffer
 

@@ -44,14 +44,10 @@ def resolve_name(name: str) -> str:
         if not (folder / "config.json").is_file():
             if (folder / "model" / "config.json").is_file():
                 return str(folder / "model")
-            raise InputError(
-                f"model={name}: the folder has no config.json, so it is not a Hugging Face model"
-            )
+            raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
         return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(
-            f"model={name}: no such folder; give a Hugging Face folder, a hub name, or tiny-reasoner"
-        )
+        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or tiny-reasoner")
     return name
 
 
@@ -82,21 +78,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     tokenizer = load_tokenizer(config)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise InputError(
-            f"model={config.name} is an encoder-decoder; only causal language models can be adapted"
-        )
+        raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
     model.to(device).eval()  # pyright: ignore[reportArgumentType]
     if config.gradient_checkpointing:
         # It acts in training mode only (`spinerl.engine.policy.update`), where dropout must not come with it.
         _remove_dropout(model)
         # transformers renamed it on the way to version 6
-        enable = (
-            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        )
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
     end_ids = _end_ids(model, tokenizer)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids[0] if end_ids else 0)
-    return LoadedModel(model, tokenizer, end_ids, int(pad_id), device)
+    pad_id = tokenizer.pad_token_id  # only fills rows up: any id serves a tokenizer without one
+    return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, device)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -137,9 +129,7 @@ def _from_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in reason:
-            reason = (
-                "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
-            )
+            reason = "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
         elif "safetensors" in reason:
             reason += " (only safetensors weights are read: they cannot run code)"
         raise InputError(f"model={config.name} could not be loaded: {reason}") from None

@@ -22,9 +22,7 @@ class Optimiser:
     each low-precision parameter gets a float32 master that learns, and the model holds its rounded copy.
     """
 
-    def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], config: OptimConfig, total_updates: int
-    ) -> None:
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: OptimConfig, total_updates: int) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._masters = [
             p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_()

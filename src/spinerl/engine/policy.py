@@ -102,7 +102,10 @@ def wanted_logits(loaded: LoadedModel, micro: MicroBatch) -> torch.Tensor:
 def score(
     loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, max_rows: int = 0, max_tokens: int = 16384
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probabilities, entropies), both (B, T) on the CPU (float64 for a float64 model, else float32), of the wanted tokens; 0.0 elsewhere."""
+    """(log-probabilities, entropies) of the wanted tokens, both (B, T) on the CPU; 0.0 elsewhere.
+
+    float32, or float64 for a float64 model.
+    """
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
     logprobs = torch.zeros(batch.tokens.shape, dtype=dtype)
     entropies = torch.zeros(batch.tokens.shape, dtype=dtype)
@@ -147,9 +150,7 @@ def update(
     optimiser.zero_grad()
     optim = config.optim
     loaded.model.train(config.model.gradient_checkpointing)
-    for micro in micro_batches(
-        batch, wanted, loaded.pad_id, optim.micro_batch_rows, optim.micro_batch_tokens
-    ):
+    for micro in micro_batches(batch, wanted, loaded.pad_id, optim.micro_batch_rows, optim.micro_batch_tokens):
         cell = (micro.row_of, micro.column_of)
 
         log_dist = log_distribution(wanted_logits(loaded, micro), batch.temperature)
@@ -176,7 +177,8 @@ def update(
             loss = loss + config.anchor.weight * term
             sums["anchor"] += term.item()
         if band_weights is not None:
-            assert targets.band_low is not None and targets.band_high is not None
+            assert targets.band_low is not None
+            assert targets.band_high is not None
             low, high = (at(edge, micro.row_of) for edge in (targets.band_low, targets.band_high))
             penalty = band_penalty(shannon_entropies(log_dist), low, high, config.band.shape)
             term = (at(band_weights) * penalty).sum()
@@ -191,9 +193,7 @@ def update(
         optimiser.collect()
         with torch.no_grad():
             log_ratio = logprobs - old
-            limit = torch.where(
-                advantages > 0, math.log1p(config.loss.clip_high), -math.log1p(-config.loss.clip_low)
-            )
+            limit = torch.where(advantages > 0, math.log1p(config.loss.clip_high), -math.log1p(-config.loss.clip_low))
             clipped = (log_ratio * advantages.sign() > limit) & (advantages != 0)
             sums["clipped"] += (weights * clipped).sum().item()
             sums["log_ratio"] += (weights * log_ratio.abs()).sum().item()
@@ -201,9 +201,7 @@ def update(
             max_log_ratio = max(max_log_ratio, on_policy.max().item() if on_policy.numel() else 0.0)
     loaded.model.eval()
     figures = {
-        "loss/total": sums["policy"]
-        + config.anchor.weight * sums["anchor"]
-        + config.band.weight * sums["band"],
+        "loss/total": sums["policy"] + config.anchor.weight * sums["anchor"] + config.band.weight * sums["band"],
         "loss/policy": sums["policy"],
         "loss/clipped_frac": sums["clipped"],
         "loss/log_ratio": sums["log_ratio"],

@@ -27,9 +27,7 @@ from spinerl.types import Question, Rollout
 
 __all__ = ["greedy_responses", "sample_responses"]
 
-_COMPACT_BELOW = (
-    0.75  # drop finished rows once this share or less is still going: a copy costs about one token
-)
+_COMPACT_BELOW = 0.75  # drop finished rows once this share or less is still going: a copy costs about one token
 
 
 @dataclass
@@ -125,9 +123,7 @@ def _respond(
     on_tokens: Callable[[int], None] | None,
 ) -> Rollout:
     limit = max_new_tokens
-    order = sorted(
-        range(len(prompts)), key=lambda i: len(prompts[i])
-    )  # like lengths together: little padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: little padding
     per_chunk = max(1, max_rows // num_responses)
     parts: dict[int, tuple[_Rows, int]] = {}
     for start in range(0, len(order), per_chunk):
@@ -159,9 +155,7 @@ def _respond(
             pieces.append(torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=padding))
         return torch.cat(pieces)
 
-    lengths = torch.cat(
-        [rows.lengths[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))]
-    )
+    lengths = torch.cat([rows.lengths[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))])
     finished = torch.cat(
         [rows.finished[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))]
     )

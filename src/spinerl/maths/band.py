@@ -55,7 +55,8 @@ def band_penalty(
     """l_band = max(0, H - H_high) + max(0, H_low - H) per token, in nats; 0 inside the band.
 
     shape="squared" squares each hinge (nats^2), so that the pull grows with the distance.  The edges carry no
-    gradient, and a token within EDGE_TOLERANCE of one is inside.  Source: METHOD step 10 (docs/method.md); squared is ours.
+    gradient, and a token within EDGE_TOLERANCE of one is inside.
+    Source: METHOD step 10 (docs/method.md); squared is ours.
 
     >>> band_penalty(torch.tensor([0.1, 0.5, 1.0]), torch.full((3,), 0.2), torch.full((3,), 0.6)).tolist()
     [0.10000000149011612, 0.0, 0.3999999761581421]
@@ -67,9 +68,7 @@ def band_penalty(
     return over + under if shape == "hinge" else over.square() + under.square()
 
 
-def blend_edges(
-    past: tuple[float, float] | None, now: tuple[float, float], decay: float
-) -> tuple[float, float]:
+def blend_edges(past: tuple[float, float] | None, now: tuple[float, float], decay: float) -> tuple[float, float]:
     """Edges of the exponential moving average: decay * past + (1 - decay) * now, or `now` at the first step.
 
     >>> blend_edges((1.0, 2.0), (0.0, 1.0), 0.5)

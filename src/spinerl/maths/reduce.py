@@ -11,9 +11,7 @@ from torch import Tensor
 __all__ = ["masked_mean", "term_weights"]
 
 
-def term_weights(
-    mask: Bool[Tensor, "B T"], normaliser: Literal["token", "response"] = "token"
-) -> Float[Tensor, "B T"]:
+def term_weights(mask: Bool[Tensor, "B T"], normaliser: Literal["token", "response"] = "token") -> Float[Tensor, "B T"]:
     """Weights of one loss term for one whole optimiser update: they sum to 1, or are all 0 for an empty mask.
     float64; the update casts them to the type it computes in.
 

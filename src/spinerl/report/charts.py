@@ -148,9 +148,7 @@ def draw_interval(
     """Two (value, low, high) on one axis from 0 to `top`: hollow for before, filled for after."""
     width, height, pad = 180, 30, 8
     parts = [
-        Markup('<line class="rail" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(
-            a=pad, b=width - pad, y=height // 2
-        )
+        Markup('<line class="rail" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(a=pad, b=width - pad, y=height // 2)
     ]
     for name, y, item in (("before", 9, before), ("after", 21, after)):
         if item is None:
@@ -227,9 +225,7 @@ class _Frame:
             high = min(high, chart.ceiling) if high > chart.ceiling else high
         if high <= low:
             low, high = low - 0.5 * room, high + 0.5 * room
-        ticks = next(
-            (t for count in (5, 7, 9) if len(t := nice_ticks(low, high, count)) >= 4), nice_ticks(low, high)
-        )
+        ticks = next((t for count in (5, 7, 9) if len(t := nice_ticks(low, high, count)) >= 4), nice_ticks(low, high))
         largest = max(abs(low), abs(high))
         exponent = math.floor(math.log10(largest)) if largest < 1e-3 else 0
         x0, x1 = x_range
@@ -242,9 +238,7 @@ class _Frame:
         return round(_LEFT + _INSET + width * (value - self.x0) / (self.x1 - self.x0), 1)
 
     def y(self, value: float) -> float:
-        return round(
-            _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - self.y0) / (self.y1 - self.y0), 1
-        )
+        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - self.y0) / (self.y1 - self.y0), 1)
 
 
 def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
@@ -256,8 +250,7 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
         label = f"{tick * scale:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
         kind = "grid base" if tick == 0 else "grid"
         yield Markup(
-            '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>'
-            '<text class="ytick" x="{tx}" y="{ty}">{t}</text>'
+            '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
         ).format(
             k=kind,
             a=_LEFT,
@@ -269,11 +262,8 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
         )
     for tick in nice_ticks(frame.x0, frame.x1, integers=True):
         yield Markup(
-            '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/>'
-            '<text class="xtick" x="{x}" y="{t}">{v}</text>'
-        ).format(
-            x=frame.x(tick), a=bottom, b=bottom + 4, t=bottom + 18, v=f"{tick:,.0f}".replace(",", "\u202f")
-        )
+            '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/><text class="xtick" x="{x}" y="{t}">{v}</text>'
+        ).format(x=frame.x(tick), a=bottom, b=bottom + 4, t=bottom + 18, v=f"{tick:,.0f}".replace(",", "\u202f"))
     power = f" ×10{_superscript(frame.exponent)}" if frame.exponent else ""
     yield Markup('<line class="axis" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(
         a=_LEFT, b=_WIDTH - _RIGHT, y=bottom
@@ -333,9 +323,7 @@ def _hits(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     edges = [_LEFT, *((frame.x(a) + frame.x(b)) / 2 for a, b in itertools.pairwise(steps)), _WIDTH - _RIGHT]
     yield Markup('<g class="hits">')
     for i, step in enumerate(steps):
-        yield Markup(
-            '<rect x="{x}" y="{y}" width="{w}" height="{h}" data-x="{cx}"><title>{t}</title></rect>'
-        ).format(
+        yield Markup('<rect x="{x}" y="{y}" width="{w}" height="{h}" data-x="{cx}"><title>{t}</title></rect>').format(
             x=round(edges[i], 1),
             y=_TOP,
             w=round(max(edges[i + 1] - edges[i], 0.1), 1),

@@ -43,13 +43,7 @@ def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
             if found:
                 drawn.append((label, dash))
             for group, line in found:
-                name = (
-                    label
-                    if len(groups) == 1
-                    else group.label
-                    if len(keys) == 1
-                    else f"{group.label}, {label}"
-                )
+                name = label if len(groups) == 1 else group.label if len(keys) == 1 else f"{group.label}, {label}"
                 colour = dash if len(groups) == 1 else group.colour
                 lines.append(dataclasses.replace(line, label=name, colour=colour, dash=dash + _again(group)))
         return Chart(
@@ -89,8 +83,7 @@ def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
             "Majority-vote reward",
             "mean, 0 to 1",
             [("reward/mean", "reward"), majority],
-            "Mean reward"
-            + (", and the share of votes that the pseudo-label won." if len(groups) == 1 else "."),
+            "Mean reward" + (", and the share of votes that the pseudo-label won." if len(groups) == 1 else "."),
             smooth=True,
             floor=0.0,
             ceiling=1.0,
@@ -252,9 +245,7 @@ def _again(group: Group) -> int:
     return group.colour // PALETTE_SIZE
 
 
-def _legend(
-    groups: Sequence[Group], drawn: Sequence[tuple[str, int]], extra: Sequence[Legend]
-) -> tuple[Legend, ...]:
+def _legend(groups: Sequence[Group], drawn: Sequence[tuple[str, int]], extra: Sequence[Legend]) -> tuple[Legend, ...]:
     """One run: its series, if several.  Several runs: their colours, then the series' dashes, if several."""
     if len(groups) == 1:
         entries = [Legend(label, f"s{dash} d{dash}") for label, dash in drawn]

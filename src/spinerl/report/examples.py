@@ -134,17 +134,12 @@ def _sample_view(sample: Sample | None, role: str, top: float, limit: int) -> _S
         when=f"{role}step {sample.step}".capitalize(),
         question=_shortened(sample.question),
         votes=tuple(
-            (answer, n, n / total, answer == sample.pseudo_label)
-            for answer, n in sample.votes[:_ANSWERS_SHOWN]
+            (answer, n, n / total, answer == sample.pseudo_label) for answer, n in sample.votes[:_ANSWERS_SHOWN]
         ),
-        other_votes=f"{len(hidden)} other answers: {format_number(sum(n for _, n in hidden))} votes"
-        if hidden
-        else "",
+        other_votes=f"{len(hidden)} other answers: {format_number(sum(n for _, n in hidden))} votes" if hidden else "",
         abstained_share=sample.num_abstained / total,
         majority=show_percent(sample.majority_frac),
-        responses=tuple(
-            _response_view(response, top, limit) for response in sample.responses[:_RESPONSES_SHOWN]
-        ),
+        responses=tuple(_response_view(response, top, limit) for response in sample.responses[:_RESPONSES_SHOWN]),
         left_out=f"{more} more logged responses are not shown." if more > 0 else "",
     )
 
@@ -158,9 +153,7 @@ def _response_view(response: Response, top: float, limit: int) -> _ResponseView:
             title="no entropy" if entropy is None else f"{entropy:.2f} nats",
             style=f"f{_heat_level(entropy or 0.0, top)}" if fork else "",
         )
-        for token, entropy, fork in zip(
-            response.tokens[:limit], response.entropies, response.forks, strict=False
-        )
+        for token, entropy, fork in zip(response.tokens[:limit], response.entropies, response.forks, strict=False)
     )
     more = len(response.tokens) - len(tokens)
     return _ResponseView(
@@ -176,11 +169,7 @@ def _response_view(response: Response, top: float, limit: int) -> _ResponseView:
 
 
 def _shortened(text: str) -> str:
-    return (
-        text
-        if len(text) <= _TEXT_SHOWN
-        else f"{text[:_TEXT_SHOWN]} … ({len(text) - _TEXT_SHOWN} more characters)"
-    )
+    return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]} … ({len(text) - _TEXT_SHOWN} more characters)"
 
 
 def _heat_level(entropy: float, top: float) -> int:

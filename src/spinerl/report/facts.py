@@ -59,11 +59,7 @@ def manifest_table(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
             ],
         ),
     ]
-    return [
-        (label, values if len(set(values)) > 1 else values[:1])
-        for label, values in rows
-        if set(values) != {"–"}
-    ]
+    return [(label, values if len(set(values)) > 1 else values[:1]) for label, values in rows if set(values) != {"–"}]
 
 
 def _command(value: Any) -> str:
@@ -86,9 +82,7 @@ def config_table(runs: Sequence[RunData]) -> list[tuple[str, str, str, list[str]
     leaves = dict.fromkeys(key for run in runs for key, _ in _flatten(run.config))
     for key in leaves:
         if not any(key == name or key.startswith(f"{name}.") for name in known):
-            rows.append(
-                (key, "not a key of this version", "–", [_show(run.setting(key, "–")) for run in runs])
-            )
+            rows.append((key, "not a key of this version", "–", [_show(run.setting(key, "–")) for run in runs]))
     return rows
 
 
@@ -107,8 +101,4 @@ def _show(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return (
-        json.dumps(value, ensure_ascii=False, default=str)
-        if isinstance(value, dict | list | tuple)
-        else str(value)
-    )
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | tuple) else str(value)

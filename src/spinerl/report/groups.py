@@ -92,9 +92,7 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
         seen[label] = seen.get(label, 0) + 1
         if labels.count(label) > 1:
             parent = members[0].folder.resolve().parent.name
-            label = (
-                f"{parent}/{label}" if seen[label] == 1 or len(members) == 1 else f"{label} ({seen[label]})"
-            )
+            label = f"{parent}/{label}" if seen[label] == 1 or len(members) == 1 else f"{label} ({seen[label]})"
         groups.append(Group(visible(label), tuple(members), colour))
     return groups
 
@@ -109,9 +107,7 @@ def _group_label(members: Sequence[RunData]) -> str:
 
 def _num_alike(names: Sequence[str]) -> int:
     """Letters that all names begin with."""
-    return sum(
-        1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    )
+    return sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
 
 
 def _together(series: Sequence[Sequence[Point]]) -> list[tuple[float, list[float]]]:

@@ -79,9 +79,7 @@ def render(runs: Sequence[RunData]) -> str:
         title=title(groups),
         facts=headline(groups),
         summary=[(group.label if len(groups) > 1 else "", summary(group)) for group in groups],
-        notes=[
-            (run.name if len(runs) > 1 else "", note) for run in runs for note in (*progress(run), *run.notes)
-        ],
+        notes=[(run.name if len(runs) > 1 else "", note) for run in runs for note in (*progress(run), *run.notes)],
         groups=groups,
         tables=result_tables(groups),
         reading=how_to_read(groups, (*first, *second)),

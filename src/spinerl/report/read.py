@@ -164,9 +164,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no config.yaml; give the folder a run wrote")
     if not any((folder / name).is_file() for name in _EVIDENCE):
-        raise InputError(
-            f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?"
-        )
+        raise InputError(f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -251,9 +249,7 @@ def _non_finite(rows: Iterable[Mapping[str, Any]], name: str) -> list[str]:
 
 def _read_samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:
     rows = _read_lines(path, notes)
-    return tuple(
-        _sample(row) for row in _latest(rows, lambda row: (row["step"], str(row.get("question_id"))))
-    )
+    return tuple(_sample(row) for row in _latest(rows, lambda row: (row["step"], str(row.get("question_id")))))
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:
@@ -269,9 +265,7 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         majority_frac=number(row.get("majority_frac")),
         votes=tuple(votes),
         num_abstained=int(number(row.get("num_abstained")) or 0),
-        responses=tuple(_response(r) for r in responses if isinstance(r, dict))
-        if isinstance(responses, list)
-        else (),
+        responses=tuple(_response(r) for r in responses if isinstance(r, dict)) if isinstance(responses, list) else (),
     )
 
 

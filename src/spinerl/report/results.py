@@ -89,10 +89,7 @@ def _accuracy_table(groups: Sequence[Group]) -> list[_Row]:
     ]
     table = []
     for label, note, key, kind in specs:
-        cells = [
-            _cell(group.eval_mean(0, key), group.eval_mean(-1, key), kind, len(group.runs))
-            for group in groups
-        ]
+        cells = [_cell(group.eval_mean(0, key), group.eval_mean(-1, key), kind, len(group.runs)) for group in groups]
         if any(cell.before != "–" or cell.after != "–" for cell in cells):
             table.append(_Row(label, note, tuple(cells)))
     return table
@@ -114,9 +111,7 @@ def _accuracy_name(key: str) -> tuple[str, str]:
 def _cell(before: Triple | None, after: Triple | None, kind: str, num_runs: int) -> _Cell:
     digits = {"tokens": 1, "nats": 3}.get(kind)
     if num_runs > 1:  # seeds that agree have no range worth a line
-        before, after = (
-            None if t is None else (t[0], None, None) if t[1] == t[2] else t for t in (before, after)
-        )
+        before, after = (None if t is None else (t[0], None, None) if t[1] == t[2] else t for t in (before, after))
 
     def show(triple: Triple | None) -> str:
         if triple is None:

@@ -83,9 +83,7 @@ def _accuracy_sentence(run: RunData) -> str:
         assert known is not None
         who = "of the unadapted model" if after is None else f"at step {run.evals[-1]['step']}"
         level = f" ({level_of(run)} interval {show_interval(known)})" if show_interval(known) else ""
-        missing = (
-            "no later evaluation was written" if after is None else "the unadapted model was not evaluated"
-        )
+        missing = "no later evaluation was written" if after is None else "the unadapted model was not evaluated"
         return f"Greedy Pass@1 {who} is {show_percent(known[0])}{level}; {missing}."
     verdict = verdict_of(before, after)
     change = f"from {show_percent(before[0])} to {show_percent(after[0])}"
@@ -93,10 +91,7 @@ def _accuracy_sentence(run: RunData) -> str:
     if verdict == "unknown":
         return f"Greedy Pass@1 went {change}; without intervals, this may be noise."
     if verdict == "unclear":
-        return (
-            f"Greedy Pass@1 went {change}, but this run cannot tell whether accuracy changed: "
-            f"the {both} overlap."
-        )
+        return f"Greedy Pass@1 went {change}, but this run cannot tell whether accuracy changed: the {both} overlap."
     return f"Greedy Pass@1 {verdict} {change} ({both})."
 
 
@@ -134,9 +129,7 @@ def _dynamics_sentence(group: Group) -> str:
             parts.append(f"{words} {'' if parts else 'went '}from {show(*ends)}")
     if not parts:
         return ""
-    steps = max(
-        1, len(group.line("label/majority_frac", "").points or group.line("rollout/entropy", "").points) // 10
-    )
+    steps = max(1, len(group.line("label/majority_frac", "").points or group.line("rollout/entropy", "").points) // 10)
     window = f"averages of the first and the last {steps} steps" if steps > 1 else "first and last step"
     text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     return f"{text[0].upper()}{text[1:]} ({window})."

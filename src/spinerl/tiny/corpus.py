@@ -291,9 +291,7 @@ def _solve_carefully(rng: Random, problem: Problem, slipped: bool) -> Solution:
     return Solution(text, amount, "careful")
 
 
-def _operations(
-    rng: Random, amount: int, terms: list[Term], slip_at: int | None = None
-) -> tuple[list[str], int]:
+def _operations(rng: Random, amount: int, terms: list[Term], slip_at: int | None = None) -> tuple[list[str], int]:
     """The lines that apply `terms` to `amount` one after the other, and the amount reached."""
     lines: list[str] = []
     for index, term in enumerate(terms):

@@ -35,10 +35,10 @@ class Row:
 
 SHIFTS: dict[str, tuple[Kind, Wording]] = {
     "in-domain": (COMMON, SEEN),
-    "dev": (Kind(changes=(3, 4), smallest=10, largest=120), SEEN),
-    "a": (Kind(changes=(5,), smallest=2, largest=60), SEEN),
-    "b": (Kind(changes=(2,), smallest=100, largest=400), UNSEEN),
-    "hard": (Kind(changes=(8,), smallest=100, largest=900), UNSEEN),
+    "dev": (Kind(changes=(3, 4), smallest=10, largest=60, packs_frac=0.15), SEEN),
+    "a": (Kind(changes=(4,), smallest=2, largest=50, packs_frac=0.22), SEEN),
+    "b": (Kind(changes=(2,), smallest=100, largest=200, packs_frac=0.2), SEEN),
+    "hard": (Kind(changes=(5, 6), smallest=20, largest=120), SEEN),
 }
 """What each shift asks for, by its short name."""
 
