@@ -11,8 +11,6 @@ import pytest
 from spinerl.tiny.corpus import (
     COMMON,
     CORPUS_KINDS,
-    SEEN,
-    UNSEEN,
     Problem,
     Term,
     corpus,
@@ -54,26 +52,25 @@ def test_corpus_is_fixed_by_its_seed() -> None:
 def test_answer_follows_from_the_story() -> None:
     # The numbers of a told problem, read back from its text, give the answer.
     rng = Random(1)
-    for wording in (SEEN, UNSEEN):
-        for _ in range(300):
-            problem = draw_problem(rng, COMMON, held_out=True)
-            sentences = re.findall(r"[^.?]+[.?]", tell(rng, problem, wording))
-            assert len(sentences) == len(problem.terms) + 1
-            total = 0
-            for index, sentence in enumerate(sentences[:-1]):
-                size = 1
-                for number in re.findall(r"\d+", sentence):
-                    size *= int(number)
-                total += -size if index and is_loss(sentence) else size
-            assert total == problem.answer
+    for _ in range(300):
+        problem = draw_problem(rng, COMMON, held_out=True)
+        sentences = re.findall(r"[^.?]+[.?]", tell(rng, problem))
+        assert len(sentences) == len(problem.terms) + 1
+        total = 0
+        for index, sentence in enumerate(sentences[:-1]):
+            size = 1
+            for number in re.findall(r"\d+", sentence):
+                size *= int(number)
+            total += -size if index and is_loss(sentence) else size
+        assert total == problem.answer
 
 
 def is_loss(sentence: str) -> bool:
     """Whether the owner (a pronoun after the first sentence) ends up with less."""
     if re.search(r"\b(loses|sells|takes|uses)\b", sentence):
         return True
-    # "She gives 3 pens to Tom." and "To Tom she gives 3 pens." are losses, "Tom gives her 3 pens." a gain.
-    return bool(re.search(r"\b([Hh]e|[Ss]he) gives\b", sentence))
+    # "She gives 3 pens to Tom." is a loss, "Tom gives her 3 pens." a gain.
+    return bool(re.search(r"\b(He|She) gives\b", sentence))
 
 
 def test_solutions_end_in_their_box() -> None:
@@ -143,7 +140,7 @@ def test_key_ignores_the_order() -> None:
     assert is_held_out(first) == is_held_out(second)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, _ in CORPUS_KINDS] + [kind for kind, _ in SHIFTS.values()])
+@pytest.mark.parametrize("kind", [kind for kind, _ in CORPUS_KINDS] + list(SHIFTS.values()))
 def test_amounts_never_drop_below_zero(kind) -> None:
     rng = Random(2)
     for _ in range(200):

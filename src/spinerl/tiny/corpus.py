@@ -124,49 +124,25 @@ def draw_problem(rng: Random, kind: Kind, *, held_out: bool) -> Problem:
 
 
 # ---------------------------------------------------------------------------------------- wordings
-@dataclass(frozen=True)
-class Wording:
-    """Sentence patterns. {N} the owner, {P} / {p} the pronoun, {m} its object form, {f} a friend,
-    {q} a quantity ("12 apples", "3 bags of 4 apples"), {o} the things."""
-
-    start: tuple[str, ...]
-    gain: tuple[str, ...]
-    loss: tuple[str, ...]
-    ask: tuple[str, ...]
-
-
-SEEN = Wording(
-    start=("{N} has {q}.", "{N} starts with {q}.", "There are {q} in the box of {N}.", "Today {N} owns {q}."),
-    gain=(
-        "{P} buys {q}.",
-        "{P} finds {q}.",
-        "{f} gives {m} {q}.",
-        "{P} gets {q} from {f}.",
-        "Then {f} brings {q}.",
-    ),
-    loss=(
-        "{P} loses {q}.",
-        "{P} sells {q}.",
-        "{P} gives {q} to {f}.",
-        "{f} takes {q}.",
-        "Then {p} uses {q}.",
-    ),
-    ask=("How many {o} does {N} have now?", "How many {o} are there now?", "How many {o} does {p} have?"),
+# Sentence patterns. {N} the owner, {P} / {p} the pronoun, {m} its object form, {f} a friend,
+# {q} a quantity ("12 apples", "3 bags of 4 apples"), {o} the things.
+START = ("{N} has {q}.", "{N} starts with {q}.", "There are {q} in the box of {N}.", "Today {N} owns {q}.")
+GAIN = (
+    "{P} buys {q}.",
+    "{P} finds {q}.",
+    "{f} gives {m} {q}.",
+    "{P} gets {q} from {f}.",
+    "Then {f} brings {q}.",
 )
-"""The wordings of the corpus."""
-
-UNSEEN = Wording(
-    start=("Now there are {q} in the box of {N}.", "{N} owns {q} today.", "{f} gives {N} {q}."),
-    gain=(
-        "From {f} {p} gets {q}.",
-        "Today {p} finds {q}.",
-        "Then {p} buys {q} from {f}.",
-        "{f} brings {m} {q}.",
-    ),
-    loss=("To {f} {p} gives {q}.", "Today {p} loses {q}.", "Then {f} takes {q}.", "{P} sells {f} {q}."),
-    ask=("Now how many {o} does {p} have?", "How many {o} are in the box now?"),
+LOSS = (
+    "{P} loses {q}.",
+    "{P} sells {q}.",
+    "{P} gives {q} to {f}.",
+    "{f} takes {q}.",
+    "Then {p} uses {q}.",
 )
-"""Wordings that the corpus never uses, made of words that it does use."""
+ASK = ("How many {o} does {N} have now?", "How many {o} are there now?", "How many {o} does {p} have?")
+
 
 BARE_FRAC = 0.33
 """Share of the corpus problems given as a plain sum ("What is 34+12-9?")."""
@@ -177,7 +153,7 @@ THINGS = ("apples", "pens", "books", "coins", "eggs", "cards", "shells", "stamps
 PACKS = ("bags", "boxes", "sets")
 
 
-def tell(rng: Random, problem: Problem, wording: Wording) -> str:
+def tell(rng: Random, problem: Problem) -> str:
     """The problem as an English question, with names, things and sentence patterns drawn at random."""
     owner, friend = rng.sample(HE + SHE, 2)
     subject, him = ("he", "him") if owner in HE else ("she", "her")
@@ -185,11 +161,11 @@ def tell(rng: Random, problem: Problem, wording: Wording) -> str:
     fields = {"N": owner, "f": friend, "P": subject.capitalize(), "p": subject, "m": him, "o": things}
     sentences = []
     for index, term in enumerate(problem.terms):
-        patterns = wording.start if index == 0 else wording.gain if term.sign > 0 else wording.loss
+        patterns = START if index == 0 else GAIN if term.sign > 0 else LOSS
         packs = f"{term.count} {pack} of " if term.count > 1 else ""
         quantity = f"{packs}{term.size} {things}"
         sentences.append(rng.choice(patterns).format(q=quantity, **fields))
-    sentences.append(rng.choice(wording.ask).format(**fields))
+    sentences.append(rng.choice(ASK).format(**fields))
     return " ".join(sentences)
 
 
@@ -348,6 +324,6 @@ def corpus(seed: int) -> Iterator[Example]:
     kinds, shares = zip(*CORPUS_KINDS, strict=True)
     while True:
         problem = draw_problem(rng, rng.choices(kinds, shares)[0], held_out=False)
-        question = tell_bare(problem) if rng.random() < BARE_FRAC else tell(rng, problem, SEEN)
+        question = tell_bare(problem) if rng.random() < BARE_FRAC else tell(rng, problem)
         style: Style = "careless" if rng.random() < CARELESS_FRAC else "careful"
         yield Example(problem, question, solve(rng, problem, style))

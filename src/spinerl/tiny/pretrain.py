@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from spinerl.tiny.corpus import corpus
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
+PAD_ID, END_ID = 0, 1
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' %}<|user|>{{ message.content }}"
@@ -81,7 +82,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+def new_model(seed: int) -> Qwen3ForCausalLM:
     """An untrained float32 Qwen3 of about 0.9 million parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -96,8 +97,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
         dtype=torch.float32,
     )
     return Qwen3ForCausalLM(config)
@@ -120,7 +121,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Ten
         for index in torch.randperm(POOL_BATCHES, generator=shuffler).tolist():
             chosen = rows[index * ROWS_PER_STEP : (index + 1) * ROWS_PER_STEP]
             width = max(len(prompt) + len(response) for prompt, response in chosen)
-            ids = torch.full((ROWS_PER_STEP, width), backend.token_to_id(PAD))
+            ids = torch.full((ROWS_PER_STEP, width), PAD_ID)
             mask = torch.zeros(ROWS_PER_STEP, width, dtype=torch.bool)
             for row, (prompt, response) in enumerate(chosen):
                 end = len(prompt) + len(response)
@@ -175,7 +176,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def pretrain(out: Path, *, seed: int, steps: int, log_every: int = 100) -> None:
     """Trains a model for this many steps and writes the checkpoint to the folder `out`."""
     tokenizer = train_tokenizer(seed)
-    model = new_model(tokenizer, seed)
+    model = new_model(seed)
     matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
     others = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.dim() == 1)]
     muon = Muon(matrices)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from spinerl.tiny.corpus import COMMON, SEEN, UNSEEN, Kind, Problem, Wording, draw_problem, tell
+from spinerl.tiny.corpus import COMMON, Kind, Problem, draw_problem, tell
 
 BUNDLED_SEED, BUNDLED_QUESTIONS = 0, 256
 """The seed and the size of the suites in the package."""
@@ -33,12 +33,12 @@ class Row:
     answer: str
 
 
-SHIFTS: dict[str, tuple[Kind, Wording]] = {
-    "in-domain": (COMMON, SEEN),
-    "dev": (Kind(changes=(3, 4), smallest=10, largest=60, packs_frac=0.15), SEEN),
-    "a": (Kind(changes=(4,), smallest=2, largest=50, packs_frac=0.22), SEEN),
-    "b": (Kind(changes=(2,), smallest=100, largest=200, packs_frac=0.2), SEEN),
-    "hard": (Kind(changes=(5, 6), smallest=20, largest=120), SEEN),
+SHIFTS: dict[str, Kind] = {
+    "in-domain": COMMON,
+    "dev": Kind(changes=(3, 4), smallest=10, largest=60, packs_frac=0.15),
+    "a": Kind(changes=(4,), smallest=2, largest=50, packs_frac=0.22),
+    "b": Kind(changes=(2,), smallest=100, largest=200, packs_frac=0.2),
+    "hard": Kind(changes=(5, 6), smallest=20, largest=120),
 }
 """What each shift asks for, by its short name."""
 
@@ -52,7 +52,7 @@ def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
         raise ValueError(f"unknown shift {shift!r}: choose one of {', '.join(SHIFTS)}")
     if not 1 <= n <= MAX_QUESTIONS:
         raise ValueError(f"n is {n}: it must lie between 1 and {MAX_QUESTIONS}")
-    kind, wording = SHIFTS[shift]
+    kind = SHIFTS[shift]
     rng = Random(f"{shift}/{seed}")
     rows: list[tuple[Row, Problem]] = []
     keys: set[str] = set()
@@ -61,7 +61,7 @@ def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
         if problem.key in keys:
             continue
         keys.add(problem.key)
-        row = Row(f"{shift}-{seed}-{len(rows):05d}", tell(rng, problem, wording), str(problem.answer))
+        row = Row(f"{shift}-{seed}-{len(rows):05d}", tell(rng, problem), str(problem.answer))
         rows.append((row, problem))
     return rows
 
