@@ -108,7 +108,9 @@ def test_run_folder_has_a_telling_name():
     assert load_config(overrides=["run=x/y"]).run_folder == Path("x/y")
 
 
-@pytest.mark.parametrize("module", ["config", "methods", "types", "errors", "answers", "report", "data", "seeding"])
+@pytest.mark.parametrize(
+    "module", ["config", "methods", "types", "errors", "answers", "report", "data", "seeding", "scoring", "stats"]
+)
 def test_light_modules_do_not_import_torch(module):
     code = f"import spinerl.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from rich.table import Table
 from spinerl import __version__
 from spinerl.config import Config, describe_keys, dump_yaml, load_config
 from spinerl.errors import InputError, SpinerlError
+
+if TYPE_CHECKING:
+    from spinerl.evaluate import Evaluation
 
 __all__ = ["app", "main"]
 
@@ -69,34 +73,155 @@ def adapt(
 
 @app.command("eval")
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="a hub name, a model folder, a run folder, or tiny-reasoner")],
-    data: Annotated[str, typer.Argument(help="tiny/SUITE, a file, or a hub data set")],
+    first: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="a model, or a file of saved predictions")],
+    second: Annotated[str, typer.Argument(metavar="DATA|MODEL|FILE", help="questions; or what to compare with")],
     overrides: Overrides = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="write a line per question here (JSONL)", metavar="FILE")
+        Path | None, typer.Option(help="write a line per question here, to score or compare later", metavar="FILE")
     ] = None,
 ) -> None:
-    """Measure a model on questions: greedy Pass@1, avg@k, maj@k with intervals, length, entropy."""
-    from spinerl.answers import Equivalence
-    from spinerl.display import Display, comparison_table
-    from spinerl.evaluate import evaluate
-    from spinerl.runs import write_json, write_text
-    from spinerl.train import open_workload
+    """Measure a model on questions, or compare two models, or two files of saved predictions, question by question.
 
-    config = _resolved({"model": model, "data": data, "method": "none"}, overrides or [])
-    for file in (json_file, predictions):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise InputError(f"{file} cannot be written: its folder does not exist")
-    with Display(err, 0) as display, Equivalence() as equivalence:
-        work = open_workload(config, display)
-        display.phase("evaluate", 0)
-        result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens)
-    out.print(comparison_table({config.model.name: result.metrics}))
+    A model is a hub name, a folder, a run, or tiny-reasoner.
+
+    Examples: spinerl eval tiny-reasoner tiny/shift-b | spinerl eval tiny-reasoner RUN data=tiny/shift-a |
+    spinerl eval before.jsonl after.jsonl
+    """
+    from spinerl.answers import Equivalence
+    from spinerl.display import comparison_table, difference_table, subject_table
+    from spinerl.runs import write_json
+    from spinerl.scoring import by_subject, compare
+
+    _check_writable(json_file, predictions)
+    words = overrides or []
+    given = [_data_word(word) for word in words]
+    two_files = all(Path(name).is_file() and _holds_predictions(Path(name)) for name in (first, second))
+    if not two_files and not any(given):
+        evaluation, config = _evaluate(first, second, words)
+        rows = evaluation.predictions
+        out.print(comparison_table({config.model.name: evaluation.metrics}))
+        subjects = list(by_subject(rows, config.eval.confidence, config.seed))
+        if subjects:
+            out.print(subject_table(subjects))
+        figures = {"model": config.model.name, "data": config.data.name, **evaluation.metrics}
+        if subjects:
+            figures["subjects"] = {name: {"num_questions": n, **shares} for name, n, shares in subjects}
+        if predictions is not None:
+            _write_rows(predictions, rows)
+    else:
+        if predictions is not None:
+            raise InputError("--predictions belongs to one model on one data set: evaluate the two one by one")
+        if two_files:
+            from spinerl.scoring import judge, read_predictions
+
+            config = load_config(overrides=words)
+            with Equivalence() as equivalence:
+                both = [
+                    [
+                        judge(row, equivalence, config.answer, config.vote, config.seed)
+                        for row in read_predictions(Path(f))
+                    ]
+                    for f in (first, second)
+                ]
+        else:
+            data = next(name for name in reversed(given) if name)
+            rest = [word for word, name in zip(words, given, strict=True) if name is None]
+            results = [_evaluate(model, data, rest) for model in (first, second)]
+            config = results[0][1]
+            both = [evaluation.predictions for evaluation, _ in results]
+            out.print(
+                comparison_table({name: r.metrics for name, (r, _) in zip((first, second), results, strict=True)})
+            )
+        differences = compare(both[0], both[1], config.eval.confidence, config.seed)
+        out.print(difference_table(first, second, differences))
+        figures = {"a": first, "b": second, "paired": {name: asdict(d) for name, d in differences.items()}}
     if json_file is not None:
-        write_json(json_file, {"model": config.model.name, "data": config.data.name, **result.metrics})
-    if predictions is not None:
-        write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.predictions))
+        write_json(json_file, figures)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSONL rows {id, responses: [text, ...], gold?, kind?}")],
+    overrides: Overrides = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write a row per line of FILE (.jsonl: as lines)", metavar="OUT")
+    ] = None,
+) -> None:
+    """Read answers from saved texts, vote, and compare with gold where there is some; no model is needed."""
+    from spinerl.answers import Equivalence
+    from spinerl.display import comparison_table
+    from spinerl.runs import write_json
+    from spinerl.scoring import judge, read_predictions, score_row, summarise
+
+    _check_writable(json_file)
+    config = load_config(overrides=overrides or [])
+    rows = [row for row in read_predictions(file) if "responses" in row]
+    if not rows:
+        raise InputError(f"{file}: no row has responses to score")
+    with Equivalence() as equivalence:
+        judged = [judge(row, equivalence, config.answer, config.vote, config.seed) for row in rows]
+    known = sum(row["correct"] is not None for row in judged)
+    figures = {"num_questions": len(judged), "num_gold": known, **summarise(judged, config.eval.confidence)}
+    out.print(comparison_table({file.name: figures}))
+    scored = [score_row(row) for row in judged]
+    if json_file is not None and json_file.suffix == ".jsonl":
+        _write_rows(json_file, scored)
+    elif json_file is not None:
+        write_json(json_file, scored)
+
+
+data_app = typer.Typer(
+    help="Look at data sets: the known ones, their first questions, their faults.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+DataName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="a known data set, a file, or tiny/SUITE")]
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The known data sets, and where they come from."""
+    from spinerl.data import list_datasets
+    from spinerl.tiny import SUITES
+
+    table = Table("name", "questions", "answers", "hub", "split", "licence and access", show_edge=False)
+    for suite in SUITES:
+        table.add_row(f"tiny/{suite}", "256", "number", "bundled", "", "Apache-2.0")
+    for row in list_datasets():
+        notes = " ".join(str(row[key]) for key in ("licence", "note") if row[key])
+        table.add_row(row["name"], str(row["rows"]), row["kind"], row["hub"], row["split"], notes)
+    out.print(table)
+
+
+@data_app.command("show")
+def data_show(
+    name: DataName,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("-n", help="how many questions", min=1)] = 3,
+) -> None:
+    """The first questions as the model will see them, its chat template applied."""
+    from spinerl.data import preview
+    from spinerl.engine.loading import load_tokenizer
+
+    config = _resolved({"data": name}, overrides or [])
+    for row in preview(config, load_tokenizer(config.model), rows):
+        gold = "none" if row.gold is None else row.gold
+        out.print(f"── {row.id} · {row.kind} · {row.num_tokens} tokens · gold: {gold}", style="bold", markup=False)
+        out.print(row.text, markup=False, highlight=False)
+
+
+@data_app.command("check")
+def data_check(name: DataName, overrides: Overrides = None) -> None:
+    """Go through every row and say what is wrong; exit code 1 if a run would not start."""
+    from spinerl.data import check
+    from spinerl.engine.loading import load_tokenizer
+
+    config = _resolved({"data": name}, overrides or [])
+    found = check(config, load_tokenizer(config.model))
+    for line in found.lines():
+        out.print(line, markup=False, highlight=False)
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -159,6 +284,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         err.print("spinerl: interrupted; `spinerl adapt --resume RUN` continues a run", highlight=False)
         raise SystemExit(130) from None
+
+
+def _evaluate(model: str, data: str, words: Sequence[str]) -> tuple[Evaluation, Config]:
+    from spinerl.answers import Equivalence
+    from spinerl.display import Display
+    from spinerl.evaluate import evaluate
+    from spinerl.train import open_workload
+
+    config = _resolved({"model": model, "data": data, "method": "none"}, words)
+    with Display(err, 0) as display, Equivalence() as equivalence:
+        work = open_workload(config, display)
+        display.phase("evaluate", 0)
+        result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens)
+    return result, config
+
+
+def _data_word(word: str) -> str | None:
+    """The data set that a `data=NAME` word names, else None."""
+    key, _, name = word.partition("=")
+    return name if key in ("data", "data.name") else None
+
+
+def _holds_predictions(file: Path) -> bool:
+    """Whether a file's first line is a prediction row: a file of questions has no responses."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        first = next(lines, "")
+    return '"responses"' in first or '"greedy"' in first
+
+
+def _check_writable(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise InputError(f"{file} cannot be written: its folder does not exist")
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from spinerl.runs import write_text
+
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _config(words: list[str] | None) -> Config:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["Display", "comparison_table", "format_share"]
+from spinerl.stats import Difference
+
+__all__ = ["Display", "comparison_table", "difference_table", "format_share", "subject_table"]
 
 
 class Display:
@@ -120,14 +122,41 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def difference_table(a: str, b: str, differences: Mapping[str, Difference]) -> Table:
+    """How much better b is than a on the same questions."""
+    table = Table("", "questions", a, b, "difference, points", "p", show_edge=False, pad_edge=False)
+    for name, d in differences.items():
+        table.add_row(
+            name,
+            str(d.num),
+            f"{100 * d.mean_a:.1f} %",
+            f"{100 * d.mean_b:.1f} %",
+            f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
+            f"{d.p_value:.2g} ({d.test})",
+        )
+    return table
+
+
+def subject_table(subjects: Sequence[tuple[str, int, Mapping[str, Any]]]) -> Table:
+    """Accuracies by subject."""
+    keys = _accuracy_keys([figures for *_, figures in subjects])
+    table = Table("subject", "questions", *(label for _, label in keys), show_edge=False, pad_edge=False)
+    for name, num, figures in subjects:
+        table.add_row(name, str(num), *(format_share(figures, key) if key in figures else "-" for key, _ in keys))
+    return table
+
+
 def _accuracy_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(key, label) of the accuracy figures, in reading order."""
+    """(key, label) of the accuracy figures, in reading order; of the many pass@k those at powers of two."""
     found: dict[str, str] = {}
     for metrics in evaluations:
         for key in metrics:
-            if re.fullmatch(r"eval/(pass|avg|maj)@\d+", key):
-                name = key.removeprefix("eval/")
-                found[key] = "greedy Pass@1" if name == "pass@1" else name
+            matched = re.fullmatch(r"eval/(pass|avg|maj)@(\d+)", key)
+            if matched is None:
+                continue
+            name, k = matched[1], int(matched[2])
+            if name != "pass" or k & (k - 1) == 0:
+                found[key] = "greedy Pass@1" if (name, k) == ("pass", 1) else f"{name}@{k}"
     return list(found.items())
 
 

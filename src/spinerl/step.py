@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from spinerl.answers import REWARDS, Equivalence, extract_answer, leave_one_out_reward, vote, vote_metrics
+from spinerl.answers import REWARDS, Equivalence, count_vote, leave_one_out_reward, vote_metrics
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
@@ -88,22 +88,22 @@ def count_votes(
     rollout: Rollout, answer: AnswerConfig, voting: VoteConfig, equivalence: Equivalence, seed: int
 ) -> tuple[Vote, ...]:
     """One vote per question over all of its responses; unparsable and (by default) truncated ones abstain."""
-    votes = []
-    for i, question in enumerate(rollout.questions):
-        rows = range(i * rollout.num_responses, (i + 1) * rollout.num_responses)
-        kind = question.answer_kind if answer.kind == "auto" else answer.kind
-        answers = [
-            extract_answer(
-                rollout.texts[row],
-                kind,
-                choices=question.choices,
-                truncated=answer.truncated == "abstain" and not rollout.finished_mask[row].item(),
-            )
-            for row in rows
-        ]
-        classes = equivalence.classes(answers, kind)
-        votes.append(vote(answers, classes, tie=voting.tie, min_majority_frac=voting.min_majority_frac, seed=seed))
-    return tuple(votes)
+    n = rollout.num_responses
+    unfinished = (~rollout.finished_mask).tolist()
+    truncated = unfinished if answer.truncated == "abstain" else [False] * len(unfinished)
+    return tuple(
+        count_vote(
+            rollout.texts[i * n : (i + 1) * n],
+            truncated[i * n : (i + 1) * n],
+            question.answer_kind if answer.kind == "auto" else answer.kind,
+            equivalence,
+            choices=question.choices,
+            tie=voting.tie,
+            min_majority_frac=voting.min_majority_frac,
+            seed=seed,
+        )
+        for i, question in enumerate(rollout.questions)
+    )
 
 
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:

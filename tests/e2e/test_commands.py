@@ -146,7 +146,7 @@ def test_eval_writes_figures_and_predictions(tmp_path, capsys):
     rows = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert len(rows) == 6
     assert figures["eval/pass@1"] == sum(row["greedy"]["correct"] for row in rows) / 6
-    assert figures["eval/avg@2"] == sum(row["num_correct"] for row in rows) / 12
+    assert figures["eval/avg@2"] == sum(sum(row["responses_correct"]) for row in rows) / 12
     assert "greedy Pass@1" in out
 
 

@@ -1,6 +1,7 @@
 """From a response's text to its answer, to equivalence classes, to a vote and its rewards.  Never imports
 torch."""
 
+from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import extract_answer
 from spinerl.answers.normalise import KINDS, MAX_ANSWER_CHARS, normalise_answer
@@ -20,6 +21,7 @@ __all__ = [
     "REWARDS",
     "TIES",
     "Equivalence",
+    "count_vote",
     "default_equivalence",
     "extract_answer",
     "frequency_reward",
