@@ -89,7 +89,7 @@ def evaluate_command(
     spinerl eval before.jsonl after.jsonl
     """
     from spinerl.answers import Equivalence
-    from spinerl.display import comparison_table, difference_table, subject_table
+    from spinerl.display import comparison_table, difference_lines, subject_table
     from spinerl.runs import write_json
     from spinerl.scoring import by_subject, compare
 
@@ -134,7 +134,8 @@ def evaluate_command(
                 comparison_table({name: r.metrics for name, (r, _) in zip((first, second), results, strict=True)})
             )
         differences = compare(both[0], both[1], config.eval.confidence, config.seed)
-        out.print(difference_table(first, second, differences))
+        for line in difference_lines(first, second, differences):
+            out.print(line, markup=False, highlight=False)
         figures = {"a": first, "b": second, "paired": {name: asdict(d) for name, d in differences.items()}}
     if json_file is not None:
         write_json(json_file, figures)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from spinerl.stats import Difference
 
-__all__ = ["Display", "comparison_table", "difference_table", "format_share", "subject_table"]
+__all__ = ["Display", "comparison_table", "difference_lines", "format_share", "subject_table"]
 
 
 class Display:
@@ -122,19 +122,15 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def difference_table(a: str, b: str, differences: Mapping[str, Difference]) -> Table:
-    """How much better b is than a on the same questions."""
-    table = Table("", "questions", a, b, "difference, points", "p", show_edge=False, pad_edge=False)
+def difference_lines(a: str, b: str, differences: Mapping[str, Difference]) -> list[str]:
+    """How much better b is than a on the same questions, a line per figure."""
+    lines = [f"{b} against {a}, question by question:"]
     for name, d in differences.items():
-        table.add_row(
-            name,
-            str(d.num),
-            f"{100 * d.mean_a:.1f} %",
-            f"{100 * d.mean_b:.1f} %",
-            f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]",
-            f"{d.p_value:.2g} ({d.test})",
+        lines.append(
+            f"{name}: difference {100 * d.difference:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}], "
+            f"from {100 * d.mean_a:.1f} % to {100 * d.mean_b:.1f} % of {d.num} questions, p = {d.p_value:.2g} ({d.test})"
         )
-    return table
+    return lines
 
 
 def subject_table(subjects: Sequence[tuple[str, int, Mapping[str, Any]]]) -> Table:

@@ -198,8 +198,9 @@ def _target_metrics(
         "reward/zero_variance_frac": float((given == given[:, :1]).all(dim=1).double().mean()),
         "fork/fraction": int(forks.sum()) / max(1, int(batch.mask.sum())),
         "fork/entropy": masked_mean(entropies, forks),
-        "fork/follower_entropy": masked_mean(entropies, followers),
     }
+    if followers.any():
+        figures["fork/follower_entropy"] = masked_mean(entropies, followers)
     if targets.band_low is not None and targets.band_high is not None:
         low, high = targets.band_low.unsqueeze(1), targets.band_high.unsqueeze(1)
         present = forks.any(dim=1)

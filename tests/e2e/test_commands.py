@@ -312,3 +312,72 @@ def test_module_and_script_are_the_same_program():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_score_reads_texts_from_elsewhere(tmp_path, capsys):
+    file = tmp_path / "texts.jsonl"
+    rows = [
+        {"id": 1, "responses": ["\\boxed{\\frac12}", "The answer is 0.5", "\\boxed{2}"], "gold": "1/2"},
+        {"id": 2, "responses": ["(B)", "a dog, so option B"], "kind": "choice"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["score", file, "--json", tmp_path / "o.json"], capsys)[0] == 0
+    scored = json.loads((tmp_path / "o.json").read_text())
+    assert [row["classes"] for row in scored] == [[0, 0, 1], [0, 0]]
+    assert [row["correct"] for row in scored] == [True, None]
+    assert run(["score", file, "--json", tmp_path / "o.jsonl"], capsys)[0] == 0
+    assert [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()] == scored
+    refused(["score", tmp_path / "none.jsonl"], capsys, "none.jsonl")
+
+
+def test_saved_predictions_score_and_compare_without_the_model(tmp_path, capsys):
+    words = ["data.max_questions=8", "eval.samples=4", "threads=1"]
+    files = []
+    for seed in (0, 1):
+        files.append(tmp_path / f"p{seed}.jsonl")
+        arguments = ["eval", "tiny-reasoner", "tiny/shift-a", f"seed={seed}", *words, "--predictions", files[-1]]
+        assert run([*arguments, "--json", tmp_path / f"e{seed}.json"], capsys)[0] == 0
+    evaluated = json.loads((tmp_path / "e0.json").read_text())
+    assert run(["score", files[0], "--json", tmp_path / "s.json"], capsys)[0] == 0
+    scored = json.loads((tmp_path / "s.json").read_text())
+    assert sum(row["correct"] for row in scored) / 8 == evaluated["eval/maj@4"]
+    code, out, _ = run(["eval", *files, "--json", tmp_path / "d.json"], capsys)
+    assert code == 0
+    paired = json.loads((tmp_path / "d.json").read_text())["paired"]
+    assert paired["greedy Pass@1"]["difference"] == 0.0, "greedy does not depend on the seed"
+    assert paired["avg@k"]["low"] <= paired["avg@k"]["difference"] <= paired["avg@k"]["high"]
+    assert "McNemar" in out
+
+
+def test_base_against_adapted(tmp_path, capsys):
+    run(["adapt", f"run={tmp_path / 'r'}", "steps=1", "eval.samples=0", *SHORT], capsys)
+    arguments = [
+        "eval",
+        "tiny-reasoner",
+        tmp_path / "r",
+        "data=tiny/in-domain",
+        "data.max_questions=6",
+        "eval.samples=2",
+    ]
+    code, out, err = run([*arguments, "--json", tmp_path / "d.json"], capsys)
+    assert code == 0, err
+    figures = json.loads((tmp_path / "d.json").read_text())
+    assert figures["paired"]["greedy Pass@1"]["num"] == 6
+    assert "difference" in out
+    refused(["eval", "tiny-reasoner", tmp_path / "nowhere"], capsys, "nowhere")
+
+
+def test_data_commands(tmp_path, capsys):
+    code, out, _ = run(["data", "list"], capsys)
+    assert code == 0
+    assert "math-500" in out
+    assert "shift-a" in out
+    code, out, _ = run(["data", "show", "tiny/shift-a", "-n", "1"], capsys)
+    assert code == 0
+    assert "<|assistant|>" in out
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "a"}\n{"question": \n')
+    code, out, _ = run(["data", "check", bad], capsys)
+    assert code == 1
+    assert "2" in out
+    assert run(["data", "check", "tiny/in-domain"], capsys)[0] == 0

@@ -1,0 +1,69 @@
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinerl.stats import mean_interval, paired_difference, pass_at_k, share_interval
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_equals_brute_force(case):
+    n, c, k = case
+    responses = [True] * c + [False] * (n - c)
+    draws = list(itertools.combinations(responses, k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(any(draw) for draw in draws) / len(draws))
+
+
+def test_pass_at_one_is_the_mean():
+    assert pass_at_k(16, 5, 1) == pytest.approx(5 / 16)
+    with pytest.raises(ValueError, match="k=5"):
+        pass_at_k(4, 1, 5)
+
+
+def test_exact_interval_by_known_values():
+    # 0 of n: upper edge 1 - (alpha / 2)^(1 / n)
+    assert share_interval(0, 10) == pytest.approx((0.0, 1 - 0.025 ** (1 / 10)))
+    assert share_interval(10, 10) == pytest.approx((0.025 ** (1 / 10), 1.0))
+    assert share_interval(0, 0) == (0.0, 1.0)
+
+
+def test_mean_interval_holds_the_mean_and_shrinks():
+    draw = random.Random(0)
+    values = [draw.random() for _ in range(400)]
+    low, high = mean_interval(values)
+    assert low < sum(values) / 400 < high
+    # standard error sqrt(1/12 / 400) = 0.0144: the interval is about 3.9 of them wide
+    assert high - low == pytest.approx(3.92 * 0.0144, rel=0.15)
+    assert mean_interval([0.0] * 50)[1] > 0, "no spread is not certainty"
+
+
+def test_mcnemar_by_hand():
+    # 3 questions b alone has, 1 question a alone has: two-sided binomial(4, 1/2) p = 2 * (1 + 4) / 16 = 0.625
+    a, b = [1, 0, 0, 0, 1, 0], [0, 1, 1, 1, 1, 0]
+    found = paired_difference(a, b)
+    assert found.p_value == pytest.approx(0.625)
+    assert found.difference == pytest.approx(2 / 6)
+    assert found.low < found.difference < found.high
+    assert "McNemar" in found.test
+
+
+def test_no_difference_has_p_one():
+    assert paired_difference([1, 0], [1, 0]).p_value == 1.0
+    assert paired_difference([0.5, 0.25], [0.5, 0.25]).p_value == 1.0
+
+
+def test_graded_values_by_permutation():
+    draw = random.Random(1)
+    a = [draw.random() for _ in range(60)]
+    clear = paired_difference(a, [x + 0.2 + 0.1 * draw.random() for x in a])
+    none = paired_difference(a, [x + 0.1 * (draw.random() - 0.5) for x in a])
+    assert clear.p_value < 0.001 < none.p_value
+    assert clear.low > 0
+    assert "permutation" in clear.test
+
+
+def test_refuses_unpaired_values():
+    with pytest.raises(ValueError, match="same questions"):
+        paired_difference([1], [1, 0])
