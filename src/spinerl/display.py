@@ -127,8 +127,8 @@ def difference_lines(a: str, b: str, differences: Mapping[str, Difference]) -> l
     lines = [f"{b} against {a}, question by question:"]
     for name, d in differences.items():
         lines.append(
-            f"{name}: difference {100 * d.difference:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}], "
-            f"from {100 * d.mean_a:.1f} % to {100 * d.mean_b:.1f} % of {d.num} questions, p = {d.p_value:.2g} ({d.test})"
+            f"{name}: difference {100 * d.difference:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}], from "
+            f"{100 * d.mean_a:.1f} % to {100 * d.mean_b:.1f} % of {d.num} questions, p = {d.p_value:.2g} ({d.test})"
         )
     return lines
 

@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from spinerl.tiny import MODEL
 from spinerl.tiny.corpus import corpus
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -101,6 +102,7 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
         pad_token_id=PAD_ID,
         dtype=torch.float32,
     )
+    config.spinerl_profile = MODEL  # copies and adapted models keep the settings that suit it (spinerl.config)
     return Qwen3ForCausalLM(config)
 
 
