@@ -188,7 +188,7 @@ class Config(_Section):
     steps: int = Field(60, ge=0, description="training steps; 0 only evaluates")
     questions_per_step: int = Field(8, ge=1, description="questions of one step")
     group_size: int = Field(8, ge=2, description="G: responses trained on, per question (paper: 8)")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one per core")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one or all, whichever is faster")
     reward: str = Field("majority", description="majority, leave-one-out, frequency, or module:function")
     prompt: PromptConfig = PromptConfig()  # pyright: ignore[reportCallIssue]
     answer: AnswerConfig = AnswerConfig()  # pyright: ignore[reportCallIssue]

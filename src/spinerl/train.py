@@ -19,7 +19,7 @@ from spinerl.answers import REWARDS, Equivalence
 from spinerl.config import Config
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
-from spinerl.engine.machine import tune_allocator
+from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics
@@ -74,10 +74,12 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
     `config` has been through `spinerl.data.resolve`.  Raises InputError; writes nothing.
     """
     tune_allocator()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
     loaded = load_model(config.model)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    elif loaded.device.type == "cpu":
+        choose_threads(loaded.model, loaded.model.config.vocab_size)
     questions, prompts, num_too_long = render_all(
         data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind
     )
@@ -120,6 +122,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     find(SELECTORS, config.forks.selector, "forks.selector")
     work = open_workload(config, observer)
     loaded = work.loaded
+    config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
     run = _continue(resume, work) if resume else _begin(config, work, overwrite)
     with explain_disk_errors(run.path), Equivalence() as equivalence:
         anchor = load_model(config.model) if _needs_anchor(config) else None

@@ -5,8 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
+from typing import TYPE_CHECKING
 
-__all__ = ["pick_device", "tune_allocator"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["choose_threads", "pick_device", "tune_allocator"]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -51,3 +56,34 @@ def pick_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise InputError(f"model.device={name} is not available ({reason}); use model.device=auto") from None
     return name
+
+
+def choose_threads(model: torch.nn.Module, vocabulary: int) -> int:
+    """The number of CPU threads, 1 or all, that runs this model faster here and now; torch is left set to it.
+
+    Small operators gain little from a second thread, and threads that wait for one another on a busy machine can
+    be many times slower than one.  So a few forward passes are timed (well under a second).  Models over 50 M
+    parameters always get all: their products are large.
+    """
+    import torch
+
+    cores = torch.get_num_threads()
+    if cores == 1 or sum(p.numel() for p in model.parameters()) > 50_000_000:
+        return cores
+    ids = torch.arange(64 * 16).view(64, 16) % vocabulary
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+        return time.perf_counter() - start
+
+    seconds(1)  # the first pass sets things up
+    alone = min(seconds(1) for _ in range(3))
+    together = [seconds(cores)]
+    while together[-1] < 3 * alone and len(together) < 4:  # a hopeless case ends at once
+        together.append(seconds(cores))
+    best = cores if min(together) < 0.9 * alone else 1
+    torch.set_num_threads(best)
+    return best

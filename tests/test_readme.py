@@ -1,0 +1,69 @@
+"""What the README and the docs say exists: commands, recipes, tests, links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from spinerl.cli import app
+from spinerl.config import load_config
+from spinerl.reference import configuration_page
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def commands() -> list[list[str]]:
+    """Every shell command in the README's code blocks and its table of claims, as words."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"\| `(make [^`]*)` \|", README)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 12
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] == "make"], ids=" ".join)
+def test_make_commands_are_targets(words):
+    target, arguments = words[1], dict(word.split("=", 1) for word in words[2:])
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    paths = [word for word in shlex.split(arguments.get("ARGS", "")) if word.startswith("tests/")]
+    assert all((ROOT / path).exists() for path in paths)
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w[0].endswith("spinerl")], ids=" ".join)
+def test_spinerl_commands_are_understood(words):
+    command, *rest = words[1:]
+    options = [word for word in rest if word.startswith("--")]
+    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert all(option in text for option in options)
+    if command == "adapt" and not options:
+        recipe = next((word for word in rest if word.endswith(".yaml")), None)
+        load_config(ROOT / recipe if recipe else None, [word for word in rest if word != recipe])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_tests_and_modules_that_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:tests|src|configs|docs)/[\w/.-]+)(?:::\w+)?`", text):
+        assert (ROOT / path).exists(), f"{page.name} -> {path}"
+
+
+def test_configuration_page_is_fresh():
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), "run `make docs`"
