@@ -106,6 +106,9 @@ class RolloutConfig(_Section):
 class VoteConfig(_Section):
     tie: Literal["abstain", "first", "random"] = Field("abstain", description="what a tied vote does")
     min_majority_frac: float = Field(0.0, ge=0, le=1, description="smaller majorities give no pseudo-label")
+    weights: str = Field(
+        "equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
+    )
 
 
 class AdvantageConfig(_Section):
@@ -394,6 +397,10 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         (
             config.method != "none" or config.steps == 0,
             f"method=none only evaluates: steps={config.steps} must be 0; choose another method to adapt",
+        ),
+        (
+            config.reward != "leave-one-out" or config.vote.weights == "equal",
+            f"vote.weights={config.vote.weights} cannot go with reward=leave-one-out, which counts each response once",
         ),
     ]
     for holds, message in checks:

@@ -20,7 +20,7 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.policy import score, update
 from spinerl.engine.sampler import sample_responses
-from spinerl.maths import SELECTORS, band_edges, blend_edges, group_advantages, masked_mean
+from spinerl.maths import SELECTORS, VOTE_WEIGHTS, band_edges, blend_edges, group_advantages, masked_mean
 from spinerl.plugins import find
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
@@ -89,6 +89,8 @@ def count_votes(
 ) -> tuple[Vote, ...]:
     """One vote per question over all of its responses; unparsable and (by default) truncated ones abstain."""
     n = rollout.num_responses
+    weigh = find(VOTE_WEIGHTS, voting.weights, "vote.weights")
+    weights = weigh(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
     unfinished = (~rollout.finished_mask).tolist()
     truncated = unfinished if answer.truncated == "abstain" else [False] * len(unfinished)
     return tuple(
@@ -100,6 +102,7 @@ def count_votes(
             choices=question.choices,
             tie=voting.tie,
             min_majority_frac=voting.min_majority_frac,
+            weights=weights[i * n : (i + 1) * n],
             seed=seed,
         )
         for i, question in enumerate(rollout.questions)

@@ -23,7 +23,7 @@ from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics
-from spinerl.maths import SELECTORS
+from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_text
 from spinerl.seeding import seed_of
@@ -120,6 +120,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     config = resolve(config)
     find(REWARDS, config.reward, "reward")  # a misspelt name is refused now, not after the first evaluation
     find(SELECTORS, config.forks.selector, "forks.selector")
+    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
     work = open_workload(config, observer)
     loaded = work.loaded
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it

@@ -99,6 +99,7 @@ def test_method_none_only_evaluates(tmp_path, capsys):
         ["reward=leave-one-out", "advantage.scale=none"],
         ["forks.scope=batch", "band.edges=initial", "band.weight=0.1", "band.shape=squared"],
         ["anchor.weight=0.1", "anchor.estimator=exact", "anchor.scope=all"],
+        ["vote.weights=probability"],
         ["optim.epochs=2", "optim.minibatches=2", "loss.normaliser=response", "loss.clip_high=0.3"],
         ["model.dtype=bfloat16", "model.gradient_checkpointing=true"],
         ["vote.tie=random", "vote.min_majority_frac=0.5", "answer.truncated=count"],
@@ -116,10 +117,19 @@ def test_every_option_runs(words, tmp_path, capsys):
 def test_plugins_by_name(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def reward(vote):\n    return tuple(float(a is not None) for a in vote.answers)\n"
+        "def weights(logprobs, entropies, mask):\n    return mask.sum(1).float()\n"
         "def selector(entropies, mask, fraction, scope):\n    return mask & (entropies > 0.1)\n"
     )
     monkeypatch.chdir(tmp_path)
-    words = ["reward=mine:reward", "forks.selector=mine:selector", "steps=1", "run=r", "eval.samples=0", *SHORT]
+    words = [
+        "reward=mine:reward",
+        "forks.selector=mine:selector",
+        "vote.weights=mine:weights",
+        "steps=1",
+        "run=r",
+        "eval.samples=0",
+        *SHORT,
+    ]
     assert run(["adapt", *words], capsys)[0] == 0
     assert (tmp_path / "r" / "report.html").is_file()
 

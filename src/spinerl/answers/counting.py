@@ -21,18 +21,19 @@ def count_vote(
     choices: Sequence[str] = (),
     tie: str = "abstain",
     min_majority_frac: float = 0.0,
+    weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Vote:
     """Read each text's answer, sort the answers into classes, count; a truncated text abstains.
 
-    Raises InputError for an unknown kind or tie rule.
+    The options are those of `vote`.  Raises InputError for an unknown kind or tie rule.
 
     >>> with Equivalence() as equivalence:
-    ...     count_vote(["so 1/2", "\\\\boxed{0.5}", "no idea"], [False] * 3, "math", equivalence).classes
+    ...     count_vote(["\\\\boxed{1/2}", "\\\\boxed{0.5}", "no idea"], [False] * 3, "math", equivalence).classes
     (0, 0, None)
     """
     answers = [
         extract_answer(text, kind, choices=choices, truncated=cut) for text, cut in zip(texts, truncated, strict=True)
     ]
     classes = equivalence.classes(answers, kind)
-    return vote(answers, classes, tie=tie, min_majority_frac=min_majority_frac, seed=seed)
+    return vote(answers, classes, tie=tie, min_majority_frac=min_majority_frac, weights=weights, seed=seed)

@@ -71,7 +71,7 @@ class Problem:
         """The same for every problem with the same numbers, whatever their order and the wording.
 
         >>> Problem((Term(1, 1, 20), Term(-1, 3, 4))).key
-        '-3*4 +20'
+        '+20 -3*4'
         """
         return " ".join(sorted(f"{'+' if t.sign > 0 else '-'}{t.text}" for t in self.terms))
 
