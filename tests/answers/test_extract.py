@@ -120,6 +120,13 @@ TABLE = [
     ("number", "The answer is unclear.", None),
     # --- choice letters
     ("choice", r"\boxed{B}", "B"),
+    ("choice", "A man walked in. I choose B", "B"),
+    ("choice", "I would go with (c).", "C"),
+    ("choice", "Thus (A)", "A"),
+    ("choice", "So, D.", "D"),
+    ("choice", "So A man walked.", None),
+    ("choice", "I choose a random one", None),
+    ("choice", "so a dog", None),
     ("choice", r"\boxed{(B)}", "B"),
     ("choice", r"\boxed{\text{(B)}}", "B"),
     ("choice", r"\boxed{\textbf{C}}", "C"),

@@ -26,7 +26,12 @@ _PHRASE = re.compile(
     r"|\*\*\s*final\s+answer\s*\*\*",
     re.I,
 )
-_CHOICE_PHRASE = re.compile(r"\b(?:option|choice)\s+(?=[(*\"']*[A-J]\b)", re.I)
+_CHOICE_PHRASE = re.compile(
+    r"\b(?:option|choice)\s+(?=[(*\"']*[A-J]\b)"
+    # after a verb or a conclusion only a capital or a bracketed letter: "so a dog" chooses nothing
+    r"|\b(?:choose|chose|pick|select|go\s+with|so|thus|hence|therefore),?\s+(?=[(*\"']*(?-i:[A-J])\b|\([a-j]\))",
+    re.I,
+)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.I | re.S)
 _THINK_OPEN = re.compile(r"<(?:think|thinking)>", re.I)
 _THINK_CLOSE = re.compile(r"</(?:think|thinking)>", re.I)
