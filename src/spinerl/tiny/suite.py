@@ -38,7 +38,7 @@ SHIFTS: dict[str, Kind] = {
     "dev": Kind(changes=(3, 4), smallest=10, largest=60, packs_frac=0.15),
     "a": Kind(changes=(4,), smallest=2, largest=50, packs_frac=0.22),
     "b": Kind(changes=(2, 3), smallest=100, largest=200),
-    "hard": Kind(changes=(5, 6), smallest=20, largest=120),
+    "hard": Kind(changes=(5, 6), smallest=35, largest=140),
 }
 """What each shift asks for, by its short name."""
 
