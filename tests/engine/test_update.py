@@ -187,7 +187,7 @@ def test_scoring_by_token_budget_equals_scoring_at_once(model_folders):
 
 
 def test_a_step_that_says_nothing_changes_nothing(model_folders):
-    config, policy, anchor, batch, targets, _ = prepared(model_folders("qwen2"), "optim.lr=0.1")
+    config, policy, anchor, batch, targets, _ = prepared(model_folders("qwen2"), "optim.lr=0.1", "band.weight=0")
     targets = dataclasses.replace(targets, advantages=torch.zeros_like(targets.advantages))
     before = copy.deepcopy(policy.model.state_dict())
     optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
