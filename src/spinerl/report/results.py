@@ -69,17 +69,18 @@ def _columns(groups: Sequence[Group]) -> list[tuple[Group, str, str]]:
 
 
 def _accuracy_table(groups: Sequence[Group]) -> list[_Row]:
-    """Rows that at least one evaluation filled; [] without evaluations."""
+    """Rows that at least one evaluation filled, of the many pass@k those at powers of two; [] without evaluations."""
     rows = [row for group in groups for run in group.runs for row in run.evals]
     accuracies = sorted(
         {
-            (("pass", "avg", "maj").index(m[1]), int(m[2]), key)
+            (key != "eval/pass@1", ("avg", "maj", "pass").index(m[1]), int(m[2]), key)
             for row in rows
             for key in row
             if (m := _ACCURACY.match(key)) and number(row[key]) is not None
+            if m[1] != "pass" or int(m[2]).bit_count() == 1
         }
     )
-    specs = [(*_accuracy_name(key), key, "share") for _, _, key in accuracies]
+    specs = [(*_accuracy_name(key), key, "share") for *_, key in accuracies]
     specs += [
         ("Response length", "tokens, mean", "eval/response_length", "tokens"),
         ("Token entropy", "nats, mean", "eval/entropy", "nats"),
