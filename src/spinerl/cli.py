@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed while running, 2 refused input.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -90,7 +89,7 @@ def evaluate_command(
     """
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table, difference_lines, subject_table
-    from spinerl.runs import write_json
+    from spinerl.runs import write_json, write_rows
     from spinerl.scoring import by_subject, compare
 
     _check_writable(json_file, predictions)
@@ -108,7 +107,7 @@ def evaluate_command(
         if subjects:
             figures["subjects"] = {name: {"num_questions": n, **shares} for name, n, shares in subjects}
         if predictions is not None:
-            _write_rows(predictions, rows)
+            write_rows(predictions, rows)
     else:
         if predictions is not None:
             raise InputError("--predictions belongs to one model on one data set: evaluate the two one by one")
@@ -152,7 +151,7 @@ def score(
     """Read answers from saved texts, vote, and compare with gold where there is some; no model is needed."""
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table
-    from spinerl.runs import write_json
+    from spinerl.runs import write_json, write_rows
     from spinerl.scoring import judge, read_predictions, score_row, summarise
 
     _check_writable(json_file)
@@ -167,7 +166,7 @@ def score(
     out.print(comparison_table({file.name: figures}))
     scored = [score_row(row) for row in judged]
     if json_file is not None and json_file.suffix == ".jsonl":
-        _write_rows(json_file, scored)
+        write_rows(json_file, scored)
     elif json_file is not None:
         write_json(json_file, scored)
 
@@ -318,12 +317,6 @@ def _check_writable(*files: Path | None) -> None:
     for file in files:
         if file is not None and not file.absolute().parent.is_dir():
             raise InputError(f"{file} cannot be written: its folder does not exist")
-
-
-def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from spinerl.runs import write_text
-
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _config(words: list[str] | None) -> Config:

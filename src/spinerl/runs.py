@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from spinerl.engine.optimiser import Optimiser
 
-__all__ = ["RunFolder", "explain_disk_errors", "read_lines", "write_json"]
+__all__ = ["RunFolder", "explain_disk_errors", "read_lines", "total_bytes", "write_json", "write_rows"]
 
 STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
@@ -103,7 +103,7 @@ class RunFolder:
         for stream in STREAMS:
             file = self.path / stream
             if file.is_file():
-                write_text(file, "".join(_line(row) for row in read_lines(file) if row["step"] <= step))
+                write_rows(file, [row for row in read_lines(file) if row["step"] <= step])
 
     def save_checkpoint(
         self, step: int, model: torch.nn.Module, optimiser: Optimiser, state: Mapping[str, Any], keep: int
@@ -192,6 +192,11 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(file, json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSONL atomically."""
+    write_text(file, "".join(_line(row) for row in rows))
 
 
 @contextmanager

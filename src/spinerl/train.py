@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
-from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_text
+from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.seeding import seed_of
 from spinerl.step import StepState, train_step
 from spinerl.types import GoldTable, Question, StepRecord
@@ -249,16 +249,10 @@ def _evaluate(
     observer.phase("evaluate", num_questions * (1 + config.eval_samples) * config.rollout.max_new_tokens)
     result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, observer.tokens)
     (run.path / "predictions").mkdir(exist_ok=True)
-    write_text(run.path / "predictions" / f"step-{step:06d}.jsonl", "".join(_json_lines(result.predictions)))
+    write_rows(run.path / "predictions" / f"step-{step:06d}.jsonl", result.predictions)
     metrics = {"step": step, **result.metrics}
     run.append("eval.jsonl", metrics)
     observer.evaluation(metrics)
-
-
-def _json_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    import json
-
-    return [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
 
 
 def _save_model(loaded: LoadedModel, folder: Path) -> None:
