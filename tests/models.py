@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import torch
@@ -35,8 +36,13 @@ def byte_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def write_model(architecture: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """A two-layer model of this architecture with random weights, saved as safetensors."""
+def write_model(
+    architecture: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, spread: float = 0.3
+) -> Path:
+    """A two-layer model of this architecture with random weights, saved as safetensors.
+
+    A wide `spread` of the weights gives distributions far from uniform; a narrow one little rounding noise.
+    """
     tokenizer = byte_tokenizer()
     small = {
         "vocab_size": len(tokenizer),
@@ -50,7 +56,7 @@ def write_model(architecture: str, folder: Path, seed: int = 0, dtype: torch.dty
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
-        "initializer_range": 0.3,  # far from uniform: entropies that differ from token to token
+        "initializer_range": spread,
     }
     if architecture == "gpt2":
         small = {
@@ -61,7 +67,7 @@ def write_model(architecture: str, folder: Path, seed: int = 0, dtype: torch.dty
             "n_positions": 512,
             "eos_token_id": tokenizer.eos_token_id,
             "bos_token_id": None,
-            "initializer_range": 0.3,
+            "initializer_range": spread,
         }
     if architecture == "gemma2":
         small |= {"query_pre_attn_scalar": 8, "sliding_window": 16, "final_logit_softcapping": 5.0}
@@ -72,3 +78,17 @@ def write_model(architecture: str, folder: Path, seed: int = 0, dtype: torch.dty
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def compute_norms_in_float64(model):
+    """transformers' RMSNorm computes in float32 whatever the model's type, which hides what is exact beneath 1e-8."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(_float64_norm, module)
+
+
+def _float64_norm(self, states):
+    assert states.dtype == torch.float64
+    eps = getattr(self, "variance_epsilon", None) or self.eps
+    weight = 1.0 + self.weight if type(self).__name__.startswith("Gemma") else self.weight
+    return weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + eps)

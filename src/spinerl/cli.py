@@ -21,6 +21,7 @@ from spinerl.errors import InputError, SpinerlError
 
 if TYPE_CHECKING:
     from spinerl.evaluate import Evaluation
+    from spinerl.runs import RunFolder
 
 __all__ = ["app", "main"]
 
@@ -67,7 +68,7 @@ def adapt(
         run, config = None, _config(words)
     with Display(out, config.steps) as display:
         finished = run_adapt(config, display, resume=run, overwrite=overwrite)
-    _print_result(finished.path, finished.rows("eval.jsonl"))
+    _print_result(finished)
 
 
 @app.command("eval")
@@ -171,6 +172,27 @@ def score(
         write_json(json_file, scored)
 
 
+@app.command("compare")
+def compare_command(
+    words: Words = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs anew whose settings changed")] = False,
+) -> None:
+    """Run methods side by side, every one on every data set with every seed, and write one table and one page.
+
+    Finished runs are kept and interrupted ones continue: give the same command again.  docs/compare.md has the keys.
+
+    Examples: spinerl compare methods=ttrl,spine data=tiny/shift-a seeds=0,1,2 | spinerl compare
+    configs/studies/ablation.yaml | spinerl compare configs/studies/methods.yaml jobs=1 out=runs/mine
+    """
+    from spinerl.compare import compare
+
+    try:
+        compare(words or [], out, overwrite)
+    except KeyboardInterrupt:
+        err.print("spinerl: interrupted; the same command continues the comparison", highlight=False)
+        raise SystemExit(130) from None
+
+
 data_app = typer.Typer(
     help="Look at data sets: the known ones, their first questions, their faults.", no_args_is_help=True
 )
@@ -183,10 +205,11 @@ def data_list() -> None:
     """The known data sets, and where they come from."""
     from spinerl.data import list_datasets
     from spinerl.tiny import SUITES
+    from spinerl.tiny.suite import BUNDLED
 
     table = Table("name", "questions", "answers", "hub", "split", "licence and access", show_edge=False)
     for suite in SUITES:
-        table.add_row(f"tiny/{suite}", "256", "number", "bundled", "", "Apache-2.0")
+        table.add_row(f"tiny/{suite}", str(BUNDLED[suite][2]), "number", "bundled", "", "Apache-2.0")
     for row in list_datasets():
         notes = " ".join(str(row[key]) for key in ("licence", "note") if row[key])
         table.add_row(row["name"], str(row["rows"]), row["kind"], row["hub"], row["split"], notes)
@@ -251,6 +274,23 @@ def config_command(
         out.print(table)
         return
     sys.stdout.write(dump_yaml(_config(words)))
+
+
+@app.command("bench")
+def bench_command(
+    overrides: Overrides = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+) -> None:
+    """Measure speed and memory: a step against TRL, the rollout against generate, the update against a dense one.
+
+    Takes some minutes.  docs/benchmarks.md lists the keys and what each figure means.
+
+    Examples: spinerl bench | spinerl bench parts=update,sharing repeats=3 | spinerl bench parts=scaling
+    """
+    from spinerl.bench.command import bench
+
+    _check_writable(json_file)
+    bench(overrides or [], json_file, out, err)
 
 
 @app.command()
@@ -335,15 +375,20 @@ def _resolved(recipe: Mapping[str, Any] | str | None, words: Sequence[str]) -> C
     return resolve(load_config(recipe, words))
 
 
-def _print_result(path: Path, evaluations: Sequence[dict[str, Any]]) -> None:
-    from spinerl.display import comparison_table
+def _print_result(run: RunFolder) -> None:
+    from spinerl.display import comparison_table, stream_lines
 
+    evaluations = run.rows("eval.jsonl")
     first, last = evaluations[0], evaluations[-1]
     columns = (
         {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )
     out.print(comparison_table(columns))
-    out.print(f"run: {path}   report: {path / 'report.html'}", highlight=False)
+    for line in stream_lines(run.rows("stream.jsonl")):
+        out.print(line, highlight=False)
+    if run.manifest.get("uses_gold"):
+        out.print("This run learned from gold answers: an upper bound, not an adaptation without labels.", style="bold")
+    out.print(f"run: {run.path}   report: {run.path / 'report.html'}", highlight=False)
 
 
 if __name__ == "__main__":

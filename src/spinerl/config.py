@@ -2,7 +2,7 @@
 
 A run's configuration is laid over in this order, later layers winning: the defaults below, what a bundled model
 sets for itself, the method's row, the recipe file, the command line.  `model=X`, `data=X` are short for
-`model.name=X`, `data.name=X`.
+`model.name=X`, `data.name=X`, and `loss=X` for the keys of a row of `spinerl.methods.LOSSES`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spinerl.errors import InputError, did_you_mean
-from spinerl.methods import METHODS
+from spinerl.methods import LOSSES, METHODS
 
 __all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "read_recipe"]
 
@@ -65,7 +65,10 @@ class DataConfig(_Section):
     config: str | None = Field(None, description="configuration (subset) of a hub data set")
     columns: ColumnsConfig = ColumnsConfig()  # pyright: ignore[reportCallIssue]
     max_questions: int = Field(0, ge=0, description="use only the first N questions; 0: all")
-    order: Literal["shuffled", "sequential"] = Field("shuffled", description="order of questions within an epoch")
+    order: Literal["shuffled", "sequential", "easy-to-hard", "nearest"] = Field(
+        "shuffled", description="order of questions: by the initial model's agreement, or by nearness to data.target"
+    )
+    target: str | None = Field(None, description="data set or file whose questions order=nearest starts from")
 
 
 class ExampleConfig(_Section):
@@ -100,7 +103,15 @@ class RolloutConfig(_Section):
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: off")
     min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens under min_p times the likeliest; 0: off")
     max_new_tokens: int = Field(1024, ge=1, description="a longer response is truncated (tokens)")
-    max_rows: int = Field(256, ge=1, description="responses sampled side by side; bounds the cache's memory")
+    stop: list[str] = Field([], description="texts that end a response where they appear")
+    max_cache_tokens: int = Field(
+        0, ge=0, description="tokens whose keys and values are held at once; 0: what fits in a third of free memory"
+    )
+    share_prompts: bool = Field(
+        True, description="a prompt's keys and values are held once for all its responses, where the model allows it"
+    )
+    compact: bool = Field(True, description="finished responses leave the batch")
+    refill: bool = Field(True, description="waiting questions enter the batch when others finish")
 
 
 class VoteConfig(_Section):
@@ -112,21 +123,31 @@ class VoteConfig(_Section):
 
 
 class AdvantageConfig(_Section):
-    scale: Literal["std", "none"] = Field("std", description="std: standardised in the group; none: only centred")
+    scale: Literal["std", "none"] = Field("std", description="std: standardised; none: only centred")
     eps: float = Field(1e-6, gt=0, description="added to the standard deviation")
+    scope: Literal["group", "batch"] = Field("group", description="centred within each question, or within the step")
+    credit: Literal["response", "prefix-tree"] = Field(
+        "response", description="one advantage per response, or more where responses part (TEMPO)"
+    )
+    entropy: Literal["none", "reshape"] = Field("none", description="reshape: certain responses count more (ETTRL)")
+    bound: float = Field(0.0, ge=0, description="advantages are clipped to +-bound; 0: off")
 
 
 class ForksConfig(_Section):
-    selector: str = Field("top-entropy", description="top-entropy, all, or module:function")
+    selector: str = Field("top-entropy", description="top-entropy, all, low-entropy, random, or module:function")
     fraction: float = Field(0.2, gt=0, le=1, description="rho: share of tokens that are forks")
     scope: Literal["response", "batch"] = Field("response", description="top rho of each response, or of the batch")
 
 
 class LossConfig(_Section):
-    clip_low: float = Field(0.2, ge=0, lt=1, description="ratios under 1 - clip_low are clipped")
+    form: Literal["token", "sequence", "cispo"] = Field(
+        "token", description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO)"
+    )
+    clip_low: float = Field(0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge")
     clip_high: float = Field(0.2, ge=0, description="ratios over 1 + clip_high are clipped")
-    normaliser: Literal["token", "response"] = Field(
-        "token", description="mean over the update's selected tokens, or over its responses' means"
+    normaliser: Literal["token", "response", "budget"] = Field(
+        "token",
+        description="mean over the update's selected tokens, over its responses' means, or sum over a fixed budget",
     )
 
 
@@ -145,6 +166,21 @@ class BandConfig(_Section):
     shape: Literal["hinge", "squared"] = Field("hinge", description="penalty outside the band")
 
 
+class EntropyConfig(_Section):
+    weight: float = Field(0.0, description="adds weight * mean entropy to the loss: minimised if positive")
+    scope: Literal["forks", "all"] = Field("all", description="tokens it acts on")
+
+
+class TreeConfig(_Section):
+    bases: int = Field(
+        0,
+        ge=-1,
+        description="responses sampled from the prompt, the others branch off them; 0: no tree; -1: as fill the group",
+    )
+    forks: int = Field(3, ge=1, description="tokens of highest entropy at which each of them branches")
+    branches: int = Field(1, ge=1, description="new responses per such token")
+
+
 class OptimConfig(_Section):
     lr: float = Field(1e-6, gt=0, description="AdamW learning rate")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -158,6 +194,20 @@ class OptimConfig(_Section):
     minibatches: int = Field(1, ge=1, description="optimiser updates per pass; the questions are split among them")
     micro_batch_rows: int = Field(0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens")
     micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens per forward and backward")
+    share_prompts: bool = Field(
+        True, description="a prompt is computed once for all its responses, where the model allows it and it pays"
+    )
+    trim: bool = Field(True, description="rows end at their last selected token")
+    skip: bool = Field(True, description="rows without a selected token are not computed")
+    sort: bool = Field(True, description="rows of like length are computed together")
+    head_chunk: int = Field(
+        0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"
+    )
+
+
+class StreamConfig(_Section):
+    on: bool = Field(False, description="questions come once, each answered before it is adapted on (stream.jsonl)")
+    reset_every: int = Field(0, ge=0, description="steps after which the initial model comes back; 0: never")
 
 
 class EvalConfig(_Section):
@@ -192,17 +242,24 @@ class Config(_Section):
     questions_per_step: int = Field(8, ge=1, description="questions of one step")
     group_size: int = Field(8, ge=2, description="G: responses trained on, per question (paper: 8)")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one or all, whichever is faster")
-    reward: str = Field("majority", description="majority, leave-one-out, frequency, or module:function")
+    reward: str = Field(
+        "majority",
+        description="majority, leave-one-out, frequency, empo, ttrv, evol, entropy, self-certainty, reference, gold, "
+        "or module:function",
+    )
     prompt: PromptConfig = PromptConfig()  # pyright: ignore[reportCallIssue]
     answer: AnswerConfig = AnswerConfig()  # pyright: ignore[reportCallIssue]
     rollout: RolloutConfig = RolloutConfig()  # pyright: ignore[reportCallIssue]
+    tree: TreeConfig = TreeConfig()  # pyright: ignore[reportCallIssue]
     vote: VoteConfig = VoteConfig()  # pyright: ignore[reportCallIssue]
     advantage: AdvantageConfig = AdvantageConfig()  # pyright: ignore[reportCallIssue]
     forks: ForksConfig = ForksConfig()  # pyright: ignore[reportCallIssue]
     loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
     anchor: AnchorConfig = AnchorConfig()  # pyright: ignore[reportCallIssue]
     band: BandConfig = BandConfig()  # pyright: ignore[reportCallIssue]
+    entropy: EntropyConfig = EntropyConfig()  # pyright: ignore[reportCallIssue]
     optim: OptimConfig = OptimConfig()  # pyright: ignore[reportCallIssue]
+    stream: StreamConfig = StreamConfig()  # pyright: ignore[reportCallIssue]
     eval: EvalConfig = EvalConfig()  # pyright: ignore[reportCallIssue]
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
@@ -211,6 +268,13 @@ class Config(_Section):
     def num_votes(self) -> int:
         """Responses sampled and voting per question: `rollout.num_votes`, or the group size where it is 0."""
         return self.rollout.num_votes or self.group_size
+
+    @property
+    def tree_bases(self) -> int:
+        """Responses per question that a tree rollout samples from the prompt; 0 where there is no tree."""
+        if self.tree.bases >= 0:
+            return self.tree.bases
+        return self.num_votes // (1 + self.tree.forks * self.tree.branches)
 
     @property
     def eval_samples(self) -> int:
@@ -237,7 +301,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "steps": 40,
         "questions_per_step": 16,
         "group_size": 16,
-        "rollout": {"max_new_tokens": 128, "max_rows": 512},
+        "rollout": {"max_new_tokens": 128},
         "optim": {"lr": 5e-4},
     },
 }
@@ -359,11 +423,20 @@ def _parse_override(word: str) -> dict[str, Any]:
 
 
 def _expand(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer with `model: X` and `data: X` written out."""
-    return {
-        key: {_HEADLINE[key]: value} if key in _HEADLINE and not isinstance(value, Mapping) else value
-        for key, value in layer.items()
-    }
+    """The layer with `model: X`, `data: X` and `loss: X` written out."""
+    expanded: dict[str, Any] = {}
+    for key, value in layer.items():
+        if key == "loss" and not isinstance(value, Mapping):
+            if value not in LOSSES:
+                raise InputError(
+                    f"loss={value!r} is not a loss{did_you_mean(str(value), LOSSES)}; allowed: {', '.join(LOSSES)}"
+                )
+            expanded = _merge(expanded, LOSSES[value].sets)
+        elif key in _HEADLINE and not isinstance(value, Mapping):
+            expanded = _merge(expanded, {key: {_HEADLINE[key]: value}})
+        else:
+            expanded = _merge(expanded, {key: value})
+    return expanded
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -393,6 +466,22 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         (
             config.optim.minibatches <= config.questions_per_step,
             f"optim.minibatches={config.optim.minibatches} is more than questions_per_step={config.questions_per_step}",
+        ),
+        (
+            config.tree.bases == 0
+            or config.tree_bases * (1 + config.tree.forks * config.tree.branches) == config.num_votes,
+            f"a tree of {config.tree_bases} * (1 + tree.forks={config.tree.forks} * tree.branches="
+            f"{config.tree.branches}) responses per question does not make {config.num_votes} (rollout.num_votes, or "
+            "group_size); change tree.bases, tree.forks or tree.branches",
+        ),
+        (
+            (config.reward == "gold") == (config.method == "grpo-gold"),
+            f"reward={config.reward} cannot go with method={config.method}: gold answers are used by method=grpo-gold "
+            "alone, as an upper bound",
+        ),
+        (
+            config.advantage.credit == "response" or config.advantage.scope == "group",
+            "advantage.credit=prefix-tree needs advantage.scope=group: its tree is that of one question's responses",
         ),
         (
             config.method != "none" or config.steps == 0,

@@ -11,9 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from spinerl.stats import Difference
+from spinerl.stats import Difference, share_interval
 
-__all__ = ["Display", "comparison_table", "difference_lines", "format_share", "subject_table"]
+__all__ = [
+    "Display",
+    "comparison_table",
+    "difference_lines",
+    "format_clock",
+    "format_share",
+    "step_figures",
+    "stream_lines",
+    "subject_table",
+]
 
 
 class Display:
@@ -68,10 +77,7 @@ class Display:
         pace = (time.monotonic() - self._started) / max(1, self._done - self._first)
         left = pace * (num_steps - self._done)
         self._latest = (
-            f"majority {100 * metrics['label/majority_frac']:3.0f} %  "
-            f"length {metrics['rollout/response_length']:5.1f}  "
-            f"entropy {metrics['rollout/entropy']:.3f}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  "
-            f"left {_clock(left)}"
+            f"{step_figures(metrics)}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  left {format_clock(left)}"
         )
         self._progress.update(self._task, completed=self._done, figures=self._latest)
         if not self._live:
@@ -85,6 +91,30 @@ class Display:
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False)
+
+
+def step_figures(metrics: Mapping[str, Any]) -> str:
+    """A step in a few words: how far the votes agree, response length (tokens), entropy (nats)."""
+    return (
+        f"majority {100 * metrics['label/majority_frac']:3.0f} %  "
+        f"length {metrics['rollout/response_length']:5.1f}  entropy {metrics['rollout/entropy']:.3f}"
+    )
+
+
+def stream_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A stream's prequential accuracy in words (each question answered before it was adapted on); [] for none."""
+    if not rows:
+        return []
+    known = [row for row in rows if row["greedy_correct"] is not None]
+    if not known:
+        return [f"stream: {len(rows)} questions answered before they were adapted on (stream.jsonl)"]
+    said = []
+    for words, key in (("greedy decoding had", "greedy_correct"), ("the vote", "majority_correct")):
+        right = sum(bool(row[key]) for row in known)
+        low, high = share_interval(right, len(known))
+        share = {"right": right / len(known), "right_low": low, "right_high": high}
+        said.append(f"{words} {format_share(share, 'right')} right")
+    return [f"stream: of {len(known)} questions, each answered before it was adapted on, {', '.join(said)}"]
 
 
 def format_share(metrics: Mapping[str, Any], key: str) -> str:
@@ -156,7 +186,8 @@ def _accuracy_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
     return list(found.items())
 
 
-def _clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
+    """ "1:05" from 65 seconds, "1:00:05" from 3605."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -25,7 +25,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     import torch
 
     from spinerl import __version__
-    from spinerl.engine.machine import tune_allocator
+    from spinerl.engine.machine import bfloat16_support, tune_allocator
 
     rows = [
         ("spinerl", __version__, True),
@@ -38,11 +38,23 @@ def diagnose() -> list[tuple[str, str, bool]]:
         except PackageNotFoundError:
             rows.append((package, "missing: pip install spinerl", False))
     rows.append(("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", True))
+    native = bfloat16_support()
+    advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
+    rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             rows.append((f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", True))
+        kernels = [
+            name
+            for name, on in (
+                ("flash", torch.backends.cuda.flash_sdp_enabled()),
+                ("memory-efficient", torch.backends.cuda.mem_efficient_sdp_enabled()),
+            )
+            if on
+        ]
+        rows.append(("cuda attention", f"SDPA: {', '.join(kernels) or 'plain'}; fused AdamW", True))
     else:
         rows.append(("cuda", "none; models run on the CPU" if not torch.backends.mps.is_available() else "none", True))
     if torch.backends.mps.is_available():

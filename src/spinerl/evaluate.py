@@ -6,7 +6,7 @@ One greedy response and k sampled ones per question.  Without gold answers the l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.scoring import class_correct, judge, summarise
 from spinerl.step import rollout_metrics
-from spinerl.types import GoldTable, Question, Rollout, StepRecord
+from spinerl.types import GoldTable, Question, Rollout, StepRecord, Vote
 
-__all__ = ["Evaluation", "evaluate", "gold_metrics"]
+__all__ = ["Evaluation", "evaluate", "gold_metrics", "gold_rewards", "stream_rows"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalenc
             continue
         kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
         right = class_correct(one, answer, kind, equivalence)
-        truth = [1.0 if c is not None and right[c] else 0.0 for c in one.classes]
+        (truth,) = gold_rewards([question], [one], gold=gold, config=config, equivalence=equivalence)
         labels.append(1.0 if one.winner is not None and right[one.winner] else 0.0)
         responses.append(sum(truth) / len(truth))
         rewards.append(sum(float(a == b) for a, b in zip(given, truth, strict=False)) / len(given))
@@ -113,3 +113,50 @@ def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalenc
         "gold/response_accuracy": sum(responses) / len(responses),
         "gold/reward_accuracy": sum(rewards) / len(rewards),
     }
+
+
+def gold_rewards(
+    questions: Sequence[Question], votes: Sequence[Vote], *, gold: GoldTable, config: Config, equivalence: Equivalence
+) -> tuple[tuple[float, ...], ...]:
+    """1.0 for right answers: what labels would give.  method=grpo-gold alone learns from this, as an upper bound."""
+    rewards = []
+    for question, one in zip(questions, votes, strict=True):
+        kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+        right = class_correct(one, gold[question.id], kind, equivalence)
+        rewards.append(tuple(1.0 if c is not None and right[c] else 0.0 for c in one.classes))
+    return tuple(rewards)
+
+
+def stream_rows(
+    step: int,
+    asked: Sequence[Mapping[str, Any]],
+    record: StepRecord,
+    gold: GoldTable,
+    config: Config,
+    equivalence: Equivalence,
+) -> list[dict[str, Any]]:
+    """What a stream's model said to each question before it adapted on it: greedily, and by its vote.
+
+    `greedy_correct` and `majority_correct` are None without gold; their means over a run are its prequential accuracy.
+    """
+    rows = []
+    for row, one in zip(asked, record.votes, strict=True):
+        answer = gold.get(row["id"])
+        right = None
+        if answer is not None:
+            flags = class_correct(
+                one, answer, row["kind"] if config.answer.kind == "auto" else config.answer.kind, equivalence
+            )
+            right = one.winner is not None and flags[one.winner]
+        rows.append(
+            {
+                "step": step,
+                "id": row["id"],
+                "greedy": row["greedy"]["answer"],
+                "greedy_correct": row["greedy"]["correct"],
+                "majority": one.pseudo_label,
+                "majority_frac": one.majority_frac,
+                "majority_correct": right,
+            }
+        )
+    return rows

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from spinerl.config import PROFILES, describe_keys
-from spinerl.methods import METHODS
+from spinerl.methods import LOSSES, METHODS
 
 __all__ = ["configuration_page", "main"]
 
@@ -22,7 +22,7 @@ def configuration_page() -> str:
         "Keys come from a recipe file and from `key=value` words; `spinerl config [RECIPE] [KEY=VALUE]...` prints what",
         "they resolve to. Later layers win: defaults, the bundled model's profile, the method's row, the recipe,",
         "the words.",
-        "`model=X` and `data=X` are short for `model.name=X` and `data.name=X`.",
+        "`model=X` and `data=X` are short for `model.name=X` and `data.name=X`, `loss=X` for a row of Losses below.",
         "",
         "| key | type | default | meaning |",
         "|---|---|---|---|",
@@ -30,9 +30,10 @@ def configuration_page() -> str:
     for key, kind, default, description in describe_keys():
         shown = "null" if default is None else repr(default) if isinstance(default, str) else str(default).lower()
         lines.append(f"| `{key}` | {_cell(kind)} | `{shown}` | {_cell(description)} |")
-    lines += ["", "## Methods", "", "| method | what it is | source | sets |", "|---|---|---|---|"]
-    for name, row in METHODS.items():
-        lines.append(f"| `{name}` | {_cell(row.summary)} | {row.source} | {_flat(dict(row.sets))} |")
+    for title, table in (("Methods", METHODS), ("Losses", LOSSES)):
+        lines += ["", f"## {title}", "", "| name | what it is | source | sets |", "|---|---|---|---|"]
+        for name, row in table.items():
+            lines.append(f"| `{name}` | {_cell(row.summary)} | {row.source} | {_flat(dict(row.sets))} |")
     lines += ["", "## Profiles of bundled models", "", "| model | sets |", "|---|---|"]
     lines += [f"| `{name}` | {_flat(sets)} |" for name, sets in PROFILES.items()]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ config.yaml     the resolved configuration; running it again repeats the run
 manifest.json   versions, seed, device, model and data fingerprints, whether it finished
 metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
 samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
+stream.jsonl    with stream.on: a line per question, answered before it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
 report.html
 """
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
     from spinerl.engine.optimiser import Optimiser
 
-__all__ = ["RunFolder", "explain_disk_errors", "read_lines", "total_bytes", "write_json", "write_rows"]
+__all__ = ["RunFolder", "explain_disk_errors", "read_lines", "total_bytes", "write_json", "write_rows", "write_text"]
 
-STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "stream.jsonl")
 
 
 class RunFolder:
@@ -97,6 +98,10 @@ class RunFolder:
     def rows(self, stream: str) -> list[dict[str, Any]]:
         """The whole lines of a stream; a last line cut off by a crash is left out."""
         return list(read_lines(self.path / stream))
+
+    def predictions(self, step: int) -> list[dict[str, Any]]:
+        """The rows of the evaluation after this step, one per question; [] if there was none."""
+        return list(read_lines(self.path / "predictions" / f"step-{step:06d}.jsonl"))
 
     def rewind(self, step: int) -> None:
         """Forget every line written after `step`, so that a resumed run writes it again."""

@@ -10,21 +10,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from spinerl.answers import REWARDS, Equivalence, count_vote, leave_one_out_reward, vote_metrics
+from spinerl.answers import Equivalence, count_vote, vote_metrics
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.policy import score, update
 from spinerl.engine.sampler import sample_responses
-from spinerl.maths import SELECTORS, VOTE_WEIGHTS, band_edges, blend_edges, group_advantages, masked_mean
+from spinerl.engine.tree import tree_responses
+from spinerl.maths import (
+    SELECTORS,
+    VOTE_WEIGHTS,
+    band_edges,
+    batch_advantages,
+    blend_edges,
+    bounded_advantages,
+    entropy_advantages,
+    group_advantages,
+    masked_mean,
+    prefix_tree_advantages,
+    response_means,
+)
 from spinerl.plugins import find
+from spinerl.rewards import RewardContext, Rewards, give_rewards
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
-__all__ = ["StepState", "count_votes", "freeze_targets", "rollout_metrics", "train_step", "trained_rows"]
+__all__ = ["StepState", "count_votes", "freeze_targets", "rollout_metrics", "sample", "train_step", "trained_rows"]
 
 
 @dataclass(frozen=True)
@@ -45,33 +58,40 @@ def train_step(
     step: int,
     state: StepState,
     on_tokens: Callable[[int], None] | None = None,
+    oracle: Callable[[Sequence[Question], Sequence[Vote]], Rewards] | None = None,
 ) -> tuple[StepRecord, StepState]:
     """Sample, vote, reward, select, update; the record of it and the state for the next step.
+
+    `oracle` gives the rewards for reward=gold, which nothing here could: a step has no gold answers.
 
     Raises NonFiniteError before the weights change if the loss or the gradient is not finite.
     """
     watch = _Stopwatch()
-    rollout = sample_responses(
-        policy, questions, prompts, config.num_votes, config.rollout, (config.seed, "train", step), on_tokens
-    )
+    rollout = sample(policy, questions, prompts, config, step, on_tokens)
     watch.lap("rollout")
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
-    reward = find(REWARDS, config.reward, "reward")
-    if reward is leave_one_out_reward:  # it votes again, so it must keep to the same rules
-        rules = config.vote
-        reward = partial(reward, tie=rules.tie, min_majority_frac=rules.min_majority_frac, seed=config.seed + step)
-    rewards = tuple(tuple(reward(one))[: config.group_size] for one in votes)
+    if oracle is not None:
+        all_rewards = oracle(questions, votes)
+    else:
+        all_rewards = give_rewards(RewardContext(config, step, policy, anchor, rollout, votes, equivalence))
+    rewards = tuple(own[: config.group_size] for own in all_rewards)
     watch.lap("answers")
     batch, old_logprobs, entropies = trained_rows(rollout, config)
+    num_updates = config.optim.epochs * min(config.optim.minibatches, len(questions))
+    if config.loss.form == "sequence" and num_updates > 1:
+        # Its edges are narrower than what sampling and teacher forcing may differ by in bfloat16.
+        old_logprobs, _ = score(policy, batch, batch.mask, config.optim)
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state)
     watch.lap("targets")
     groups = torch.arange(len(batch.tokens)).view(len(questions), -1)
     minibatches = groups.tensor_split(min(config.optim.minibatches, len(questions)))
-    updates = [
-        update(policy, anchor, batch, targets, optimiser, config, rows.flatten())
-        for _ in range(config.optim.epochs)
-        for rows in minibatches
-    ]
+    updates: list[dict[str, float]] = []
+    for _ in range(config.optim.epochs):
+        for rows in minibatches:
+            sampled_by_it = not updates  # the weights are still those that sampled
+            updates.append(
+                update(policy, anchor, batch, targets, optimiser, config, rows.flatten(), on_policy=sampled_by_it)
+            )
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),
@@ -82,6 +102,31 @@ def train_step(
         **watch.figures(rollout),
     }
     return StepRecord(step, metrics, rollout, votes, rewards, targets), state
+
+
+def sample(
+    policy: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    config: Config,
+    step: int,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Rollout:
+    """Responses side by side, or as a tree; with certainties if something asks for them."""
+    seed = (config.seed, "train", step)
+    certainties = config.reward == "self-certainty"
+    if config.tree_bases:
+        return tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
+    return sample_responses(
+        policy,
+        questions,
+        prompts,
+        config.num_votes,
+        config.rollout,
+        seed,
+        on_tokens,
+        certainties=certainties,
+    )
 
 
 def count_votes(
@@ -134,9 +179,7 @@ def freeze_targets(
 
     The sampler's log-probabilities are the old ones: they are of the same weights, so no second forward is run.
     """
-    advantages = group_advantages(
-        torch.tensor(rewards, dtype=torch.float64), config.advantage.scale, config.advantage.eps
-    )
+    advantages = _advantages(rewards, batch, entropies, config)
     select = find(SELECTORS, config.forks.selector, "forks.selector")
     forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope)
 
@@ -147,10 +190,7 @@ def freeze_targets(
     initial_edges = bool(config.band.weight) and config.band.edges == "initial"
     if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
         wanted = forks if anchor_mask is None else forks | anchor_mask
-        optim = config.optim
-        anchor_logprobs, anchor_entropies = score(
-            anchor, batch, wanted, optim.micro_batch_rows, optim.micro_batch_tokens
-        )
+        anchor_logprobs, anchor_entropies = score(anchor, batch, wanted, config.optim)
 
     band_mask = low = high = None
     if config.band.weight:
@@ -165,7 +205,7 @@ def freeze_targets(
             low, high = (torch.full_like(low, edge) for edge in edges)
             state = StepState(edges)
     targets = Targets(
-        advantages=advantages.flatten().unsqueeze(1).expand(batch.mask.shape) * batch.mask,
+        advantages=advantages,
         old_logprobs=old_logprobs,
         fork_mask=forks,
         policy_mask=forks,
@@ -174,8 +214,28 @@ def freeze_targets(
         band_mask=band_mask,
         band_low=low,
         band_high=high,
+        entropy_mask=(forks if config.entropy.scope == "forks" else batch.mask) if config.entropy.weight else None,
     )
     return targets, state
+
+
+def _advantages(
+    rewards: Sequence[Sequence[float]], batch: Batch, entropies: torch.Tensor, config: Config
+) -> torch.Tensor:
+    """Advantages per token (B, T), float64, 0 on padding."""
+    given = torch.tensor(rewards, dtype=torch.float64)
+    keys = config.advantage
+    if keys.credit == "prefix-tree":
+        advantages = prefix_tree_advantages(given, batch.tokens, batch.mask, keys.scale, keys.eps)
+    else:
+        centre = batch_advantages if keys.scope == "batch" else group_advantages
+        advantages = centre(given, keys.scale, keys.eps).view(-1, 1).expand(batch.mask.shape)
+    if keys.entropy == "reshape":
+        means = response_means(entropies, batch.mask).double().view(given.shape)
+        advantages = advantages * entropy_advantages(torch.ones_like(given), means).view(-1, 1)
+    if keys.bound:
+        advantages = bounded_advantages(advantages, keys.bound)
+    return advantages * batch.mask
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
@@ -184,6 +244,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     return {
         "rollout/num_responses": float(len(lengths)),
         "rollout/num_tokens": float(lengths.sum()),
+        "rollout/num_drawn": float(lengths.sum() if rollout.num_drawn is None else rollout.num_drawn),
         "rollout/response_length": float(lengths.mean()),
         "rollout/response_length_max": float(lengths.max()),
         "rollout/truncated_frac": float((~rollout.finished_mask).double().mean()),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,22 +17,23 @@ from typing import Any, Protocol
 import torch
 
 from spinerl import __version__
-from spinerl.answers import REWARDS, Equivalence
+from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
-from spinerl.evaluate import evaluate, gold_metrics
+from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
+from spinerl.rewards import check_reward
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
-from spinerl.seeding import seed_of
+from spinerl.schedule import num_steps, question_order, rank_questions
 from spinerl.step import StepState, train_step
 from spinerl.types import GoldTable, Question, StepRecord
 
-__all__ = ["Observer", "Workload", "adapt", "open_workload", "question_order"]
+__all__ = ["Observer", "Workload", "adapt", "open_workload"]
 
 
 class Observer(Protocol):
@@ -66,6 +69,12 @@ class Workload:
     prompts: tuple[tuple[int, ...], ...]
     gold: GoldTable
     facts: Mapping[str, Any]  # for the manifest
+
+    def only(self, places: Sequence[int]) -> Workload:
+        """The same with these questions alone."""
+        questions = tuple(self.questions[i] for i in places)
+        gold = {q.id: self.gold[q.id] for q in questions if q.id in self.gold}
+        return Workload(self.loaded, questions, tuple(self.prompts[i] for i in places), gold, self.facts)
 
 
 def open_workload(config: Config, observer: Observer | None = None) -> Workload:
@@ -118,19 +127,31 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
     config = resolve(config)
-    find(REWARDS, config.reward, "reward")  # a misspelt name is refused now, not after the first evaluation
+    check_reward(config.reward)  # a misspelt name is refused now, not after the first evaluation
     find(SELECTORS, config.forks.selector, "forks.selector")
     find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
     work = open_workload(config, observer)
     loaded = work.loaded
+    if config.reward == "gold" and len(work.gold) < len(work.questions):
+        missing = len(work.questions) - len(work.gold)
+        raise InputError(
+            f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
+        )
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
     run = _continue(resume, work) if resume else _begin(config, work, overwrite)
     with explain_disk_errors(run.path), Equivalence() as equivalence:
+        _evaluate(run, work, config, equivalence, 0, observer)
+        ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
+        initial = copy.deepcopy(loaded.model.state_dict()) if config.stream.reset_every else None
         anchor = load_model(config.model) if _needs_anchor(config) else None
         per_step = min(config.questions_per_step, len(work.questions))
-        num_updates = config.steps * config.optim.epochs * min(config.optim.minibatches, per_step)
-        optimiser = Optimiser(loaded.model.parameters(), config.optim, num_updates)
-        done, state = 0, StepState()
+        last = num_steps(config, len(work.questions))
+
+        def new_optimiser() -> Optimiser:
+            num_updates = last * config.optim.epochs * min(config.optim.minibatches, per_step)
+            return Optimiser(loaded.model.parameters(), config.optim, num_updates)
+
+        optimiser, done, state = new_optimiser(), 0, StepState()
         if resume:
             saved = run.load_checkpoint(loaded.model, optimiser)
             if saved is not None:
@@ -138,30 +159,43 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 done, state = saved["step"], StepState(tuple(edges) if edges else None)
             run.rewind(done)
             observer.note(f"resuming {run.path} after step {done}")
-        _evaluate(run, work, config, equivalence, 0, observer)
-        for step in range(done + 1, config.steps + 1):
-            chosen = question_order(len(work.questions), per_step, step, config.data.order, config.seed)
-            observer.phase("step", per_step * config.num_votes * config.rollout.max_new_tokens)
+        oracle = None
+        if config.reward == "gold":
+            observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
+            oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+        for step in range(done + 1, last + 1):
+            if initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
+                loaded.model.load_state_dict(initial)
+                optimiser, state = new_optimiser(), StepState()
+            places = question_order(
+                len(work.questions), per_step, step, config.data.order, config.seed, config.stream.on
+            )
+            chosen = work.only([ranks[place] for place in places])
+            observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
+            asked = _answer_first(chosen, config, equivalence) if config.stream.on else ()
             record, state = train_step(
                 loaded,
                 anchor,
                 optimiser,
                 equivalence,
-                [work.questions[i] for i in chosen],
-                [work.prompts[i] for i in chosen],
+                chosen.questions,
+                chosen.prompts,
                 config,
                 step,
                 state,
                 observer.tokens,
+                oracle,
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
+            if config.stream.on:
+                run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
             run.append("metrics.jsonl", metrics)
-            if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == config.steps):
+            if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config))
-            observer.step(metrics, config.steps)
-            if step == config.steps or (config.eval.every and step % config.eval.every == 0):
+            observer.step(metrics, last)
+            if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
-            if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == config.steps):
+            if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):
                 run.save_checkpoint(step, loaded.model, optimiser, asdict(state), config.checkpoint.keep)
         if config.steps:
             run.write_folder("model", lambda folder: _save_model(loaded, folder))
@@ -172,27 +206,18 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     return run
 
 
-def question_order(num_questions: int, per_step: int, step: int, order: str, seed: int) -> list[int]:
-    """The questions of one step, none twice; depends on nothing but the arguments.
-
-    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step waits for
-    another epoch's.  sequential: in the order of the file, round and round.
-
-    >>> question_order(5, 2, 3, "sequential", 0)
-    [4, 0]
-    """
-    if order == "sequential":
-        return [((step - 1) * per_step + i) % num_questions for i in range(per_step)]
-    epoch, place = divmod(step - 1, num_questions // per_step)
-    generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-    return torch.randperm(num_questions, generator=generator)[place * per_step : (place + 1) * per_step].tolist()
+def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:
+    """Greedy answers to a stream's new questions, by the model as it is before it adapts to them."""
+    greedy_only = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": 0, "max_questions": 0})})
+    return evaluate(chosen.loaded, chosen.questions, chosen.prompts, chosen.gold, greedy_only, equivalence).predictions
 
 
 def _needs_anchor(config: Config) -> bool:
     """Whether anything asks the initial model: otherwise no second copy is kept in memory."""
     if config.steps == 0:
         return False
-    return config.anchor.weight > 0 or (config.band.weight > 0 and config.band.edges == "initial")
+    band = config.band.weight > 0 and config.band.edges == "initial"
+    return config.anchor.weight > 0 or band or config.reward == "reference"
 
 
 def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
@@ -217,6 +242,7 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
             "platform": platform.platform(),
             **work.facts,
             "seed": config.seed,
+            "uses_gold": config.reward == "gold",
             "started": _now(),
             "command": " ".join(sys.argv),
         }

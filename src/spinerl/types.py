@@ -63,7 +63,9 @@ class Rollout:
     """N sampled responses to each of P questions, question-major: row i answers question i // N.
 
     `prompts` has P token-id tuples (one per question, shared by its responses).  `finished_mask` (P*N,) is False
-    for a response cut off by the token limit.  `texts` are decoded without special tokens.
+    for a response cut off by the token limit.  `texts` are decoded without special tokens.  `certainties` are there
+    when asked for.  `num_drawn` is the number of tokens drawn, where responses share some of theirs (None: all of
+    them are their own).
     """
 
     questions: tuple[Question, ...]
@@ -75,6 +77,8 @@ class Rollout:
     entropies: torch.Tensor  # (P*N, T) float32, nats
     finished_mask: torch.Tensor  # (P*N,) bool
     texts: tuple[str, ...]
+    certainties: torch.Tensor | None = None  # (P*N, T) float32, KL(uniform || distribution) in nats
+    num_drawn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ class Batch:
 class Targets:
     """All that the update needs and that carries no gradient, computed once per step for the whole batch.
 
-    Each loss term owns its weights; for one optimiser update they sum to 1 over the rows of that update (or are
-    all 0).  `band_low/high` are per response, in nats.  `anchor_logprobs` is None unless the anchor term needs it.
+    Each loss term owns its weights; for one optimiser update they sum to 1 over the rows of that update, or are all
+    0 (loss.normaliser=budget divides by a fixed budget instead).  `band_low/high` are per response, in nats.
+    `anchor_logprobs` is None unless the anchor term needs it.
     """
 
     advantages: torch.Tensor  # (B, T) float64
@@ -104,6 +109,7 @@ class Targets:
     band_mask: torch.Tensor | None  # (B, T) bool
     band_low: torch.Tensor | None  # (B,) float64
     band_high: torch.Tensor | None  # (B,) float64
+    entropy_mask: torch.Tensor | None = None  # (B, T) bool
 
 
 @dataclass(frozen=True)

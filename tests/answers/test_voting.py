@@ -124,7 +124,7 @@ def test_frequency_reward_pays_both_sides_of_a_tie() -> None:
 
 
 def test_rewards_by_name() -> None:
-    assert list(REWARDS) == ["majority", "leave-one-out", "frequency"]
+    assert list(REWARDS) == ["majority", "leave-one-out", "frequency", "empo", "ttrv"]
     for reward in REWARDS.values():
         assert reward(vote(["4", "4", "4"], [0, 0, 0])) == (1.0, 1.0, 1.0)
 

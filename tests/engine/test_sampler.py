@@ -7,9 +7,8 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.policy import score
 from spinerl.engine.sampler import greedy_responses, sample_responses
-from spinerl.types import Batch, Question
+from spinerl.types import Question
 from tests.models import ARCHITECTURES
 
 TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with some more words in it than others.", "What is 7?")
@@ -23,14 +22,24 @@ def opened(folder, **keys):
     return config, loaded, prompts
 
 
-def as_batch(rollout, temperature):
-    prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in range(len(rollout.tokens)))
-    return Batch(prompts, rollout.tokens, rollout.mask, temperature)
+def teacher_forced(loaded, rollout, temperature):
+    """(log-probabilities, entropies) of a rollout's tokens by the plainest forward there is, one row at a time."""
+    figures = []
+    for row, prompt in enumerate(p for p in rollout.prompts for _ in range(rollout.num_responses)):
+        response = rollout.tokens[row][rollout.mask[row]]
+        with torch.no_grad():
+            logits = loaded.model(torch.tensor([[*prompt, *response.tolist()]])).logits[0, len(prompt) - 1 : -1]
+        log_dist = torch.log_softmax(logits.double() / temperature, -1)
+        figures.append((log_dist.gather(1, response[:, None])[:, 0], -(log_dist.exp() * log_dist).sum(1)))
+    return (torch.cat(parts) for parts in zip(*figures, strict=True))
 
 
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_equals_generate(model_folders, architecture):
-    config, loaded, prompts = opened(model_folders(architecture), **{"rollout.max_new_tokens": 40})
+def test_greedy_equals_generate(model_folders, architecture, share):
+    config, loaded, prompts = opened(
+        model_folders(architecture), **{"rollout.max_new_tokens": 40, "rollout.share_prompts": share}
+    )
     ours = greedy_responses(loaded, QUESTIONS, prompts, config.rollout)
     for row, prompt in enumerate(prompts):
         theirs = loaded.model.generate(
@@ -44,24 +53,18 @@ def test_greedy_equals_generate(model_folders, architecture):
         assert ours.tokens[row][ours.mask[row]].tolist() == theirs.tolist()
 
 
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_figures_equal_teacher_forcing(model_folders, architecture):
+def test_figures_equal_teacher_forcing(model_folders, architecture, share):
     config, loaded, prompts = opened(
-        model_folders(architecture), **{"rollout.max_new_tokens": 48, "rollout.temperature": 0.8}
+        model_folders(architecture),
+        **{"rollout.max_new_tokens": 48, "rollout.temperature": 0.8, "rollout.share_prompts": share},
     )
     rollout = sample_responses(loaded, QUESTIONS, prompts, 5, config.rollout, ("t", 0))
-    logprobs, entropies = score(loaded, as_batch(rollout, 0.8), rollout.mask)
-    assert (logprobs - rollout.logprobs).abs().max() < 1e-4
-    assert (entropies - rollout.entropies).abs().max() < 1e-4
-    # and against the plainest forward there is: one row at a time, the whole vocabulary
-    row = 7
-    prompt, response = list(prompts[row // 5]), rollout.tokens[row][rollout.mask[row]]
-    logits = loaded.model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1].double() / 0.8
-    plain = torch.log_softmax(logits, -1)
-    assert torch.allclose(
-        plain.gather(1, response[:, None])[:, 0].float(), rollout.logprobs[row][rollout.mask[row]], atol=1e-4
-    )
-    assert torch.allclose(-(plain.exp() * plain).sum(1).float(), rollout.entropies[row][rollout.mask[row]], atol=1e-4)
+    logprobs, entropies = teacher_forced(loaded, rollout, 0.8)
+    assert (logprobs - rollout.logprobs[rollout.mask]).abs().max() < 1e-4
+    assert (entropies - rollout.entropies[rollout.mask]).abs().max() < 1e-4
+    assert loaded.abilities.get("shared_decoding", False) == share
 
 
 def test_masks_and_padding(model_folders):
@@ -86,7 +89,7 @@ def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):
     folder = model_folders("llama")
     config, loaded, prompts = opened(folder, **{"rollout.max_new_tokens": 24})
     together = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 2))
-    narrow, _, _ = opened(folder, **{"rollout.max_new_tokens": 24, "rollout.max_rows": 4})
+    narrow, _, _ = opened(folder, **{"rollout.max_new_tokens": 24, "rollout.max_cache_tokens": 200})
     alone = sample_responses(loaded, QUESTIONS[::-1], prompts[::-1], 4, narrow.rollout, ("t", 2))
     assert together.texts[:4] == alone.texts[-4:]
     assert together.texts[-4:] == alone.texts[:4]
@@ -94,7 +97,7 @@ def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):
 
 
 def test_sampled_frequencies_follow_the_distribution(model_folders):
-    config, loaded, prompts = opened(model_folders("qwen2"), **{"rollout.max_new_tokens": 1, "rollout.max_rows": 5000})
+    config, loaded, prompts = opened(model_folders("qwen2"), **{"rollout.max_new_tokens": 1})
     rollout = sample_responses(loaded, QUESTIONS[:1], prompts[:1], 4000, config.rollout, ("t", 4))
     probabilities = torch.softmax(loaded.model(torch.tensor([prompts[0]])).logits[0, -1].double(), -1)
     counts = torch.bincount(rollout.tokens[:, 0], minlength=len(probabilities)).double()
@@ -109,7 +112,7 @@ def test_sampled_frequencies_follow_the_distribution(model_folders):
 def test_truncated_sampling_keeps_to_its_set(model_folders, key, value):
     config, loaded, prompts = opened(
         model_folders("qwen3"),
-        **{"rollout.max_new_tokens": 1, "rollout.max_rows": 900, f"rollout.{key}": value},
+        **{"rollout.max_new_tokens": 1, f"rollout.{key}": value},
     )
     rollout = sample_responses(loaded, QUESTIONS[:1], prompts[:1], 800, config.rollout, ("t", 5))
     probabilities = torch.softmax(loaded.model(torch.tensor([prompts[0]])).logits[0, -1], -1)

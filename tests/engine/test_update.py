@@ -18,7 +18,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.errors import NonFiniteError
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, compute_norms_in_float64
 
 TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with more words.")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
@@ -43,6 +43,9 @@ def prepared(folder, *words, dtype=torch.float32, shift=0.0):
     policy.model.to(dtype)
     anchor = load_model(config.model)
     anchor.model.to(dtype)
+    if dtype == torch.float64:
+        compute_norms_in_float64(policy.model)
+        compute_norms_in_float64(anchor.model)
     with torch.no_grad():  # the anchor is another model, so that its terms are not zero
         generator = torch.Generator().manual_seed(1)
         for parameter in anchor.model.parameters():
@@ -178,9 +181,10 @@ def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architectur
 
 def test_scoring_by_token_budget_equals_scoring_at_once(model_folders):
     _, policy, _, batch, targets, _ = prepared(model_folders("llama"))
-    at_once = score(policy, batch, batch.mask)
-    by_budget = score(policy, batch, batch.mask, max_tokens=40)
-    forks_only = score(policy, batch, targets.fork_mask)
+    optim = load_config().optim
+    at_once = score(policy, batch, batch.mask, optim)
+    by_budget = score(policy, batch, batch.mask, optim.model_copy(update={"micro_batch_tokens": 40}))
+    forks_only = score(policy, batch, targets.fork_mask, optim)
     for whole, cut, forks in zip(at_once, by_budget, forks_only, strict=True):
         assert torch.allclose(whole, cut, atol=1e-5)
         assert torch.allclose(whole * targets.fork_mask, forks, atol=1e-5)

@@ -20,6 +20,7 @@ from spinerl.engine.policy import update
 from spinerl.engine.sampler import sample_responses
 from spinerl.step import StepState, freeze_targets, rollout_metrics, trained_rows
 from spinerl.types import Question
+from tests.models import compute_norms_in_float64
 
 RECORD = Path(__file__).parent / "trajectories.json"
 TEXTS = ("What is 2 + 3?", "Hi", "A longer question.")
@@ -43,8 +44,9 @@ def trajectory(folder: Path, words: list[str]) -> list[dict[str, float]]:
         ]
     )
     policy, anchor = load_model(config.model), load_model(config.model)
-    policy.model.double()
-    anchor.model.double()
+    for loaded in (policy, anchor):
+        loaded.model.double()
+        compute_norms_in_float64(loaded.model)
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     questions = [Question(str(i), text) for i, text in enumerate(TEXTS)]
     optimiser = Optimiser(policy.model.parameters(), config.optim, 20 * config.optim.epochs)

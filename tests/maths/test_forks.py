@@ -77,4 +77,4 @@ def test_padding_changes_nothing_and_rows_permute(batch, fraction, scope):
 def test_all_tokens():
     mask = torch.tensor([[True, False]])
     assert torch.equal(all_tokens_mask(torch.zeros(1, 2), mask, 0.2), mask)
-    assert set(SELECTORS) == {"top-entropy", "all"}
+    assert set(SELECTORS) == {"top-entropy", "all", "low-entropy", "random"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -54,13 +55,30 @@ def test_command_runs_without_torch() -> None:
 
 
 def test_bundled_suites_are_what_the_generator_prints() -> None:
-    assert len(tiny.SUITES) == len(suite.SHIFTS)
+    assert tuple(suite.BUNDLED) == tiny.SUITES
     for name in tiny.SUITES:
-        rows = suite.suite_rows(name.removeprefix("shift-"), suite.BUNDLED_SEED, suite.BUNDLED_QUESTIONS)
+        rows = suite.suite_rows(*suite.BUNDLED[name])
         questions = [json.loads(line) for line in tiny.suite_path(name).read_text("utf-8").splitlines()]
         gold = [json.loads(line) for line in tiny.gold_path(name).read_text("utf-8").splitlines()]
         assert questions == [{"id": row.id, "question": row.question} for row in rows]
         assert gold == [{"id": row.id, "answer": row.answer} for row in rows]
+
+
+def test_no_two_bundled_suites_share_a_problem() -> None:
+    """Not even the same numbers in another order and wording: unseen means unseen."""
+    keys = {name: {p.key for _, p in suite.suite_problems(*suite.BUNDLED[name])} for name in suite.BUNDLED}
+    texts = {name: {row.question for row in suite.suite_rows(*suite.BUNDLED[name])} for name in suite.BUNDLED}
+    for a, b in itertools.combinations(suite.BUNDLED, 2):
+        assert not keys[a] & keys[b], (a, b)
+        assert not texts[a] & texts[b], (a, b)
+    assert all(len(keys[name]) == suite.BUNDLED[name][2] for name in keys)
+
+
+def test_unseen_suites_are_of_the_same_shift() -> None:
+    for name in ("shift-dev", "shift-a", "shift-b"):
+        (shift, seed, _), (other, fresh, _) = suite.BUNDLED[name], suite.BUNDLED[f"{name}-unseen"]
+        assert shift == other
+        assert seed != fresh
 
 
 def test_writing_the_bundled_suites_gives_the_same_bytes(tmp_path) -> None:

@@ -1,33 +1,49 @@
 """From a response's text to its answer, to equivalence classes, to a vote and its rewards.  Never imports
 torch."""
 
+from spinerl.answers.baselines import Decision, best_of, early_stopped_majority, first_finish, lead_probability
 from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import extract_answer
 from spinerl.answers.normalise import KINDS, MAX_ANSWER_CHARS, normalise_answer
-from spinerl.answers.votes import (
+from spinerl.answers.order import easy_to_hard
+from spinerl.answers.rewards import (
     REWARDS,
-    TIES,
+    empo_reward,
+    evol_reward,
+    evol_sides,
     frequency_reward,
     leave_one_out_reward,
     majority_reward,
-    vote,
-    vote_metrics,
+    reference_reward,
+    ttrv_reward,
 )
+from spinerl.answers.votes import TIES, vote, vote_metrics
 
 __all__ = [
     "KINDS",
     "MAX_ANSWER_CHARS",
     "REWARDS",
     "TIES",
+    "Decision",
     "Equivalence",
+    "best_of",
     "count_vote",
     "default_equivalence",
+    "early_stopped_majority",
+    "easy_to_hard",
+    "empo_reward",
+    "evol_reward",
+    "evol_sides",
     "extract_answer",
+    "first_finish",
     "frequency_reward",
+    "lead_probability",
     "leave_one_out_reward",
     "majority_reward",
     "normalise_answer",
+    "reference_reward",
+    "ttrv_reward",
     "vote",
     "vote_metrics",
 ]

@@ -1,23 +1,15 @@
-"""From equivalence classes to a vote, to rewards and to the label metrics.  Plain functions."""
+"""From equivalence classes to a vote and to the label metrics.  Plain functions."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from spinerl.errors import InputError, did_you_mean
 from spinerl.types import Vote
 
-__all__ = [
-    "REWARDS",
-    "TIES",
-    "frequency_reward",
-    "leave_one_out_reward",
-    "majority_reward",
-    "vote",
-    "vote_metrics",
-]
+__all__ = ["TIES", "break_tie", "check_options", "vote", "vote_metrics"]
 
 TIES = ("abstain", "first", "random")
 """What a tie for the most votes yields: no winner; the class that appeared first; a seeded draw."""
@@ -51,7 +43,7 @@ def vote(
     >>> vote(["12", "7", "12.0", None], [0, 1, 0, None]).pseudo_label
     '12'
     """
-    _check_options(tie, min_majority_frac)
+    check_options(tie, min_majority_frac)
     if len(answers) != len(classes):
         raise InputError(f"{len(answers)} answers but {len(classes)} classes; give one class per answer")
     weight = _check_weights(weights, len(answers))
@@ -71,88 +63,11 @@ def vote(
     winner: int | None = None
     if best > 0 and frac >= min_majority_frac - 1e-12:
         tied = [number for number, count in enumerate(counts) if _equal(count, best)]
-        winner = _break_tie(tied, members, answers, weight, tie, seed)
+        winner = break_tie(tied, members, answers, weight, tie, seed)
     label = None if winner is None else _representative(members[winner], answers, weight)
     if winner is not None:
         frac = counts[winner] / total
     return Vote(tuple(answers), renumbered, counts, winner, label, frac)
-
-
-def majority_reward(vote: Vote) -> tuple[float, ...]:
-    """1.0 for the responses of the winning class, else 0.0; all 0.0 without a winner.  Source: TTRL.
-
-    >>> majority_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
-    (1.0, 1.0, 0.0)
-    """
-    return tuple(float(vote.winner is not None and c == vote.winner) for c in vote.classes)
-
-
-def leave_one_out_reward(
-    vote: Vote, *, tie: str = "abstain", min_majority_frac: float = 0.0, seed: int = 0
-) -> tuple[float, ...]:
-    """1.0 for a response whose class wins the vote among the *other* responses, else 0.0.
-
-    r_i = [class_i = winner(classes without i)]: a response never votes for itself, so a lone answer earns
-    nothing.  Votes count 1 each here.  `tie`, `min_majority_frac` and `seed` mean what they mean in `vote`,
-    applied to the N - 1 others ("first" is the first appearance among those).
-    Returns: one reward per response; 0.0 for abstainers, for ties that abstain and when N = 1.
-    Raises: `InputError` for an unknown tie rule.  Source: docs/method.md, y*_{-i}; ours where the rule is
-    open.
-
-    >>> leave_one_out_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
-    (0.0, 0.0, 0.0)
-    """
-    _check_options(tie, min_majority_frac)
-    members: dict[int, list[int]] = {}
-    for index, number in enumerate(vote.classes):
-        if number is not None:
-            members.setdefault(number, []).append(index)
-    others = len(vote.classes) - 1
-    rewards = []
-    for index, own in enumerate(vote.classes):
-        if own is None or len(members[own]) < 2:
-            rewards.append(0.0)
-            continue
-        sizes = {number: len(group) - (number == own) for number, group in members.items()}
-        best = max(sizes.values())
-        if sizes[own] < best or best / others < min_majority_frac - 1e-12:
-            rewards.append(0.0)
-            continue
-        tied = [number for number, size in sizes.items() if size == best]
-        if len(tied) > 1:
-            rest = {number: [i for i in members[number] if i != index] for number in tied}
-            tied.sort(key=lambda number: rest[number][0])
-            ones = [1.0] * len(vote.answers)
-            chosen = _break_tie(tied, rest, vote.answers, ones, tie, seed)
-        else:
-            chosen = tied[0]
-        rewards.append(float(chosen == own))
-    return tuple(rewards)
-
-
-def frequency_reward(vote: Vote) -> tuple[float, ...]:
-    """The share of all responses' votes that went to the response's own class; 0.0 for abstainers.
-
-    r_i = counts[class_i] / (weight of all N responses).  No winner is needed, so ties pay both sides.
-    Source: the soft rewards of SRT and EMPO.
-
-    >>> frequency_reward(Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5))
-    (0.5, 0.5, 0.25, 0.0)
-    """
-    best = max(vote.counts, default=0.0)
-    if best <= 0:
-        return (0.0,) * len(vote.classes)
-    shown = vote.counts[vote.winner] if vote.winner is not None else best
-    total = shown / vote.majority_frac
-    return tuple(0.0 if c is None else vote.counts[c] / total for c in vote.classes)
-
-
-REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
-    "majority": majority_reward,
-    "leave-one-out": leave_one_out_reward,
-    "frequency": frequency_reward,
-}
-"""Reward functions by the name configurations use: Vote -> one float per response."""
 
 
 def vote_metrics(votes: Sequence[Vote]) -> dict[str, float]:
@@ -197,7 +112,8 @@ def _entropy(counts: Sequence[float]) -> float:
     return max(0.0, -math.fsum(c / total * math.log(c / total) for c in counts if c > 0))
 
 
-def _check_options(tie: str, min_majority_frac: float) -> None:
+def check_options(tie: str, min_majority_frac: float) -> None:
+    """Raises InputError for an unknown tie rule or a share outside [0, 1]."""
     if tie not in TIES:
         raise InputError(f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}")
     if not 0.0 <= min_majority_frac <= 1.0:
@@ -220,7 +136,7 @@ def _equal(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-12)
 
 
-def _break_tie(
+def break_tie(
     tied: Sequence[int],
     members: Sequence[list[int]] | dict[int, list[int]],
     answers: Sequence[str | None],
@@ -228,7 +144,11 @@ def _break_tie(
     tie: str,
     seed: int,
 ) -> int | None:
-    """One of the tied classes (given in order of first appearance), or None when a tie abstains."""
+    """One of the tied classes (given in order of first appearance), or None when a tie abstains.
+
+    >>> break_tie([0, 1], [[0], [1]], ["a", "b"], [1.0, 1.0], "first", 0)
+    0
+    """
     if len(tied) == 1 or tie == "first":
         return tied[0]
     if tie == "abstain":

@@ -1,14 +1,23 @@
-"""A key/value cache that grows in place."""
+"""Keys and values: a cache that grows in place, decoding with it, and how many tokens of it fit into memory."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["new_cache", "select_rows"]
+from spinerl.engine.loading import LoadedModel
+
+__all__ = ["CopyingDecoder", "bytes_per_token", "fitting_tokens", "new_cache"]
+
+_COMPACT_BELOW = 0.75  # drop finished rows once this share or less is still going: a copy costs about one token
+_SHARE_OF_MEMORY = 1 / 3  # of what is free: the rest is for activations, logits and the update
+_UNKNOWN_MEMORY = 4 * 2**30  # bytes taken to be free where the system does not say
 
 
 class InPlaceLayer(DynamicLayer):
@@ -70,6 +79,136 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
-def select_rows(cache: DynamicCache, rows: torch.Tensor) -> None:
-    """Keep only these rows (a sorted index) of every layer, in place."""
-    cache.batch_select_indices(rows)
+class CopyingDecoder:
+    """A batch of rows that all begin with their question's prompt, for any model with transformers' cache interface.
+
+    The plain way, for models that `spinerl.engine.shared.SharedDecoder` cannot run: each prompt is computed once,
+    then its keys and values are copied for each of its rows.  Prompts are padded on the left, where all rows
+    append at the same column; so questions enter an empty batch only.
+    """
+
+    shares_prompts = False
+    max_cohorts = 1
+
+    def __init__(self, loaded: LoadedModel, compact: bool = True) -> None:
+        self._loaded = loaded
+        self._compact = compact
+        self._cache = new_cache(loaded.model.config)
+        self._attended = torch.empty(0, 0, dtype=torch.int64, device=loaded.device)  # (R, tokens): 0 on padding
+        self._even = True  # no padding anywhere: the model may take its maskless path
+        self._positions = torch.empty(0, dtype=torch.int64, device=loaded.device)  # (R,) of the next token
+
+    def __enter__(self) -> CopyingDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def num_cohorts(self) -> int:
+        """1 while there are rows: all of them entered together."""
+        return int(len(self._positions) > 0)
+
+    def admit(self, prompts: Sequence[tuple[int, ...]], num_responses: int) -> torch.Tensor:
+        """Logits (Q, V) after each of these prompts, each of which gets `num_responses` rows.  The batch is empty."""
+        device = self._loaded.device
+        longest = max(map(len, prompts))
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        ids = torch.tensor([[self._loaded.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        attended = (torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)).long()
+        self._even = min(map(len, prompts)) == longest
+        self._cache = new_cache(self._loaded.model.config)
+        output = self._loaded.model(
+            input_ids=ids,
+            attention_mask=None if self._even else attended,
+            position_ids=(attended.cumsum(1) - 1).clamp_min(0),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache.batch_repeat_interleave(num_responses)
+        self._attended = attended.repeat_interleave(num_responses, 0)
+        self._positions = lengths.repeat_interleave(num_responses)
+        return output.logits[:, -1]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (R, V) after one more token in each row; `tokens` (R,)."""
+        self._attended = torch.nn.functional.pad(self._attended, (0, 1), value=1)
+        output = self._loaded.model(
+            input_ids=tokens.unsqueeze(1),
+            attention_mask=None if self._even else self._attended,
+            position_ids=self._positions.unsqueeze(1),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._positions = self._positions + 1
+        return output.logits[:, -1]
+
+    def keep(self, going: torch.Tensor) -> torch.Tensor | None:
+        """Let finished rows leave, where that pays; `going` (R,) on the CPU says which rows are not finished.
+
+        Returns an index (R',): the old numbers of the rows now in the batch, in order; None if nothing changed.
+        """
+        num_going = int(going.sum())
+        if num_going and not (self._compact and num_going <= _COMPACT_BELOW * len(going)):
+            return None
+        order = going.nonzero().squeeze(1)
+        rows = order.to(self._loaded.device)
+        self._attended, self._positions = self._attended[rows], self._positions[rows]
+        if num_going:
+            self._cache.batch_select_indices(rows)
+        return order
+
+
+def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """What one token's keys and values take in all layers together, by the configuration's sizes.
+
+    Rather too much than too little where the configuration leaves something open or its layers differ.
+    """
+    text = config.get_text_config(decoder=True)
+
+    def size(name: str, otherwise: int) -> int:
+        value = getattr(text, name, None)
+        value = max(value, default=None) if isinstance(value, list | tuple) else value
+        return value if isinstance(value, int) and value > 0 else otherwise
+
+    layers = size("num_hidden_layers", 32)
+    heads = size("num_attention_heads", 32)
+    width = size("head_dim", -(-size("hidden_size", 4096) // heads))
+    return 2 * layers * size("num_key_value_heads", heads) * width * dtype.itemsize
+
+
+def fitting_tokens(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """How many tokens' keys and values a third of the device's free memory holds; at least 1."""
+    return max(1, int(_free_bytes(device) * _SHARE_OF_MEMORY) // bytes_per_token(config, dtype))
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        return free + reserved - allocated  # torch keeps what it once had
+    return min(_free_on_machine(), _free_in_container())
+
+
+def _free_on_machine() -> int:
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return _UNKNOWN_MEMORY
+
+
+def _free_in_container() -> float:
+    """What the control group this process runs in may still take; infinity without a limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(figures["inactive_file"])  # files in the page cache give way
+    except (OSError, ValueError, KeyError):  # no such file, or "max" for no limit
+        return float("inf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,25 @@ __all__ = ["LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolv
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, its tokenizer, and the ids that end a response."""
+    """A model on its device, its tokenizer, and the ids that end a response.
+
+    `abilities` remembers what was found out about the model: for each fast path, whether a trial run gave the same
+    numbers as the plain path.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     end_ids: tuple[int, ...]
     pad_id: int
     device: torch.device
+    abilities: dict[str, bool] = field(default_factory=dict, compare=False)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits per position."""
+        head = self.model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        return int(weight.shape[0] if weight is not None else self.model.config.get_text_config().vocab_size)
 
 
 def resolve_name(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_threads", "pick_device", "tune_allocator"]
+__all__ = ["bfloat16_support", "choose_threads", "pick_device", "tune_allocator"]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -37,6 +37,21 @@ def tune_allocator() -> bool:
         mallopt(_M_TOP_PAD, 64 * 2**20),
     ]
     return all(done)
+
+
+def bfloat16_support() -> str:
+    """What the CPU makes of bfloat16: "AMX", "AVX-512", "emulated" (slower than float32), or "unknown".
+
+    Only with AMX is model.dtype=bfloat16 worth trying on a CPU.
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        return "unknown"
+    if not flags:
+        return "unknown"
+    return "AMX" if "amx_bf16" in flags else "AVX-512" if "avx512_bf16" in flags else "emulated"
 
 
 def pick_device(name: str) -> str:

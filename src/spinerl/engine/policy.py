@@ -1,106 +1,44 @@
-"""Teacher-forced passes over finished responses: scoring them, and learning from them.
+"""Scoring finished responses, and learning from them.
 
-Rows are laid out [prompt, response] from position 0 and padded on the right, where causal attention cannot see:
-no attention mask is needed.  Each row ends just before its last wanted token, rows without one are not run, and
-the language-model head works on wanted positions only.
+`spinerl.engine.passes` says which rows run together and gives the hidden states at the wanted positions.  The head
+works on those alone, a chunk at a time: the loss is a weighted sum over tokens, its weights fixed beforehand, so each
+chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from spinerl.config import Config
+from spinerl.config import Config, LossConfig, OptimConfig
+from spinerl.engine.head import chunks
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.passes import Prefix, logits, plan, wanted_states
 from spinerl.errors import NonFiniteError
 from spinerl.maths import (
     band_penalty,
+    budget_weights,
+    cispo_surrogate,
     clipped_surrogate,
     exact_kl,
     log_distribution,
-    pick_logprobs,
+    response_means,
+    row_means,
     sampled_kl,
-    shannon_entropies,
+    sequence_surrogate,
     term_weights,
+    token_figures,
 )
 from spinerl.types import Batch, Targets
 
-__all__ = ["MicroBatch", "micro_batches", "score", "update", "wanted_logits"]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Some rows of a batch ready for one forward pass.  N is the number of wanted tokens among them.
-
-    `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
-    the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.
-    """
-
-    row_of: torch.Tensor
-    column_of: torch.Tensor
-    input_ids: torch.Tensor
-    place: torch.Tensor
-
-
-def micro_batches(
-    batch: Batch, wanted: torch.Tensor, pad_id: int, max_rows: int, max_tokens: int
-) -> Iterator[MicroBatch]:
-    """The rows that have a wanted token, longest first, cut so that each piece has at most `max_tokens` padded
-    tokens (`max_rows` rows where that is given); a single longer row still goes alone."""
-    if batch.tokens.shape[1] == 0:
-        return
-    columns = torch.arange(batch.tokens.shape[1])
-    last = torch.where(wanted, columns, -1).amax(dim=1).tolist()
-    # The output at position p predicts token p + 1: to predict response token t, the row needs t response tokens.
-    lengths = {row: len(batch.prompts[row]) + t for row, t in enumerate(last) if t >= 0}
-    rows = sorted(lengths, key=lambda row: (-lengths[row], row))
-    start = 0
-    while start < len(rows):
-        width = lengths[rows[start]]
-        count = max_rows or max(1, max_tokens // width)
-        piece = rows[start : start + count]
-        start += len(piece)
-        ids = torch.full((len(piece), width), pad_id, dtype=torch.int64)
-        for i, row in enumerate(piece):
-            prompt = batch.prompts[row]
-            ids[i, : len(prompt)] = torch.tensor(prompt)
-            ids[i, len(prompt) : lengths[row]] = batch.tokens[row, : last[row]]
-        local, column_of = wanted[piece].nonzero(as_tuple=True)
-        row_of = torch.tensor(piece)[local]
-        prompt_lengths = torch.tensor([len(batch.prompts[row]) for row in piece])
-        yield MicroBatch(row_of, column_of, ids, local * width + prompt_lengths[local] + column_of - 1)
-
-
-def wanted_logits(loaded: LoadedModel, micro: MicroBatch) -> torch.Tensor:
-    """Logits (N, V) that predict the wanted tokens, the head being applied to those positions alone.
-
-    The gathering happens in front of the model's own output embedding, so that whatever the architecture does
-    to logits afterwards (scaling, soft-capping) still happens.
-    """
-    head = loaded.model.get_output_embeddings()
-    place = micro.place.to(loaded.device)
-    input_ids = micro.input_ids.to(loaded.device)
-    if head is None:
-        return loaded.model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)[place]
-
-    def gather(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0].flatten(0, 1)[place].unsqueeze(0), *args[1:])
-
-    handle = head.register_forward_pre_hook(gather)
-    try:
-        return loaded.model(input_ids=input_ids, use_cache=False).logits[0]
-    finally:
-        handle.remove()
+__all__ = ["embed_responses", "score", "update"]
 
 
 @torch.no_grad()
 def score(
-    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, max_rows: int = 0, max_tokens: int = 16384
+    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probabilities, entropies) of the wanted tokens, both (B, T) on the CPU; 0.0 elsewhere.
 
@@ -109,13 +47,29 @@ def score(
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
     logprobs = torch.zeros(batch.tokens.shape, dtype=dtype)
     entropies = torch.zeros(batch.tokens.shape, dtype=dtype)
-    for micro in micro_batches(batch, wanted, loaded.pad_id, max_rows, max_tokens):
-        log_dist = log_distribution(wanted_logits(loaded, micro), batch.temperature)
-        cell = (micro.row_of, micro.column_of)
-        tokens = batch.tokens[cell].to(loaded.device)
-        logprobs[cell] = pick_logprobs(log_dist, tokens).cpu()
-        entropies[cell] = shannon_entropies(log_dist).cpu()
+    for piece in plan(loaded, batch, wanted, optim):
+        prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+        for micro in piece.micros:
+            states = wanted_states(loaded, micro, prefix)
+            tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
+            for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
+                found = token_figures(logits(loaded, states[part]), tokens[part], batch.temperature)
+                cell = (micro.row_of[part], micro.column_of[part])
+                logprobs[cell], entropies[cell] = (figure.cpu() for figure in found)
     return logprobs, entropies
+
+
+@torch.no_grad()
+def embed_responses(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> torch.Tensor:
+    """A vector (B, d) for each response: the mean of its last hidden states, float32 on the CPU; 0 without tokens."""
+    means: torch.Tensor | None = None
+    for piece in plan(loaded, batch, batch.mask, optim):
+        prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+        for micro in piece.micros:
+            states = wanted_states(loaded, micro, prefix).float().cpu()
+            found = row_means(states, micro.row_of, len(batch.tokens))
+            means = found if means is None else means + found  # a row's tokens are all in one micro-batch
+    return torch.zeros(len(batch.tokens), 1) if means is None else means
 
 
 def update(
@@ -126,98 +80,185 @@ def update(
     optimiser: Optimiser,
     config: Config,
     rows: torch.Tensor,
+    on_policy: bool = True,
 ) -> dict[str, float]:
     """One optimiser update from these rows (an index into the batch), and what it saw.
 
-    L = - sum w_policy l_PPO + lambda_KL sum w_anchor l_KL + lambda_band sum w_band l_band, each term's weights
-    fixed here for the whole update and summing to 1, so that the micro-batch size changes nothing.
+    L = - sum w_policy l_PPO + lambda_KL sum w_anchor l_KL + lambda_band sum w_band l_band + lambda_H sum w_H H, each
+    term's weights fixed here for the whole update, so that the micro-batch size changes nothing.
+
+    Args:
+        on_policy: the weights are still those that `old_logprobs` are of.
 
     Raises NonFiniteError before the weights change, if the loss or the gradient is not finite.
     """
     chosen = torch.zeros(len(batch.tokens), 1, dtype=torch.bool)
     chosen[rows] = True
-    normaliser = config.loss.normaliser
-    policy_weights = term_weights(targets.policy_mask & chosen, normaliser)
-    anchor_weights = _weights(targets.anchor_mask, chosen, config.anchor.weight, normaliser)
-    band_weights = _weights(targets.band_mask, chosen, config.band.weight, normaliser)
-    wanted = (policy_weights > 0) & (targets.advantages != 0)
-    for weights in (anchor_weights, band_weights):
-        if weights is not None:
-            wanted = wanted | (weights > 0)
-
-    sums = dict.fromkeys(("policy", "anchor", "band", "clipped", "log_ratio"), 0.0)
-    max_log_ratio = 0.0
-    optimiser.zero_grad()
+    weights = _term_weights(targets, chosen, config)
+    wanted = (weights["policy"] > 0) & (targets.advantages != 0)
+    for name in weights.keys() - {"policy"}:
+        wanted = wanted | (weights[name] > 0)
+    log_ratios = None
+    if config.loss.form == "sequence":
+        log_ratios = torch.zeros(len(batch.tokens))
+        if not on_policy:
+            now, _ = score(loaded, batch, targets.policy_mask & chosen, config.optim)
+            log_ratios = response_means((now - targets.old_logprobs) * chosen, targets.policy_mask & chosen)
+    terms = _Terms(config, batch, targets, weights, log_ratios)
+    exact_anchor = anchor if terms.wants_anchor_logits else None
     optim = config.optim
+    optimiser.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
-    for micro in micro_batches(batch, wanted, loaded.pad_id, optim.micro_batch_rows, optim.micro_batch_tokens):
-        cell = (micro.row_of, micro.column_of)
-
-        log_dist = log_distribution(wanted_logits(loaded, micro), batch.temperature)
-
-        def at(tensor: torch.Tensor, cell: Any = cell, dtype: torch.dtype = log_dist.dtype) -> torch.Tensor:
-            return tensor[cell].to(dtype).to(loaded.device)
-
-        logprobs = pick_logprobs(log_dist, batch.tokens[cell].to(loaded.device))
-        old, advantages, weights = at(targets.old_logprobs), at(targets.advantages), at(policy_weights)
-        surrogate = clipped_surrogate(logprobs, old, advantages, config.loss.clip_low, config.loss.clip_high)
-        policy = -(weights * surrogate).sum()
-        loss = policy
-        sums["policy"] += policy.item()
-        if anchor_weights is not None:
-            if config.anchor.estimator == "exact":
-                assert anchor is not None
-                with torch.no_grad():
-                    anchor_logits = wanted_logits(anchor, micro)
-                kl = exact_kl(log_dist, anchor_logits, batch.temperature)
-            else:
-                assert targets.anchor_logprobs is not None
-                kl = sampled_kl(logprobs, at(targets.anchor_logprobs), config.anchor.estimator)
-            term = (at(anchor_weights) * kl).sum()
-            loss = loss + config.anchor.weight * term
-            sums["anchor"] += term.item()
-        if band_weights is not None:
-            assert targets.band_low is not None
-            assert targets.band_high is not None
-            low, high = (at(edge, micro.row_of) for edge in (targets.band_low, targets.band_high))
-            penalty = band_penalty(shannon_entropies(log_dist), low, high, config.band.shape)
-            term = (at(band_weights) * penalty).sum()
-            loss = loss + config.band.weight * term
-            sums["band"] += term.item()
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(
-                f"the loss is {loss.item()}: stopped before the update; lower optim.lr (now {optim.lr:g}) or "
-                "use model.dtype=float32"
-            )
-        loss.backward()
-        optimiser.collect()
+    for piece in plan(loaded, batch, wanted, optim):
+        prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
         with torch.no_grad():
-            log_ratio = logprobs - old
-            limit = torch.where(advantages > 0, math.log1p(config.loss.clip_high), -math.log1p(-config.loss.clip_low))
-            clipped = (log_ratio * advantages.sign() > limit) & (advantages != 0)
-            sums["clipped"] += (weights * clipped).sum().item()
-            sums["log_ratio"] += (weights * log_ratio.abs()).sum().item()
-            on_policy = log_ratio[weights > 0].abs()
-            max_log_ratio = max(max_log_ratio, on_policy.max().item() if on_policy.numel() else 0.0)
+            anchor_prefix = Prefix(exact_anchor, piece.prefixes) if exact_anchor and piece.prefixes else None
+        for micro in piece.micros:
+            states = wanted_states(loaded, micro, prefix)
+            with torch.no_grad():
+                anchor_states = wanted_states(exact_anchor, micro, anchor_prefix) if exact_anchor else None
+            slopes = []
+            for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
+                leaf = states[part].detach().requires_grad_()
+                anchor_logits = None
+                if exact_anchor is not None and anchor_states is not None:
+                    with torch.no_grad():
+                        anchor_logits = logits(exact_anchor, anchor_states[part])
+                terms.loss(logits(loaded, leaf), anchor_logits, micro.row_of[part], micro.column_of[part]).backward()
+                slopes.append(leaf.grad)
+            states.backward(torch.cat(slopes))
+            optimiser.collect()
+        if prefix is not None:
+            prefix.backward()
+            optimiser.collect()
     loaded.model.eval()
-    figures = {
-        "loss/total": sums["policy"] + config.anchor.weight * sums["anchor"] + config.band.weight * sums["band"],
-        "loss/policy": sums["policy"],
-        "loss/clipped_frac": sums["clipped"],
-        "loss/log_ratio": sums["log_ratio"],
-        "loss/log_ratio_max": max_log_ratio,
-    }
-    if anchor_weights is not None:
-        figures["loss/anchor"] = sums["anchor"]
-    if band_weights is not None:
-        figures["loss/band"] = sums["band"]
+    figures = terms.figures()
+    if not math.isfinite(figures["loss/total"]):
+        raise NonFiniteError(
+            f"the loss is {figures['loss/total']}: stopped before the update; lower optim.lr (now {optim.lr:g}) or "
+            "use model.dtype=float32"
+        )
     return figures | optimiser.step()
 
 
-def _weights(
-    mask: torch.Tensor | None, chosen: torch.Tensor, coefficient: float, normaliser: str
-) -> torch.Tensor | None:
-    """A term's weights for this update, or None for a term that is off."""
-    if mask is None or coefficient == 0.0:
-        return None
-    return term_weights(mask & chosen, normaliser)  # pyright: ignore[reportArgumentType]
+class _Terms:
+    """The loss at some cells of the batch, and the sums of what it was made of."""
+
+    def __init__(
+        self,
+        config: Config,
+        batch: Batch,
+        targets: Targets,
+        weights: dict[str, torch.Tensor],
+        log_ratios: torch.Tensor | None,
+    ) -> None:
+        self._config, self._batch, self._targets = config, batch, targets
+        self._weights, self._log_ratios = weights, log_ratios
+        self._sums: dict[str, torch.Tensor] = {}
+        self._max_log_ratio = torch.zeros(())
+        self.wants_anchor_logits = "anchor" in weights and config.anchor.estimator == "exact"
+
+    def loss(
+        self,
+        logits: torch.Tensor,
+        anchor_logits: torch.Tensor | None,
+        row_of: torch.Tensor,
+        column_of: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss's share of the tokens at these cells, from their logits (N, V)."""
+        config, targets, temperature = self._config, self._targets, self._batch.temperature
+        cell = (row_of, column_of)
+        logprobs, entropies = token_figures(logits, self._batch.tokens[cell].to(logits.device), temperature)
+
+        def at(tensor: torch.Tensor, index: tuple[torch.Tensor, ...] = cell) -> torch.Tensor:
+            return tensor[index].to(logprobs.dtype).to(logprobs.device)
+
+        old, advantages, weights = at(targets.old_logprobs), at(targets.advantages), at(self._weights["policy"])
+        log_ratios = None if self._log_ratios is None else at(self._log_ratios, (row_of,))
+        surrogate = _surrogate(logprobs, old, advantages, log_ratios, config.loss)
+        loss = self._add("policy", -(weights * surrogate).sum())
+        if "anchor" in self._weights:
+            if anchor_logits is not None:
+                kl = exact_kl(log_distribution(logits, temperature), anchor_logits, temperature)
+            else:
+                assert targets.anchor_logprobs is not None
+                assert config.anchor.estimator != "exact"
+                kl = sampled_kl(logprobs, at(targets.anchor_logprobs), config.anchor.estimator)
+            loss = loss + config.anchor.weight * self._add("anchor", (at(self._weights["anchor"]) * kl).sum())
+        if "band" in self._weights:
+            assert targets.band_low is not None
+            assert targets.band_high is not None
+            low, high = at(targets.band_low, (row_of,)), at(targets.band_high, (row_of,))
+            penalty = band_penalty(entropies, low, high, config.band.shape)
+            loss = loss + config.band.weight * self._add("band", (at(self._weights["band"]) * penalty).sum())
+        if "entropy" in self._weights:
+            mean = self._add("entropy", (at(self._weights["entropy"]) * entropies).sum())
+            loss = loss + config.entropy.weight * mean
+        self._watch_ratio((logprobs - old).detach(), advantages, weights)
+        return loss
+
+    def figures(self) -> dict[str, float]:
+        """What was seen, over all cells so far."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        policy, clipped, log_ratio = (sums.get(name, 0.0) for name in ("policy", "clipped", "log_ratio"))
+        figures = {
+            "loss/total": policy,
+            "loss/policy": policy,
+            "loss/clipped_frac": clipped,
+            "loss/log_ratio": log_ratio,
+            "loss/log_ratio_max": float(self._max_log_ratio),
+        }
+        for name in self._weights.keys() - {"policy"}:
+            coefficient = getattr(self._config, name).weight  # each term's section has its coefficient
+            figures[f"loss/{name}"] = sums.get(name, 0.0)
+            figures["loss/total"] += coefficient * figures[f"loss/{name}"]
+        return figures
+
+    def _watch_ratio(self, log_ratio: torch.Tensor, advantages: torch.Tensor, weights: torch.Tensor) -> None:
+        loss = self._config.loss
+        lowest = -math.log1p(-loss.clip_low) if loss.clip_low < 1 else math.inf
+        limit = torch.where(advantages > 0, math.log1p(loss.clip_high), lowest)
+        clipped = (log_ratio * advantages.sign() > limit) & (advantages != 0)
+        self._add("clipped", (weights * clipped).sum())
+        self._add("log_ratio", (weights * log_ratio.abs()).sum())
+        largest = (log_ratio.abs() * (weights > 0)).max()
+        self._max_log_ratio = torch.maximum(self._max_log_ratio.to(largest), largest)
+
+    def _add(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """The value itself, after adding it to its sum (on the device: reading it would make the CPU wait)."""
+        self._sums[name] = self._sums.get(name, 0.0) + value.detach()  # pyright: ignore[reportArgumentType]
+        return value
+
+
+def _term_weights(targets: Targets, chosen: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+    """The weights (B, T) of each term that acts in this update, by the name of its section of the configuration."""
+    normaliser = config.loss.normaliser
+    policy_mask = targets.policy_mask & chosen
+    if normaliser == "budget":
+        share = 1.0 if config.forks.selector == "all" else config.forks.fraction
+        most = math.ceil(share * config.rollout.max_new_tokens - 1e-9)
+        weights = {"policy": budget_weights(policy_mask, most, int(chosen.sum()))}
+        normaliser = "token"  # of the other terms, which are means
+    else:
+        weights = {"policy": term_weights(policy_mask, normaliser)}
+    for name, mask, coefficient in (
+        ("anchor", targets.anchor_mask, config.anchor.weight),
+        ("band", targets.band_mask, config.band.weight),
+        ("entropy", targets.entropy_mask, config.entropy.weight),
+    ):
+        if mask is not None and coefficient != 0.0:
+            weights[name] = term_weights(mask & chosen, normaliser)
+    return weights
+
+
+def _surrogate(
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    log_ratios: torch.Tensor | None,
+    loss: LossConfig,
+) -> torch.Tensor:
+    if log_ratios is not None:
+        return sequence_surrogate(logprobs, log_ratios, advantages, loss.clip_low, loss.clip_high)
+    form = cispo_surrogate if loss.form == "cispo" else clipped_surrogate
+    return form(logprobs, old, advantages, loss.clip_low, loss.clip_high)

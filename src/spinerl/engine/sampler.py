@@ -1,16 +1,21 @@
 """Sampling groups of responses, with the log-probability and entropy of every token as it is drawn.
 
-One prefill per distinct prompt, shared by its responses; finished rows leave the batch.  Each response draws
-from a random stream of its own, named by (seed, purpose, question, response), so that what it says does not
-depend on which rows are sampled beside it, up to floating-point ties.
+Questions enter the batch while the token budget allows; each prompt is computed once for all its responses;
+finished rows leave.  Each response draws from a random stream of its own, named by (seed, question, response), so
+that what it says does not depend on which rows are sampled beside it, up to floating-point ties.
+
+A decoder owns the keys and values and continues the rows of the batch by a token; a `_Run` draws those tokens.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
+from transformers import StopStringCriteria
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -19,26 +24,20 @@ from transformers.generation.logits_process import (
 )
 
 from spinerl.config import RolloutConfig
-from spinerl.engine.cache import new_cache
+from spinerl.engine.cache import CopyingDecoder, fitting_tokens
+from spinerl.engine.draws import Truncation, draw
 from spinerl.engine.loading import LoadedModel
-from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies
+from spinerl.engine.shared import SharedDecoder, can_share_prompts
+from spinerl.errors import InputError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
 
 __all__ = ["greedy_responses", "sample_responses"]
 
-_COMPACT_BELOW = 0.75  # drop finished rows once this share or less is still going: a copy costs about one token
-
-
-@dataclass
-class _Rows:
-    """What sampling some questions yields, on the CPU, rows question-major."""
-
-    tokens: torch.Tensor
-    logprobs: torch.Tensor
-    entropies: torch.Tensor
-    lengths: torch.Tensor
-    finished: torch.Tensor
+_ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
+_REFILL_AT = 0.75  # questions enter when so much of the budget or less is in use: one by one they would be slow
+_TURNS_PER_CHECK = 16  # on devices that must be waited for to know which rows have finished
+_NO_TOKEN = 2**40  # an id beyond any vocabulary
 
 
 def sample_responses(
@@ -49,6 +48,10 @@ def sample_responses(
     rollout: RolloutConfig,
     seed: tuple[object, ...],
     on_tokens: Callable[[int], None] | None = None,
+    *,
+    certainties: bool = False,
+    limits: Sequence[int] | None = None,
+    turns_per_check: int | None = None,
 ) -> Rollout:
     """`num_responses` sampled responses to each question.
 
@@ -58,31 +61,16 @@ def sample_responses(
     Args:
         seed: names the random streams; equal seeds give equal responses.
         on_tokens: called with the number of tokens drawn, now and then, for progress displays.
+        certainties: whether to record the self-certainty of every token's distribution too.
+        limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
+        turns_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
+
+    Raises InputError for a text in `rollout.stop` that the tokenizer cannot write.
     """
-    warpers = LogitsProcessorList()
-    if rollout.top_k:
-        warpers.append(TopKLogitsWarper(rollout.top_k))
-    if rollout.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(rollout.top_p))
-    if rollout.min_p > 0.0:
-        warpers.append(MinPLogitsWarper(rollout.min_p))
-
-    def choose(log_dist: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        scores = warpers(torch.empty(0), log_dist) if len(warpers) else log_dist  # pyright: ignore
-        return _inverse_cdf(scores, uniforms)
-
-    return _respond(
-        loaded,
-        questions,
-        prompts,
-        num_responses,
-        rollout.max_new_tokens,
-        rollout.max_rows,
-        rollout.temperature,
-        choose,
-        seed,
-        on_tokens,
-    )
+    streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
+    most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
+    manner = _Manner(rollout.temperature, _truncation(rollout), streams, certainties, most)
+    return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check)
 
 
 def greedy_responses(
@@ -91,23 +79,26 @@ def greedy_responses(
     prompts: Sequence[tuple[int, ...]],
     rollout: RolloutConfig,
     on_tokens: Callable[[int], None] | None = None,
+    *,
+    turns_per_check: int | None = None,
 ) -> Rollout:
-    """The likeliest token at every position, one response per question; figures are at temperature 1."""
-    return _respond(
-        loaded,
-        questions,
-        prompts,
-        1,
-        rollout.max_new_tokens,
-        rollout.max_rows,
-        1.0,
-        lambda log_dist, _: log_dist.argmax(dim=-1),
-        None,
-        on_tokens,
-    )
+    """The likeliest token at every position, one response per question; figures are at temperature 1.
+
+    `on_tokens`, `turns_per_check` and InputError as for `sample_responses`.
+    """
+    manner = _Manner(1.0, None, None, False, [rollout.max_new_tokens] * len(questions))
+    return _respond(loaded, questions, prompts, 1, rollout, manner, on_tokens, turns_per_check)
 
 
-_Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+@dataclass(frozen=True)
+class _Manner:
+    """How tokens are drawn."""
+
+    temperature: float
+    truncate: Truncation | None  # leaves the tokens that may be drawn; None: all
+    streams: Sequence[tuple[object, ...]] | None  # the name of each response's random stream; None: greedy
+    certainties: bool
+    limits: Sequence[int]  # the most tokens of a response, by question
 
 
 def _respond(
@@ -115,160 +106,247 @@ def _respond(
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
     num_responses: int,
-    max_new_tokens: int,
-    max_rows: int,
-    temperature: float,
-    choose: _Choose,
-    seed: tuple[object, ...] | None,
+    rollout: RolloutConfig,
+    manner: _Manner,
     on_tokens: Callable[[int], None] | None,
+    turns_per_check: int | None,
 ) -> Rollout:
-    limit = max_new_tokens
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: little padding
-    per_chunk = max(1, max_rows // num_responses)
-    parts: dict[int, tuple[_Rows, int]] = {}
-    for start in range(0, len(order), per_chunk):
-        chunk = order[start : start + per_chunk]
-        uniforms = None
-        if seed is not None:
-            uniforms = torch.stack(
-                [_stream(limit, *seed, questions[i].id, j) for i in chunk for j in range(num_responses)]
-            )
-        rows = _sample_chunk(
-            loaded,
-            [prompts[i] for i in chunk],
-            num_responses,
-            limit,
-            temperature,
-            choose,
-            uniforms,
-            on_tokens,
+    shared = rollout.share_prompts and can_share_prompts(loaded)
+    turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
+    with torch.no_grad(), (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact) as decoder:
+        queue = _Queue(loaded, prompts, num_responses, rollout, shared)
+        records = _Run(loaded, decoder, queue, rollout, manner).records(turns, on_tokens or (lambda _: None))
+    rolled_out = _assembled(loaded, questions, prompts, num_responses, records)
+    return rolled_out if manner.certainties else replace(rolled_out, certainties=None)
+
+
+class _Queue:
+    """The questions that wait, like lengths together, and what the batch may hold.
+
+    In tokens, a batch reserves the prompts it holds and `max_new_tokens` for each of its rows.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[tuple[int, ...]],
+        num_responses: int,
+        rollout: RolloutConfig,
+        shared: bool,
+    ) -> None:
+        self.prompts = prompts
+        self.num_responses = num_responses
+        self._shared = shared  # a prompt is held once, not once for each of its rows
+        self._per_row = rollout.max_new_tokens
+        self._refill = rollout.refill
+        self._waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+        self._max_tokens = rollout.max_cache_tokens
+        self._max_rows = float("inf")
+        if self._max_tokens == 0:
+            self._max_tokens = fitting_tokens(loaded.model.config, loaded.model.dtype, loaded.device)
+            self._max_rows = _ROWS_ON_CPU if loaded.device.type == "cpu" else self._max_rows
+
+    def take(self, live: Sequence[int], room: bool) -> list[int]:
+        """The questions to admit beside rows that answer the questions `live`; one at least if there are none.
+
+        `room` says whether the decoder can take more beside the present ones at all.
+        """
+        if not self._waiting or (live and not (room and self._refill)):
+            return []
+        used = sum(self._tokens(question, count) for question, count in Counter(live).items())
+        num_rows = len(live)
+        if max(used / self._max_tokens, num_rows / self._max_rows) > _REFILL_AT:
+            return []
+        taken: list[int] = []
+        while self._waiting:
+            used += self._tokens(self._waiting[0], self.num_responses)
+            num_rows += self.num_responses
+            if (live or taken) and (used > self._max_tokens or num_rows > self._max_rows):
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _tokens(self, question: int, num_rows: int) -> int:
+        return len(self.prompts[question]) * (1 if self._shared else num_rows) + num_rows * self._per_row
+
+
+@dataclass
+class _Rows:
+    """The responses in the batch, R of them, in the decoder's order."""
+
+    number: torch.Tensor  # (R,) which: question * num_responses + response
+    drawn: torch.Tensor  # (R,) tokens drawn so far
+    limit: torch.Tensor  # (R,) the most tokens
+    going: torch.Tensor  # (R,) bool: not finished
+    uniforms: torch.Tensor  # (R, max_new_tokens): a number for each token; (R, 0) where the likeliest is taken
+    recent: torch.Tensor  # (R, n) the latest tokens, as many as can be part of a stop text
+
+    def select(self, order: torch.Tensor) -> _Rows:
+        return _Rows(*(getattr(self, field.name)[order] for field in fields(self)))
+
+    def joined(self, other: _Rows) -> _Rows:
+        return _Rows(*(torch.cat([getattr(rows, f.name) for rows in (self, other)]) for f in fields(self)))
+
+
+class _Record(NamedTuple):
+    """What one turn drew for the R rows then in the batch; a row counts where it is `going`."""
+
+    number: torch.Tensor
+    column: torch.Tensor
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    certainties: torch.Tensor
+    ended: torch.Tensor
+    going: torch.Tensor
+
+
+class _Run:
+    """One rollout in the making."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        decoder: SharedDecoder | CopyingDecoder,
+        queue: _Queue,
+        rollout: RolloutConfig,
+        manner: _Manner,
+    ) -> None:
+        self._device = loaded.device
+        self._decoder = decoder
+        self._queue = queue
+        self._max_new_tokens = rollout.max_new_tokens
+        self._manner = manner
+        self._end_ids = torch.tensor(loaded.end_ids, dtype=torch.int64, device=loaded.device)
+        self._stop = _stop_criterion(loaded, rollout.stop)
+        self._rows = self._new_rows([])
+
+    def records(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Record]:
+        """Draw until every response is finished."""
+        records: list[_Record] = []
+        logits = self._admit(None)
+        while logits is not None:
+            # A check falls where the next row reaches its limit, so that none is drawn for past it.
+            left = (self._rows.limit - self._rows.drawn)[self._rows.going]
+            turns = min(turns_per_check, int(left.min()))
+            for turn in range(turns):
+                if turn:
+                    logits = self._decoder.step(records[-1].tokens)
+                records.append(self._draw(logits))
+            on_tokens(int(torch.stack([record.going.sum() for record in records[-turns:]]).sum()))
+            tokens = self._drop_finished(records[-1].tokens)
+            logits = self._admit(self._decoder.step(tokens) if len(tokens) else None)
+        return records
+
+    def _admit(self, logits: torch.Tensor | None) -> torch.Tensor | None:
+        """Let waiting questions in, their rows' logits below the others'."""
+        num_responses = self._queue.num_responses
+        live = (self._rows.number // num_responses).tolist()
+        taken = self._queue.take(live, self._decoder.num_cohorts < self._decoder.max_cohorts)
+        if not taken:
+            return logits
+        numbers = [question * num_responses + j for question in taken for j in range(num_responses)]
+        self._rows = self._rows.joined(self._new_rows(numbers))
+        new = self._decoder.admit([self._queue.prompts[question] for question in taken], num_responses)
+        new = new.repeat_interleave(num_responses, 0)
+        return new if logits is None else torch.cat([logits, new])
+
+    def _draw(self, logits: torch.Tensor) -> _Record:
+        """One token more for every row."""
+        rows, manner = self._rows, self._manner
+        column = rows.drawn
+        uniforms = None if manner.streams is None else rows.uniforms.gather(1, column.unsqueeze(1)).squeeze(1)
+        drawn = draw(logits, manner.temperature, uniforms, manner.truncate, manner.certainties)
+        tokens = drawn.tokens
+        ended = torch.isin(tokens, self._end_ids)
+        if self._stop is not None:
+            rows.recent = torch.cat([rows.recent[:, 1:], tokens.unsqueeze(1)], dim=1)
+            ended |= self._stop(rows.recent, None)  # pyright: ignore[reportArgumentType]
+        # Without certainties their place is held by the log-probabilities, which cost nothing.
+        certainties = drawn.certainties if manner.certainties else drawn.logprobs
+        figures = (drawn.logprobs.float(), drawn.entropies.float(), certainties.float())
+        record = _Record(rows.number, column, tokens, *figures, ended, rows.going)
+        rows.drawn = column + 1
+        rows.going = rows.going & ~ended & (rows.drawn < rows.limit)
+        return record
+
+    def _drop_finished(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Let finished rows leave as far as the decoder likes; the last tokens of the others."""
+        order = self._decoder.keep(self._rows.going.cpu())
+        if order is None:
+            return tokens
+        order = order.to(self._device)
+        self._rows = self._rows.select(order)
+        return tokens[order]
+
+    def _new_rows(self, numbers: list[int]) -> _Rows:
+        streams = self._manner.streams
+        uniforms = torch.empty(len(numbers), 0 if streams is None else self._max_new_tokens)
+        if streams is not None:
+            for row, number in zip(uniforms, numbers, strict=True):
+                row.uniform_(generator=torch.Generator().manual_seed(seed_of(*streams[number])))
+        number = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        limits = [self._manner.limits[i // self._queue.num_responses] for i in numbers]
+        return _Rows(
+            number=number,
+            drawn=torch.zeros_like(number),
+            limit=torch.tensor(limits, dtype=torch.int64, device=self._device),
+            going=torch.ones_like(number, dtype=torch.bool),
+            uniforms=uniforms.to(self._device),
+            recent=number.new_full((len(number), self._stop.maximum_token_len if self._stop else 0), _NO_TOKEN),
         )
-        for place, i in enumerate(chunk):
-            parts[i] = (rows, place * num_responses)
-    width = max((int(rows.lengths.max()) for rows, _ in parts.values()), default=0)
 
-    def gather(name: str, padding: float) -> torch.Tensor:
-        pieces = []
-        for i in range(len(prompts)):
-            rows, at = parts[i]
-            piece = getattr(rows, name)[at : at + num_responses, :width]
-            pieces.append(torch.nn.functional.pad(piece, (0, width - piece.shape[1]), value=padding))
-        return torch.cat(pieces)
 
-    lengths = torch.cat([rows.lengths[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))])
-    finished = torch.cat(
-        [rows.finished[at : at + num_responses] for rows, at in (parts[i] for i in range(len(prompts)))]
-    )
-    tokens = gather("tokens", loaded.pad_id)
-    mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
-    texts = loaded.tokenizer.batch_decode(
-        [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)], skip_special_tokens=True
-    )
+def _truncation(rollout: RolloutConfig) -> Truncation | None:
+    warpers = LogitsProcessorList()
+    if rollout.top_k:
+        warpers.append(TopKLogitsWarper(rollout.top_k))
+    if rollout.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(rollout.top_p))
+    if rollout.min_p > 0.0:
+        warpers.append(MinPLogitsWarper(rollout.min_p))
+    return (lambda scores: warpers(torch.empty(0), scores)) if warpers else None  # pyright: ignore
+
+
+def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCriteria | None:
+    if not texts:
+        return None
+    try:
+        return StopStringCriteria(loaded.tokenizer, list(texts))
+    except ValueError as error:
+        raise InputError(f"rollout.stop={list(texts)}: {error}") from None
+
+
+def _assembled(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    num_responses: int,
+    records: Sequence[_Record],
+) -> Rollout:
+    """The records of all turns as response-aligned tensors on the CPU."""
+    num_rows = len(prompts) * num_responses
+    drawn = _Record(*(torch.cat(parts).cpu() for parts in zip(*records, strict=True)))
+    drawn = _Record(*(part[drawn.going] for part in drawn))
+    cells = (drawn.number, drawn.column)
+    lengths = torch.bincount(drawn.number, minlength=num_rows)
+    shape = (num_rows, int(lengths.max()))
+
+    def aligned(values: torch.Tensor, padding: float) -> torch.Tensor:
+        return torch.full(shape, padding, dtype=values.dtype).index_put_(cells, values)
+
+    tokens = aligned(drawn.tokens, loaded.pad_id)
+    finished = torch.zeros(num_rows, dtype=torch.bool).index_put_((drawn.number[drawn.ended],), torch.tensor(True))
+    texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     return Rollout(
         questions=tuple(questions),
         prompts=tuple(prompts),
         num_responses=num_responses,
         tokens=tokens,
-        mask=mask,
-        logprobs=gather("logprobs", 0.0),
-        entropies=gather("entropies", 0.0),
+        mask=torch.arange(shape[1]) < lengths.unsqueeze(1),
+        logprobs=aligned(drawn.logprobs, 0.0),
+        entropies=aligned(drawn.entropies, 0.0),
         finished_mask=finished,
-        texts=tuple(texts),
+        texts=tuple(loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)),
+        certainties=aligned(drawn.certainties, 0.0),
     )
-
-
-@torch.no_grad()
-def _sample_chunk(
-    loaded: LoadedModel,
-    prompts: Sequence[tuple[int, ...]],
-    num_responses: int,
-    limit: int,
-    temperature: float,
-    choose: _Choose,
-    uniforms: torch.Tensor | None,
-    on_tokens: Callable[[int], None] | None,
-) -> _Rows:
-    model, device = loaded.model, loaded.device
-    num_rows = len(prompts) * num_responses
-    tokens = torch.full((num_rows, limit), loaded.pad_id, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(num_rows, limit, device=device)
-    entropies = torch.zeros(num_rows, limit, device=device)
-    lengths = torch.full((num_rows,), limit, device=device)
-    finished = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    uniforms = torch.zeros(num_rows, limit) if uniforms is None else uniforms
-    uniforms = uniforms.to(device)
-    ends = torch.tensor(loaded.end_ids, dtype=torch.int64, device=device)
-
-    # Prefill each distinct prompt once (padded on the left), then let its responses share the result.
-    longest = max(len(prompt) for prompt in prompts)
-    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    padded = torch.tensor([[loaded.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    attended = torch.arange(longest, device=device).unsqueeze(0) >= (longest - prompt_lengths).unsqueeze(1)
-    positions = (attended.cumsum(1) - 1).clamp_min(0)
-    even = bool(attended.all())  # no padding anywhere: the model may take its maskless path
-    cache = new_cache(model.config)
-    output = model(
-        input_ids=padded,
-        attention_mask=None if even else attended.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache.batch_repeat_interleave(num_responses)
-    logits = output.logits[:, -1].repeat_interleave(num_responses, 0)
-    next_position = prompt_lengths.repeat_interleave(num_responses)
-    attended = attended.repeat_interleave(num_responses, 0)
-    attended = torch.cat([attended, attended.new_ones(num_rows, limit)], dim=1).long()
-
-    active = torch.arange(num_rows, device=device)  # row numbers still in the batch
-    going = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the ones not finished
-    for t in range(limit):
-        log_dist = log_distribution(logits, temperature)
-        chosen = choose(log_dist, uniforms[active, t])
-        live = active[going]
-        tokens[live, t] = chosen[going]
-        logprobs[live, t] = pick_logprobs(log_dist, chosen)[going].float()
-        entropies[live, t] = shannon_entropies(log_dist)[going].float()
-        ended = going & torch.isin(chosen, ends)
-        lengths[active[ended]] = t + 1
-        finished[active[ended]] = True
-        going = going & ~ended
-        num_going = int(going.sum())
-        if on_tokens is not None:
-            on_tokens(int(live.numel()))
-        if num_going == 0 or t + 1 == limit:
-            break
-        if num_going <= _COMPACT_BELOW * len(active):
-            keep = going.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            active, chosen, attended, next_position = (
-                active[keep],
-                chosen[keep],
-                attended[keep],
-                next_position[keep],
-            )
-            going = torch.ones(num_going, dtype=torch.bool, device=device)
-        output = model(
-            input_ids=chosen.unsqueeze(1),
-            attention_mask=None if even else attended[:, : longest + t + 1],
-            position_ids=next_position.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1]
-        next_position = next_position + 1
-    return _Rows(tokens.cpu(), logprobs.cpu(), entropies.cpu(), lengths.cpu(), finished.cpu())
-
-
-def _inverse_cdf(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """One token per row: the first whose cumulative probability exceeds that row's uniform number."""
-    cumulative = torch.softmax(scores, dim=-1).cumsum(-1)
-    total = cumulative[:, -1:]
-    targets = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(1)
-
-
-def _stream(length: int, *name: object) -> torch.Tensor:
-    """`length` uniform numbers in [0, 1) that depend on nothing but the name."""
-    return torch.rand(length, generator=torch.Generator().manual_seed(seed_of(*name)))

@@ -6,10 +6,16 @@ Shapes: P questions, G responses, B = P*G rows, T response tokens, N selected to
 from spinerl.maths.advantages import group_advantages
 from spinerl.maths.band import band_edges, band_penalty, blend_edges
 from spinerl.maths.confidence import VOTE_WEIGHTS, mean_certainty, mean_probability
-from spinerl.maths.forks import SELECTORS, all_tokens_mask, top_entropy_mask
-from spinerl.maths.logprobs import log_distribution, pick_logprobs, shannon_entropies
+from spinerl.maths.controls import SELECTORS, low_entropy_mask, random_mask
+from spinerl.maths.credit import batch_advantages, bounded_advantages, entropy_advantages, prefix_tree_advantages
+from spinerl.maths.forks import all_tokens_mask, top_entropy_mask
+from spinerl.maths.logprobs import log_distribution, pick_logprobs, shannon_entropies, token_figures
 from spinerl.maths.losses import clipped_surrogate, exact_kl, sampled_kl
+from spinerl.maths.novelty import novelty_scores
+from spinerl.maths.order import nearest_first
 from spinerl.maths.reduce import masked_mean, term_weights
+from spinerl.maths.responses import low_entropy_reward, response_means, row_means, self_certainty, self_certainty_reward
+from spinerl.maths.variants import budget_weights, cispo_surrogate, sequence_surrogate
 
 __all__ = [
     "SELECTORS",
@@ -17,17 +23,34 @@ __all__ = [
     "all_tokens_mask",
     "band_edges",
     "band_penalty",
+    "batch_advantages",
     "blend_edges",
+    "bounded_advantages",
+    "budget_weights",
+    "cispo_surrogate",
     "clipped_surrogate",
+    "entropy_advantages",
     "exact_kl",
     "group_advantages",
     "log_distribution",
+    "low_entropy_mask",
+    "low_entropy_reward",
     "masked_mean",
     "mean_certainty",
     "mean_probability",
+    "nearest_first",
+    "novelty_scores",
     "pick_logprobs",
+    "prefix_tree_advantages",
+    "random_mask",
+    "response_means",
+    "row_means",
     "sampled_kl",
+    "self_certainty",
+    "self_certainty_reward",
+    "sequence_surrogate",
     "shannon_entropies",
     "term_weights",
+    "token_figures",
     "top_entropy_mask",
 ]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["SELECTORS", "Selector", "all_tokens_mask", "top_entropy_mask"]
+__all__ = ["Selector", "all_tokens_mask", "top_entropy_mask"]
 
 
 def top_entropy_mask(
@@ -62,5 +62,3 @@ def all_tokens_mask(
 
 Selector = Callable[..., Tensor]
 """(entropies (B, T), mask (B, T), fraction, scope) -> selected tokens (B, T), within the mask."""
-
-SELECTORS: dict[str, Selector] = {"top-entropy": top_entropy_mask, "all": all_tokens_mask}

@@ -26,7 +26,7 @@ from spinerl.report.results import result_tables
 from spinerl.report.text import visible
 from spinerl.report.words import headline, progress, summary, title
 
-__all__ = ["render", "write_report"]
+__all__ = ["fill", "render", "write_html", "write_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -44,7 +44,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; name the file to write, for example {out / 'report.html'}")
-    page = render([read_run(folder) for folder in folders]).encode("utf-8", "replace")
+    return write_html(out, render([read_run(folder) for folder in folders]))
+
+
+def write_html(out: Path, html: str) -> Path:
+    """Write a page that appears whole or not at all, and return its path; InputError if it cannot be written."""
+    page = html.encode("utf-8", "replace")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,22 +65,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 def render(runs: Sequence[RunData]) -> str:
     """The HTML of a report on the runs (at least one)."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spinerl.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    assert environment.loader is not None
-    script = environment.loader.get_source(environment, "script.js")[0]
     groups = group_runs(runs)
     top, samples = example_views(groups)
     first, second = charts_of(groups)
     steps = [row["step"] for run in runs for row in (*run.metrics, *run.evals)] or [0]
-    return environment.get_template("report.html.j2").render(
-        version=__version__,
+    return fill(
+        "report.html.j2",
         title=title(groups),
         facts=headline(groups),
         summary=[(group.label if len(groups) > 1 else "", summary(group)) for group in groups],
@@ -92,9 +87,27 @@ def render(runs: Sequence[RunData]) -> str:
         config=config_table(runs),
         runs=runs,
         dump=dump,
+    )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A template of this package filled with the values, and with what every page needs: style, script, version."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("spinerl.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    script = environment.loader.get_source(environment, "script.js")[0]
+    return environment.get_template(template).render(
+        version=__version__,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         css=Markup(environment.loader.get_source(environment, "style.css")[0]),
+        **values,
     )
 
 

@@ -12,7 +12,16 @@ from spinerl.errors import InputError
 __all__ = ["MODEL", "SUITES", "gold_path", "model_path", "suite_path"]
 
 MODEL = "tiny-reasoner"
-SUITES: tuple[str, ...] = ("in-domain", "shift-dev", "shift-a", "shift-b", "shift-hard")
+SUITES: tuple[str, ...] = (
+    "in-domain",
+    "shift-dev",
+    "shift-a",
+    "shift-b",
+    "shift-hard",
+    "shift-dev-unseen",
+    "shift-a-unseen",
+    "shift-b-unseen",
+)
 
 _ASSETS = Path(__file__).parent / "assets"
 

@@ -3,7 +3,7 @@
 Prints new questions as JSON lines with `id`, `question` and `answer`. No question of a suite shares its
 numbers with any document of the pre-training corpus (see `corpus.is_held_out`).
 
-The suites in the package are those of BUNDLED_SEED; `--write FOLDER` writes them anew.
+The suites in the package are listed in BUNDLED; `--write FOLDER` writes them anew.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from random import Random
 
 from spinerl.tiny.corpus import COMMON, Kind, Problem, draw_problem, tell
 
-BUNDLED_SEED, BUNDLED_QUESTIONS = 0, 256
-"""The seed and the size of the suites in the package."""
 MAX_QUESTIONS = 20_000
 """The most questions one seed gives: every shift holds far more distinct problems than this."""
 
@@ -41,6 +39,19 @@ SHIFTS: dict[str, Kind] = {
     "hard": Kind(changes=(5, 6), smallest=35, largest=140),
 }
 """What each shift asks for, by its short name."""
+
+BUNDLED: dict[str, tuple[str, int, int]] = {
+    "in-domain": ("in-domain", 0, 256),
+    "shift-dev": ("dev", 0, 256),
+    "shift-a": ("a", 0, 256),
+    "shift-b": ("b", 0, 256),
+    "shift-hard": ("hard", 0, 256),
+    # Fresh questions of the same kinds, to see whether what was learnt on a suite holds beyond its questions.
+    "shift-dev-unseen": ("dev", 1, 128),
+    "shift-a-unseen": ("a", 1, 128),
+    "shift-b-unseen": ("b", 1, 128),
+}
+"""Shift, seed and number of questions of each suite in the package; no two share a problem (tests/tiny)."""
 
 
 def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
@@ -72,11 +83,10 @@ def suite_rows(shift: str, seed: int, n: int) -> list[Row]:
 
 
 def write_bundled(folder: Path) -> None:
-    """Writes the five bundled suites: NAME.jsonl with the questions, NAME.gold.jsonl with the answers."""
+    """Writes the bundled suites: NAME.jsonl with the questions, NAME.gold.jsonl with the answers."""
     folder.mkdir(parents=True, exist_ok=True)
-    for shift in SHIFTS:
-        name = shift if shift == "in-domain" else f"shift-{shift}"
-        rows = suite_rows(shift, BUNDLED_SEED, BUNDLED_QUESTIONS)
+    for name, (shift, seed, n) in BUNDLED.items():
+        rows = suite_rows(shift, seed, n)
         questions = [json.dumps({"id": row.id, "question": row.question}) for row in rows]
         gold = [json.dumps({"id": row.id, "answer": row.answer}) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(questions) + "\n", encoding="utf-8")

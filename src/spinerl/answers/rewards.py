@@ -1,0 +1,252 @@
+"""From a vote to the rewards of its responses.  Plain functions, none of which sees a gold answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from spinerl.answers.votes import break_tie, check_options
+from spinerl.errors import InputError
+from spinerl.types import Vote
+
+__all__ = [
+    "REWARDS",
+    "empo_reward",
+    "evol_reward",
+    "evol_sides",
+    "frequency_reward",
+    "leave_one_out_reward",
+    "majority_reward",
+    "reference_reward",
+    "ttrv_reward",
+]
+
+_ROUNDING = 1e-9  # the entropy of N answers that all differ is log N but for the last bits
+
+
+def majority_reward(vote: Vote) -> tuple[float, ...]:
+    """1.0 for the responses of the winning class, else 0.0; all 0.0 without a winner.  Source: TTRL.
+
+    >>> majority_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
+    (1.0, 1.0, 0.0)
+    """
+    return tuple(float(vote.winner is not None and c == vote.winner) for c in vote.classes)
+
+
+def leave_one_out_reward(
+    vote: Vote, *, tie: str = "abstain", min_majority_frac: float = 0.0, seed: int = 0
+) -> tuple[float, ...]:
+    """1.0 for a response whose class wins the vote among the *other* responses, else 0.0.
+
+    r_i = [class_i = winner(classes without i)]: a response never votes for itself, so a lone answer earns
+    nothing.  Votes count 1 each here.  `tie`, `min_majority_frac` and `seed` mean what they mean in `vote`,
+    applied to the N - 1 others ("first" is the first appearance among those).
+    Returns: one reward per response; 0.0 for abstainers, for ties that abstain and when N = 1.
+    Raises: `InputError` for an unknown tie rule.  Source: docs/method.md, y*_{-i}; ours where the rule is
+    open.
+
+    >>> leave_one_out_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
+    (0.0, 0.0, 0.0)
+    """
+    check_options(tie, min_majority_frac)
+    members: dict[int, list[int]] = {}
+    for index, number in enumerate(vote.classes):
+        if number is not None:
+            members.setdefault(number, []).append(index)
+    others = len(vote.classes) - 1
+    rewards = []
+    for index, own in enumerate(vote.classes):
+        if own is None or len(members[own]) < 2:
+            rewards.append(0.0)
+            continue
+        sizes = {number: len(group) - (number == own) for number, group in members.items()}
+        best = max(sizes.values())
+        if sizes[own] < best or best / others < min_majority_frac - 1e-12:
+            rewards.append(0.0)
+            continue
+        tied = [number for number, size in sizes.items() if size == best]
+        if len(tied) > 1:
+            rest = {number: [i for i in members[number] if i != index] for number in tied}
+            tied.sort(key=lambda number: rest[number][0])
+            ones = [1.0] * len(vote.answers)
+            chosen = break_tie(tied, rest, vote.answers, ones, tie, seed)
+        else:
+            chosen = tied[0]
+        rewards.append(float(chosen == own))
+    return tuple(rewards)
+
+
+def frequency_reward(vote: Vote) -> tuple[float, ...]:
+    """The share of all responses' votes that went to the response's own class; 0.0 for abstainers.
+
+    r_i = counts[class_i] / (weight of all N responses).  No winner is needed, so ties pay both sides.
+    Source: the soft rewards of SRT and EMPO.
+
+    >>> frequency_reward(Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5))
+    (0.5, 0.5, 0.25, 0.0)
+    """
+    total = _total_weight(vote)
+    if total <= 0:
+        return (0.0,) * len(vote.classes)
+    return tuple(0.0 if c is None else vote.counts[c] / total for c in vote.classes)
+
+
+def empo_reward(vote: Vote, *, min_entropy_frac: float = 0.0, max_entropy_frac: float = 1.0) -> tuple[float, ...]:
+    """The share of the votes that went to the response's own class, on questions whose answers agree enough.
+
+    r_i = p(class_i) if min_entropy_frac <= H / log N < max_entropy_frac, else 0 for the whole question, with
+    H = - sum_c p_c log p_c over the N responses' answers; an abstainer counts as a class of its own there.
+    The default refuses only the maximal entropy: N responses of which no two agree tell nothing.  A lower
+    `max_entropy_frac` also refuses questions that are nearly as scattered; a higher `min_entropy_frac` those
+    that are already settled.
+
+    Args: both thresholds in [0, 1].
+    Returns: one reward per response, in [0, 1]; 0.0 for abstainers, and for N = 1, which cannot agree with anyone.
+    Under weighted votes H reaches log N only where all weigh the same.
+    Raises: `InputError` for thresholds outside 0 <= min <= max <= 1.
+    Source: EMPO (arXiv 2504.05812); that thresholds are shares of log N, and how abstainers count, is ours.
+
+    >>> empo_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))[2]
+    0.3333333333333333
+    >>> empo_reward(Vote(("4", "5"), (0, 1), (1.0, 1.0), None, None, 0.5))
+    (0.0, 0.0)
+    """
+    if not 0.0 <= min_entropy_frac <= max_entropy_frac <= 1.0:
+        raise InputError(
+            f"EMPO's thresholds are {min_entropy_frac} and {max_entropy_frac}; allowed is 0 <= min <= max <= 1"
+        )
+    most = math.log(max(1, len(vote.classes)))
+    frac = _entropy(_shares(vote)) / most if most > 0 else 1.0
+    if frac < min_entropy_frac - _ROUNDING or frac >= max_entropy_frac - _ROUNDING:
+        return (0.0,) * len(vote.classes)
+    return frequency_reward(vote)
+
+
+def ttrv_reward(vote: Vote, *, entropy_weight: float = 0.75) -> tuple[float, ...]:
+    """The share of the votes for the response's own class, less how scattered the question's answers are.
+
+    r_i = p(class_i) - entropy_weight * H(p) / log M, with H(p) = - sum_c p_c log p_c over the M different
+    answers of the N responses; an abstainer counts as a class of its own there, and its p(class_i) is 0.
+    The entropy part is the same for all responses to a question: advantages centred in the group are those of
+    `frequency_reward`.  It acts only where advantages are taken over the whole step
+    (`spinerl.maths.batch_advantages` of all questions' rewards): there a settled question's responses are
+    pushed up and a scattered one's down.
+
+    Args: `entropy_weight`, 0 or more.
+    Returns: one reward per response, in [-entropy_weight, 1]; 1.0 for a unanimous question, whose entropy is 0.
+    Raises: `InputError` for a negative weight.
+    Source: TTRV (arXiv 2510.06783); how abstainers count is ours.
+
+    >>> ttrv_reward(Vote(("4", "5"), (0, 1), (1.0, 1.0), None, None, 0.5))
+    (-0.25, -0.25)
+    """
+    if not entropy_weight >= 0.0:
+        raise InputError(f"TTRV's entropy weight is {entropy_weight}; it must be 0 or more")
+    shares = _shares(vote)
+    scatter = _entropy(shares) / math.log(len(shares)) if len(shares) > 1 else 0.0
+    return tuple(p - entropy_weight * scatter for p in frequency_reward(vote))
+
+
+def evol_sides(vote: Vote) -> tuple[int, ...]:
+    """Each response's side in EVOL-RL: 1 voted with the majority, 0 against it, -1 gave no answer.
+
+    The groups inside which `spinerl.maths.novelty_scores` compares.  Without a winner all that answered are 0.
+
+    >>> evol_sides(Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5))
+    (1, 1, 0, -1)
+    """
+    return tuple(-1 if c is None else int(c == vote.winner) for c in vote.classes)
+
+
+def evol_reward(vote: Vote, novelty: Sequence[float]) -> tuple[float, ...]:
+    """Majority for selection, novelty for variation: agreeing decides the sign, being different the size.
+
+    With u_i the novelty scaled to [0, 1] inside the response's side (majority or others), (x - min) / (max - min):
+    r_i = 0.5 + 0.5 u_i for the majority, in [0.5, 1]; r_i = -1 + 0.5 u_i for the others, in [-1, -0.5]; -1 for a
+    response without an answer.  On a side of equals u = 0.5; alone on its side a response has u = 1.
+
+    Args: `novelty`, one finite number per response, higher is more different; only the order and the gaps inside
+    a side matter, and those of responses without an answer are ignored.
+    Returns: one reward per response; 0.0 for all when there is no winner: no label, no reward.
+    Raises: `InputError` for another number of scores, or one that is not finite.
+    Source: EVOL-RL (arXiv 2509.15194); a question without a winner does not occur there and is ours.
+
+    >>> evol_reward(Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5), [0.1, 0.3, 0.2, 0.0])
+    (0.5, 1.0, -0.5, -1.0)
+    """
+    scores = _finite(novelty, len(vote.classes), "novelty score")
+    if vote.winner is None:
+        return (0.0,) * len(vote.classes)
+    rewards = [-1.0] * len(vote.classes)
+    sides = evol_sides(vote)
+    for side, floor in ((1, 0.5), (0, -1.0)):
+        members = [index for index, own in enumerate(sides) if own == side]
+        for index, scaled in zip(members, _scaled([scores[i] for i in members]), strict=True):
+            rewards[index] = floor + 0.5 * scaled
+    return tuple(rewards)
+
+
+def reference_reward(vote: Vote, reference: int | None) -> tuple[float, ...]:
+    """1.0 for the responses whose answer is equivalent to a reference answer, else 0.0.
+
+    `reference` is the reference's class in `vote.classes`; None where it gave no answer, which rewards nobody, as
+    does a class that no response is in.
+    Source: Compute as Teacher (arXiv 2509.14234), whose reference the frozen initial model writes from the group.
+
+    >>> reference_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3), 1)
+    (0.0, 0.0, 1.0)
+    """
+    return tuple(float(reference is not None and c == reference) for c in vote.classes)
+
+
+REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
+    "majority": majority_reward,
+    "leave-one-out": leave_one_out_reward,
+    "frequency": frequency_reward,
+    "empo": empo_reward,
+    "ttrv": ttrv_reward,
+}
+"""Reward functions by the name configurations use: Vote -> one float per response."""
+
+
+def _total_weight(vote: Vote) -> float:
+    """The weight of all N responses, abstainers included; 0.0 when nobody's vote weighs anything."""
+    best = max(vote.counts, default=0.0)
+    if best <= 0:
+        return 0.0
+    shown = vote.counts[vote.winner] if vote.winner is not None else best
+    return shown / vote.majority_frac
+
+
+def _shares(vote: Vote) -> list[float]:
+    """How the responses' weight is spread over different answers, an abstainer being one of its own; no zeros."""
+    total = _total_weight(vote)
+    abstainers = vote.classes.count(None)
+    if total <= 0:  # nobody voted: nobody agrees with anybody
+        return [1 / max(1, len(vote.classes))] * len(vote.classes)
+    shares = [count / total for count in vote.counts]
+    if abstainers:
+        shares += [max(0.0, 1.0 - math.fsum(shares)) / abstainers] * abstainers
+    return [share for share in shares if share > _ROUNDING]
+
+
+def _entropy(shares: Sequence[float]) -> float:
+    return max(0.0, -math.fsum(share * math.log(share) for share in shares))
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    """The values on a scale from 0 (the lowest) to 1 (the highest); 0.5 among equals, 1 for a single one."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if high > low:
+        return [(value - low) / (high - low) for value in values]
+    return [1.0 if len(values) == 1 else 0.5] * len(values)
+
+
+def _finite(values: Sequence[float], size: int, what: str) -> list[float]:
+    if len(values) != size:
+        raise InputError(f"{size} responses but {len(values)} {what}s; give one {what} per response")
+    numbers = [float(value) for value in values]
+    for number in numbers:
+        if not math.isfinite(number):
+            raise InputError(f"{what} {number} is refused; it must be finite")
+    return numbers

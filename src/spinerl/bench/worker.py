@@ -1,0 +1,81 @@
+"""One measurement in a process of its own: `python -m spinerl.bench.worker`, started by `spinerl.bench.children`.
+
+The first line of standard input is the job; on standard output come lines of JSON: {"note": text} while it works,
+at the end {"result": figures} or {"error": text, "kind": name of the exception}.  A fresh process per measurement
+keeps memory peaks apart.  The process ends when its standard input closes, that is with its parent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from spinerl.errors import SpinerlError
+
+__all__ = ["TASKS", "main"]
+
+TASKS = {
+    "probe": "spinerl.bench.probe:probe",
+    "step": "spinerl.bench.step:measure_step",
+    "our_step": "spinerl.bench.step:measure_our_step",
+    "step_memory": "spinerl.bench.step:measure_step_memory",
+    "trl_defaults": "spinerl.bench.step:measure_trl_defaults",
+    "rollout": "spinerl.bench.rollout:measure_rollout",
+    "update": "spinerl.bench.update:measure_update",
+    "update_memory": "spinerl.bench.update:measure_update_memory",
+    "sharing": "spinerl.bench.sharing:measure_sharing",
+    "efficiency": "spinerl.bench.efficiency:measure_efficiency",
+    "scaling": "spinerl.bench.scaling:measure_scaling",
+}
+
+
+def main() -> int:
+    """Run the job on standard input; 0 if a result or an error of ours was reported."""
+    # What libraries print must not mix with the messages: it goes where errors go.
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(**message: Any) -> None:
+        messages.write(json.dumps(message) + "\n")
+        messages.flush()
+
+    told = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        say(result=_run(told, lambda text: say(note=text)))
+    except SpinerlError as error:
+        say(error=str(error), kind=type(error).__name__)
+    return 0
+
+
+def _run(told: dict[str, Any], note: Any) -> dict[str, Any]:
+    module, _, name = TASKS[told["task"]].partition(":")
+    import torch
+
+    from spinerl.bench.settings import Settings
+    from spinerl.bench.work import Job
+    from spinerl.engine.machine import tune_allocator
+
+    if told["tune"]:
+        tune_allocator()
+    settings = Settings.model_validate(told["settings"])
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    job = Job(settings, Path(told["scratch"]), note, told["options"])
+    return getattr(importlib.import_module(module), name)(job)
+
+
+def _end_with_parent() -> None:
+    # Not sys.stdin: its lock would be held when the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What is asked of a model once its run is finished: samples, other data sets; of the unadapted one also votes.
+
+Runs in the child process.  The request is a mapping of plain values, so that it can travel and be compared:
+
+    {"samples": 16, "votes": 64, "forcing": {...}, "elsewhere": [{"role", "name", "config"}, ...]}
+
+Everything lands in one folder inside the run's, which appears whole or not at all:
+samples.jsonl, votes.jsonl, forced.jsonl, a file per other data set, figures.json, state.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spinerl.answers import Equivalence
+from spinerl.compare.forcing import forced_responses
+from spinerl.compare.plan import elsewhere_file
+from spinerl.compare.state import ASKED
+from spinerl.config import Config
+from spinerl.data import load_data, render_all
+from spinerl.engine.loading import LoadedModel, load_model
+from spinerl.engine.machine import tune_allocator
+from spinerl.engine.sampler import sample_responses
+from spinerl.evaluate import evaluate
+from spinerl.maths import mean_probability, response_means
+from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
+from spinerl.scoring import judge
+from spinerl.train import Observer
+from spinerl.types import GoldTable, Question
+
+__all__ = ["ask_afterwards"]
+
+_MOST_TOKENS = 2**26  # sampled before their texts are judged and the rest is forgotten: about a gigabyte
+
+
+def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer) -> None:
+    """Ask the run's final model what `after` says, and write the answers into the run folder."""
+    config = run.config
+    tune_allocator()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    adapted = (run.path / "model").is_dir()
+    loaded = load_model(config.model.model_copy(update={"name": str(run.path)} if adapted else {}))
+    prints: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+
+    def fill(folder: Path) -> None:
+        with Equivalence() as equivalence:
+            own = _Asked(loaded, config, prints)
+            for key in ("samples", "votes"):
+                if after.get(key):
+                    observer.phase(key, after[key] * len(own.questions) * config.rollout.max_new_tokens)
+                    rows, figures[key] = _sampled(own, after[key], equivalence, observer)
+                    write_rows(folder / f"{key}.jsonl", rows)
+            if forcing := after.get("forcing"):
+                observer.phase("budget forcing", forcing["budget"] * len(own.questions))
+                write_rows(folder / "forced.jsonl", _forced(own, forcing, equivalence, observer))
+            for other in after["elsewhere"]:
+                observer.phase(other["role"], 0)
+                there = _Asked(loaded, Config.model_validate(other["config"]), prints)
+                result = evaluate(
+                    loaded, there.questions, there.prompts, there.gold, there.config, equivalence, observer.tokens
+                )
+                write_rows(folder / elsewhere_file(other["role"], other["name"]), result.predictions)
+                figures[other["name"]] = result.metrics
+        write_json(folder / "figures.json", figures)
+        write_json(folder / "state.json", {"after": after, "fingerprints": prints})
+
+    with explain_disk_errors(run.path):
+        run.write_folder(ASKED, fill)
+
+
+class _Asked:
+    """A data set's questions, ready to be asked of a model that is loaded already."""
+
+    def __init__(self, loaded: LoadedModel, config: Config, prints: dict[str, str]) -> None:
+        data, gold = load_data(config.data, answer_kind=config.answer.kind)
+        prints[config.data.name] = data.fingerprint
+        rendered = render_all(data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind)
+        most = config.eval.max_questions or len(rendered.questions)
+        self.loaded, self.config = loaded, config
+        self.questions: Sequence[Question] = rendered.questions[:most]
+        self.prompts = rendered.prompts[:most]
+        self.gold: GoldTable = gold
+
+    def row(self, question: Question) -> dict[str, Any]:
+        """A prediction row (`spinerl.scoring`) without its responses."""
+        return {
+            "id": question.id,
+            "kind": question.answer_kind,
+            "choices": list(question.choices),
+            "subject": question.subject,
+            "gold": self.gold.get(question.id),
+        }
+
+
+def _sampled(
+    asked: _Asked, num: int, equivalence: Equivalence, observer: Observer
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Judged rows of `num` responses per question, with what voting and choosing by confidence need, and figures.
+
+    The streams are those of an evaluation, so that models asked after different methods draw alike, and the first
+    k of many responses are those of a model asked k times.
+    """
+    config = asked.config
+    rows: list[dict[str, Any]] = []
+    num_tokens, entropy, num_truncated = 0, 0.0, 0
+    at_once = max(1, _MOST_TOKENS // (num * config.rollout.max_new_tokens))
+    for start in range(0, len(asked.questions), at_once):
+        questions = asked.questions[start : start + at_once]
+        rollout = sample_responses(
+            asked.loaded,
+            questions,
+            asked.prompts[start : start + at_once],
+            num,
+            config.rollout,
+            (config.seed, "eval"),
+            observer.tokens,
+            certainties=True,
+        )
+        assert rollout.certainties is not None
+        lengths = rollout.mask.sum(dim=1).tolist()
+        probabilities = mean_probability(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
+        certainties = response_means(rollout.certainties, rollout.mask).tolist()
+        truncated = (~rollout.finished_mask).tolist()
+        for i, question in enumerate(questions):
+            mine = slice(i * num, (i + 1) * num)
+            row = {
+                **asked.row(question),
+                "responses": list(rollout.texts[mine]),
+                "truncated": truncated[mine],
+                "lengths": lengths[mine],
+                "probabilities": [round(p, 6) for p in probabilities[mine]],
+                "certainties": [round(c, 6) for c in certainties[mine]],
+            }
+            rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
+        num_tokens += sum(lengths)
+        entropy += float(rollout.entropies.double().sum())  # padding holds 0
+        num_truncated += sum(truncated)
+    return rows, {
+        "response_length": num_tokens / (num * len(rows)),
+        "entropy": entropy / max(1, num_tokens),
+        "truncated_frac": num_truncated / (num * len(rows)),
+    }
+
+
+def _forced(
+    asked: _Asked, forcing: Mapping[str, Any], equivalence: Equivalence, observer: Observer
+) -> list[dict[str, Any]]:
+    config = asked.config
+    found = forced_responses(
+        asked.loaded, asked.questions, asked.prompts, config.rollout, **forcing, on_tokens=observer.tokens
+    )
+    return [
+        judge(
+            {**asked.row(question), "greedy": {"text": text, "truncated": truncated}, "num_tokens": num_tokens},
+            equivalence,
+            config.answer,
+            config.vote,
+            config.seed,
+        )
+        for question, (text, truncated, num_tokens) in zip(asked.questions, found, strict=True)
+    ]

@@ -1,0 +1,166 @@
+"""What the finished runs of a comparison hold, question by question.  No torch, no model: saved rows are read.
+
+Everything is kept as {seed: {question id: value}}: questions are the unit, seeds are averaged later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spinerl.answers import vote
+from spinerl.compare.plan import NONE, Comparison, Task, elsewhere_file
+from spinerl.compare.state import ASKED
+from spinerl.config import VoteConfig
+from spinerl.report import RunData, read_run
+from spinerl.report.read import number
+from spinerl.runs import read_lines
+from spinerl.types import Vote
+
+__all__ = ["Outcome", "Values", "collect", "first_vote", "first_votes"]
+
+Values = dict[int, dict[str, float]]
+"""{seed: {question id: value}}; right is 1, wrong 0, a mean of samples in between."""
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the comparison on one data set.
+
+    `kind` is "none", "adapted", or "no update".  `right`: of the answer given, that is of the greedy response, or of
+    the answer that a way of voting elects.  `mean`, `majority`: of k samples.  `elsewhere`: as `right`, by role and
+    name.  `tokens` per question and `seconds` are what getting there cost, by seed; an adaptation's are those
+    sampled in its steps.  `course`: greedy Pass@1 by step, by seed.  `length` (tokens) and `entropy` (nats) are of
+    the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation.
+    """
+
+    name: str
+    kind: str
+    data: str
+    note: str = ""
+    right: Values = field(default_factory=dict)
+    mean: Values = field(default_factory=dict)
+    majority: Values = field(default_factory=dict)
+    elsewhere: dict[tuple[str, str], Values] = field(default_factory=dict)
+    tokens: dict[int, float] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    length: dict[int, float] = field(default_factory=dict)
+    entropy: dict[int, float] = field(default_factory=dict)
+    course: dict[int, dict[int, float]] = field(default_factory=dict)
+    runs: tuple[RunData, ...] = ()
+    votes: dict[int, Rows] = field(default_factory=dict)
+    forced: dict[int, Rows] = field(default_factory=dict)
+    uses_gold: bool = False
+    voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
+
+
+def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[Outcome]]:
+    """By data set, an outcome per row of the comparison; a row without a finished run is left out."""
+    found: dict[str, list[Outcome]] = {}
+    for data in comparison.keys.data:
+        outcomes = []
+        for row in comparison.rows:
+            tasks = [task for task in finished if task.row == row and task.data == data]
+            if tasks:
+                outcomes.append(_outcome(tasks, comparison.keys.samples))
+        found[data] = outcomes
+    return found
+
+
+def first_votes(rows: Rows, num: int, voting: VoteConfig, seed: int) -> dict[str, float]:
+    """Whether the majority of a question's first `num` responses is right, by id; rows without gold are left out.
+
+    The rules are those of `eval/maj@k`: by default a tie elects nobody, which is wrong.
+    """
+    found: dict[str, float] = {}
+    for row in rows:
+        if row.get("responses_correct") is None:
+            continue
+        one = first_vote(row, num, voting, seed)
+        found[row["id"]] = float(one.winner is not None and row["responses_correct"][one.classes.index(one.winner)])
+    return found
+
+
+def first_vote(row: Mapping[str, Any], num: int, voting: VoteConfig, seed: int) -> Vote:
+    """The vote of a judged row's first `num` responses."""
+    return vote(
+        row["answers"][:num],
+        row["classes"][:num],
+        tie=voting.tie,
+        min_majority_frac=voting.min_majority_frac,
+        seed=seed,
+    )
+
+
+def _outcome(tasks: Sequence[Task], k: int) -> Outcome:
+    config = tasks[0].config
+    kind = "adapted" if config.steps else NONE
+    uses_gold = config.reward == "gold"
+    note = "an upper bound, no rival" if uses_gold else "greedy" if kind == NONE else ""
+    runs = [read_run(task.folder) for task in tasks]
+    outcome = Outcome(
+        tasks[0].row.name, kind, tasks[0].data, note, runs=tuple(runs), uses_gold=uses_gold, voting=config.vote
+    )
+    for task, run in zip(tasks, runs, strict=True):
+        _read_run(outcome, task, run, k)
+    return outcome
+
+
+def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
+    """Add one seed's run to the outcome."""
+    seed, asked = task.seed, task.folder / ASKED
+    last = max(row["step"] for row in run.evals)
+    final = _rows(task.folder / "predictions" / f"step-{last:06d}.jsonl")
+    outcome.right[seed] = _greedy(final)
+    course = {row["step"]: value for row in run.evals if (value := number(row.get("eval/pass@1"))) is not None}
+    if course:
+        outcome.course[seed] = course
+    votes = _rows(asked / "votes.jsonl")
+    sampled = _rows(asked / "samples.jsonl") or votes or [row for row in final if row.get("responses")]
+    if votes:
+        outcome.votes[seed] = votes
+    if forced := _rows(asked / "forced.jsonl"):
+        outcome.forced[seed] = forced
+    if known := [row for row in sampled if row.get("responses_correct") is not None]:
+        size = min(k or len(row["responses_correct"]) for row in known)
+        outcome.mean[seed] = {row["id"]: sum(row["responses_correct"][:size]) / size for row in known}
+        outcome.majority[seed] = first_votes(known, size, outcome.voting, seed)
+    for values, figure in zip((outcome.length, outcome.entropy), _figures(asked, run, outcome.kind), strict=True):
+        if figure is not None:
+            values[seed] = figure
+    if outcome.kind == "adapted":
+        num_questions = max(1, int(number(run.manifest.get("data", {}).get("num_questions")) or len(final)))
+        drawn = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
+        outcome.tokens[seed] = sum(value or 0.0 for _, value in drawn) / num_questions
+        outcome.seconds[seed] = run.step_seconds or 0.0
+    else:
+        outcome.tokens[seed] = number(run.evals[-1].get("eval/greedy_length")) or 0.0  # of the answer itself
+    for other in task.after["elsewhere"]:
+        values = outcome.elsewhere.setdefault((other["role"], other["name"]), {})
+        values[seed] = _greedy(_rows(asked / elsewhere_file(other["role"], other["name"])))
+
+
+def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float | None]:
+    """(length, entropy) of the final model's samples; of its greedy responses where none were drawn."""
+    try:
+        figures = json.loads((asked / "figures.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        figures = {}
+    own = figures.get("votes" if kind == NONE else "samples")
+    if own:
+        return number(own["response_length"]), number(own["entropy"])
+    return number(run.evals[-1].get("eval/response_length")), number(run.evals[-1].get("eval/entropy"))
+
+
+def _greedy(rows: Rows) -> dict[str, float]:
+    known = ((row["id"], (row.get("greedy") or {}).get("correct")) for row in rows)
+    return {id_: float(right) for id_, right in known if right is not None}
+
+
+def _rows(file: Path) -> Rows:
+    return list(read_lines(file))

@@ -1,0 +1,144 @@
+"""The whole of `spinerl compare`: plan, run what is missing, read, write the tables and the page."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from spinerl import __version__
+from spinerl.compare.collect import Outcome, collect
+from spinerl.compare.figures import figure_lines
+from spinerl.compare.output import as_csv, as_json, as_markdown, print_tables
+from spinerl.compare.page import write_page
+from spinerl.compare.plan import Comparison, Task, plan
+from spinerl.compare.progress import Live
+from spinerl.compare.schedule import Failure, run_tasks
+from spinerl.compare.state import State, states
+from spinerl.compare.table import Table, build_table
+from spinerl.compare.words import sentences
+from spinerl.errors import InputError, RunError
+from spinerl.runs import write_json, write_text
+
+__all__ = ["compare", "tables_of"]
+
+REFERENCE = "ttrl"
+"""The row that others are compared with beside no adaptation, if it is among them."""
+
+
+def compare(words: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
+    """Run the comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes, or the rest of it; its folder.
+
+    Finished runs are kept, interrupted ones continue.  Writes comparison.md, .csv, .json and .html and prints the
+    tables.  Raises InputError before anything runs for what is wrong with the words, the data or the runs there are
+    already, and RunError at the end if a run failed; the tables are then of the others.
+
+    Args:
+        overwrite: whether runs begun with other settings are started anew.
+    """
+    console = console or Console(soft_wrap=True)
+    comparison = plan(words)
+    with _locked(comparison.out):
+        found = states(comparison, overwrite)
+        todo: list[tuple[Task, State]] = [
+            (task, found[task.folder]) for task in comparison.tasks if found[task.folder] != "done"
+        ]
+        done = len(comparison.tasks) - len(todo)
+        console.print(f"{comparison.out}: {len(comparison.tasks)} runs, {done} done", highlight=False)
+        failures: list[Failure] = []
+        if todo:
+            jobs = min(comparison.keys.jobs or _cores(comparison.tasks), len(todo))
+            command = ["spinerl", "compare", *words]
+            with Live(console, len(comparison.tasks), done) as live:
+                failures = run_tasks(todo, jobs, comparison.out / "logs", live, command, overwrite)
+        failed = {task.folder for task, _ in failures}
+        finished = [task for task in comparison.tasks if task.folder not in failed]
+        notes = _notes(comparison, failures)
+        outcomes = collect(comparison, finished)
+        tables = tables_of(comparison, outcomes)
+        _write(comparison, tables, outcomes, notes, words)
+    print_tables(console, tables)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    console.print(f"page: {comparison.out / 'comparison.html'}", highlight=False)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(comparison.tasks)} runs failed; the first, {failures[0][0].label}: "
+            f"{failures[0][1]}; the same command tries them again"
+        )
+    return comparison.out
+
+
+def tables_of(comparison: Comparison, outcomes: dict[str, list[Outcome]]) -> list[Table]:
+    """A table per data set, and with several one over all of them."""
+    k = comparison.keys.samples
+    confidence = comparison.tasks[0].config.eval.confidence
+    level = f"{100 * confidence:g} %"
+    sets = [(data, [outcomes[data]]) for data in comparison.keys.data if outcomes[data]]
+    if len(sets) == len(comparison.keys.data) > 1:
+        sets.append((f"All {len(sets)} data sets together", [outcomes[data] for data in comparison.keys.data]))
+    tables = []
+    for title, groups in sets:
+        lines = figure_lines(groups, k, confidence, REFERENCE)
+        tables.append(build_table(title, lines, k, REFERENCE, sentences(lines, REFERENCE, level)))
+    return tables
+
+
+def _write(
+    comparison: Comparison,
+    tables: Sequence[Table],
+    outcomes: dict[str, list[Outcome]],
+    notes: Sequence[str],
+    words: Sequence[str],
+) -> None:
+    out = comparison.out
+    title = f"Comparison: {', '.join(row.name for row in comparison.rows)}"
+    facts = {"spinerl": __version__, "words": list(words), "keys": comparison.keys.model_dump(), "notes": list(notes)}
+    write_text(out / "comparison.md", as_markdown(title, tables, notes))
+    write_text(out / "comparison.csv", as_csv(tables))
+    write_json(out / "comparison.json", as_json(tables, facts))
+    write_page(out / "comparison.html", comparison, tables, outcomes, notes)
+
+
+def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
+    keys = comparison.keys
+    config = comparison.tasks[0].config
+    most = max(keys.votes, keys.samples)
+    notes = [
+        f"Model {config.model.name}; {len(keys.seeds)} seed{'s' * (len(keys.seeds) != 1)}: "
+        f"{', '.join(map(str, keys.seeds))}. Questions are the unit: a question's value is its mean over the seeds.",
+        f"Rows without an update choose among the first {keys.samples} responses of the unadapted model; their Pass@1 "
+        "is that of the answer they give. The equal-token vote is the majority of as many responses as an "
+        f"adaptation's sampled tokens would buy, at most {most}. What updates cost shows in the time, not the tokens.",
+        "The best step is chosen by gold answers, so it flatters; the other columns are of the last step.",
+    ]
+    return notes + [f"FAILED and left out: {task.label}: {why}" for task, why in failures]
+
+
+def _cores(tasks: Sequence[Task]) -> int:
+    """Runs at a time where the user did not say: one per core, and one alone on an accelerator, which they share."""
+    from spinerl.engine.machine import pick_device
+
+    if any(pick_device(device) != "cpu" for device in {task.config.model.device for task in tasks}):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The comparison's folder, made if need be, for this process alone."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written: {error.strerror or error}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"out={out} is in use: another `spinerl compare` runs there; wait for it") from None
+        yield

@@ -1,0 +1,268 @@
+"""The figures of a table: each with its interval, over the questions of one data set or of several together.
+
+Questions are the unit.  A question's value is its mean over the seeds; intervals are over questions, inside each data
+set, and data sets weigh the same.  What differs between seeds is reported beside them: the value by seed, and for
+differences Student's interval over the seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from spinerl.compare.collect import Outcome, Values
+from spinerl.compare.plan import NONE
+from spinerl.compare.rivals import EqualTokens, at_equal_tokens, rivals
+from spinerl.stats import grouped_difference, grouped_mean, spread_interval
+
+__all__ = ["Estimate", "Figures", "Gain", "Place", "figure_lines"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of right answers with its interval, and by seed; fractions."""
+
+    value: float
+    low: float
+    high: float
+    by_seed: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better a row is than another, paired by question; fractions.
+
+    `low`, `high`: over questions.  `seeds_low`, `seeds_high`: over seeds, None for fewer than two.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    num_questions: int
+    by_seed: Mapping[int, float]
+    seeds_low: float | None
+    seeds_high: float | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the final model does elsewhere: on unseen questions, or on the original domain."""
+
+    role: str
+    name: str
+    right: Estimate
+    gain: Gain | None  # against no adaptation
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One line of a table; what is not known or does not apply is None.
+
+    `kind` is "none", "adapted" or "no update".  `right`: greedy Pass@1, or for "no update" the answer elected.
+    `against_votes`: against majority voting at equal tokens, whose own figure is `votes` with `num_votes` a
+    question (`votes_capped`: more tokens were spent than the saved responses could stand for).  `best`, `last`:
+    (step, Pass@1) of the mean over seeds; the best is chosen with gold answers, so it flatters.  `tokens`: sampled
+    per question.
+    """
+
+    name: str
+    kind: str
+    note: str
+    seeds: tuple[int, ...]
+    right: Estimate | None
+    mean: Estimate | None
+    majority: Estimate | None
+    against_none: Gain | None
+    against_ttrl: Gain | None
+    against_votes: Gain | None
+    votes: Estimate | None
+    num_votes: float | None
+    votes_capped: bool
+    best: tuple[int, float] | None
+    last: tuple[int, float] | None
+    elsewhere: tuple[Place, ...]
+    tokens: float | None
+    seconds: float | None
+    length: float | None
+    entropy: float | None
+    uses_gold: bool = False
+
+
+def figure_lines(
+    tables: Sequence[Sequence[Outcome]], k: int, confidence: float = 0.95, reference: str = "ttrl"
+) -> list[Figures]:
+    """The lines of one table over the outcomes of each data set, rows without an update included.
+
+    With several data sets, only rows that all of them have; "unseen" and "original" are then their means.
+
+    Args:
+        tables: the outcomes of each data set, one list per set.
+        k: responses of the rows without an update.
+        reference: the row that others are compared with beside no adaptation.
+    """
+    groups = [_with_rivals(outcomes, k) for outcomes in tables]
+    names = [name for name in groups[0] if all(name in group for group in groups)]
+    lines = []
+    for name in names:
+        rows = [group[name] for group in groups]
+        lines.append(_line(rows, groups, confidence, reference))
+    return [line for line in lines if line is not None]
+
+
+def _with_rivals(outcomes: Sequence[Outcome], k: int) -> dict[str, Outcome]:
+    """The outcomes by name: adapted rows first as given, then those without an update."""
+    found = {outcome.name: outcome for outcome in outcomes}
+    none = found.get(NONE)
+    if none is not None and none.votes:
+        found |= {rival.name: rival for rival in rivals(none, k)}
+        spent = [fmean(o.tokens.values()) for o in outcomes if o.kind == "adapted" and o.tokens]
+        if spent and (equal := at_equal_tokens(none, fmean(spent))) is not None:
+            found[equal.outcome.name] = equal.outcome
+    return found
+
+
+def _line(
+    rows: Sequence[Outcome], groups: Sequence[Mapping[str, Outcome]], confidence: float, reference: str
+) -> Figures:
+    first = rows[0]
+    nones = [group.get(NONE) for group in groups]
+    rivals_ = [group.get(reference) for group in groups]
+    adapted = first.kind == "adapted"
+    equal = _equal(rows, nones) if adapted else []
+    seeds = sorted(set.intersection(*(set(row.right) for row in rows)))
+    course = _course(rows) if adapted else {}
+    best = max(course, key=lambda step: (course[step], -step)) if course else None
+    return Figures(
+        name=first.name,
+        kind=first.kind,
+        note=" / ".join(dict.fromkeys(row.note for row in rows)),
+        seeds=tuple(seeds),
+        right=_estimate([row.right for row in rows], confidence),
+        mean=_estimate([row.mean for row in rows], confidence),
+        majority=_estimate([row.majority for row in rows], confidence),
+        against_none=None if first.name == NONE else _gain_over(nones, rows, confidence),
+        against_ttrl=None if first.name == reference else _gain_over(rivals_, rows, confidence),
+        against_votes=_gain([e.outcome.right for e in equal], [row.right for row in rows], confidence),
+        votes=_estimate([e.outcome.right for e in equal], confidence),
+        num_votes=fmean(e.num_votes for e in equal) if equal else None,
+        votes_capped=any(e.capped for e in equal),
+        best=None if best is None else (best, course[best]),
+        last=None if not course else (max(course), course[max(course)]),
+        elsewhere=_places(rows, nones, confidence),
+        tokens=_mean_of(row.tokens for row in rows),
+        seconds=_mean_of(row.seconds for row in rows),
+        length=_mean_of(row.length for row in rows),
+        entropy=_mean_of(row.entropy for row in rows),
+        uses_gold=first.uses_gold,
+    )
+
+
+def _equal(rows: Sequence[Outcome], nones: Sequence[Outcome | None]) -> list[EqualTokens]:
+    """Majority voting at each data set's own tokens; [] where one of them cannot say."""
+    found = [
+        at_equal_tokens(none, fmean(row.tokens.values())) if none is not None and row.tokens else None
+        for row, none in zip(rows, nones, strict=True)
+    ]
+    known = [equal for equal in found if equal is not None]
+    return known if len(known) == len(found) else []
+
+
+def _course(rows: Sequence[Outcome]) -> dict[int, float]:
+    """Greedy Pass@1 by step, over the steps that all runs were evaluated at; mean over seeds, then data sets."""
+    runs = [course for row in rows for course in row.course.values()]
+    if not runs or any(not row.course for row in rows):
+        return {}
+    steps = set.intersection(*(set(course) for course in runs))
+    return {step: fmean(fmean(c[step] for c in row.course.values()) for row in rows) for step in sorted(steps)}
+
+
+def _places(rows: Sequence[Outcome], nones: Sequence[Outcome | None], confidence: float) -> tuple[Place, ...]:
+    """One data set: each place by its name.  Several: one place per role, the mean over each set's places."""
+    if len(rows) == 1:
+        keys = [[key] for key in rows[0].elsewhere]
+    else:
+        roles = dict.fromkeys(role for row in rows for role, _ in row.elsewhere)
+        keys = [[key for row in rows for key in row.elsewhere if key[0] == role] for role in roles]
+        keys = [list(dict.fromkeys(group)) for group in keys]
+    places = []
+    for group in keys:
+        pairs = [
+            (row, none, key) for row, none in zip(rows, nones, strict=True) for key in group if key in row.elsewhere
+        ]
+        values = [row.elsewhere[key] for row, _, key in pairs]
+        right = _estimate(values, confidence)
+        if right is None or len({row.data for row, *_ in pairs}) < len(rows):
+            continue
+        gain = None
+        if all(none is not None and none.name != row.name and key in none.elsewhere for row, none, key in pairs):
+            gain = _gain([none.elsewhere[key] for _, none, key in pairs if none is not None], values, confidence)
+        role, names = group[0][0], list(dict.fromkeys(name for _, name in group))
+        places.append(Place(role, names[0] if len(names) == 1 else f"{len(names)} sets", right, gain))
+    return tuple(places)
+
+
+def _gain_over(others: Sequence[Outcome | None], rows: Sequence[Outcome], confidence: float) -> Gain | None:
+    """Seeds are paired where both learn: the same seed brings both the same questions in the same order."""
+    known = [other for other in others if other is not None]
+    if len(known) < len(rows):
+        return None
+    both_learn = known[0].kind == rows[0].kind == "adapted"
+    return _gain([other.right for other in known], [row.right for row in rows], confidence, both_learn)
+
+
+def _estimate(groups: Sequence[Values], confidence: float) -> Estimate | None:
+    means = [list(_by_question(values).values()) for values in groups]
+    if not means or not all(means):
+        return None
+    seeds = sorted(set.intersection(*(set(values) for values in groups)))
+    by_seed = {seed: fmean(fmean(values[seed].values()) for values in groups) for seed in seeds}
+    return Estimate(*grouped_mean(means, confidence), by_seed)
+
+
+def _gain(a: Sequence[Values], b: Sequence[Values], confidence: float, pair_seeds: bool = False) -> Gain | None:
+    """b - a by question, each averaged over its own seeds, or with `pair_seeds` over those that both have.
+
+    By seed: b's seed against a's same one, or without `pair_seeds` against a's mean.
+    """
+    befores, afters = [], []
+    shares: list[dict[int, float]] = []
+    if not a:
+        return None
+    for x, y in zip(a, b, strict=True):
+        seeds = sorted(set(x) & set(y)) if pair_seeds else sorted(y)
+        if not seeds:
+            return None
+        before, after = _by_question(x, seeds if pair_seeds else None), _by_question(y, seeds)
+        ids = [id_ for id_ in after if id_ in before]
+        if not ids:
+            return None
+        befores.append([before[id_] for id_ in ids])
+        afters.append([after[id_] for id_ in ids])
+        shares.append({seed: _difference(x[seed] if pair_seeds else before, y[seed], ids) for seed in seeds})
+    found = grouped_difference(befores, afters, confidence)
+    common = sorted(set.intersection(*map(set, shares)))
+    by_seed = {seed: fmean(one[seed] for one in shares) for seed in common}
+    low, high = spread_interval(list(by_seed.values()), confidence) or (None, None)
+    return Gain(found.difference, found.low, found.high, found.p_value, found.num, by_seed, low, high)
+
+
+def _difference(before: Mapping[str, float], after: Mapping[str, float], ids: Sequence[str]) -> float:
+    return fmean(after[id_] - before[id_] for id_ in ids)
+
+
+def _by_question(values: Values, seeds: Sequence[int] | None = None) -> dict[str, float]:
+    """A question's mean over the seeds (all, or those given), for the questions that all of them have."""
+    tables = [table for seed, table in values.items() if seeds is None or seed in seeds]
+    if not tables:
+        return {}
+    ids = [id_ for id_ in tables[0] if all(id_ in table for table in tables)]
+    return {id_: math.fsum(table[id_] for table in tables) / len(tables) for id_ in ids}
+
+
+def _mean_of(by_set: Iterable[Mapping[int, float]]) -> float | None:
+    """Mean over seeds, then over data sets; None where one of them does not say."""
+    listed = list(by_set)
+    return fmean(fmean(values.values()) for values in listed) if listed and all(listed) else None

@@ -1,0 +1,91 @@
+"""Budget forcing: one greedy response per question, made as long as a budget of tokens, without any update.
+
+Source: s1 (arXiv 2501.19393).  Where the model would end before the budget is spent, its end token is dropped and a
+cue ("Wait") appended, so that it goes on; where the budget ends first, an answer cue is appended and a few more
+tokens allowed.  s1 does so inside its thinking delimiters; here the whole response is the thinking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from spinerl.config import RolloutConfig
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.sampler import greedy_responses
+from spinerl.types import Question
+
+__all__ = ["Forced", "forced_responses"]
+
+
+@dataclass
+class Forced:
+    """A forced response: its tokens with the cues, how many of them the model wrote, and whether it was ended."""
+
+    ids: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    cut: bool = False
+    truncated: bool = False
+    done: bool = False
+
+
+def forced_responses(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    rollout: RolloutConfig,
+    budget: int,
+    cue: str,
+    answer: str,
+    answer_tokens: int,
+    on_tokens: Callable[[int], None] | None = None,
+) -> list[tuple[str, bool, int]]:
+    """(text, truncated, tokens written by the model) per question; cues are in the text and not in the count.
+
+    Args:
+        budget: tokens of a response, cues included, before the answer cue; at least 1.
+        answer_tokens: tokens after the answer cue; a response that needs more is truncated.
+    """
+    cue_ids, answer_ids = (_ids(loaded, text) for text in (cue, answer))
+    states = [Forced() for _ in questions]
+
+    def ask(chosen: Sequence[int], limit: int) -> list[tuple[list[int], bool]]:
+        """(new tokens, whether they end) of the chosen questions' continuations."""
+        found = greedy_responses(
+            loaded,
+            [questions[i] for i in chosen],
+            [(*prompts[i], *states[i].ids) for i in chosen],
+            rollout.model_copy(update={"max_new_tokens": limit}),
+            on_tokens,
+        )
+        rows = zip(found.tokens, found.mask, found.finished_mask.tolist(), strict=True)
+        return [(tokens[mask].tolist(), ended) for tokens, mask, ended in rows]
+
+    while chosen := [i for i, state in enumerate(states) if not state.done]:
+        # One limit for all: greedy tokens do not depend on it, so the surplus of the others is cut off again.
+        limit = max(budget - len(states[i].ids) for i in chosen)
+        for i, (new, ended) in zip(chosen, ask(chosen, limit), strict=True):
+            state, room = states[i], budget - len(states[i].ids)
+            state.cut = len(new) > room or not ended
+            state.num_tokens += min(len(new), room)
+            state.ids += new[:room] if state.cut else _without_end(new, loaded)
+            state.done = state.cut or len(state.ids) + len(cue_ids) >= budget
+            if not state.done:
+                state.ids += cue_ids
+    if chosen := [i for i, state in enumerate(states) if state.cut]:
+        for i in chosen:
+            states[i].ids += answer_ids
+        for i, (new, ended) in zip(chosen, ask(chosen, answer_tokens), strict=True):
+            states[i].num_tokens += len(new)
+            states[i].ids += new
+            states[i].truncated = not ended
+    decode = loaded.tokenizer.decode
+    return [(str(decode(s.ids, skip_special_tokens=True)), s.truncated, s.num_tokens) for s in states]
+
+
+def _ids(loaded: LoadedModel, text: str) -> list[int]:
+    return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
+
+
+def _without_end(ids: list[int], loaded: LoadedModel) -> list[int]:
+    return ids[:-1] if ids and ids[-1] in loaded.end_ids else ids

@@ -1,0 +1,223 @@
+"""The keys of a comparison, read from a recipe and from key=value words.  No torch.
+
+A comparison's recipe holds the keys below; every other key in it is a configuration key of all its runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spinerl.config import Config, read_recipe
+from spinerl.errors import InputError, did_you_mean
+from spinerl.methods import METHODS
+
+__all__ = ["ForcingKeys", "Keys", "describe_compare_keys", "leaves", "read_keys", "word"]
+
+_NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9_+-]*")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ForcingKeys(_Section):
+    """Budget forcing: what is appended where, in words of the model's own language."""
+
+    budget: int = Field(-1, ge=-1, description="tokens of reasoning; -1: rollout.max_new_tokens; 0: no such row")
+    cue: str = Field(" Wait", description="appended where a response ends before the budget is spent")
+    answer: str = Field(" The answer is", description="appended where the budget cuts a response off")
+    answer_tokens: int = Field(32, ge=1, description="tokens left for the answer after that")
+
+
+class Keys(_Section):
+    """What is compared, and how the models are asked afterwards."""
+
+    methods: list[str] = Field([], description="methods and variants, in the table's order; `none` is always run")
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="further rows: {NAME: {method: METHOD, KEY: VALUE, ...}}"
+    )
+    data: list[str] = Field(["tiny/shift-a"], min_length=1, description="data sets to adapt to, one by one")
+    seeds: list[int] = Field([0], min_length=1, description="every method runs with each")
+    settings: str | None = Field(
+        None, description="recipe of a run (say configs/qwen3-1.7b.yaml): all runs take its keys, method and data aside"
+    )
+    out: str | None = Field(None, description="folder of the comparison; null: runs/compare-...")
+    jobs: int = Field(0, ge=0, description="runs at a time; 0: one per core, or 1 on a GPU")
+    unseen: str | list[str] | dict[str, str | list[str]] | None = Field(
+        "auto",
+        description="data sets to ask the adapted models too, for all or by data set; auto: tiny/SUITE-unseen",
+    )
+    original: str | list[str] | dict[str, str | list[str]] | None = Field(
+        "auto", description="the same, for what the model could do before: forgetting; auto: tiny/in-domain"
+    )
+    elsewhere_questions: int = Field(0, ge=0, description="only the first N unseen and original questions; 0: all")
+    samples: int = Field(
+        16, ge=0, description="responses per question for avg@k and maj@k of the final models; 0: none"
+    )
+    votes: int = Field(64, ge=0, description="most responses per question of the unadapted model that vote")
+    forcing: ForcingKeys = ForcingKeys()  # pyright: ignore[reportCallIssue]
+
+    @field_validator("methods", "data", "seeds", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
+
+
+# What runs of a comparison set beside the defaults.  They evaluate greedily as they go, for the curves; samples are
+# drawn from the final model alone (`samples`), and a finished run needs one checkpoint at most.
+DEFAULTS = ("threads=1", "eval.every=10", "eval.samples=0", "checkpoint.keep=1")
+
+# How often a dotted key of these is cut: what follows is the name of a data set, or a run's own key.
+_DEPTH = {"unseen": 0, "original": 0, "variants": 1}
+
+# One run's identity, which a comparison sets itself.
+_OWN = {"method": "methods=a,b", "run": "out=FOLDER", "seed": "seeds=0,1,2"}
+
+
+def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, tuple[str, ...]]:
+    """(the comparison's keys, the words that configure every run) of a recipe file and `key=value` words.
+
+    For the runs later ones win: DEFAULTS, the recipe, the recipe that `settings` names, the words.
+    Raises InputError in one line for an unknown key, a value out of range, a name given twice, an unknown method.
+    """
+    own: dict[str, Any] = {}
+    whole = ("variants", "unseen", "original")  # their keys are names, with dots or without
+    from_recipe = _sort(leaves(read_recipe(recipe) if recipe else {}, whole), own)
+    from_words = _sort((_parse(one) for one in words), own)
+    try:
+        keys = Keys.model_validate(own)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(item) for item in error.errors()[:2])) from None
+    settings: list[str] = []
+    if keys.settings is not None:
+        given = leaves(read_recipe(keys.settings))
+        settings = [word(key, value) for key, value in given if key.partition(".")[0] not in (*_OWN, "data")]
+    return _checked(keys), (*DEFAULTS, *from_recipe, *settings, *from_words)
+
+
+def _sort(given: Iterable[tuple[str, Any]], own: dict[str, Any]) -> list[str]:
+    """Lay a comparison's own keys into `own`; the others as words for the runs."""
+    for_runs: list[str] = []
+    for key, value in given:
+        top, _, rest = key.partition(".")
+        if key in ("data", "data.name"):
+            own["data"] = value
+        elif top == "data" or (top in Config.model_fields and top not in _OWN):
+            for_runs.append(word(key, value))
+        elif top in Keys.model_fields:
+            _lay(own, [top, *(part for part in rest.split(".", _DEPTH.get(top, -1)) if part)], value)
+        elif top in _OWN:
+            raise InputError(f"{key}={value}: a comparison sets it for each run; give {_OWN[top]}")
+        else:
+            near = did_you_mean(top, [*Keys.model_fields, *Config.model_fields])
+            raise InputError(
+                f"unknown key {key}{near}; a comparison's own keys: {', '.join(Keys.model_fields)}; "
+                "`spinerl config --keys` lists the others"
+            )
+    return for_runs
+
+
+def leaves(layer: Mapping[str, Any], whole: Sequence[str] = (), prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested mapping; the values of the keys in `whole` are not taken apart.
+
+    >>> list(leaves({"anchor": {"weight": 0.1}, "band.low": 0.2}))
+    [('anchor.weight', 0.1), ('band.low', 0.2)]
+    """
+    for key, value in layer.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and name not in whole:
+            yield from leaves(value, whole, f"{name}.")
+        else:
+            yield name, value
+
+
+def word(key: str, value: Any) -> str:
+    """`key=value` as the command line has it, whatever the value.
+
+    >>> word("rollout.stop", ["###"])
+    'rollout.stop=["###"]'
+    """
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+def describe_compare_keys() -> Iterator[tuple[str, Any, str]]:
+    """(key, default, description) of every key of a comparison; docs/compare.md lists them."""
+    for name, field in Keys.model_fields.items():
+        if name == "forcing":
+            for inner, one in ForcingKeys.model_fields.items():
+                yield f"forcing.{inner}", one.default, one.description or ""
+        else:
+            yield name, field.default, field.description or ""
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    key, equals, text = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"{key!r} is not key=value; example: seeds=0,1,2 (a recipe file comes first)")
+    try:
+        return key, yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return key, text
+
+
+def _lay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a nested value; a section takes the place of a plain value of its name."""
+    *sections, last = path
+    for name in sections:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    tree[last] = value
+
+
+def _split(value: Any) -> Any:
+    """A list; from one word its parts between commas."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _checked(keys: Keys) -> Keys:
+    for name in ("methods", "data", "seeds"):
+        values = getattr(keys, name)
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise InputError(f"{name}: {twice} is given twice")
+    if any(seed < 0 for seed in keys.seeds):
+        raise InputError(f"seeds={keys.seeds}: a seed is 0 or more")
+    for name, sets in keys.variants.items():
+        if name in METHODS:
+            raise InputError(f"variants: {name} is a method; give the variant another name")
+        if not _NAME.fullmatch(name):
+            raise InputError(f"variants: {name!r} is no name; letters, digits and _ + - make one")
+        method = sets.get("method")
+        if method not in METHODS:
+            near = did_you_mean(str(method), METHODS)
+            raise InputError(f"variants.{name}.method={method!r} is not a method{near}; allowed: {', '.join(METHODS)}")
+        taken = next((key for key in sets if key.partition(".")[0] in ("data", "seed", "run")), None)
+        if taken:
+            raise InputError(
+                f"variants.{name}.{taken}: a variant cannot set it; data sets and seeds are the same for all"
+            )
+    known = [*METHODS, *keys.variants]
+    for name in keys.methods:
+        if name not in known:
+            raise InputError(
+                f"methods: {name!r} is neither a method nor a variant{did_you_mean(name, known)}; "
+                f"allowed: {', '.join(known)}"
+            )
+    return keys
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}{did_you_mean(key, [name for name, *_ in describe_compare_keys()])}"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{key}={item['input']!r}: {message}"

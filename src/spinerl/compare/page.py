@@ -1,0 +1,87 @@
+"""The comparison's page: what the tables and the runs hold, as `spinerl.report.comparison` wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from spinerl.compare.collect import Outcome
+from spinerl.compare.figures import Figures
+from spinerl.compare.output import mark
+from spinerl.compare.plan import NONE, Comparison
+from spinerl.compare.table import Table
+from spinerl.report.charts import PALETTE_SIZE
+from spinerl.report.comparison import PageCell, PageLine, PageSection, Range, dynamics, write_comparison
+
+__all__ = ["write_page"]
+
+
+def write_page(
+    out: Path,
+    comparison: Comparison,
+    tables: Sequence[Table],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    notes: Sequence[str],
+) -> Path:
+    """Write the self-contained HTML page; the table over all data sets comes first."""
+    adapted = [row.name for row in comparison.rows if row.method != NONE]
+    colours = {name: number for number, name in enumerate(adapted)}
+    pooled = [table for table in tables if table.title not in outcomes]
+    sections = []
+    for number, table in enumerate([*pooled, *(table for table in tables if table not in pooled)]):
+        curves = None
+        if table.title in outcomes:
+            found = {outcome.name: outcome for outcome in outcomes[table.title]}
+            runs = {name: found[name].runs if name in found else () for name in adapted}
+            none = next((line.right for line in table.lines if line.name == NONE), None)
+            curves = dynamics(number, runs, none.value if none else None)
+        lines = tuple(_line(table, line, colours) for line in table.lines)
+        heads = tuple((column.head, column.note) for column in table.columns)
+        sections.append(PageSection(table.title, _said(table, colours), heads, lines, curves))
+    return write_comparison(out, _title(adapted, comparison), _facts(comparison), notes, sections)
+
+
+def _said(table: Table, colours: Mapping[str, int]) -> tuple[tuple[str, str, str], ...]:
+    """(row, its colour's class, what is said of it) of each sentence; no row for what is said of all."""
+    said = []
+    for sentence in table.sentences:
+        name, colon, rest = sentence.partition(": ")
+        known = bool(colon) and name in colours
+        said.append((name, _style(colours[name]), rest) if known else ("", "", sentence))
+    return tuple(said)
+
+
+def _style(colour: int) -> str:
+    return f"s{colour % PALETTE_SIZE}"
+
+
+def _line(table: Table, line: Figures, colours: Mapping[str, int]) -> PageLine:
+    picture = None
+    if line.right is not None:
+        seeds = tuple(line.right.by_seed.values()) if line.kind == "adapted" and len(line.right.by_seed) > 1 else ()
+        rival = line.votes.value if line.votes else None
+        picture = Range(line.right.value, line.right.low, line.right.high, seeds, rival)
+    cells = tuple(PageCell(cell.main, cell.small, cell.verdict) for cell in table.cells(line))
+    style = _style(colours[line.name]) if line.name in colours else ""
+    return PageLine(line.name, mark(line), line.note, line.uses_gold, style, line.kind, picture, cells)
+
+
+def _title(adapted: Sequence[str], comparison: Comparison) -> str:
+    names = ", ".join(adapted[:-1]) + f" and {adapted[-1]}" if len(adapted) > 1 else "".join(adapted) or NONE
+    data = comparison.keys.data
+    return f"{names} on {data[0] if len(data) == 1 else f'{len(data)} data sets'}"
+
+
+def _facts(comparison: Comparison) -> list[tuple[str, str]]:
+    keys = comparison.keys
+    configs = [task.config for task in comparison.tasks if task.config.steps]
+    steps = sorted({config.steps for config in configs})
+    models = sorted({task.config.model.name for task in comparison.tasks})
+    return [
+        ("Rows", ", ".join(row.name for row in comparison.rows)),
+        ("Data", ", ".join(keys.data)),
+        ("Seeds", ", ".join(map(str, keys.seeds))),
+        ("Steps", " or ".join(map(str, steps)) or "0"),
+        ("Model", ", ".join(models)),
+        ("Runs", str(len(comparison.tasks))),
+    ]

@@ -1,0 +1,211 @@
+"""What a comparison will run: one task per method, data set and seed, each with its whole configuration.  No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spinerl.compare.keys import Keys, leaves, read_keys, word
+from spinerl.config import Config, load_config
+from spinerl.data import load_data, resolve
+from spinerl.errors import InputError
+from spinerl.tiny import SUITES
+
+__all__ = ["Comparison", "Elsewhere", "Row", "Task", "elsewhere_file", "plan", "slug"]
+
+NONE = "none"
+"""The row without adaptation."""
+
+# Sections that say how a model is asked; the others say how it learns.
+_ASKING = ("model", "prompt", "answer", "rollout", "vote", "eval", "threads")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, or a variant of one: `Row("spine-anchored", "spine", ("anchor.weight=0.1",))`."""
+
+    name: str
+    method: str
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another data set to ask the final model; `role` is "unseen" or "original"."""
+
+    role: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run.  `after` is what is asked of the model once the run is finished, as plain values (see `after.py`)."""
+
+    row: Row
+    data: str
+    seed: int
+    config: Config
+    folder: Path
+    after: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """For people: "spine, tiny/shift-a, seed 0"."""
+        return f"{self.row.name}, {self.data}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows x data sets x seeds.  `tasks` are ordered so that whole seeds finish first.
+
+    `fingerprints` holds the questions' fingerprint of each data set, `elsewhere` the other sets asked, by data set.
+    """
+
+    keys: Keys
+    out: Path
+    rows: tuple[Row, ...]
+    tasks: tuple[Task, ...]
+    elsewhere: dict[str, tuple[Elsewhere, ...]]
+    fingerprints: dict[str, str]
+
+    def task(self, row: str, data: str, seed: int) -> Task:
+        """The task of a row, data set and seed; KeyError if there is none."""
+        for task in self.tasks:
+            if (task.row.name, task.data, task.seed) == (row, data, seed):
+                return task
+        raise KeyError((row, data, seed))
+
+
+def plan(words: Sequence[str]) -> Comparison:
+    """The comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes; nothing is written.
+
+    Every configuration is resolved and every data set opened here, so that what is wrong is refused before
+    anything runs.  Raises InputError in one line.
+    """
+    rest = list(words)
+    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
+    if recipe is not None and not Path(recipe).is_file():
+        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value words")
+    keys, for_runs = read_keys(recipe, rest)
+    rows = _rows(keys)
+    elsewhere = {data: _elsewhere(keys, data) for data in keys.data}
+    out = Path(keys.out or Path("runs") / f"compare-{_out_name(recipe, rows, keys)}")
+    slugs = {data: slug(data) for data in keys.data}
+    if len(set(slugs.values())) < len(slugs):
+        raise InputError(f"data={','.join(keys.data)}: two of these would share a folder; rename a file")
+    fingerprints: dict[str, str] = {}
+    tasks = []
+    for seed in keys.seeds:
+        for data in keys.data:
+            asked = [(other, _asking_config(for_runs, (), other.name, seed, keys)) for other in elsewhere[data]]
+            for row in rows:
+                folder = out / slugs[data] / f"{row.name}-seed{seed}"
+                config = _config(row, for_runs, data, seed, folder)
+                for name, one in [(data, config), *((other.name, own) for other, own in asked)]:
+                    if name not in fingerprints:
+                        fingerprints[name] = load_data(one.data, answer_kind=one.answer.kind)[0].fingerprint
+                others = [_asking_config(for_runs, row.words, other.name, seed, keys) for other, _ in asked]
+                after = _after(row, config, keys, seed, elsewhere[data], others)
+                tasks.append(Task(row, data, seed, config, folder, after))
+    return Comparison(keys, out, rows, tuple(tasks), elsewhere, fingerprints)
+
+
+def slug(name: str) -> str:
+    """A data set's name as a folder's: "tiny/shift-a" -> "tiny-shift-a"."""
+    path = Path(name)
+    base = path.stem if path.suffix in (".jsonl", ".json", ".parquet", ".yaml") else name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-.") or "data"
+
+
+def elsewhere_file(role: str, name: str) -> str:
+    """The file, inside a run's folder for what its model was asked, of another data set's answers."""
+    return f"{role}-{slug(name)}.jsonl"
+
+
+def _rows(keys: Keys) -> tuple[Row, ...]:
+    named = keys.methods or ([*keys.variants] if keys.variants else ["ttrl", "spine"])
+    if NONE not in named:
+        named = [NONE, *named]
+    rows = []
+    for name in named:
+        sets = dict(keys.variants.get(name, {}))
+        rows.append(Row(name, sets.pop("method", name), tuple(word(key, value) for key, value in leaves(sets))))
+    return tuple(rows)
+
+
+def _config(row: Row, for_runs: Sequence[str], data: str, seed: int, folder: Path) -> Config:
+    """A run's resolved configuration.  The variant's words come after the shared ones, or it would lose its meaning."""
+    own = [f"method={row.method}", word("data.name", data), f"seed={seed}", word("run", str(folder))]
+    if row.method == NONE:
+        own.append("steps=0")  # whatever the shared keys ask of the others
+    try:
+        return resolve(load_config(overrides=[*for_runs, *row.words, *own]))
+    except InputError as error:
+        where = "" if not row.words else f" (in variants.{row.name})"
+        raise InputError(f"{error}{where}") from None
+
+
+def _asking_config(for_runs: Sequence[str], extra: Sequence[str], data: str, seed: int, keys: Keys) -> Config:
+    """How a finished model is asked another data set: greedily, with the run's own prompts and limits."""
+    words = [one for one in (*for_runs, *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
+    words += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
+    words += [word("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
+    return resolve(load_config(overrides=words))
+
+
+def _after(
+    row: Row, config: Config, keys: Keys, seed: int, others: Sequence[Elsewhere], configs: Sequence[Config]
+) -> dict[str, Any]:
+    after: dict[str, Any] = {
+        "elsewhere": [
+            {"role": other.role, "name": other.name, "config": own.model_dump(mode="json")}
+            for other, own in zip(others, configs, strict=True)
+        ]
+    }
+    if row.method == NONE:
+        # All votes are drawn for the first seed alone: the questions are the unit, and votes are dear.
+        after["votes"] = max(keys.votes, keys.samples) if seed == keys.seeds[0] else keys.samples
+        forcing = keys.forcing
+        if forcing.budget and seed == keys.seeds[0]:  # greedy, so the same for every seed
+            budget = config.rollout.max_new_tokens if forcing.budget < 0 else forcing.budget
+            after["forcing"] = forcing.model_dump() | {"budget": budget}
+    elif not config.eval_samples:
+        after["samples"] = keys.samples
+    return after
+
+
+def _elsewhere(keys: Keys, data: str) -> tuple[Elsewhere, ...]:
+    found = [Elsewhere("unseen", name) for name in _named(keys.unseen, data, "unseen", keys.data)]
+    found += [Elsewhere("original", name) for name in _named(keys.original, data, "original", keys.data)]
+    names = [other.name for other in found]
+    if len(set(map(slug, names))) < len(names):
+        raise InputError(f"unseen and original name a data set twice for {data}: {', '.join(names)}")
+    return tuple(found)
+
+
+def _named(value: Any, data: str, key: str, all_data: Sequence[str]) -> list[str]:
+    if isinstance(value, dict):
+        strange = next((name for name in value if name not in all_data), None)
+        if strange is not None:
+            raise InputError(f"{key}.{strange}: not one of data={','.join(all_data)}")
+        value = value.get(data)
+    if value == "auto":
+        if not data.startswith("tiny/"):
+            return []
+        suite = f"{data.removeprefix('tiny/')}-unseen" if key == "unseen" else "in-domain"
+        return [f"tiny/{suite}"] if suite in SUITES and f"tiny/{suite}" != data else []
+    if value in (None, "none", ""):
+        return []
+    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+    return [name for name in names if name != data]  # a list for all data sets names each of them too
+
+
+def _out_name(recipe: str | None, rows: Sequence[Row], keys: Keys) -> str:
+    if recipe is not None:
+        return Path(recipe).stem
+    name = "-".join([*(row.name for row in rows if row.name != NONE), *map(slug, keys.data)])
+    return name if len(name) <= 80 else f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,0 +1,126 @@
+"""The ways of spending test-time compute without an update, from the unadapted model's saved responses.
+
+All read the same responses, so they differ in their rule alone.  Rules and sources: `spinerl.answers.baselines`,
+budget forcing: `spinerl.compare.forcing`.  No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spinerl.answers import Decision, best_of, early_stopped_majority, first_finish
+from spinerl.compare.collect import Outcome, Values, first_vote, first_votes
+from spinerl.types import Vote
+
+__all__ = ["EqualTokens", "at_equal_tokens", "rivals"]
+
+_CONFIDENCE = 0.95  # of early stopping: that of its source
+
+
+def rivals(none: Outcome, k: int) -> list[Outcome]:
+    """A "no update" outcome per rule, over the first k responses; those the saved rows cannot give are left out."""
+
+    def early(confidence: float | None) -> Callable[..., Decision]:
+        def rule(row: Mapping[str, Any], one: Vote, lengths: list[int]) -> Decision:  # noqa: ARG001
+            tie = none.voting.tie
+            return early_stopped_majority(one, lengths, confidence=confidence, tie=tie)
+
+        return rule
+
+    rules: dict[str, tuple[str, Callable[..., Decision]]] = {
+        f"majority of {k}": ("the vote", lambda _, one, lengths: Decision(None, one.winner, k, sum(lengths))),
+        f"best of {k}, likeliest": (
+            "mean token probability",
+            lambda row, one, lengths: best_of(one, row["probabilities"][:k], lengths),
+        ),
+        f"best of {k}, self-certain": (
+            "mean KL from uniform",
+            lambda row, one, lengths: best_of(one, row["certainties"][:k], lengths),
+        ),
+        f"first of {k} done": (
+            "the shortest",
+            lambda row, one, lengths: first_finish(one, lengths, [not cut for cut in row["truncated"][:k]]),
+        ),
+        "stopped when decided": ("the vote, ended once settled", early(None)),
+        "stopped when likely": (f"the vote, ended at {_CONFIDENCE:.0%} lead", early(_CONFIDENCE)),
+    }
+    found = []
+    for name, (note, rule) in rules.items():
+        needs = "certainties" if "certain" in name else "lengths"
+        outcome = Outcome(name, "no update", none.data, note)
+        for seed, rows in none.votes.items():
+            known = [row for row in rows if row.get("responses_correct") is not None and needs in row]
+            if k and known and all(len(row["classes"]) >= k for row in known):
+                outcome.right[seed], outcome.tokens[seed] = _apply(rule, known, k, none, seed)
+        if outcome.right:
+            found.append(outcome)
+    forced = Outcome("budget forcing", "no update", none.data, "greedy, sent on (s1)")
+    for seed, rows in none.forced.items():
+        right = {row["id"]: float(row["greedy"]["correct"]) for row in rows if row["greedy"]["correct"] is not None}
+        if right:
+            forced.right[seed] = right
+            forced.tokens[seed] = sum(row["num_tokens"] for row in rows) / len(rows)
+    return [*found, forced] if forced.right else found
+
+
+@dataclass(frozen=True)
+class EqualTokens:
+    """Majority voting with as many votes per question as some tokens per question buy.
+
+    `num_votes` is that number, a fraction: between two whole ones the outcome is weighed linearly.  `capped`: fewer
+    responses than that were saved, and `num_votes` is their number.
+    """
+
+    outcome: Outcome
+    num_votes: float
+    capped: bool
+
+
+def at_equal_tokens(none: Outcome, tokens: float) -> EqualTokens | None:
+    """Majority voting of the unadapted model at `tokens` per question; None if it has no saved responses.
+
+    num_votes = tokens / mean length of a response, at least 1 and at most as many as were saved.  A question's value
+    is (1 - w) right(floor) + w right(ceil) with w the fraction: what a share w of the votes' last one would add.
+    The seeds with the most saved responses are used.
+    """
+    sizes = {seed: min(len(row["classes"]) for row in rows) for seed, rows in none.votes.items() if rows}
+    if not sizes:
+        return None
+    most = max(sizes.values())
+    right: Values = {}
+    spent: dict[int, float] = {}
+    used: list[float] = []
+    capped = False
+    for seed in (seed for seed, size in sizes.items() if size == most):
+        rows = none.votes[seed]
+        length = sum(sum(row["lengths"]) for row in rows) / sum(len(row["lengths"]) for row in rows)
+        capped |= tokens / length > most
+        num = min(max(tokens / length, 1.0), float(most))
+        low, high = math.floor(num), math.ceil(num)
+        few, many = (first_votes(rows, n, none.voting, seed) for n in (low, high))
+        right[seed] = {id_: (1 - (num - low)) * few[id_] + (num - low) * many[id_] for id_ in few}
+        spent[seed] = num * length
+        used.append(num)
+    if not any(right.values()):
+        return None
+    num_votes = sum(used) / len(used)
+    outcome = Outcome("equal-token vote", "no update", none.data, right=right, tokens=spent)
+    note = f"majority of {num_votes:.3g}" + (", all that were drawn" if capped else "")
+    return EqualTokens(replace(outcome, note=note), num_votes, capped)
+
+
+def _apply(
+    rule: Callable[..., Decision], rows: list[dict[str, Any]], k: int, none: Outcome, seed: int
+) -> tuple[dict[str, float], float]:
+    """(right by question, mean tokens spent) of a rule over every row's first k responses."""
+    right, spent = {}, 0
+    for row in rows:
+        one = first_vote(row, k, none.voting, seed)
+        decision = rule(row, one, row["lengths"][:k])
+        spent += decision.num_tokens
+        won = decision.winner is not None and row["responses_correct"][one.classes.index(decision.winner)]
+        right[row["id"]] = float(won)
+    return right, spent / len(rows)

@@ -1,0 +1,169 @@
+"""Runs tasks in child processes, so many at a time, listens to them, and ends them when the user does.
+
+A child is told everything on its standard input and ends when that closes.  It sits in a process group of its own:
+Ctrl-C reaches this process alone, which then ends its children and what they started, and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from spinerl import errors
+from spinerl.compare.plan import Task
+from spinerl.compare.state import State
+from spinerl.errors import InputError, RunError, SpinerlError
+
+__all__ = ["Failure", "Watcher", "run_tasks"]
+
+_GRACE_S = 5.0
+_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+
+Failure = tuple[Task, str]
+"""A task that could not be finished, and why, in one line."""
+
+
+class Watcher(Protocol):
+    """Is told what happens to the tasks.  `spinerl.compare.progress` is the one the command uses."""
+
+    def started(self, task: Task) -> None: ...
+
+    def heard(self, task: Task, message: Mapping[str, Any]) -> None:
+        """A message of `child.py`: a phase, a step, an evaluation, a note."""
+        ...
+
+    def ended(self, task: Task, failure: str | None) -> None: ...
+
+
+def run_tasks(
+    tasks: Sequence[tuple[Task, State]],
+    jobs: int,
+    logs: Path,
+    watcher: Watcher,
+    command: Sequence[str] = ("spinerl", "compare"),
+    overwrite: bool = False,
+) -> list[Failure]:
+    """Run the tasks, never more than `jobs` at a time; the failed ones, the others being done.
+
+    A run that fails while running (a loss that is not finite, a full disk) does not stop the others.  Refused input
+    stops everything: InputError.  Any exception here, Ctrl-C too, ends the children.
+
+    Args:
+        logs: folder for what the children print.
+        command: the words the user gave, for the runs' manifests.
+        overwrite: whether a new run takes the place of one in its folder.
+    """
+    waiting, running, failures = deque(tasks), {}, []
+    heard: queue.SimpleQueue[tuple[Path, dict[str, Any] | None]] = queue.SimpleQueue()
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task, state = waiting.popleft()
+                job = {
+                    "folder": str(task.folder),
+                    "config": task.config.model_dump(mode="json"),
+                    "after": task.after,
+                    "state": state,
+                    "overwrite": overwrite,
+                    "command": list(command),
+                }
+                running[task.folder] = _Child(task, job, logs / f"{task.folder.parent.name}-{task.folder.name}", heard)
+                watcher.started(task)
+            folder, message = heard.get()
+            child = running[folder]
+            if message is None:
+                del running[folder]
+                failure = child.reason()
+                child.end()
+                watcher.ended(child.task, failure)
+                if failure is not None:
+                    failures.append((child.task, failure))
+            elif "error" in message:
+                child.error = getattr(errors, message["kind"], RunError)(message["error"])
+                if isinstance(child.error, InputError):
+                    raise InputError(f"{child.task.label}: {child.error}")
+            else:
+                watcher.heard(child.task, message)
+    finally:
+        for child in running.values():
+            child.ask_to_end()
+        for child in running.values():
+            child.end()
+    return failures
+
+
+class _Child:
+    """A running task."""
+
+    def __init__(self, task: Task, job: Mapping[str, Any], log: Path, heard: queue.SimpleQueue[Any]) -> None:
+        self.task = task
+        self.error: SpinerlError | None = None
+        self._log = log.with_suffix(log.suffix + ".log")
+        with self._log.open("w", encoding="utf-8") as words:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "spinerl.compare.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                text=True,
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its log says of what
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+        threading.Thread(target=self._listen, args=(self._process.stdout, heard), daemon=True).start()
+
+    def _listen(self, lines: IO[str], heard: queue.SimpleQueue[Any]) -> None:
+        with contextlib.suppress(ValueError):  # the pipe was closed while it was read
+            for line in lines:
+                heard.put((self.task.folder, json.loads(line)))
+        heard.put((self.task.folder, None))
+
+    def reason(self) -> str | None:
+        """Why the task is not done, in one line; None if it is.  Waits for the process, which has stopped talking."""
+        code = self._process.wait()
+        if self.error is not None:
+            return str(self.error)
+        if code == 0:
+            return None
+        last = [line.strip() for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{how}: {last[-1][:300] if last else 'it said nothing'} ({self._log})"
+
+    def ask_to_end(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """See the process out and let go of its pipes; it is killed if it does not heed `ask_to_end` in time."""
+        try:
+            self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        with contextlib.suppress(OSError):
+            if self._process.returncode == 0 and not self._log.stat().st_size:
+                self._log.unlink()  # nothing was said
+
+    def _signal(self, number: int) -> None:
+        """To the child and what it started; not once it is gone, when its number may be another's."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)

@@ -1,0 +1,122 @@
+"""Drawing one token per row from logits, with the token's log-probability and the entropy of its distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from spinerl.maths import self_certainty
+
+__all__ = ["Drawn", "Truncation", "draw"]
+
+Truncation = Callable[[torch.Tensor], torch.Tensor]
+"""Scores (R, V) -> the same with -inf for the tokens that may not be drawn."""
+
+# Elements of logits worked on at once.  On a CPU the later passes over a piece then find it in the cache.
+_PIECE_ON_CPU, _PIECE = 2**20, 2**26
+_FEW = 1024  # a vocabulary so small is searched directly
+_BLOCK = 128  # neighbouring tokens whose probabilities are added up before the drawn one is looked for
+_IMPOSSIBLE = -1e4  # stands for -inf: 0 * -inf is nan, and exp(-1e4) is 0 in every float type
+
+
+class Drawn(NamedTuple):
+    """One token per row: `tokens` (R,) int64; `logprobs`, `entropies` (R,) in nats, float32 or better; `certainties`
+    (R,), or (0,) where nobody asks for them."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    certainties: torch.Tensor
+
+
+def draw(
+    logits: torch.Tensor,
+    temperature: float,
+    uniforms: torch.Tensor | None,
+    truncate: Truncation | None = None,
+    certainties: bool = False,
+) -> Drawn:
+    """One token for each row of `logits` (R, V).
+
+    The figures are those of softmax(logits / temperature), as `spinerl.maths.log_distribution`, `pick_logprobs`
+    and `shannon_entropies` define them, also where `truncate` keeps tokens from being drawn.
+
+    Args:
+        uniforms: (R,) numbers in [0, 1): a row's token is the first whose cumulative probability exceeds its
+            number.  None: the likeliest token.
+        certainties: whether to take `spinerl.maths.self_certainty` too, which costs passes over the vocabulary.
+    """
+    rows, vocabulary = logits.shape
+    step = max(1, (_PIECE_ON_CPU if logits.device.type == "cpu" else _PIECE) // vocabulary)
+    pieces = [
+        _draw_piece(
+            logits[a : a + step],
+            temperature,
+            None if uniforms is None else uniforms[a : a + step],
+            truncate,
+            certainties,
+        )
+        for a in range(0, rows, step)
+    ]
+    return pieces[0] if len(pieces) == 1 else Drawn(*map(torch.cat, zip(*pieces, strict=True)))
+
+
+def _draw_piece(
+    logits: torch.Tensor,
+    temperature: float,
+    uniforms: torch.Tensor | None,
+    truncate: Truncation | None,
+    certainties: bool,
+) -> Drawn:
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature != 1.0:
+        scores = scores / temperature
+    probabilities = torch.softmax(scores, dim=-1)
+    if uniforms is None:
+        tokens = scores.argmax(dim=-1, keepdim=True)
+    elif truncate is None:
+        tokens = _inverse_cdf(probabilities, uniforms.unsqueeze(1))
+    else:
+        tokens = _inverse_cdf(torch.softmax(truncate(scores), dim=-1), uniforms.unsqueeze(1))
+    # With x = scores - max and Z = sum_v exp x_v: log p = x - log Z and H = log Z - sum_v p_v x_v.  The likeliest
+    # token has x = 0, so that log Z is found without another pass of exponentials.  Over a large vocabulary
+    # softmax misses a sum of 1 by more than the rounding of one number; dividing by the sum mends that.
+    top = scores.amax(dim=-1, keepdim=True)
+    total = probabilities.sum(dim=-1, keepdim=True)
+    log_total = (total / probabilities.amax(dim=-1, keepdim=True)).log()
+    logprobs = scores.gather(1, tokens) - top - log_total
+    mean = (scores - top).clamp_min_(_IMPOSSIBLE).mul_(probabilities).sum(dim=-1, keepdim=True) / total
+    certain = self_certainty(torch.log_softmax(scores, dim=-1)) if certainties else scores.new_empty(0)
+    return Drawn(tokens.squeeze(1), logprobs.squeeze(1), (log_total - mean).squeeze(1), certain)
+
+
+def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The first token (R, 1) whose cumulative probability exceeds its row's number.
+
+    Probabilities are (R, V), uniforms (R, 1).  Over a large vocabulary a running sum is the slowest pass there is;
+    so the token's block is found among sums of blocks, which are few, and then its place in the block.
+    """
+    vocabulary = probabilities.shape[1]
+    if vocabulary <= _FEW:
+        cumulative = probabilities.cumsum(-1)
+        return _first_above(cumulative, uniforms * cumulative[:, -1:])
+    whole = vocabulary // _BLOCK * _BLOCK
+    sums = probabilities[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    cumulative = torch.cat([sums, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1).cumsum(-1)
+    target = uniforms * cumulative[:, -1:]
+    block = _first_above(cumulative, target)
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_min(0)), 0)
+    place = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+    inside = (probabilities.gather(1, place.clamp_max(vocabulary - 1)) * (place < vocabulary)).cumsum(-1)
+    return block * _BLOCK + _first_above(inside, target - before)
+
+
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Where a running sum (R, n) first exceeds its row's target (R, 1); where it last grows, if it never does.
+
+    It grows there, so that a token of probability 0 is never the one.
+    """
+    total = cumulative[:, -1:]
+    return torch.searchsorted(cumulative, torch.minimum(target, torch.nextafter(total, -total)), right=True)

@@ -1,0 +1,319 @@
+"""Teacher-forced passes over finished responses: which rows run together, and their hidden states.
+
+A question's prompt is computed once for all its responses (`Prefix`): the responses run as continuations of its
+keys and values, through transformers' own cache interface.  Where the model does not allow that, or it does not
+pay, each row carries its prompt: [prompt, response], padded on the right, where causal attention cannot see.
+Rows end just before their last wanted token, and rows without one are not run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from spinerl.config import OptimConfig
+from spinerl.engine.head import head_logits
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.trials import ability, agree, only_embeddings_learn
+from spinerl.types import Batch
+
+__all__ = ["MicroBatch", "Piece", "Prefix", "logits", "plan", "wanted_states"]
+
+_WORTH_SHARING = 0.9  # share prompts when that leaves at most this share of the tokens
+_ENOUGH_TOKENS = 2048  # a pass of so many runs at full speed: from here on it is cut rather than padded
+_LITTLE_PADDING = 0.9  # rows shorter than this share of the longest are too short to be padded to it
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of a batch ready for one forward pass.  N is the number of wanted tokens among them.
+
+    `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
+    the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
+    prefix that each row continues, or None where rows carry their prompts.
+    """
+
+    row_of: torch.Tensor
+    column_of: torch.Tensor
+    input_ids: torch.Tensor
+    place: torch.Tensor
+    prefix_of: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Micro-batches, and the prompts (each without its last token) that their rows continue, if they share any."""
+
+    prefixes: tuple[tuple[int, ...], ...]
+    micros: tuple[MicroBatch, ...]
+
+
+def plan(loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig) -> list[Piece]:
+    """The passes that compute the wanted (B, T) tokens, each of at most `optim.micro_batch_tokens` padded tokens
+    (`optim.micro_batch_rows` rows where that is given); a single longer row still goes alone."""
+    if batch.tokens.shape[1] == 0:
+        return []
+    columns = torch.arange(batch.tokens.shape[1])
+    last = torch.where(wanted, columns, -1).amax(dim=1)
+    if not optim.skip:
+        last = last.clamp_min(0)
+    if not optim.trim:
+        last = torch.where(last >= 0, batch.mask.sum(dim=1) - 1, last)
+    # The output at position p predicts token p + 1: to predict response token t, a row needs t response tokens.
+    ends = {row: t for row, t in enumerate(last.tolist()) if t >= 0}
+    if optim.share_prompts and _pays(batch, ends) and _shares_prompts(loaded):
+        return _shared_pieces(batch, wanted, ends, optim, loaded)
+    lengths = {row: len(batch.prompts[row]) + t for row, t in ends.items()}
+    micros = [
+        _micro_batch(batch, wanted, rows, ends, loaded.pad_id, None)
+        for rows in _cut(_ordered(lengths, optim.sort), lengths, optim.micro_batch_rows, optim.micro_batch_tokens)
+    ]
+    return [Piece((), (micro,)) for micro in micros]
+
+
+def wanted_states(loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None) -> torch.Tensor:
+    """What predicts the wanted tokens: last hidden states (N, d), for `logits` to turn into logits."""
+    ids = micro.input_ids.to(loaded.device)
+    place = micro.place.to(loaded.device)
+    continued = prefix.continuation(micro) if prefix is not None else {}
+    if _splits_head(loaded):
+        states = loaded.model.base_model(input_ids=ids, use_cache=bool(continued), **continued)[0]
+    else:
+        states = loaded.model(input_ids=ids, use_cache=bool(continued), **continued).logits
+    return states.flatten(0, 1)[place]
+
+
+def logits(loaded: LoadedModel, states: torch.Tensor) -> torch.Tensor:
+    """Logits (n, V) of some of the rows that `wanted_states` gave."""
+    return head_logits(loaded.model, states) if _splits_head(loaded) else states
+
+
+class Prefix:
+    """The keys and values of a piece's prompts, computed once.
+
+    With gradient enabled its rows may run, and go backward, one micro-batch after the other: they differentiate
+    down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
+    """
+
+    def __init__(self, loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> None:
+        self._device = loaded.device
+        self._lengths = torch.tensor([len(p) for p in prefixes], device=loaded.device)
+        width = int(self._lengths.max())
+        padded = [[*p, *([loaded.pad_id] * (width - len(p)))] for p in prefixes]
+        # Padding on the right: no prompt token sees it, and continuations are masked from it.
+        cache = DynamicCache(config=loaded.model.config)
+        ids = torch.tensor(padded, device=loaded.device)
+        loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        self._width = width
+        self._computed: list[torch.Tensor] = []
+        self._leaves: list[torch.Tensor] = []
+        layers: list[Any] = list(cache.layers)
+        for layer in layers:
+            layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
+        self._cache, self._layers = cache, layers
+
+    def continuation(self, micro: MicroBatch) -> dict[str, object]:
+        """The model arguments that make a micro-batch's rows continue their prompts."""
+        assert micro.prefix_of is not None
+        prefix_of = micro.prefix_of.to(self._device)
+        cache = copy.copy(self._cache)
+        cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
+        lengths = self._lengths[prefix_of].unsqueeze(1)
+        columns = torch.arange(micro.input_ids.shape[1], device=self._device)
+        arguments: dict[str, object] = {"past_key_values": cache, "position_ids": lengths + columns}
+        if bool((lengths < self._width).any()):
+            real = torch.arange(self._width, device=self._device) < lengths
+            arguments["attention_mask"] = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1).long()
+        return arguments
+
+    def backward(self) -> None:
+        """Carry the gradients that have gathered at the keys and values through the prompts."""
+        pairs = [(c, leaf.grad) for c, leaf in zip(self._computed, self._leaves, strict=True) if leaf.grad is not None]
+        if pairs:
+            torch.autograd.backward([c for c, _ in pairs], [g for _, g in pairs])
+
+    def _leaf(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        leaf = tensor.detach().requires_grad_()
+        self._computed.append(tensor)
+        self._leaves.append(leaf)
+        return leaf
+
+    @staticmethod
+    def _continued(layer: Any, prefix_of: torch.Tensor) -> Any:
+        other = copy.copy(layer)
+        if len(layer.keys) == 1:  # one question: a view, for `update` copies it once more anyway
+            other.keys, other.values = (
+                tensor.expand(len(prefix_of), *tensor.shape[1:]) for tensor in (layer.keys, layer.values)
+            )
+        else:
+            other.batch_select_indices(prefix_of)
+        return other
+
+
+def _splits_head(loaded: LoadedModel) -> bool:
+    """Whether backbone and head, run apart, give what the model gives."""
+
+    def trial() -> bool:
+        ids = torch.arange(6, device=loaded.device).unsqueeze(0) + 1
+        with torch.no_grad():
+            states = loaded.model.base_model(input_ids=ids, use_cache=False)[0]
+            whole = loaded.model(input_ids=ids, use_cache=False).logits
+            return agree(head_logits(loaded.model, states[0]), whole[0])
+
+    return ability(loaded, "split_head", trial)
+
+
+def _shares_prompts(loaded: LoadedModel) -> bool:
+    """Whether rows that continue a prompt's keys and values give the same states, and the same gradient."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in loaded.model.modules()):
+        return False  # layers that are computed a second time would enter the cache twice
+
+    def trial() -> bool:
+        tokens = torch.arange(16).view(4, 4) + 2
+        prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
+        batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
+        ends = dict.fromkeys(range(4), 3)
+        apart = [Piece((), (_micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
+        together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
+        states, gradient = _states_and_gradient(loaded, apart)
+        shared_states, shared_gradient = _states_and_gradient(loaded, together)
+        return agree(shared_states, states) and agree(shared_gradient, gradient)
+
+    return ability(loaded, "shared_prompts", trial)
+
+
+def _states_and_gradient(loaded: LoadedModel, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Wanted states, by row and column, and a gradient of them that reaches the input embeddings."""
+    found = {}
+    with only_embeddings_learn(loaded) as weight:
+        for piece in pieces:
+            prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+            for micro in piece.micros:
+                states = wanted_states(loaded, micro, prefix)
+                cells = zip(micro.row_of.tolist(), micro.column_of.tolist(), strict=True)
+                found |= dict(zip(cells, states.detach(), strict=True))
+                slope = torch.linspace(-1, 1, states.shape[1], device=states.device, dtype=states.dtype)
+                states.backward(slope.expand(states.shape))
+            if prefix is not None:
+                prefix.backward()
+        assert weight.grad is not None
+        return torch.stack([found[cell] for cell in sorted(found)]), weight.grad
+
+
+def _slides(loaded: LoadedModel) -> bool:
+    """Whether some layer sees a window of columns, where padding inside a row would count as distance."""
+    return any(type(layer) is not DynamicLayer for layer in DynamicCache(config=loaded.model.config).layers)
+
+
+def _pays(batch: Batch, ends: dict[int, int]) -> bool:
+    """Whether sharing saves enough tokens, prompts of one token (nothing to share) aside."""
+    apart = sum(len(batch.prompts[row]) + t for row, t in ends.items())
+    prompts = {batch.prompts[row] for row in ends}
+    together = sum(len(prompt) - 1 for prompt in prompts) + sum(t + 1 for t in ends.values())
+    return all(len(prompt) > 1 for prompt in prompts) and together <= _WORTH_SHARING * apart
+
+
+def _shared_pieces(
+    batch: Batch, wanted: torch.Tensor, ends: dict[int, int], optim: OptimConfig, loaded: LoadedModel
+) -> list[Piece]:
+    """Whole questions together while they fit; the rows of a piece cut into micro-batches."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row in ends:
+        rows_of.setdefault(batch.prompts[row], []).append(row)
+    lengths = {row: t + 1 for row, t in ends.items()}  # the prompt's last token, then t response tokens
+    pieces = []
+    for prompts in _together(rows_of, lengths, optim, may_pad=not _slides(loaded)):
+        prefixes = tuple(prompt[:-1] for prompt in prompts)
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        rows = {row: lengths[row] for prompt in prompts for row in rows_of[prompt]}
+        budget = max(1, optim.micro_batch_tokens - len(prompts) * max(map(len, prefixes)))
+        cuts = _cut(_ordered(rows, optim.sort), rows, optim.micro_batch_rows, budget)
+        pieces.append(
+            Piece(
+                prefixes,
+                tuple(_micro_batch(batch, wanted, cut, ends, loaded.pad_id, number) for cut in cuts),
+            )
+        )
+    return pieces
+
+
+def _together(
+    rows_of: dict[tuple[int, ...], list[int]], lengths: dict[int, int], optim: OptimConfig, may_pad: bool
+) -> Iterator[list[tuple[int, ...]]]:
+    """Prompts, longest first, in lots whose prompts and rows fit into one pass."""
+    lot: list[tuple[int, ...]] = []
+    rows = 0
+    used = 0
+    for prompt in sorted(rows_of, key=lambda prompt: (-len(prompt), prompt)):
+        own = sum(lengths[row] for row in rows_of[prompt])
+        fits = used + len(prompt) + own <= optim.micro_batch_tokens
+        if optim.micro_batch_rows:
+            fits = rows + len(rows_of[prompt]) <= optim.micro_batch_rows
+        alike = bool(lot) and (len(prompt) == len(lot[0]) or (may_pad and len(prompt) >= 0.5 * len(lot[0])))
+        if lot and not (fits and alike):
+            yield lot
+            lot, used, rows = [], 0, 0
+        lot.append(prompt)
+        used += len(lot[0]) + own
+        rows += len(rows_of[prompt])
+    if lot:
+        yield lot
+
+
+def _ordered(lengths: dict[int, int], sort: bool) -> list[int]:
+    return sorted(lengths, key=lambda row: (-lengths[row], row)) if sort else list(lengths)
+
+
+def _cut(rows: Sequence[int], lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator[list[int]]:
+    """The rows in lots of at most `max_rows` rows, or else of at most `max_tokens` padded tokens and little padding."""
+    lot: list[int] = []
+    width = 0
+    for row in rows:
+        wider = max(width, lengths[row])
+        if max_rows:
+            full = len(lot) == max_rows
+        else:
+            full = (len(lot) + 1) * wider > max_tokens or (
+                len(lot) * width >= _ENOUGH_TOKENS and lengths[row] < _LITTLE_PADDING * width
+            )
+        if lot and full:
+            yield lot
+            lot, wider = [], lengths[row]
+        lot.append(row)
+        width = wider
+    if lot:
+        yield lot
+
+
+def _micro_batch(
+    batch: Batch,
+    wanted: torch.Tensor,
+    rows: list[int],
+    ends: dict[int, int],
+    pad_id: int,
+    number: dict[tuple[int, ...], int] | None,
+) -> MicroBatch:
+    """Rows [prompt, response], or with `number` (of each prompt's prefix) rows [last prompt token, response]."""
+    heads = [batch.prompts[row] if number is None else batch.prompts[row][-1:] for row in rows]
+    width = max(len(head) + ends[row] for head, row in zip(heads, rows, strict=True))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
+        ids[i, : len(head)] = torch.tensor(head)
+        ids[i, len(head) : len(head) + ends[row]] = batch.tokens[row, : ends[row]]
+    local, column_of = wanted[rows].nonzero(as_tuple=True)
+    head_lengths = torch.tensor([len(head) for head in heads])
+    return MicroBatch(
+        row_of=torch.tensor(rows)[local],
+        column_of=column_of,
+        input_ids=ids,
+        place=local * width + head_lengths[local] + column_of - 1,
+        prefix_of=None if number is None else torch.tensor([number[batch.prompts[row]] for row in rows]),
+    )

@@ -1,0 +1,477 @@
+"""Decoding many responses to one prompt while its keys and values are held, and read, once.
+
+The model runs as it is; only its attention function is exchanged, through transformers' `AttentionInterface`, and
+its cache.  For each new token a row's query meets the keys of its question's prompt, all rows of a question in one
+matrix product, and the keys of its own earlier tokens, under one softmax.
+
+Questions that enter the batch together are a cohort: all rows of a cohort have the same number of new tokens, so
+that nothing but prompts of unlike lengths ever needs a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.trials import ability, agree
+
+__all__ = ["SharedDecoder", "can_share_prompts"]
+
+_NAME = "spinerl_shared"
+_BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
+_PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
+_COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
+_HARMLESS = {"cache_position", "is_causal", "logits_to_keep", "output_attentions", "position_ids", "use_cache"}
+
+
+def can_share_prompts(loaded: LoadedModel) -> bool:
+    """Whether `SharedDecoder` gives this model's own logits: tried once, on a few tokens, and remembered."""
+    return ability(loaded, "shared_decoding", lambda: _trial(loaded))
+
+
+@torch.no_grad()
+def _trial(loaded: LoadedModel) -> bool:
+    """Two prompts of unlike lengths, the second entering two tokens after the first, two responses each."""
+    prompts = ((3, 4, 5, 6, 7), (8, 9))
+    vocabulary = loaded.model.config.get_text_config().vocab_size
+    tokens = (torch.arange(16, device=loaded.device).view(4, 4) * 7 + 2) % vocabulary
+    found: list[list[torch.Tensor]] = []
+    with SharedDecoder(loaded) as decoder:
+        for t in range(4):
+            if t in (0, 2):
+                found.append([decoder.admit([prompts[t // 2]], 2).expand(2, -1)])
+            logits = decoder.step(tokens[: 2 * len(found), t])
+            for lot, new in zip(found, logits.split(2), strict=True):
+                lot.append(new)
+    same = True
+    for i, (prompt, lot) in enumerate(zip(prompts, found, strict=True)):
+        ids = torch.tensor([prompt, prompt], device=loaded.device)
+        ids = torch.cat([ids, tokens[2 * i : 2 * i + 2, 2 * i :]], dim=1)
+        plain = loaded.model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :]
+        same &= agree(torch.stack(lot, dim=1), plain)
+    return same
+
+
+class SharedDecoder:
+    """A batch of rows that continue shared prompts; to be used in a `with` statement, which exchanges the attention.
+
+    Rows are in the order in which they were admitted, until `keep` moves them.
+
+    Raises TypeError or ValueError, when it is made or used, for an architecture it cannot run.
+    """
+
+    shares_prompts = True
+    max_cohorts = 8  # each costs some operations per layer and token
+
+    def __init__(self, loaded: LoadedModel, compact: bool = True) -> None:
+        self._loaded = loaded
+        self._compact = compact
+        self._cohorts: list[_Cohort] = []
+        windows = _windows(loaded.model)
+        self._num_layers = len(windows)
+        self._cache = Cache(layers=[_SharedLayer(i, window, self._cohorts) for i, window in enumerate(windows)])
+        self._ordinary = _implementation(loaded.model)
+
+    def __enter__(self) -> SharedDecoder:
+        self._loaded.model.set_attn_implementation(_NAME)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loaded.model.set_attn_implementation(self._ordinary)
+
+    @property
+    def num_cohorts(self) -> int:
+        """How many cohorts the batch is made of."""
+        return len(self._cohorts)
+
+    def admit(self, prompts: Sequence[tuple[int, ...]], num_responses: int) -> torch.Tensor:
+        """Logits (Q, V) after each of these prompts, each of which gets `num_responses` rows at the end of the batch.
+
+        Prompts of like lengths should stand side by side.
+        """
+        for cohort in self._cohorts:
+            cohort.release()
+        self._loaded.model.set_attn_implementation(self._ordinary)
+        try:
+            logits = []
+            for piece in _alike(prompts):
+                piece_logits, layers = self._prefill(piece)
+                self._cohorts.append(_Cohort([len(p) for p in piece], num_responses, layers))
+                logits.append(piece_logits)
+        finally:
+            self._loaded.model.set_attn_implementation(_NAME)
+        return torch.cat(logits)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (R, V) after one more token in each row; `tokens` (R,)."""
+        for cohort in self._cohorts:
+            cohort.begin_token()
+        positions = torch.cat([cohort.positions for cohort in self._cohorts])
+        output = self._loaded.model(
+            input_ids=tokens.unsqueeze(1),
+            position_ids=positions.unsqueeze(1),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+    def keep(self, going: torch.Tensor) -> torch.Tensor | None:
+        """Let finished rows leave, where that pays; `going` (R,) on the CPU says which rows are not finished.
+
+        Returns an index (R',): the old numbers of the rows now in the batch, in their new order; None if nothing
+        changed.
+        """
+        cohorts, orders, start = [], [], 0
+        for cohort, mask in zip(self._cohorts, going.split([c.num_rows for c in self._cohorts]), strict=True):
+            order = torch.arange(len(mask))
+            num_going = int(mask.sum())
+            if num_going == 0 or (self._compact and len(mask) - num_going > _COMPACT_AT * len(mask)):
+                order = _filling_holes(mask)
+            if num_going:
+                cohorts.append(cohort)
+                if len(order) < len(mask):
+                    cohort.select(order)
+            orders.append(order + start)
+            start += len(mask)
+        self._cohorts[:] = cohorts
+        order = torch.cat(orders)
+        return order if len(order) < len(going) else None
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[_LayerState]]:
+        """Logits after the prompts, and their keys and values.  Padding on the right is seen by no prompt token."""
+        model, device = self._loaded.model, self._loaded.device
+        width = max(map(len, prompts))
+        step = max(1, _PREFILL_TOKENS // width)
+        logits: list[torch.Tensor] = []
+        pieces: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        for start in range(0, len(prompts), step):
+            piece = prompts[start : start + step]
+            ids = torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in piece], device=device)
+            last = torch.tensor([len(p) - 1 for p in piece], device=device)
+            cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
+            logits.append(_last_logits(model, ids, last, cache))
+            pieces.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
+        layers = [
+            tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)) for pairs in zip(*pieces, strict=True)
+        ]
+        if len(layers) != self._num_layers:
+            raise ValueError("not every layer keeps keys and values of its own")
+        return torch.cat(logits), [_LayerState(keys, values) for keys, values in layers]
+
+
+def _windows(model: PreTrainedModel) -> list[int | None]:
+    """How far each layer sees, by the configuration; None for all the way.  ValueError for layers of other kinds."""
+    if "chunked_attention" in (getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()):
+        raise ValueError("attention in chunks")
+    windows: list[int | None] = []
+    for layer in DynamicCache(config=model.config).layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            windows.append(layer.sliding_window)
+        elif type(layer) is DynamicLayer:
+            windows.append(None)
+        else:
+            raise ValueError(f"a cache layer of type {type(layer).__name__}")
+    return windows
+
+
+def _implementation(model: PreTrainedModel) -> str | dict[str, Any]:
+    """What `set_attn_implementation` takes to bring back the present state.  ValueError if it takes nothing."""
+    config: Any = model.config
+    if not getattr(model, "_can_set_attn_implementation", lambda: True)():
+        raise ValueError("the attention function cannot be exchanged")
+    parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs if getattr(config, name)}
+    return {"": config._attn_implementation, **parts} if parts else config._attn_implementation
+
+
+def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Cut where one prompt is so much longer than another that padding would cost more than a cohort of its own."""
+    lot: list[tuple[int, ...]] = []
+    for prompt in prompts:
+        lengths = [len(p) for p in lot] + [len(prompt)]
+        if max(lengths) > 1.5 * min(lengths) + 64:
+            yield lot
+            lot = []
+        lot.append(prompt)
+    yield lot
+
+
+def _last_logits(model: PreTrainedModel, ids: torch.Tensor, last: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """Logits (Q, V) at position `last` (Q,) of each row, the head being applied there alone."""
+    head: Any = model.get_output_embeddings()
+
+    def gather(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0][torch.arange(len(last), device=last.device), last].unsqueeze(1), *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        return model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, 0]
+    finally:
+        handle.remove()
+
+
+def _filling_holes(keep: torch.Tensor) -> torch.Tensor:
+    """The order of the kept rows that moves the fewest: the last ones go where others leave."""
+    count = int(keep.sum())
+    order = torch.arange(count)
+    order[~keep[:count]] = count + keep[count:].nonzero().squeeze(1)
+    return order
+
+
+@dataclass
+class _LayerState:
+    """One layer's keys and values for one cohort: Q prompts of padded length L, R rows, Hkv heads of width D.
+
+    The rows' own tokens are kept in blocks of neighbouring columns, (R or more, Hkv, block, D) each.  Memory is
+    read more than twice as fast in one stretch as in many with gaps, and only the latest block has gaps.
+    """
+
+    prompt_keys: torch.Tensor  # (Q, Hkv, L, D)
+    prompt_values: torch.Tensor
+    blocks: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def write(self, column: int, size: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put one token's keys and values (R, Hkv, 1, D) into a column, blocks being of this size."""
+        number, place = divmod(column, size)
+        if number == len(self.blocks):
+            self.blocks.append((_room(keys, size), _room(values, size)))
+        for block, new in zip(self.blocks[number], (keys, values), strict=True):
+            block[: len(new), :, place] = new[:, :, 0]
+
+    def own(self, num_rows: int, first: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the rows' own tokens from `first` up to `length`, in pieces (R * Hkv, n, D)."""
+        pieces = []
+        start = 0
+        for keys, values in self.blocks:
+            span = slice(max(0, first - start), length - start)
+            start += keys.shape[2]
+            if first < start:
+                pieces.append((keys[:num_rows].flatten(0, 1)[:, span], values[:num_rows].flatten(0, 1)[:, span]))
+        return pieces
+
+
+def _room(one: torch.Tensor, size: int) -> torch.Tensor:
+    rows, heads, _, width = one.shape
+    return one.new_empty(rows, heads, size, width)
+
+
+class _Cohort:
+    """Questions that entered the batch together, with all their rows: R rows, Q questions."""
+
+    def __init__(self, prompt_lengths: list[int], num_responses: int, layers: list[_LayerState]) -> None:
+        self.layers = layers
+        self._device = layers[0].prompt_keys.device
+        self._lengths = prompt_lengths  # prompt tokens, per question
+        self._question_of = torch.arange(len(prompt_lengths)).repeat_interleave(num_responses)  # (R,)
+        self._length = 0  # tokens of every row's own, the one in the making included
+        self._arrange()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._question_of)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(R,) where the rows' present token stands in the text."""
+        return self._prompt_length_of_row + (self._length - 1)
+
+    def begin_token(self) -> None:
+        """Every row gets one more token."""
+        self._length += 1
+        self._sights.clear()
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep the present token's keys and values, (R, Hkv, 1, D)."""
+        size = _BLOCK_ON_CPU if keys.device.type == "cpu" else _BLOCK
+        self.layers[layer].write(self._length - 1, size, keys, values)
+
+    def select(self, order: torch.Tensor) -> None:
+        """Keep the rows `order` (R',), one at least, as `_filling_holes` gave them."""
+        holes = (order >= len(order)).nonzero().squeeze(1)
+        if len(holes):
+            to, source = holes.to(self._device), order[holes].to(self._device)
+            for tensor in (tensor for state in self.layers for block in state.blocks for tensor in block):
+                tensor[to] = tensor[source]
+        alive, self._question_of = self._question_of[order].unique(return_inverse=True)
+        if len(alive) < len(self._lengths):
+            self._lengths = [self._lengths[i] for i in alive.tolist()]
+            longest, questions = max(self._lengths), alive.to(self._device)
+            for state in self.layers:
+                state.prompt_keys = state.prompt_keys[:, :, :longest][questions]
+                state.prompt_values = state.prompt_values[:, :, :longest][questions]
+        self._arrange()
+
+    def release(self) -> None:
+        """Give back the memory of rows that have left."""
+        rows = self.num_rows
+        for state in self.layers:
+            state.blocks = [
+                (keys[:rows].clone(), values[:rows].clone()) if len(keys) > rows else (keys, values)
+                for keys, values in state.blocks
+            ]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None
+    ) -> torch.Tensor:
+        """What attention puts out for each row's present token: (R, 1, H, D) for queries (R, H, 1, D)."""
+        state = self.layers[layer]
+        rows, heads, _, width = query.shape
+        kv_heads = state.prompt_keys.shape[1]
+        # A key head's own query heads are so many queries to the same keys: no key is ever repeated.
+        queries = (query * scaling).reshape(rows * kv_heads, heads // kv_heads, width)
+        first = 0 if window is None else max(0, self._length - window)  # the first in sight of a row's own tokens
+        own = state.own(rows, first, self._length)
+        output, total = _weighted(queries, own, softcap)
+        start, hidden = self._sight(window)
+        if start < state.prompt_keys.shape[2]:
+            grouping = self._grouping(kv_heads)
+            prompts = [(state.prompt_keys.flatten(0, 1)[:, start:], state.prompt_values.flatten(0, 1)[:, start:])]
+            to_prompts = _weighted(grouping.by_question(queries), prompts, softcap, hidden)
+            prompt_output, prompt_total = map(grouping.by_row, to_prompts)
+            # Both are normalised over their own tokens: weigh them as one softmax over all would.
+            output = torch.lerp(output, prompt_output, torch.sigmoid(prompt_total - total).to(output.dtype))
+        return output.view(rows, 1, heads, -1)
+
+    def _sight(self, window: int | None) -> tuple[int, torch.Tensor | None]:
+        """The first prompt column that any row sees, and which columns (Q, n) from there on a question's do not."""
+        if window not in self._sights:
+            longest, shortest = max(self._lengths), min(self._lengths)
+            start = 0 if window is None else max(0, shortest + self._length - window)
+            hidden = None
+            if shortest < longest and start < longest:
+                lengths = torch.tensor(self._lengths, device=self._device).unsqueeze(1)
+                columns = torch.arange(start, longest, device=self._device)
+                hidden = columns >= lengths
+                if window is not None:
+                    hidden |= columns < lengths + (self._length - window)
+            self._sights[window] = start, hidden
+        return self._sights[window]
+
+    def _grouping(self, kv_heads: int) -> _Grouping:
+        if kv_heads not in self._groupings:
+            self._groupings[kv_heads] = _Grouping(self._question_of, kv_heads, self._device)
+        return self._groupings[kv_heads]
+
+    def _arrange(self) -> None:
+        """Forget what depended on which rows there are."""
+        self._groupings: dict[int, _Grouping] = {}
+        self._sights: dict[int | None, tuple[int, torch.Tensor | None]] = {}
+        self._prompt_length_of_row = torch.tensor(self._lengths)[self._question_of].to(self._device)
+
+
+class _Grouping:
+    """Carries tensors between the order of rows and the order of questions, per key head.
+
+    (R * Hkv, a, n), one entry per row and head, and (Q * Hkv, G * a, n), one per question and head with its rows
+    below one another.  G is the largest number of rows any question has; where one has fewer, there is filling.
+    """
+
+    def __init__(self, question_of: torch.Tensor, kv_heads: int, device: torch.device) -> None:
+        counts = question_of.bincount()
+        self._questions, self._most = len(counts), int(counts.max())
+        rows = question_of.argsort(stable=True)
+        questions = question_of[rows]
+        place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[questions]  # among its question's rows
+        row_at = torch.zeros(self._questions, 1, self._most, dtype=torch.int64)
+        row_at[questions, 0, place] = rows
+        place_of_row = torch.empty_like(place)
+        place_of_row[rows] = place
+        heads = torch.arange(kv_heads)
+        self._heads = kv_heads
+        self._gather = (row_at * kv_heads + heads[:, None]).flatten().to(device)
+        at = (question_of[:, None] * kv_heads + heads) * self._most + place_of_row[:, None]
+        self._scatter = at.flatten().to(device)
+
+    def by_question(self, tensor: torch.Tensor) -> torch.Tensor:
+        _, a, n = tensor.shape
+        return tensor.index_select(0, self._gather).view(self._questions * self._heads, self._most * a, n)
+
+    def by_row(self, tensor: torch.Tensor) -> torch.Tensor:
+        groups, ga, n = tensor.shape
+        return tensor.view(groups * self._most, ga // self._most, n).index_select(0, self._scatter)
+
+
+def _weighted(
+    queries: torch.Tensor,
+    pieces: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    softcap: float | None,
+    hidden: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What attention over these keys and values alone puts out, and the logarithm of the weights' sum.
+
+    (N, a, D) and (N, a, 1), in float32 or better, for queries (N, a, D) and pieces of keys and values (N, n, D).
+    `hidden` (Q, n), for a single piece, says which keys the queries of the Q-th part of N do not see.
+    """
+    scores = [torch.bmm(queries, keys.transpose(1, 2)) for keys, _ in pieces]
+    joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+    if softcap is not None:
+        joined = joined.div_(softcap).tanh_().mul_(softcap)
+    if hidden is not None:  # the lowest number rather than -inf: a row may see none of them
+        parts = joined.view(len(hidden), -1, hidden.shape[1])
+        parts.masked_fill_(hidden.unsqueeze(1), torch.finfo(joined.dtype).min)
+    wide = torch.promote_types(joined.dtype, torch.float32)
+    weights = torch.softmax(joined, dim=-1, dtype=wide)
+    # The largest weight is exp(0) / sum: the sum is found without another pass of exponentials.
+    total = joined.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
+    parts = weights.to(queries.dtype).split([s.shape[-1] for s in scores], dim=-1)
+    output = torch.bmm(parts[0], pieces[0][1])
+    for part, (_, values) in zip(parts[1:], pieces[1:], strict=True):
+        output.baddbmm_(part, values)
+    return output, total
+
+
+class _SharedLayer(DynamicLayer):
+    """What the model takes for a layer of its cache.  It hands itself to the attention function."""
+
+    def __init__(self, number: int, window: int | None, cohorts: list[_Cohort]) -> None:
+        super().__init__()
+        self._number = number
+        self._window = window
+        self._cohorts = cohorts
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        rows = [cohort.num_rows for cohort in self._cohorts]
+        for cohort, keys, values in zip(self._cohorts, key_states.split(rows), value_states.split(rows), strict=True):
+            cohort.write(self._number, keys, values)
+        return self, self
+
+    def get_seq_length(self) -> int:
+        return max((int(cohort.positions.max()) for cohort in self._cohorts), default=0)
+
+    def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
+        if window != self._window:
+            raise ValueError(f"attention sees {window} tokens back, the configuration says {self._window}")
+        outputs = [
+            cohort.attend(self._number, queries, scaling, softcap, window)
+            for cohort, queries in zip(self._cohorts, query.split([c.num_rows for c in self._cohorts]), strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Any,
+    _value: Any,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that models call by the name of `_NAME`, with a `_SharedLayer` for keys and values."""
+    if not isinstance(key, _SharedLayer) or query.shape[2] != 1:
+        raise TypeError("shared decoding takes one token per row, with its own cache")
+    unknown = {name for name, value in others.items() if value is not None} - _HARMLESS
+    if unknown or attention_mask is not None or dropout:
+        raise ValueError(f"attention with {sorted(unknown) or 'a mask or dropout'} is not known here")
+    return key.attend(query, scaling or query.shape[-1] ** -0.5, softcap, sliding_window), None
+
+
+AttentionInterface.register(_NAME, _attention)

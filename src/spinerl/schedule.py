@@ -1,0 +1,105 @@
+"""Which questions a step takes, and in which order questions come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from spinerl.config import Config, DataConfig
+from spinerl.data import load_data, render_all
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.policy import embed_responses
+from spinerl.errors import InputError
+from spinerl.maths import nearest_first
+from spinerl.seeding import seed_of
+from spinerl.types import Batch
+
+__all__ = ["num_steps", "question_order", "rank_questions"]
+
+
+def question_order(
+    num_questions: int, per_step: int, step: int, order: str, seed: int, stream: bool = False
+) -> list[int]:
+    """The questions of one step, none twice; depends on nothing but the arguments.
+
+    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step waits for
+    another epoch's.  Otherwise: as they stand, round and round.  A stream comes once: its last step takes what is
+    left, and a step after that is empty.
+
+    >>> question_order(5, 2, 3, "sequential", 0)
+    [4, 0]
+    >>> question_order(5, 2, 3, "sequential", 0, stream=True)
+    [4]
+    """
+    first = (step - 1) * per_step
+    if stream:
+        arrival = list(range(num_questions))
+        if order == "shuffled":
+            arrival = torch.randperm(num_questions, generator=_generator(seed, 0)).tolist()
+        return arrival[first : first + per_step]
+    if order != "shuffled":
+        return [(first + i) % num_questions for i in range(per_step)]
+    epoch, place = divmod(step - 1, num_questions // per_step)
+    shuffled = torch.randperm(num_questions, generator=_generator(seed, epoch))
+    return shuffled[place * per_step : (place + 1) * per_step].tolist()
+
+
+def num_steps(config: Config, num_questions: int) -> int:
+    """`steps`; of a stream, at most one per batch of questions.
+
+    >>> from spinerl.config import load_config
+    >>> num_steps(load_config(overrides=["steps=60", "questions_per_step=8", "stream.on=true"]), 20)
+    3
+    """
+    if not config.stream.on:
+        return config.steps
+    return min(config.steps, -(-num_questions // config.questions_per_step))
+
+
+def rank_questions(
+    config: Config,
+    loaded: LoadedModel,
+    prompts: Sequence[tuple[int, ...]],
+    ids: Sequence[str],
+    predictions: Sequence[Mapping[str, Any]],
+) -> list[int]:
+    """The order in which questions stand, for orders that rank them; the given order for the others.
+
+    easy-to-hard: by the majority fraction among the initial model's sampled responses, large first; it is in
+    `predictions`, the rows of the evaluation before step 1.  nearest: by the cosine to the nearest question of
+    `data.target`, of the initial model's hidden states averaged over the prompt (TTC-RL, simplified).
+
+    Raises InputError where what an order needs is not there.
+    """
+    if config.data.order == "easy-to-hard":
+        agreement = {row["id"]: float(row["majority_frac"]) for row in predictions if "majority_frac" in row}
+        missing = [name for name in ids if name not in agreement]
+        if missing:
+            raise InputError(
+                f"data.order=easy-to-hard needs votes on every question before step 1, and {len(missing)} have none: "
+                "set eval.samples=-1 (or 2 and more) and eval.max_questions=0"
+            )
+        return sorted(range(len(ids)), key=lambda i: (-agreement[ids[i]], i))
+    if config.data.order == "nearest":
+        if config.data.target is None:
+            raise InputError("data.order=nearest needs data.target: the questions to be near to (a data set or a file)")
+        given = DataConfig(name=config.data.target)  # pyright: ignore[reportCallIssue]
+        target, _ = load_data(given, answer_kind=config.answer.kind)
+        _, target_prompts, _ = render_all(target.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind)
+        return nearest_first(_embed(loaded, prompts, config), _embed(loaded, target_prompts, config)).tolist()
+    return list(range(len(ids)))
+
+
+def _embed(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], config: Config) -> torch.Tensor:
+    """A vector (N, d) per prompt: the mean of the hidden states at all its tokens but the last."""
+    width = max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([[*prompt[1:], *([loaded.pad_id] * (width - len(prompt)))] for prompt in prompts])
+    mask = torch.arange(width - 1) < torch.tensor([[len(prompt) - 1] for prompt in prompts])
+    batch = Batch(tuple(prompt[:1] for prompt in prompts), tokens, mask, 1.0)
+    return embed_responses(loaded, batch, config.optim)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(seed, "order", epoch))

@@ -1,0 +1,267 @@
+"""Ways to the same responses: shared prompts, compaction, refill, budgets, checks, stop texts, the drawing itself."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from spinerl.config import load_config
+from spinerl.engine.cache import bytes_per_token, fitting_tokens
+from spinerl.engine.draws import draw
+from spinerl.engine.loading import load_model
+from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.errors import InputError
+from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies
+from spinerl.types import Question
+from tests.models import byte_tokenizer
+
+TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with some more words in it than others.", "What is 7?", "And 9?")
+QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
+TOKENS = 40  # more than a block of the cache
+
+
+def rollout_config(**keys):
+    return load_config(overrides=[f"rollout.{k}={v}" for k, v in {"max_new_tokens": TOKENS, **keys}.items()]).rollout
+
+
+def opened(folder):
+    loaded = load_model(load_config(overrides=[f"model={folder}"]).model)
+    return loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
+
+
+def same(one, other):
+    assert one.texts == other.texts
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.mask, other.mask)
+    assert torch.equal(one.finished_mask, other.finished_mask)
+    assert (one.logprobs - other.logprobs).abs().max() < 1e-5
+    assert (one.entropies - other.entropies).abs().max() < 1e-5
+
+
+def passes(loaded, run):
+    """(rows, tokens per row) of every forward pass, and what the run returned."""
+    shapes = []
+    handle = loaded.model.register_forward_pre_hook(
+        lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        return run(), shapes
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral", "gpt2"])
+def test_every_way_gives_the_same_responses(model_folders, architecture):
+    loaded, prompts = opened(model_folders(architecture))
+    expected = sample_responses(loaded, QUESTIONS, prompts, 6, rollout_config(), ("w",))
+    assert loaded.abilities["shared_decoding"]
+    assert expected.finished_mask.any()
+    assert not expected.finished_mask.all()
+    for share, compact, refill, budget in product(*[[True, False]] * 3, [7 * TOKENS, 14 * TOKENS]):
+        config = rollout_config(share_prompts=share, compact=compact, refill=refill, max_cache_tokens=budget)
+        same(sample_responses(loaded, QUESTIONS, prompts, 6, config, ("w",)), expected)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "mistral"])
+def test_checking_less_often_changes_nothing(model_folders, architecture):
+    loaded, prompts = opened(model_folders(architecture))
+    for share, compact in product([True, False], repeat=2):
+        config = rollout_config(share_prompts=share, compact=compact, max_cache_tokens=14 * TOKENS)
+        often = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), turns_per_check=1)
+        for turns in (3, 16, 1000):
+            same(sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), turns_per_check=turns), often)
+            greedy = greedy_responses(loaded, QUESTIONS, prompts, config, turns_per_check=turns)
+            same(greedy, greedy_responses(loaded, QUESTIONS, prompts, config, turns_per_check=1))
+
+
+def test_waiting_questions_enter_when_others_finish(model_folders):
+    loaded, prompts = opened(model_folders("qwen2"))
+    questions, prompts = QUESTIONS * 4, prompts * 4
+    budget = 20 * TOKENS
+    sample_responses(loaded, questions[:1], prompts[:1], 1, rollout_config(), ("r",))  # the trial is over
+
+    def sampled(**keys):
+        config = rollout_config(max_cache_tokens=budget, **keys)
+        return passes(loaded, lambda: sample_responses(loaded, questions, prompts, 6, config, ("r",)))
+
+    refilled, shapes = sampled()
+    chunked, chunked_shapes = sampled(refill=False)
+    same(refilled, chunked)
+    assert len(shapes) < len(chunked_shapes)
+    assert sum(tokens == 1 for _, tokens in shapes) < 0.8 * sum(tokens == 1 for _, tokens in chunked_shapes)
+    for rows, tokens in shapes + chunked_shapes:
+        if tokens == 1:
+            assert rows * TOKENS + min(map(len, prompts)) <= budget
+    assert max(rows for rows, tokens in shapes if tokens == 1) > 12, "the budget is used"
+    first = next(i for i, (_, tokens) in enumerate(shapes) if tokens == 1)
+    assert any(tokens > 1 for _, tokens in shapes[first:]), "prompts are computed while others go on"
+
+
+def test_finished_rows_leave(model_folders):
+    loaded, prompts = opened(model_folders("qwen2"))
+    for share in (True, False):
+        most = {}
+        for compact in (True, False):
+            config = rollout_config(share_prompts=share, compact=compact)
+            _, shapes = passes(loaded, lambda c=config: sample_responses(loaded, QUESTIONS, prompts, 6, c, ("l",)))
+            most[compact] = sum(rows for rows, tokens in shapes if tokens == 1)
+        assert most[True] < 0.9 * most[False]
+
+
+def test_one_question_goes_whatever_the_budget(model_folders):
+    loaded, prompts = opened(model_folders("llama"))
+    expected = sample_responses(loaded, QUESTIONS, prompts, 3, rollout_config(), ("b",))
+    for share in (True, False):
+        config = rollout_config(max_cache_tokens=1, share_prompts=share)
+        got, shapes = passes(loaded, lambda c=config: sample_responses(loaded, QUESTIONS, prompts, 3, c, ("b",)))
+        same(got, expected)
+        assert max(rows for rows, _ in shapes) == 3
+
+
+def test_no_questions_give_an_empty_rollout(model_folders):
+    loaded, _ = opened(model_folders("llama"))
+    rollout = sample_responses(loaded, (), (), 3, rollout_config(), ("b",))
+    assert rollout.texts == ()
+    assert rollout.tokens.shape == rollout.mask.shape == (0, 0)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_response_ends_at_a_stop_text(model_folders, share):
+    loaded, prompts = opened(model_folders("llama"))
+    config = rollout_config(share_prompts=share)
+    free = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("s",))
+    # A text of two tokens that some response has in its middle, and that a prompt has too.
+    row = next(i for i, text in enumerate(free.texts) if text.isascii() and len(text) > 20)
+    stop = free.texts[row][10:12]
+    prompts[row // 6] = tuple(loaded.tokenizer(stop + TEXTS[row // 6]).input_ids)
+    free = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("s",))
+    stopped = sample_responses(
+        loaded, QUESTIONS, prompts, 6, config.model_copy(update={"stop": ["<never said>", stop]}), ("s",)
+    )
+    met = 0
+    for i, text in enumerate(free.texts):
+        tokens = free.tokens[i][free.mask[i]]
+        ends = [n for n in range(1, len(tokens) + 1) if stop in loaded.tokenizer.decode(tokens[:n])]
+        length = ends[0] if ends else len(tokens)
+        assert int(stopped.mask[i].sum()) == length
+        assert torch.equal(stopped.tokens[i][:length], tokens[:length])
+        if ends:
+            met += 1
+            assert stopped.finished_mask[i]
+            assert stopped.texts[i].endswith(stop)
+        else:
+            assert stopped.texts[i] == text
+            assert stopped.finished_mask[i] == free.finished_mask[i]
+    assert 0 < met < len(free.texts)
+
+
+def test_a_stop_text_nobody_can_write_is_an_input_error(model_folders):
+    loaded, prompts = opened(model_folders("llama"))
+    with pytest.raises(InputError, match="rollout.stop"):
+        sample_responses(loaded, QUESTIONS, prompts, 1, rollout_config().model_copy(update={"stop": [""]}), ("s",))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"), [("bloom", {"n_head": 4}), ("gptj", {"n_head": 4, "rotary_dim": 4})]
+)
+def test_attention_of_its_own_falls_back(tmp_path, architecture, sizes):
+    tokenizer = byte_tokenizer()
+    sizes |= {"hidden_size": 32, "n_embd": 32, "n_layer": 2, "n_positions": 512, "vocab_size": len(tokenizer)}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **sizes, **ids, initializer_range=0.3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, prompts = opened(tmp_path)
+    ours = greedy_responses(loaded, QUESTIONS, prompts, rollout_config(share_prompts=True))
+    assert loaded.abilities["shared_decoding"] is False
+    for row, prompt in enumerate(prompts):
+        theirs = loaded.model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=TOKENS,
+            pad_token_id=loaded.pad_id,
+        )[0, len(prompt) :]
+        assert ours.tokens[row][ours.mask[row]].tolist() == theirs.tolist()
+
+
+def test_the_models_attention_comes_back(model_folders):
+    loaded, prompts = opened(model_folders("qwen3"))
+    before = loaded.model.config._attn_implementation
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("i",), interrupt)
+    assert loaded.abilities["shared_decoding"]
+    assert loaded.model.config._attn_implementation == before
+
+
+def test_every_token_is_reported(model_folders):
+    loaded, prompts = opened(model_folders("qwen3"))
+    for turns in (1, 16):
+        seen = []
+        rollout = sample_responses(
+            loaded, QUESTIONS, prompts, 4, rollout_config(), ("o",), seen.append, turns_per_check=turns
+        )
+        assert sum(seen) == int(rollout.mask.sum())
+
+
+@pytest.mark.parametrize("vocabulary", [64, 1000, 5003, 151_936])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_drawn_figures_equal_their_definitions(vocabulary, temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, vocabulary, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 16, 3]).unsqueeze(1)
+    logits[6, ::3] = float("-inf")
+    uniforms = torch.rand(7, generator=generator)
+    log_dist = log_distribution(logits.double(), temperature)
+    drawn = draw(logits, temperature, uniforms)
+    assert (drawn.logprobs - pick_logprobs(log_dist, drawn.tokens)).abs().max() < 1e-5
+    assert (drawn.entropies - shannon_entropies(log_dist)).abs().max() < 1e-5
+    cumulative = log_dist.exp().cumsum(-1)
+    row = torch.arange(7)
+    assert (cumulative[row, drawn.tokens] > uniforms - 1e-5).all()
+    assert (cumulative[row, drawn.tokens] - log_dist.exp()[row, drawn.tokens] < uniforms + 1e-5).all()
+    likeliest = draw(logits, temperature, None)
+    assert torch.equal(likeliest.tokens, logits.argmax(-1))
+    assert (likeliest.logprobs - pick_logprobs(log_dist, likeliest.tokens)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [5, 130, 5003])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(vocabulary):
+    last = 1 - 2**-24
+    for first, count in product((0, vocabulary // 2), (1, 2, vocabulary // 2)):
+        logits = torch.full((3, vocabulary), float("-inf"))
+        logits[:, first : first + count] = torch.linspace(-20, 20, count)
+        drawn = draw(logits, 1.0, torch.tensor([0.0, 0.5, last]))
+        assert (drawn.tokens >= first).all()
+        assert (drawn.tokens < first + count).all()
+        assert drawn.logprobs.isfinite().all()
+
+
+def test_drawn_frequencies_follow_a_large_vocabulary():
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(5003, generator=generator)
+    drawn = draw(logits.expand(20_000, -1), 1.0, torch.rand(20_000, generator=generator))
+    expected = 20_000 * logits.double().softmax(-1)
+    likely = expected > 5
+    counts = torch.bincount(drawn.tokens, minlength=5003)
+    chi_square = ((counts[likely] - expected[likely]) ** 2 / expected[likely]).sum()
+    freedom = int(likely.sum())
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_memory_of_a_token():
+    config = AutoConfig.for_model(
+        "qwen3", num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, head_dim=16, hidden_size=64
+    )
+    assert bytes_per_token(config, torch.float32) == 2 * 3 * 2 * 16 * 4
+    assert (
+        bytes_per_token(AutoConfig.for_model("gpt2", n_layer=3, n_head=4, n_embd=64), torch.bfloat16) == 2 * 3 * 64 * 2
+    )
+    assert 1 <= fitting_tokens(config, torch.float32, torch.device("cpu")) < 2**40 // (2 * 3 * 2 * 16 * 4)

@@ -1,0 +1,92 @@
+"""The order of questions, and streams."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spinerl.cli import main
+from spinerl.config import load_config
+from spinerl.errors import InputError
+from spinerl.runs import RunFolder
+from spinerl.schedule import question_order, rank_questions
+
+
+def test_an_epoch_has_every_question_once():
+    seen = [q for step in (1, 2, 3) for q in question_order(12, 4, step, "shuffled", 0)]
+    assert sorted(seen) == list(range(12))
+    assert seen != [q for step in (4, 5, 6) for q in question_order(12, 4, step, "shuffled", 0)]
+
+
+@pytest.mark.parametrize("order", ["sequential", "shuffled"])
+def test_a_stream_comes_once_and_its_last_step_takes_what_is_left(order):
+    seen = [q for step in (1, 2, 3) for q in question_order(10, 4, step, order, 0, stream=True)]
+    assert sorted(seen) == list(range(10))
+    assert question_order(10, 4, 4, order, 0, stream=True) == []
+    assert (seen == list(range(10))) == (order == "sequential")
+
+
+def test_easy_to_hard_follows_the_initial_majority():
+    config = load_config(overrides=["data.order=easy-to-hard"])
+    rows = [{"id": "a", "majority_frac": 0.2}, {"id": "b", "majority_frac": 0.9}, {"id": "c", "majority_frac": 0.2}]
+    assert rank_questions(config, None, [], ["a", "b", "c"], rows) == [1, 0, 2]
+    with pytest.raises(InputError, match=r"eval\.samples"):
+        rank_questions(config, None, [], ["a", "b", "d"], rows)
+
+
+def run(folder, *words):
+    tiny = ["steps=3", "questions_per_step=4", "group_size=4", "data.max_questions=10", "rollout.max_new_tokens=24"]
+    code = 0
+    try:
+        main(["adapt", f"run={folder}", *tiny, *words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code
+
+
+def test_a_stream_answers_before_it_adapts(tmp_path, capsys):
+    folder = tmp_path / "stream"
+    assert (
+        run(folder, "stream.on=true", "steps=9", "eval.samples=0", "data.order=sequential", "checkpoint.every=1") == 0
+    )
+    opened = RunFolder.open(folder)
+    rows = opened.rows("stream.jsonl")
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 2
+    before = {row["id"]: row["greedy"]["answer"] for row in opened.predictions(0)}
+    first = [row for row in rows if row["step"] == 1]
+    assert [row["greedy"] for row in first] == [before[row["id"]] for row in first], "the first batch: no step yet"
+    assert "each answered before it was adapted on" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_stream_with_resets_forgets(tmp_path):
+    folder = tmp_path / "reset"
+    words = ["stream.on=true", "stream.reset_every=1", "eval.samples=0", "data.order=sequential", "optim.lr=0.01"]
+    assert run(folder, *words) == 0
+    opened = RunFolder.open(folder)
+    before = {row["id"]: row["greedy"]["answer"] for row in opened.predictions(0)}
+    assert all(row["greedy"] == before[row["id"]] for row in opened.rows("stream.jsonl"))
+    assert run(tmp_path / "kept", *[word for word in words if "reset" not in word]) == 0
+    kept = RunFolder.open(tmp_path / "kept").rows("stream.jsonl")
+    assert any(row["greedy"] != before[row["id"]] for row in kept), "without resets the weights have moved"
+
+
+def test_orders_that_rank(tmp_path):
+    target = tmp_path / "target.jsonl"
+    target.write_text(json.dumps({"question": "3+4=", "answer": "7"}) + "\n")
+    assert run(tmp_path / "near", "data.order=nearest", f"data.target={target}", "eval.samples=0") == 0
+    assert run(tmp_path / "easy", "data.order=easy-to-hard") == 0
+    rows = RunFolder.open(tmp_path / "easy")
+    agreement = {row["id"]: row["majority_frac"] for row in rows.predictions(0)}
+    asked = [row["question_id"] for row in rows.rows("samples.jsonl") if row["step"] == 1]
+    assert agreement[asked[0]] == max(agreement.values())
+
+
+def test_gold_is_said_everywhere(tmp_path, capsys):
+    assert run(tmp_path / "gold", "method=grpo-gold", "eval.samples=0") == 0
+    assert "learned from gold answers" in capsys.readouterr().out.replace("\n", " ")
+    assert RunFolder.open(tmp_path / "gold").manifest["uses_gold"] is True
+    questions = tmp_path / "unlabeled.jsonl"
+    questions.write_text("".join(json.dumps({"question": f"{i}+4="}) + "\n" for i in range(12)))
+    assert run(tmp_path / "none", "method=grpo-gold", f"data={questions}") == 2
+    assert "have none" in capsys.readouterr().err.replace("\n", " ")
