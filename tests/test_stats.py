@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinerl.stats import mean_interval, paired_difference, pass_at_k, share_interval
+from spinerl.stats import (
+    grouped_difference,
+    grouped_mean,
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+    share_interval,
+    spread_interval,
+)
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -67,3 +75,49 @@ def test_graded_values_by_permutation():
 def test_refuses_unpaired_values():
     with pytest.raises(ValueError, match="same questions"):
         paired_difference([1], [1, 0])
+
+
+def test_grouped_figures_weigh_groups_the_same():
+    draw = random.Random(2)
+    small, large = [1.0] * 3 + [0.0], [float(draw.random() < 0.25) for _ in range(200)]
+    mean, low, high = grouped_mean([small, large])
+    assert mean == pytest.approx((0.75 + sum(large) / 200) / 2)
+    assert low < mean < high
+    # the standard error is that of the small group, halved: sqrt(0.75 * 0.25 / 4) / 2 = 0.108, a little more with both
+    assert (high - low) / 3.92 == pytest.approx(0.11, rel=0.2)
+
+
+def test_one_group_is_as_before():
+    assert grouped_mean([[1.0, 1.0, 0.0]])[1:] == share_interval(2, 3)
+    draw = random.Random(3)
+    a = [draw.random() for _ in range(80)]
+    b = [x + 0.1 * draw.random() for x in a]
+    one, other = paired_difference(a, b), grouped_difference([a], [b])
+    assert other.difference == pytest.approx(one.difference)
+    assert (other.low, other.high) == pytest.approx((one.low, one.high), abs=0.003)
+    binary = grouped_difference([[1, 0, 0, 0, 1, 0]], [[0, 1, 1, 1, 1, 0]])
+    assert (binary.p_value, binary.test) == (pytest.approx(0.625), "exact McNemar test")
+
+
+def test_grouped_differences_by_hand():
+    found = grouped_difference([[0, 0], [1, 1, 1, 1]], [[1, 1], [1, 1, 1, 0]])
+    assert found.difference == pytest.approx((1 - 0.25) / 2)
+    assert found.num == 6
+    # changes 1, 1 | 0, 0, 0, -1: the mean of means with random signs is (+-0.5 +-0.5) / 2 +- 0.125, at least 0.375
+    # in size unless the first two signs differ: 1/2
+    assert found.p_value == pytest.approx(0.5, abs=0.02)
+    # resampled: the first group always 1; the second's mean runs from 0 to about -0.75
+    assert found.high == 0.5
+    assert found.low == pytest.approx(0.125, abs=0.126)
+    same = grouped_difference([[0.5, 0.5]], [[0.7, 0.7]])
+    assert (same.low, same.high) == pytest.approx((0.2, 0.2))
+    for bad in (([], []), ([[]], [[]]), ([[1]], [[1, 2]])):
+        with pytest.raises(ValueError, match="need"):
+            grouped_difference(*bad)
+
+
+def test_spread_over_seeds_by_hand():
+    # mean 0.2, deviation 0.1, t(2) at 97.5 % is 4.303: 0.2 -+ 4.303 * 0.1 / sqrt(3)
+    low, high = spread_interval([0.1, 0.2, 0.3])
+    assert (low, high) == pytest.approx((0.2 - 0.24843, 0.2 + 0.24843), abs=1e-4)
+    assert spread_interval([0.3]) is None

@@ -96,7 +96,7 @@ def brute_rewards(method, rollout, policy):
         elif method == "entropy-min-loss":
             own = [0.0] * 4
         elif method == "cat":
-            return None  # the reference is sampled: tests/engine/test_rewards.py
+            return None  # the reference is sampled: tests/engine/test_step_rewards.py
         elif method == "grpo-gold":
             own = [float(a == GOLD[str(p)]) for a in answers]
         else:
@@ -318,5 +318,5 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
         RECORD.write_text(json.dumps(record, indent=0, sort_keys=True) + "\n")
     for step, (row, expected) in enumerate(zip(rows, record[method], strict=True)):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-6), f"step {step}"
-    # A random model writes no reference that can be read: tests/engine/test_rewards.py sees to the rest.
+    # A random model writes no reference that can be read: tests/engine/test_step_rewards.py sees to the rest.
     assert any(row["optim/grad_norm"] > 0 for row in rows) or method == "cat"

@@ -153,7 +153,7 @@ def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float 
         figures = {}
     own = figures.get("votes" if kind == NONE else "samples")
     if own:
-        return number(own["response_length"]), number(own["entropy"])
+        return number(own.get("response_length")), number(own.get("entropy"))
     return number(run.evals[-1].get("eval/response_length")), number(run.evals[-1].get("eval/entropy"))
 
 

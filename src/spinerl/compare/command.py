@@ -116,6 +116,8 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
         f"adaptation's sampled tokens would buy, at most {most}. What updates cost shows in the time, not the tokens.",
         "The best step is chosen by gold answers, so it flatters; the other columns are of the last step.",
     ]
+    if len(keys.seeds) == 1:
+        notes.append("One seed: the intervals are over questions and do not say what another seed would give.")
     return notes + [f"FAILED and left out: {task.label}: {why}" for task, why in failures]
 
 

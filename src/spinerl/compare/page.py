@@ -32,7 +32,7 @@ def write_page(
         curves = None
         if table.title in outcomes:
             found = {outcome.name: outcome for outcome in outcomes[table.title]}
-            runs = {name: found[name].runs if name in found else () for name in adapted}
+            runs = {_marked(comparison, name): found[name].runs if name in found else () for name in adapted}
             none = next((line.right for line in table.lines if line.name == NONE), None)
             curves = dynamics(number, runs, none.value if none else None)
         lines = tuple(_line(table, line, colours) for line in table.lines)
@@ -67,9 +67,16 @@ def _line(table: Table, line: Figures, colours: Mapping[str, int]) -> PageLine:
 
 
 def _title(adapted: Sequence[str], comparison: Comparison) -> str:
-    names = ", ".join(adapted[:-1]) + f" and {adapted[-1]}" if len(adapted) > 1 else "".join(adapted) or NONE
+    marked = [_marked(comparison, name) for name in adapted]
+    names = ", ".join(marked[:-1]) + f" and {marked[-1]}" if len(marked) > 1 else "".join(marked) or NONE
     data = comparison.keys.data
     return f"{names} on {data[0] if len(data) == 1 else f'{len(data)} data sets'}"
+
+
+def _marked(comparison: Comparison, name: str) -> str:
+    """A row's name where its label stands alone, as in a legend: one that learnt from gold says so."""
+    gold = any(task.config.reward == "gold" for task in comparison.tasks if task.row.name == name)
+    return f"{name} (uses gold)" if gold else name
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -78,7 +85,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     steps = sorted({config.steps for config in configs})
     models = sorted({task.config.model.name for task in comparison.tasks})
     return [
-        ("Rows", ", ".join(row.name for row in comparison.rows)),
+        ("Rows", ", ".join(_marked(comparison, row.name) for row in comparison.rows)),
         ("Data", ", ".join(keys.data)),
         ("Seeds", ", ".join(map(str, keys.seeds))),
         ("Steps", " or ".join(map(str, steps)) or "0"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from spinerl.compare.plan import Task
@@ -43,7 +44,7 @@ class Live:
 
     def started(self, task: Task) -> None:
         steps = max(1, task.config.steps)
-        self._rows[task.folder] = self._progress.add_task(f"  {task.label}", total=steps, figures="starting")
+        self._rows[task.folder] = self._progress.add_task(f"  {escape(task.label)}", total=steps, figures="starting")
 
     def heard(self, task: Task, message: Mapping[str, Any]) -> None:
         row = self._rows[task.folder]

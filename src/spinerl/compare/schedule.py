@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -64,8 +64,9 @@ def run_tasks(
         overwrite: whether a new run takes the place of one in its folder.
     """
     waiting, running, failures = deque(tasks), {}, []
-    heard: queue.SimpleQueue[tuple[Path, dict[str, Any] | None]] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[tuple[Path, dict[str, Any] | None] | None] = queue.SimpleQueue()
     logs.mkdir(parents=True, exist_ok=True)
+    restore = _interrupts_to(heard)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -80,7 +81,10 @@ def run_tasks(
                 }
                 running[task.folder] = _Child(task, job, logs / f"{task.folder.parent.name}-{task.folder.name}", heard)
                 watcher.started(task)
-            folder, message = heard.get()
+            news = heard.get()
+            if news is None:
+                raise KeyboardInterrupt
+            folder, message = news
             child = running[folder]
             if message is None:
                 del running[folder]
@@ -100,7 +104,28 @@ def run_tasks(
             child.ask_to_end()
         for child in running.values():
             child.end()
+        for log in logs.glob("*.log"):
+            if not log.stat().st_size:  # nothing was said
+                log.unlink()
+        with contextlib.suppress(OSError):
+            logs.rmdir()
+        restore()
     return failures
+
+
+def _interrupts_to(heard: queue.SimpleQueue[Any]) -> Callable[[], None]:
+    """Let Ctrl-C be news like any other, not an exception anywhere: a child half started would be forgotten.
+
+    Returns what puts the old ways back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    before = signal.signal(signal.SIGINT, lambda *_: heard.put(None))
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, before)
+
+    return restore
 
 
 class _Child:
@@ -158,9 +183,6 @@ class _Child:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        with contextlib.suppress(OSError):
-            if self._process.returncode == 0 and not self._log.stat().st_size:
-                self._log.unlink()  # nothing was said
 
     def _signal(self, number: int) -> None:
         """To the child and what it started; not once it is gone, when its number may be another's."""

@@ -60,7 +60,7 @@ def num_votes(number: float) -> str:
 
 
 def _against_voting(adapted: Sequence[Figures]) -> str:
-    known = [line for line in adapted if line.against_votes]
+    known = [line for line in adapted if line.against_votes and not line.uses_gold]
     beats = [line.name for line in known if verdict(line.against_votes) == "rose"]
     others = [line.name for line in known if line.name not in beats]
     if not known:
@@ -93,10 +93,13 @@ def _about(line: Figures, reference: str) -> str:
 
 
 def _of(gain: Gain) -> str:
-    """The difference with its interval, and in how many seeds it is above 0."""
+    """The difference with its interval, in how many seeds it is above 0, and whether their spread leaves doubt."""
     text = f"{points(gain.value)} {reach(gain.low, gain.high, signed=True)}"
     if len(gain.by_seed) > 1:
         text += f", above 0 in {sum(value > 0 for value in gain.by_seed.values())} of {len(gain.by_seed)} seeds"
+    low, high = gain.seeds_low, gain.seeds_high
+    if verdict(gain) and low is not None and high is not None and low <= 0 <= high:
+        text += f", but other seeds might differ: {reach(low, high, signed=True)}"
     return text
 
 

@@ -116,7 +116,8 @@ def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.T
 def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Where a running sum (R, n) first exceeds its row's target (R, 1); where it last grows, if it never does.
 
-    It grows there, so that a token of probability 0 is never the one.
+    It grows there, so that a token of probability 0 is never the one.  Sums that are not numbers give a place too.
     """
     total = cumulative[:, -1:]
-    return torch.searchsorted(cumulative, torch.minimum(target, torch.nextafter(total, -total)), right=True)
+    below = torch.minimum(target, torch.nextafter(total, -total))
+    return torch.searchsorted(cumulative, below, right=True).clamp_max_(cumulative.shape[1] - 1)

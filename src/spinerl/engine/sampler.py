@@ -28,7 +28,7 @@ from spinerl.engine.cache import CopyingDecoder, fitting_tokens
 from spinerl.engine.draws import Truncation, draw
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.shared import SharedDecoder, can_share_prompts
-from spinerl.errors import InputError
+from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
 
@@ -65,7 +65,8 @@ def sample_responses(
         limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
         turns_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
 
-    Raises InputError for a text in `rollout.stop` that the tokenizer cannot write.
+    Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and
+    NonFiniteError for a model whose logits are not numbers.
     """
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
@@ -84,7 +85,7 @@ def greedy_responses(
 ) -> Rollout:
     """The likeliest token at every position, one response per question; figures are at temperature 1.
 
-    `on_tokens`, `turns_per_check` and InputError as for `sample_responses`.
+    `on_tokens`, `turns_per_check` and errors as for `sample_responses`.
     """
     manner = _Manner(1.0, None, None, False, [rollout.max_new_tokens] * len(questions))
     return _respond(loaded, questions, prompts, 1, rollout, manner, on_tokens, turns_per_check)
@@ -233,7 +234,7 @@ class _Run:
                 if turn:
                     logits = self._decoder.step(records[-1].tokens)
                 records.append(self._draw(logits))
-            on_tokens(int(torch.stack([record.going.sum() for record in records[-turns:]]).sum()))
+            on_tokens(_num_drawn(records[-turns:]))
             tokens = self._drop_finished(records[-1].tokens)
             logits = self._admit(self._decoder.step(tokens) if len(tokens) else None)
         return records
@@ -297,6 +298,16 @@ class _Run:
         )
 
 
+def _num_drawn(records: Sequence[_Record]) -> int:
+    """How many tokens count; NonFiniteError if one was drawn from what is no distribution."""
+    going = torch.cat([record.going for record in records])
+    figures = torch.cat([record.logprobs for record in records])
+    number, finite = torch.stack([going.sum(), (figures.isfinite() | ~going).all()]).tolist()
+    if not finite:
+        raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
+    return number
+
+
 def _truncation(rollout: RolloutConfig) -> Truncation | None:
     warpers = LogitsProcessorList()
     if rollout.top_k:
@@ -311,6 +322,8 @@ def _truncation(rollout: RolloutConfig) -> Truncation | None:
 def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCriteria | None:
     if not texts:
         return None
+    if not all(texts):
+        raise InputError("rollout.stop has an empty text, which would end every response at once")
     try:
         return StopStringCriteria(loaded.tokenizer, list(texts))
     except ValueError as error:
