@@ -109,7 +109,7 @@ def test_scaling_writes_a_table_and_a_picture(tmp_path, capsys):
         assert row["date"]
         assert row["cpu"]
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
-    assert "cost of one more of group_size" in capsys.readouterr().out
+    assert "one more: group_size" in capsys.readouterr().out
 
 
 def test_the_page_lists_every_key():

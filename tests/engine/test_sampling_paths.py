@@ -277,3 +277,21 @@ def test_memory_of_a_token():
         bytes_per_token(AutoConfig.for_model("gpt2", n_layer=3, n_head=4, n_embd=64), torch.bfloat16) == 2 * 3 * 64 * 2
     )
     assert 1 <= fitting_tokens(config, torch.float32, torch.device("cpu")) < 2**40 // (2 * 3 * 2 * 16 * 4)
+
+
+def test_a_model_that_was_sampled_still_learns(tmp_path):
+    """Also one that keeps tensors made while sampling: dynamic rotary frequencies, for texts over its length."""
+    tokenizer = byte_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    config = AutoConfig.for_model(
+        "llama", **sizes, vocab_size=len(tokenizer), max_position_embeddings=24, rope_parameters=rope, eos_token_id=1
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, prompts = opened(tmp_path, exact=False)
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("g",))
+    logits = loaded.model(rollout.tokens).logits
+    chosen = pick_logprobs(log_distribution(logits), rollout.tokens)
+    ((chosen - rollout.logprobs) * rollout.mask).sum().backward()
+    assert loaded.model.get_input_embeddings().weight.grad.abs().sum() > 0

@@ -38,20 +38,20 @@ def results_table(result: Mapping[str, Any]) -> Table:
 def _step(found: Mapping[str, Any]) -> Iterator[Row]:
     rows = f" ({found['trl']['rows_per_device']} rows a pass)" if "trl" in found else ""
     yield (
-        f"step against TRL{rows}",
+        f"step / TRL{rows}",
         _seconds(found["seconds"]),
         _seconds(found.get("seconds_trl")),
         _ratio(found, "ratio_vs_trl"),
     )
     yield (
-        "step, all tokens, against TRL",
+        "step, all tokens / TRL",
         _seconds(found["seconds_all_tokens"]),
         _seconds(found.get("seconds_trl")),
         _ratio(found, "ratio_vs_trl_all_tokens"),
     )
     if "seconds_trl_defaults" in found:
         yield (
-            "step against TRL as it comes",
+            "step / TRL as it comes",
             _seconds(found["seconds"]),
             _seconds(found["seconds_trl_defaults"]),
             f"{found['ratio_vs_trl_defaults']:.2f}",
@@ -62,9 +62,9 @@ def _step(found: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _rollout(found: Mapping[str, Any]) -> Iterator[Row]:
-    for name, ending in (("equal lengths", ""), ("half lengths", "_half")):
+    for name, ending in (("rollout / generate", ""), ("rollout / generate, half", "_half")):
         yield (
-            f"rollout, {name}, against generate",
+            name,
             _rate(found[f"tokens_per_s{ending}"]),
             _rate(found[f"tokens_per_s_generate{ending}"]),
             _ratio(found, f"ratio_vs_generate{ending}"),
@@ -73,25 +73,25 @@ def _rollout(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def _update(found: Mapping[str, Any]) -> Iterator[Row]:
     yield (
-        "update against dense, memory",
+        "update / dense, memory",
         _bytes(found["peak_memory_bytes"]),
         _bytes(found["peak_memory_dense_bytes"]),
         _ratio(found, "memory_ratio_vs_dense"),
     )
     yield (
-        "update against dense, time",
+        "update / dense, time",
         _seconds(found["seconds"]),
         _seconds(found["seconds_dense"]),
         _ratio(found, "time_ratio_vs_dense"),
     )
     for fraction, seconds in found["seconds_by_fraction"].items():
-        yield f"  update of the top {100 * float(fraction):.0f} % of tokens", _seconds(seconds["seconds"]), "", ""
+        yield f"  top {100 * float(fraction):.0f} % of tokens", _seconds(seconds["seconds"]), "", ""
 
 
 def _sharing(found: Mapping[str, Any]) -> Iterator[Row]:
-    for what, prefix in (("rollout and update", ""), ("  rollout", "rollout_"), ("  update", "update_")):
+    for what, prefix in (("sharing / not", ""), ("  rollout", "rollout_"), ("  update", "update_")):
         yield (
-            f"{what}, prompts shared or not",
+            what,
             _seconds(found[f"{prefix}seconds"]),
             _seconds(found[f"{prefix}seconds_off"]),
             _ratio(found, f"{prefix}ratio"),
@@ -102,13 +102,13 @@ def _efficiency(found: Mapping[str, Any]) -> Iterator[Row]:
     peak = f"{found['matmul_gflop_per_s']:.0f} GFLOP/s"
     for what, key in (("rollout", "rollout"), ("update", "update"), ("update, all tokens", "update_all_tokens")):
         share = found[f"{key}_fraction_of_peak"]
-        yield f"share of matmul peak, {what}", f"{100 * share:.0f} %", peak, ""
+        yield f"share of peak, {what}", f"{100 * share:.0f} %", peak, ""
 
 
 def _scaling(found: Mapping[str, Any]) -> Iterator[Row]:
     for axis, phases in found["lines"].items():
         slopes = ", ".join(f"{phase} {1000 * line['slope']:.3g} ms" for phase, line in phases.items())
-        yield f"cost of one more of {axis}", slopes, "", ""
+        yield f"one more: {axis}", slopes, "", ""
 
 
 _ROWS = {
@@ -125,7 +125,7 @@ def _ratio(found: Mapping[str, Any], key: str) -> str:
     if key not in found:
         return "-"
     repeats = found[f"{key}_repeats"]
-    return f"{found[key]:.2f} [{min(repeats):.2f}, {max(repeats):.2f}]"
+    return f"{found[key]:.2f} [{min(repeats):.2f}–{max(repeats):.2f}]"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -133,7 +133,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _rate(tokens_per_s: float) -> str:
-    return f"{tokens_per_s:,.0f} tokens/s"
+    return f"{tokens_per_s:,.0f} tok/s"
 
 
 def _bytes(count: float | None) -> str:

@@ -114,7 +114,7 @@ def _respond(
 ) -> Rollout:
     shared = rollout.share_prompts and can_share_prompts(loaded)
     turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
-    with torch.no_grad(), (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact) as decoder:
+    with torch.inference_mode(), (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact) as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, shared)
         records = _Run(loaded, decoder, queue, rollout, manner).records(turns, on_tokens or (lambda _: None))
     rolled_out = _assembled(loaded, questions, prompts, num_responses, records)

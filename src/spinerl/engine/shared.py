@@ -227,8 +227,10 @@ def _filling_holes(keep: torch.Tensor) -> torch.Tensor:
 class _LayerState:
     """One layer's keys and values for one cohort: Q prompts of padded length L, R rows, Hkv heads of width D.
 
-    The rows' own tokens are kept in blocks of neighbouring columns, (R or more, Hkv, block, D) each.  Memory is
-    read more than twice as fast in one stretch as in many with gaps, and only the latest block has gaps.
+    The rows' own tokens are kept in blocks of neighbouring columns, (R or more, Hkv, block, D) each.  How they lie
+    in memory decides how fast they are read, for memory likes to be read in one stretch: a column of the block that
+    is being filled lies together, a row's tokens do in a full one (there the values the other way round, each
+    number of the head with that of the next token, for products run along the tokens).
     """
 
     prompt_keys: torch.Tensor  # (Q, Hkv, L, D)
@@ -240,8 +242,11 @@ class _LayerState:
         number, place = divmod(column, size)
         if number == len(self.blocks):
             self.blocks.append((_room(keys, size), _room(values, size)))
-        for block, new in zip(self.blocks[number], (keys, values), strict=True):
-            block[: len(new), :, place] = new[:, :, 0]
+        all_keys, all_values = (block[: len(keys)] for block in self.blocks[number])
+        all_keys[:, :, place] = keys[:, :, 0]
+        all_values[:, :, place] = values[:, :, 0]
+        if place == size - 1:
+            self.blocks[number] = all_keys.contiguous(), all_values.contiguous().mT.contiguous().mT
 
     def own(self, num_rows: int, first: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the rows' own tokens from `first` up to `length`, in pieces (R * Hkv, n, D)."""
@@ -257,7 +262,7 @@ class _LayerState:
 
 def _room(one: torch.Tensor, size: int) -> torch.Tensor:
     rows, heads, _, width = one.shape
-    return one.new_empty(rows, heads, size, width)
+    return one.new_empty(size, rows, heads, width).permute(1, 2, 0, 3)
 
 
 class _Cohort:
@@ -421,7 +426,7 @@ def _weighted(
     parts = weights.to(queries.dtype).split([s.shape[-1] for s in scores], dim=-1)
     output = torch.bmm(parts[0], pieces[0][1])
     for part, (_, values) in zip(parts[1:], pieces[1:], strict=True):
-        output.baddbmm_(part, values)
+        output += torch.bmm(part, values)  # faster than baddbmm where there are few queries to a key
     return output, total
 
 
