@@ -31,7 +31,7 @@ def measure_efficiency(job: Job) -> dict[str, Any]:
         "update": lambda _: work.learn(batch, targets),
         "update of all tokens": lambda _: work.learn(batch, all_targets, everything),
     }
-    seconds = interleave(tasks, job.patience(most=3), work.device, job.note)
+    seconds = interleave(tasks, job.patience(most=2), work.device, job.note)
     peak = max(peak, matmul_peak(work.device, dtype))
     sizes = (len(work.questions), work.config.group_size, settings.prompt_tokens, settings.new_tokens)
     forks, tokens = int(targets.fork_mask.sum()), int(batch.mask.sum())

@@ -116,7 +116,7 @@ def fastest_rows(job: TrlJob) -> tuple[int, dict[int, float]]:
 
     Only the update depends on it: responses are always sampled all at once.
     """
-    tried = {rows: min(run_steps(job, 2, rows, random_rollout=True)) for rows in possible_rows(job.num_rows)}
+    tried = {rows: run_steps(job, 1, rows, random_rollout=True)[0] for rows in possible_rows(job.num_rows)}
     return min(tried, key=lambda rows: tried[rows]), tried
 
 

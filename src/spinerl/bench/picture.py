@@ -64,6 +64,7 @@ def write_picture(file: Path, points: list[dict[str, Any]], fits: dict[str, Any]
             panel.plot(values, seconds, "o" if axis in _UNITS else "o-", color=colour, markersize=5, label=label)
         if axis == "vocabulary":
             panel.set_xscale("log", base=2)
+            panel.set_xticks(values, [f"{value:,}" for value in values])
         panel.set_xlabel(_LABELS[axis])
         panel.set_ylabel("seconds")
         panel.set_ylim(bottom=0)

@@ -46,15 +46,46 @@ def sweep(settings: Settings) -> list[tuple[str, Settings]]:
 def measure_scaling(job: Job) -> dict[str, Any]:
     """One row per point: the axis, all sizes, and the fastest of a few repeats in seconds.
 
-    The fastest and not the median: noise only ever adds, and a line is fitted.
+    The fastest and not the median: noise only ever adds, and a line is fitted.  A repeat goes through all points
+    before the next one begins, so that a busy minute spoils one try at each and not all tries at one.
     """
-    rows = []
-    points = sweep(job.settings)
-    for number, (axis, settings) in enumerate(points, 1):
-        job.note(f"{axis} = {getattr(settings, axis)}, point {number} of {len(points)}")
-        phases = _seconds(Job(settings, _model_of(settings, job.scratch)))
-        rows.append({"axis": axis, "value": getattr(settings, axis), **phases, **_sizes(settings)})
+    points = [_Point(axis, settings, job) for axis, settings in sweep(job.settings)]
+    for repeat in range(1 + min(3, job.settings.repeats)):
+        for number, point in enumerate(points, 1):
+            what = f"repeat {repeat}" if repeat else "warm-up"
+            job.note(f"{point.axis} = {point.value}, point {number} of {len(points)}, {what}")
+            point.measure(repeat)
+    rows = [point.row() for point in points]
     return {"points": rows, "lines": lines(rows)}
+
+
+class _Point:
+    """One workload, kept open, and the seconds it took."""
+
+    def __init__(self, axis: str, settings: Settings, job: Job) -> None:
+        self.axis, self.value = axis, getattr(settings, axis)
+        self._sizes = {name: getattr(settings, name) for name in AXES}
+        self._work = open_work(Job(settings, _model_of(settings, job.scratch)))
+        self._learnt: Any = None
+        self._seconds: dict[str, list[float]] = {"rollout_seconds": [], "update_seconds": []}
+
+    def measure(self, repeat: int) -> None:
+        """A rollout and an update; repeat 0 is the warm-up."""
+        work = self._work
+        if self._learnt is None:
+            self._learnt = work.targets(work.sample())
+        took = (
+            0.0 if repeat == 0 else seconds_of(lambda: work.sample(repeat), work.device),
+            seconds_of(lambda: work.learn(*self._learnt), work.device),
+        )
+        if repeat:
+            for found, seconds in zip(self._seconds.values(), took, strict=True):
+                found.append(seconds)
+
+    def row(self) -> dict[str, Any]:
+        """The axis, its value, the fastest seconds and all sizes."""
+        fastest = {name: min(found) for name, found in self._seconds.items()}
+        return {"axis": self.axis, "value": self.value, **fastest, **self._sizes}
 
 
 def lines(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,24 +113,6 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float, float]:
     total = sum((b - mean_y) ** 2 for b in y)
     left = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
     return intercept, slope, 1 - left / total if total else 1.0
-
-
-def _seconds(job: Job) -> dict[str, float]:
-    """The fastest rollout and update of a few, after an untimed one."""
-    work = open_work(job)
-    learnt = work.targets(work.sample())
-    work.learn(*learnt)
-    repeats = range(1, 1 + min(3, job.settings.repeats))
-    return {
-        "rollout_seconds": min(
-            seconds_of(lambda repeat=repeat: work.sample(repeat), work.device) for repeat in repeats
-        ),
-        "update_seconds": min(seconds_of(lambda: work.learn(*learnt), work.device) for _ in repeats),
-    }
-
-
-def _sizes(settings: Settings) -> dict[str, int]:
-    return {name: getattr(settings, name) for name in AXES}
 
 
 def _model_of(settings: Settings, scratch: Path) -> Path:

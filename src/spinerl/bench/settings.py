@@ -49,7 +49,7 @@ class Settings(BaseModel):
     new_tokens: int = Field(128, ge=2, description="the most tokens of a response")
     repeats: int = Field(5, ge=1, description="timed repeats of everything, after a warm-up")
     part_seconds: int = Field(
-        90, ge=0, description="once a comparison took so long, two repeats are enough; 0: always all (seconds)"
+        45, ge=0, description="once a comparison took so long, two repeats are enough; 0: always all (seconds)"
     )
     threads: int = Field(0, ge=0, description="CPU threads, the same for all; 0: one or all, whichever is faster")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

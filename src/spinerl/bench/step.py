@@ -47,7 +47,7 @@ def measure_step(job: Job) -> dict[str, Any]:
         def after_step() -> bool:
             nonlocal done, started
             ours.run("spine", done)
-            if done <= _ALL_TOKENS_REPEATS:
+            if 0 < done <= _ALL_TOKENS_REPEATS:  # the other method has warmed up for it
                 ours.run("ttrl", done)
             started = started or time.perf_counter()  # this was the warm-up
             spent = patience.is_spent(done, started)
@@ -88,6 +88,8 @@ def measure_step_memory(job: Job) -> dict[str, Any]:
 def measure_trl_defaults(job: Job) -> dict[str, Any]:
     """TRL as it comes: its default rows and gradient checkpointing, this process's allocator untouched.
 
+    One step, without a warm-up: it is long enough.
+
     Raises MissingExtraError where trl is not installed.
     """
     require_trl()
@@ -96,8 +98,8 @@ def measure_trl_defaults(job: Job) -> dict[str, Any]:
         peer = _trl_job(job, work, equivalence)
         rows = 8 if peer.num_rows % 8 == 0 else peer.num_rows
         seconds: list[float] = []
-        peak = peak_memory(lambda: seconds.extend(run_steps(peer, 2, rows, gradient_checkpointing=True)), work.device)
-    return {**figures("seconds_trl_defaults", seconds[1:]), "peak_memory_trl_defaults_bytes": peak}
+        peak = peak_memory(lambda: seconds.extend(run_steps(peer, 1, rows, gradient_checkpointing=True)), work.device)
+    return {**figures("seconds_trl_defaults", seconds), "peak_memory_trl_defaults_bytes": peak}
 
 
 def vote_rewards(texts: Sequence[str], config: Config, equivalence: Equivalence) -> list[float]:
@@ -130,7 +132,7 @@ class _OurStep:
         self._metrics: dict[str, list[dict[str, float]]] = {method: [] for method in self._configs}
 
     def run(self, method: str, repeat: int) -> None:
-        """One step; the first of each method is a warm-up and not counted."""
+        """One step; repeat 0 is a warm-up and not counted."""
         work = self.work
         record, _ = train_step(
             work.loaded,
@@ -143,15 +145,16 @@ class _OurStep:
             repeat,
             StepState(),
         )
-        self._metrics[method].append(dict(record.metrics))
+        if repeat:
+            self._metrics[method].append(dict(record.metrics))
 
     def seconds(self, method: str) -> list[float]:
         """Seconds of each counted step."""
-        return [metrics["time/step_s"] for metrics in self._metrics[method][1:]]
+        return [metrics["time/step_s"] for metrics in self._metrics[method]]
 
     def figures(self) -> dict[str, Any]:
         """Medians and repeats over the counted steps, under the documented names."""
-        steps = self._metrics["spine"][1:]
+        steps = self._metrics["spine"]
         return {
             **figures("seconds", self.seconds("spine")),
             **figures("seconds_all_tokens", self.seconds("ttrl")),
