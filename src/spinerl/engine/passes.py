@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from spinerl.config import OptimConfig
+from spinerl.engine.attention import exchanged
+from spinerl.engine.continued import CONTINUED, continued_cache, spans
 from spinerl.engine.head import head_logits
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.trials import ability, agree, only_embeddings_learn
@@ -82,10 +85,12 @@ def wanted_states(loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None)
     ids = micro.input_ids.to(loaded.device)
     place = micro.place.to(loaded.device)
     continued = prefix.continuation(micro) if prefix is not None else {}
-    if _splits_head(loaded):
-        states = loaded.model.base_model(input_ids=ids, use_cache=bool(continued), **continued)[0]
-    else:
-        states = loaded.model(input_ids=ids, use_cache=bool(continued), **continued).logits
+    own_attention = prefix is not None and prefix.own_attention
+    with exchanged(loaded.model, CONTINUED) if own_attention else nullcontext():
+        if _splits_head(loaded):
+            states = loaded.model.base_model(input_ids=ids, use_cache=bool(continued), **continued)[0]
+        else:
+            states = loaded.model(input_ids=ids, use_cache=bool(continued), **continued).logits
     return states.flatten(0, 1)[place]
 
 
@@ -99,9 +104,15 @@ class Prefix:
 
     With gradient enabled its rows may run, and go backward, one micro-batch after the other: they differentiate
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
+
+    `own_attention` says whether rows meet them by `spinerl.engine.continued`, without copies; None: where the model
+    allows it.
     """
 
-    def __init__(self, loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, prefixes: Sequence[Sequence[int]], own_attention: bool | None = None
+    ) -> None:
+        self.own_attention = _continues(loaded) if own_attention is None else own_attention
         self._device = loaded.device
         self._lengths = torch.tensor([len(p) for p in prefixes], device=loaded.device)
         width = int(self._lengths.max())
@@ -122,12 +133,16 @@ class Prefix:
         """The model arguments that make a micro-batch's rows continue their prompts."""
         assert micro.prefix_of is not None
         prefix_of = micro.prefix_of.to(self._device)
-        cache = copy.copy(self._cache)
-        cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
         lengths = self._lengths[prefix_of].unsqueeze(1)
         columns = torch.arange(micro.input_ids.shape[1], device=self._device)
+        if self.own_attention:
+            layers = [(layer.keys, layer.values) for layer in self._layers]
+            cache = continued_cache(layers, self._lengths.tolist(), spans(micro.prefix_of))
+        else:
+            cache = copy.copy(self._cache)
+            cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
         arguments: dict[str, object] = {"past_key_values": cache, "position_ids": lengths + columns}
-        if bool((lengths < self._width).any()):
+        if not self.own_attention and bool((lengths < self._width).any()):
             real = torch.arange(self._width, device=self._device) < lengths
             arguments["attention_mask"] = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1).long()
         return arguments
@@ -175,27 +190,37 @@ def _shares_prompts(loaded: LoadedModel) -> bool:
     """Whether rows that continue a prompt's keys and values give the same states, and the same gradient."""
     if any(getattr(module, "gradient_checkpointing", False) for module in loaded.model.modules()):
         return False  # layers that are computed a second time would enter the cache twice
-
-    def trial() -> bool:
-        tokens = torch.arange(16).view(4, 4) + 2
-        prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
-        batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
-        ends = dict.fromkeys(range(4), 3)
-        apart = [Piece((), (_micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
-        together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
-        states, gradient = _states_and_gradient(loaded, apart)
-        shared_states, shared_gradient = _states_and_gradient(loaded, together)
-        return agree(shared_states, states) and agree(shared_gradient, gradient)
-
-    return ability(loaded, "shared_prompts", trial)
+    return ability(loaded, "shared_prompts", lambda: _sharing_trial(loaded, own_attention=False))
 
 
-def _states_and_gradient(loaded: LoadedModel, pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+def _continues(loaded: LoadedModel) -> bool:
+    """Whether they do so too with the attention function of `spinerl.engine.continued`, which is for CPUs."""
+    if loaded.device.type != "cpu":
+        return False
+    return ability(loaded, "continued_attention", lambda: _sharing_trial(loaded, own_attention=True))
+
+
+def _sharing_trial(loaded: LoadedModel, own_attention: bool) -> bool:
+    """Two prompts of unlike lengths, two rows each: together, and every row with its prompt."""
+    tokens = torch.arange(16).view(4, 4) + 2
+    prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
+    batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
+    ends = dict.fromkeys(range(4), 3)
+    apart = [Piece((), (_micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
+    together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
+    states, gradient = _states_and_gradient(loaded, apart, own_attention)
+    shared_states, shared_gradient = _states_and_gradient(loaded, together, own_attention)
+    return agree(shared_states, states) and agree(shared_gradient, gradient)
+
+
+def _states_and_gradient(
+    loaded: LoadedModel, pieces: list[Piece], own_attention: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Wanted states, by row and column, and a gradient of them that reaches the input embeddings."""
     found = {}
     with only_embeddings_learn(loaded) as weight:
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+            prefix = Prefix(loaded, piece.prefixes, own_attention) if piece.prefixes else None
             for micro in piece.micros:
                 states = wanted_states(loaded, micro, prefix)
                 cells = zip(micro.row_of.tolist(), micro.column_of.tolist(), strict=True)
@@ -302,6 +327,8 @@ def _micro_batch(
     number: dict[tuple[int, ...], int] | None,
 ) -> MicroBatch:
     """Rows [prompt, response], or with `number` (of each prompt's prefix) rows [last prompt token, response]."""
+    if number is not None:  # a prompt's rows together
+        rows = sorted(rows, key=lambda row: number[batch.prompts[row]])
     heads = [batch.prompts[row] if number is None else batch.prompts[row][-1:] for row in rows]
     width = max(len(head) + ends[row] for head, row in zip(heads, rows, strict=True))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)

@@ -18,6 +18,7 @@ import torch
 from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from spinerl.engine.attention import implementation, refuse_unknown
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.trials import ability, agree
 
@@ -27,7 +28,6 @@ _NAME = "spinerl_shared"
 _BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
-_HARMLESS = {"cache_position", "is_causal", "logits_to_keep", "output_attentions", "position_ids", "use_cache"}
 
 
 def can_share_prompts(loaded: LoadedModel) -> bool:
@@ -76,7 +76,7 @@ class SharedDecoder:
         windows = _windows(loaded.model)
         self._num_layers = len(windows)
         self._cache = Cache(layers=[_SharedLayer(i, window, self._cohorts) for i, window in enumerate(windows)])
-        self._ordinary = _implementation(loaded.model)
+        self._ordinary = implementation(loaded.model)
 
     def __enter__(self) -> SharedDecoder:
         self._loaded.model.set_attn_implementation(_NAME)
@@ -178,15 +178,6 @@ def _windows(model: PreTrainedModel) -> list[int | None]:
         else:
             raise ValueError(f"a cache layer of type {type(layer).__name__}")
     return windows
-
-
-def _implementation(model: PreTrainedModel) -> str | dict[str, Any]:
-    """What `set_attn_implementation` takes to bring back the present state.  ValueError if it takes nothing."""
-    config: Any = model.config
-    if not getattr(model, "_can_set_attn_implementation", lambda: True)():
-        raise ValueError("the attention function cannot be exchanged")
-    parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs if getattr(config, name)}
-    return {"": config._attn_implementation, **parts} if parts else config._attn_implementation
 
 
 def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
@@ -473,9 +464,7 @@ def _attention(
     """The attention function that models call by the name of `_NAME`, with a `_SharedLayer` for keys and values."""
     if not isinstance(key, _SharedLayer) or query.shape[2] != 1:
         raise TypeError("shared decoding takes one token per row, with its own cache")
-    unknown = {name for name, value in others.items() if value is not None} - _HARMLESS
-    if unknown or attention_mask is not None or dropout:
-        raise ValueError(f"attention with {sorted(unknown) or 'a mask or dropout'} is not known here")
+    refuse_unknown(others, attention_mask, dropout)
     return key.attend(query, scaling or query.shape[-1] ** -0.5, softcap, sliding_window), None
 
 

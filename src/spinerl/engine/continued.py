@@ -1,0 +1,191 @@
+"""Attention of responses that continue shared prompts: a prompt's keys are met once by all its responses.
+
+The ordinary way gives every response a copy of its prompt's keys and values and a mask.  Here all tokens of all
+responses to a question meet the prompt in one call without a mask, each response meets itself under the causal
+mask, and the two are weighed as one softmax over both would (logaddexp of the two normalisers).  Backward, each
+part gets the output and the normaliser of the whole: attention probabilities are exp(score - normaliser) and their
+derivative needs the output alone, so that each part's gradient is its share of the whole one.
+
+The kernel is PyTorch's flash attention for CPUs, called by its operator's name because `scaled_dot_product_attention`
+keeps the normaliser to itself.  `passes` tries all this on the model at hand before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import DynamicLayer
+
+from spinerl.engine.attention import refuse_unknown
+
+__all__ = ["CONTINUED", "continued_cache", "spans"]
+
+CONTINUED = "spinerl_continued"
+
+Span = tuple[int, int, int]
+"""A prompt's number, and where its rows begin and end."""
+
+
+def spans(prefix_of: torch.Tensor) -> tuple[Span, ...]:
+    """The rows of each prompt, for `prefix_of` (R,) in which a prompt's rows stand together.
+
+    >>> spans(torch.tensor([2, 2, 0]))
+    ((2, 0, 2), (0, 2, 3))
+    """
+    numbers, counts = torch.unique_consecutive(prefix_of, return_counts=True)
+    ends = counts.cumsum(0)
+    return tuple(zip(numbers.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True))
+
+
+def continued_cache(
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]], lengths: Sequence[int], rows: tuple[Span, ...]
+) -> Cache:
+    """A cache for one forward pass of rows that continue prompts.
+
+    Args:
+        layers: keys and values of the prompts, (Q, Hkv, L, D) each, padded on the right.
+        lengths: the prompts' lengths, Q of them.
+    """
+    return Cache(layers=[_ContinuedLayer(keys, values, lengths, rows) for keys, values in layers])
+
+
+class _ContinuedLayer(DynamicLayer):
+    """What the model takes for a layer of its cache.  It hands itself to the attention function."""
+
+    def __init__(
+        self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, lengths: Sequence[int], rows: tuple[Span, ...]
+    ) -> None:
+        super().__init__()
+        self._prompts = prompt_keys, prompt_values
+        self._lengths = lengths
+        self._rows = rows
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        self._own = key_states, value_states
+        return self, self
+
+    def get_seq_length(self) -> int:
+        return max(self._lengths)
+
+    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+        output = _Attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling)
+        assert isinstance(output, torch.Tensor)
+        return output
+
+
+class _Attention(torch.autograd.Function):
+    """(R, T, H, D) for queries (R, H, T, D), the rows' keys and values (R, Hkv, T, D), the prompts' (Q, Hkv, L, D)."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        prompt_keys: torch.Tensor,
+        prompt_values: torch.Tensor,
+        lengths: Sequence[int],
+        rows: tuple[Span, ...],
+        scaling: float,
+    ) -> torch.Tensor:
+        query = query.transpose(1, 2).contiguous()  # (R, T, H, D): a question's tokens lie in one stretch
+        heads = query.shape[2]
+        output, total = _flash(query, _repeated(keys, heads), _repeated(values, heads), scaling, causal=True)
+        for question, start, end in rows:
+            prompt = (prompt_keys, prompt_values)
+            of_question = (_repeated(t[question, :, : lengths[question]][None], heads) for t in prompt)
+            found, found_total = _flash(_joined(query[start:end]), *of_question, scaling, causal=False)
+            part, part_total = output[start:end], total[start:end]
+            share = torch.sigmoid(found_total.view_as(part_total) - part_total)
+            part.lerp_(found.view_as(part), share.unsqueeze(-1).to(part.dtype))
+            torch.logaddexp(part_total, found_total.view_as(part_total), out=part_total)
+        ctx.save_for_backward(query, keys, values, prompt_keys, prompt_values, output, total)
+        ctx.others = lengths, rows, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, keys, values, prompt_keys, prompt_values, output, total = ctx.saved_tensors
+        lengths, rows, scaling = ctx.others
+        heads, kv_heads = query.shape[2], keys.shape[1]
+        gradient = gradient.contiguous()
+        own = _repeated(keys, heads), _repeated(values, heads)
+        by_query, *by_own = _flash_backward(gradient, query, *own, output, total, scaling, causal=True)
+        by_prompts = torch.zeros_like(prompt_keys), torch.zeros_like(prompt_values)
+        for question, start, end in rows:
+            length = lengths[question]
+            given = (_joined(t[start:end]) for t in (gradient, query))
+            prompt = (_repeated(t[question, :, :length][None], heads) for t in (prompt_keys, prompt_values))
+            results = (_joined(t[start:end]) for t in (output, total))
+            found, *by_prompt = _flash_backward(*given, *prompt, *results, scaling, causal=False)
+            by_query[start:end] += found.view_as(query[start:end])
+            for whole, part in zip(by_prompts, by_prompt, strict=True):
+                whole[question, :, :length] = _summed(part, kv_heads)[0]
+        return by_query.transpose(1, 2), *(_summed(t, kv_heads) for t in by_own), *by_prompts, None, None, None
+
+
+def _joined(tensor: torch.Tensor) -> torch.Tensor:
+    """(n, T, ...) as one row (1, n * T, ...)."""
+    return tensor.flatten(0, 1).unsqueeze(0)
+
+
+def _repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """(R, Hkv, T, D) with each key head once for every query head it serves: (R, H, T, D)."""
+    return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], dim=1)
+
+
+def _summed(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """The gradient of `_repeated`: (R, H, T, D) to (R, Hkv, T, D)."""
+    return tensor if tensor.shape[1] == kv_heads else tensor.unflatten(1, (kv_heads, -1)).sum(2)
+
+
+def _flash(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, causal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (R, T, H, D) and normaliser (R, T, H) of queries (R, T, H, D) that meet keys (R, H, n, D)."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, total = operator(query.transpose(1, 2), keys, values, 0.0, causal, scale=scaling)
+    return output.transpose(1, 2), total.transpose(1, 2)
+
+
+def _flash_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    total: torch.Tensor,
+    scaling: float,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query (R, T, H, D), keys and values (R, H, n, D)."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    of_heads = (t.transpose(1, 2) for t in (gradient, query))
+    results = (t.transpose(1, 2) for t in (output, total))
+    by_query, by_keys, by_values = operator(*of_heads, keys, values, *results, 0.0, causal, scale=scaling)
+    return by_query.transpose(1, 2), by_keys, by_values
+
+
+def _attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Any,
+    _value: Any,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that models call by the name of `CONTINUED`, with a `_ContinuedLayer` for keys."""
+    if not isinstance(key, _ContinuedLayer):
+        raise TypeError("continued prompts come in a cache of their own")
+    refuse_unknown(others | {"softcap": softcap, "sliding_window": sliding_window}, attention_mask, dropout)
+    return key.attend(query, scaling or query.shape[-1] ** -0.5), None
+
+
+AttentionInterface.register(CONTINUED, _attention)
