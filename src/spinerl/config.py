@@ -12,10 +12,10 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import LOSSES, METHODS
@@ -221,6 +221,25 @@ class EvalConfig(_Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads `off` and `on` as False and True."""
+    return {False: "off", True: "rollback"}[value] if isinstance(value, bool) else value
+
+
+class GuardConfig(_Section):
+    mode: Annotated[Literal["off", "warn", "stop", "rollback"], BeforeValidator(_switch)] = Field(
+        "rollback",
+        description="without labels: say when adapting does harm, stop there, or bring the best weights back too "
+        "(docs/guard.md)",
+    )
+    every: int = Field(5, ge=1, description="steps between two looks at the probe questions")
+    questions: int = Field(32, ge=2, description="probe questions, asked again and again")
+    samples: int = Field(8, ge=2, description="initial votes on each of them")
+    holdout: int = Field(
+        0, ge=0, description="questions that are never adapted to and serve as the probe; 0: it is taken from all"
+    )
+
+
 class CheckpointConfig(_Section):
     every: int = Field(10, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(2, ge=1, description="checkpoints kept; the older ones are deleted")
@@ -260,6 +279,7 @@ class Config(_Section):
     entropy: EntropyConfig = EntropyConfig()  # pyright: ignore[reportCallIssue]
     optim: OptimConfig = OptimConfig()  # pyright: ignore[reportCallIssue]
     stream: StreamConfig = StreamConfig()  # pyright: ignore[reportCallIssue]
+    guard: GuardConfig = GuardConfig()  # pyright: ignore[reportCallIssue]
     eval: EvalConfig = EvalConfig()  # pyright: ignore[reportCallIssue]
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
@@ -290,7 +310,7 @@ class Config(_Section):
         return Path("runs") / f"{self.method}-{model}-{data}-seed{self.seed}"
 
 
-_HEADLINE = {"model": "name", "data": "name"}  # `model=X` is `model.name=X`
+_HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
 # What a bundled model needs beside the defaults above, which suit models a thousand times its size.
 # Chosen on tiny/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it is named by

@@ -4,6 +4,7 @@ config.yaml     the resolved configuration; running it again repeats the run
 manifest.json   versions, seed, device, model and data fingerprints, whether it finished
 metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
 samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
+labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl  a line per look at the probe
 stream.jsonl    with stream.on: a line per question, answered before it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
 report.html
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "explain_disk_errors", "read_lines", "total_bytes", "write_json", "write_rows", "write_text"]
 
-STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "stream.jsonl")
+STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "stream.jsonl", "labels.jsonl", "guard.jsonl")
 
 
 class RunFolder:

@@ -25,6 +25,7 @@ from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
+from spinerl.guard.watch import Guard
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
 from spinerl.rewards import check_reward
@@ -142,6 +143,10 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     with explain_disk_errors(run.path), Equivalence() as equivalence:
         _evaluate(run, work, config, equivalence, 0, observer)
         ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
+        guard = None
+        if config.guard.mode != "off" and config.steps:
+            guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence)
+            guard.begin()
         initial = copy.deepcopy(loaded.model.state_dict()) if config.stream.reset_every else None
         anchor = load_model(config.model) if _needs_anchor(config) else None
         per_step = min(config.questions_per_step, len(work.questions))
@@ -158,6 +163,8 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 edges = saved["band_edges"]
                 done, state = saved["step"], StepState(tuple(edges) if edges else None)
             run.rewind(done)
+            if guard is not None:
+                guard.resume(done)
             observer.note(f"resuming {run.path} after step {done}")
         oracle = None
         if config.reward == "gold":
@@ -187,12 +194,16 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 oracle,
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
+            if guard is not None:
+                metrics |= guard.step(record)
             if config.stream.on:
                 run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
             run.append("metrics.jsonl", metrics)
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config))
             observer.step(metrics, last)
+            if guard is not None and guard.due(step, last):
+                guard.look(step)
             if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
             if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):

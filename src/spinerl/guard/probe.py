@@ -1,0 +1,98 @@
+"""A few questions that are asked again and again: what has become of the answers the model gave at first?
+
+Before step 1 the initial model votes on them.  These votes are never renewed, so that no training can talk them
+into agreement; a pseudo-label of the run itself can be talked into anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from spinerl.answers import Equivalence
+from spinerl.config import Config
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.policy import score
+from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.guard.signals import concentration, same_answers
+from spinerl.maths import masked_mean
+from spinerl.seeding import seed_of
+from spinerl.step import count_votes
+from spinerl.types import Batch, Question, Rollout, Vote
+
+__all__ = ["Probe", "open_probe", "pick_probe"]
+
+
+def pick_probe(num_questions: int, size: int, seed: int) -> list[int]:
+    """Which questions are asked: `size` of them (all, if there are fewer), depending on nothing but the arguments."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "guard"))
+    return sorted(torch.randperm(num_questions, generator=generator)[:size].tolist())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The questions, and what the initial model said to them."""
+
+    questions: tuple[Question, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    votes: tuple[Vote, ...]  # of the initial model's responses, one per question
+    first: Batch  # its first response to each question
+    logprobs: torch.Tensor  # (P, T) what it gave their tokens
+    length: float  # tokens of its responses, mean
+
+    def ask(self, loaded: LoadedModel, config: Config, equivalence: Equivalence) -> dict[str, float]:
+        """The signals of the model as it is now.
+
+        probe/initial_agreement: questions whose greedy answer is the initial majority's, of those that had one.
+        probe/initial_support: the share of initial votes that the greedy answer has, mean.
+        probe/concentration: as `signals.concentration`, of the greedy answers.
+        probe/kl: nats per token, estimate of KL(initial || now) from the initial model's own responses.
+        probe/length_ratio, probe/truncated_frac: of the greedy responses; the length over that of the initial samples.
+        """
+        rollout = greedy_responses(loaded, self.questions, self.prompts, config.rollout)
+        now = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
+        answers = [one.answers[0] if one.classes[0] is not None else None for one in now]
+        logprobs, _ = score(loaded, self.first, self.first.mask, config.optim)
+        labelled = [i for i, one in enumerate(self.votes) if one.pseudo_label is not None]
+        agree = [same_answers(self.votes[i].pseudo_label, answers[i], equivalence) for i in labelled]
+        support = [_support(one, answer, equivalence) for one, answer in zip(self.votes, answers, strict=True)]
+        return {
+            "probe/initial_agreement": sum(agree) / max(1, len(agree)),
+            "probe/initial_support": sum(support) / len(support),
+            "probe/concentration": concentration(equivalence.classes(answers)),
+            "probe/kl": masked_mean(self.logprobs - logprobs, self.first.mask),
+            "probe/length_ratio": float(rollout.mask.sum()) / len(answers) / max(1.0, self.length),
+            "probe/truncated_frac": float((~rollout.finished_mask).double().mean()),
+        }
+
+
+def open_probe(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    config: Config,
+    equivalence: Equivalence,
+) -> Probe:
+    """Let the initial model vote, with `guard.samples` responses to each question."""
+    seed = (config.seed, "guard")
+    rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, seed)
+    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
+    first = _first_of_each(rollout, config.rollout.temperature)
+    logprobs, _ = score(loaded, first, first.mask, config.optim)
+    length = float(rollout.mask.sum()) / len(rollout.mask)
+    return Probe(tuple(questions), tuple(prompts), votes, first, logprobs, length)
+
+
+def _first_of_each(rollout: Rollout, temperature: float) -> Batch:
+    rows = torch.arange(len(rollout.questions)) * rollout.num_responses
+    return Batch(rollout.prompts, rollout.tokens[rows], rollout.mask[rows], temperature)
+
+
+def _support(one: Vote, answer: str | None, equivalence: Equivalence) -> float:
+    """The share of a vote's responses that gave this answer."""
+    if answer is None:
+        return 0.0
+    own, *classes = equivalence.classes([answer, *one.answers])
+    return sum(c is not None and c == own for c in classes) / len(classes)

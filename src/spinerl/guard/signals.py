@@ -1,0 +1,100 @@
+"""What can be seen of a run without labels: plain functions over votes, responses and answers.
+
+docs/guard.md says what each figure means and how well it tells a run that helps from one that destroys.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from spinerl.answers import Equivalence
+from spinerl.maths import response_means
+from spinerl.types import StepRecord, Vote
+
+__all__ = ["certainty_auc", "concentration", "halves_agree", "kept_labels", "same_answers", "step_signals"]
+
+
+def concentration(classes: Sequence[int | None]) -> float:
+    """The chance that two different questions have the same answer; questions without one are alone.
+
+    Different questions have different answers as a rule.  A model whose training has lost the question says the
+    same to all: this goes to 1 while the votes agree better and better.
+
+    >>> concentration([0, 0, 1, None])  # one pair of six
+    0.16666666666666666
+    """
+    counts = Counter(c for c in classes if c is not None)
+    pairs = len(classes) * (len(classes) - 1)
+    return sum(n * (n - 1) for n in counts.values()) / pairs if pairs else 0.0
+
+
+def halves_agree(one: Vote) -> bool:
+    """Whether the votes of every second response and of the others have the same winner; a tie has none."""
+    winners = [_winner(one.classes[start::2]) for start in (0, 1)]
+    return winners[0] is not None and winners[0] == winners[1]
+
+
+def kept_labels(
+    ids: Sequence[str], labels: Sequence[str | None], first: Mapping[str, str | None], equivalence: Equivalence
+) -> float | None:
+    """The share of questions, of those met before, whose pseudo-label is the one they had first; None if none was."""
+    again = [(first[i], label) for i, label in zip(ids, labels, strict=True) if i in first]
+    if not again:
+        return None
+    return sum(same_answers(a, b, equivalence) for a, b in again) / len(again)
+
+
+def certainty_auc(one: Vote, likelihoods: Sequence[float]) -> float | None:
+    """The chance that a response that voted for the winner has the higher mean token log-probability.
+
+    It is compared with one that did not; 0.5 says nothing, ties count half; None where all or none voted for it.
+    High: the model is surer of what it says more often.
+    """
+    ayes = [x for x, c in zip(likelihoods, one.classes, strict=True) if c is not None and c == one.winner]
+    noes = [x for x, c in zip(likelihoods, one.classes, strict=True) if c is None or c != one.winner]
+    if not ayes or not noes:
+        return None
+    wins = sum((a > b) + 0.5 * (a == b) for a in ayes for b in noes)
+    return wins / (len(ayes) * len(noes))
+
+
+def same_answers(a: str | None, b: str | None, equivalence: Equivalence) -> bool:
+    """Whether both are answers, and the same."""
+    if a is None or b is None:
+        return False
+    first, second = equivalence.classes([a, b])
+    return first is not None and first == second
+
+
+def step_signals(
+    record: StepRecord, first: Mapping[str, str | None], equivalence: Equivalence
+) -> dict[str, float]:
+    """The signals of one step, beside those that its metrics hold already.
+
+    Args:
+        first: the pseudo-label that each question had when the run met it for the first time, by its id.
+    """
+    rollout, votes = record.rollout, record.votes
+    labels = [one.pseudo_label for one in votes]
+    n = rollout.num_responses
+    likelihoods = response_means(rollout.logprobs, rollout.mask).view(-1, n).tolist()
+    aucs = [certainty_auc(one, own) for one, own in zip(votes, likelihoods, strict=True)]
+    known = [auc for auc in aucs if auc is not None]
+    signals = {
+        "label/concentration": concentration(equivalence.classes(labels)),
+        "label/halves_agree": sum(map(halves_agree, votes)) / len(votes),
+    }
+    kept = kept_labels([q.id for q in rollout.questions], labels, first, equivalence)
+    if kept is not None:
+        signals["label/kept_frac"] = kept
+    if known:
+        signals["label/certainty_auc"] = sum(known) / len(known)
+    return signals
+
+
+def _winner(classes: Sequence[int | None]) -> int | None:
+    ranked = Counter(c for c in classes if c is not None).most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    return ranked[0][0]
