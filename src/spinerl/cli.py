@@ -141,6 +141,52 @@ def evaluate_command(
         write_json(json_file, figures)
 
 
+@app.command("preflight")
+def preflight_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a hub name, a folder, or tiny-reasoner")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="questions; answers in it are not looked at")],
+    overrides: Overrides = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+) -> None:
+    """Before adapting: ask once, without updates, and say whether labels by majority are likely to be right.
+
+    The verdict is go, caution or no-go; docs/guard.md says how it is reached and how often it was right.
+
+    Examples: spinerl preflight tiny-reasoner tiny/shift-a | spinerl preflight MODEL questions.jsonl group_size=32
+    """
+    from spinerl.display import preflight_table
+    from spinerl.guard.preflight import preflight
+    from spinerl.runs import write_json
+
+    _check_writable(json_file)
+    expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []))
+    out.print(preflight_table(figures))
+    colour = {"go": "green", "caution": "yellow", "no-go": "red"}[expected.verdict]
+    out.print(f"[bold {colour}]{expected.verdict}[/]: {expected.reason}", highlight=False)
+    if json_file is not None:
+        write_json(json_file, figures)
+
+
+@app.command("select")
+def select_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders, or folders that hold some")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the ranking here", metavar="FILE")] = None,
+) -> None:
+    """Rank finished runs without labels, the best first.
+
+    Runs must be of the same model and questions.  Examples: spinerl select runs/a runs/b | spinerl select runs/sweep
+    """
+    from spinerl.display import ranking_table
+    from spinerl.guard.select import rank_runs
+    from spinerl.runs import write_json
+
+    _check_writable(json_file)
+    ranked = rank_runs(runs)
+    out.print(ranking_table(ranked))
+    if json_file is not None:
+        write_json(json_file, ranked)
+
+
 @app.command()
 def score(
     file: Annotated[Path, typer.Argument(help="JSONL rows {id, responses: [text, ...], gold?, kind?}")],
@@ -379,7 +425,9 @@ def _print_result(run: RunFolder) -> None:
     from spinerl.display import comparison_table, stream_lines
 
     evaluations = run.rows("eval.jsonl")
-    first, last = evaluations[0], evaluations[-1]
+    guard = run.manifest.get("guard", {})
+    first = evaluations[0]
+    last = next((row for row in evaluations if row["step"] == guard.get("kept_step")), evaluations[-1])
     columns = (
         {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )

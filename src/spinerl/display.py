@@ -19,6 +19,8 @@ __all__ = [
     "difference_lines",
     "format_clock",
     "format_share",
+    "preflight_table",
+    "ranking_table",
     "step_figures",
     "stream_lines",
     "subject_table",
@@ -149,6 +151,37 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
             table.add_row(label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics))
     questions = {(m["num_questions"], m["num_gold"]) for m in all_metrics}
     table.caption = "; ".join(f"{n} questions, {g} with gold answers" for n, g in sorted(questions))
+    return table
+
+
+def preflight_table(figures: Mapping[str, Any]) -> Table:
+    """What a sampling pass without updates found, before its verdict."""
+    table = Table(title=None, show_edge=False, pad_edge=False, show_header=False)
+    low, high = figures["label_accuracy_low"], figures["label_accuracy_high"]
+    predicted = f"{100 * figures['label_accuracy']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    table.add_row("predicted label accuracy", predicted)
+    for label, key in (
+        ("two half votes agree", "reproducibility"),
+        ("majority fraction", "majority_frac"),
+        ("margin over the second", "margin"),
+        ("questions with a label", "labelled_frac"),
+        ("answered alike by all", "unanimous_frac"),
+        ("responses without an answer", "abstained_frac"),
+        ("truncated", "truncated_frac"),
+        ("pairs of questions with one label", "concentration"),
+    ):
+        table.add_row(label, f"{100 * figures[key]:.1f} %")
+    table.add_row("answer entropy", f"{figures['answer_entropy']:.2f} nats")
+    table.add_row("response length", f"{figures['response_length']:.1f} tokens")
+    table.caption = f"{figures['num_questions']} questions, {figures['num_votes']} responses each; no update, no label"
+    return table
+
+
+def ranking_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
+    """Runs by their label-free score, the best first."""
+    table = Table("", "run", "score", "step kept", "rule", title=None, show_edge=False, pad_edge=False)
+    for place, row in enumerate(ranked, 1):
+        table.add_row(str(place), row["run"], f"{row['score']:.3f}", str(row["kept_step"]), row["rule"] or "")
     return table
 
 

@@ -25,6 +25,7 @@ from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
+from spinerl.guard.rules import Verdict
 from spinerl.guard.watch import Guard
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
@@ -143,14 +144,16 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     with explain_disk_errors(run.path), Equivalence() as equivalence:
         _evaluate(run, work, config, equivalence, 0, observer)
         ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
-        guard = None
+        guard = verdict = None
         if config.guard.mode != "off" and config.steps:
             guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence)
-            guard.begin()
+            ranks = [place for place in ranks if place not in guard.held_out]
+            if not ranks:
+                raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")
         initial = copy.deepcopy(loaded.model.state_dict()) if config.stream.reset_every else None
         anchor = load_model(config.model) if _needs_anchor(config) else None
-        per_step = min(config.questions_per_step, len(work.questions))
-        last = num_steps(config, len(work.questions))
+        per_step = min(config.questions_per_step, len(ranks))
+        last = num_steps(config, len(ranks))
 
         def new_optimiser() -> Optimiser:
             num_updates = last * config.optim.epochs * min(config.optim.minibatches, per_step)
@@ -163,20 +166,21 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 edges = saved["band_edges"]
                 done, state = saved["step"], StepState(tuple(edges) if edges else None)
             run.rewind(done)
-            if guard is not None:
-                guard.resume(done)
             observer.note(f"resuming {run.path} after step {done}")
         oracle = None
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+        if guard is not None:
+            verdict = guard.begin(done)
+            last = _last_step(guard, verdict, done, last, observer)
         for step in range(done + 1, last + 1):
+            if step > last:
+                break
             if initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
                 loaded.model.load_state_dict(initial)
                 optimiser, state = new_optimiser(), StepState()
-            places = question_order(
-                len(work.questions), per_step, step, config.data.order, config.seed, config.stream.on
-            )
+            places = question_order(len(ranks), per_step, step, config.data.order, config.seed, config.stream.on)
             chosen = work.only([ranks[place] for place in places])
             observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
             asked = _answer_first(chosen, config, equivalence) if config.stream.on else ()
@@ -202,12 +206,18 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config))
             observer.step(metrics, last)
-            if guard is not None and guard.due(step, last):
-                guard.look(step)
+            if guard is not None and verdict is None:
+                verdict = guard.look(step, last)
+                last = _last_step(guard, verdict, step, last, observer)
             if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
             if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):
                 run.save_checkpoint(step, loaded.model, optimiser, asdict(state), config.checkpoint.keep)
+        if guard is not None:
+            outcome = guard.end(last, verdict)
+            observer.note(outcome.text)
+            _evaluate(run, work, config, equivalence, outcome.kept_step, observer)
+            run.write_manifest({**run.manifest, "guard": asdict(outcome)})
         if config.steps:
             run.write_folder("model", lambda folder: _save_model(loaded, folder))
         run.write_manifest({**run.manifest, "finished": _now()})
@@ -215,6 +225,16 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
         write_report([run.path], run.path / "report.html")
     return run
+
+
+def _last_step(guard: Guard, verdict: Verdict | None, step: int, last: int, observer: Observer) -> int:
+    """Where a run ends that has come to `step`: there, if a rule is broken and the guard may stop it."""
+    if verdict is None:
+        return last
+    if guard.stops:
+        return step
+    observer.note(f"guard ({verdict.rule}): {verdict.reason}")
+    return last
 
 
 def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:
@@ -237,7 +257,8 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
     while not parent.exists():
         parent = parent.parent
     weights = total_bytes(work.loaded.model.parameters())
-    needed = weights * (1 + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)) + 10 * 2**20
+    copies = (config.guard.mode == "rollback") + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)
+    needed = weights * (1 + copies) + 10 * 2**20
     free = shutil.disk_usage(parent).free
     if config.steps and free < needed:
         raise InputError(

@@ -114,7 +114,8 @@ def _outcome(tasks: Sequence[Task], k: int) -> Outcome:
 def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
     """Add one seed's run to the outcome."""
     seed, asked = task.seed, task.folder / ASKED
-    last = max(row["step"] for row in run.evals)
+    assert run.final_eval is not None
+    last = run.final_eval["step"]
     final = _rows(task.folder / "predictions" / f"step-{last:06d}.jsonl")
     outcome.right[seed] = _greedy(final)
     course = {row["step"]: value for row in run.evals if (value := number(row.get("eval/pass@1"))) is not None}
@@ -139,7 +140,7 @@ def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
         outcome.tokens[seed] = sum(value or 0.0 for _, value in drawn) / num_questions
         outcome.seconds[seed] = run.step_seconds or 0.0
     else:
-        outcome.tokens[seed] = number(run.evals[-1].get("eval/greedy_length")) or 0.0  # of the answer itself
+        outcome.tokens[seed] = number((run.final_eval or {}).get("eval/greedy_length")) or 0.0  # of the answer itself
     for other in task.after["elsewhere"]:
         values = outcome.elsewhere.setdefault((other["role"], other["name"]), {})
         values[seed] = _greedy(_rows(asked / elsewhere_file(other["role"], other["name"])))
@@ -154,7 +155,8 @@ def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float 
     own = figures.get("votes" if kind == NONE else "samples")
     if own:
         return number(own.get("response_length")), number(own.get("entropy"))
-    return number(run.evals[-1].get("eval/response_length")), number(run.evals[-1].get("eval/entropy"))
+    final = run.final_eval or {}
+    return number(final.get("eval/response_length")), number(final.get("eval/entropy"))
 
 
 def _greedy(rows: Rows) -> dict[str, float]:

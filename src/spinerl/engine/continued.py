@@ -95,9 +95,10 @@ class _Attention(torch.autograd.Function):
         heads = query.shape[2]
         output, total = _flash(query, _repeated(keys, heads), _repeated(values, heads), scaling, causal=True)
         for question, start, end in rows:
-            prompt = (prompt_keys, prompt_values)
-            of_question = (_repeated(t[question, :, : lengths[question]][None], heads) for t in prompt)
-            found, found_total = _flash(_joined(query[start:end]), *of_question, scaling, causal=False)
+            of_keys, of_values = (
+                _repeated(t[question, :, : lengths[question]][None], heads) for t in (prompt_keys, prompt_values)
+            )
+            found, found_total = _flash(_joined(query[start:end]), of_keys, of_values, scaling, causal=False)
             part, part_total = output[start:end], total[start:end]
             share = torch.sigmoid(found_total.view_as(part_total) - part_total)
             part.lerp_(found.view_as(part), share.unsqueeze(-1).to(part.dtype))
@@ -112,15 +113,16 @@ class _Attention(torch.autograd.Function):
         lengths, rows, scaling = ctx.others
         heads, kv_heads = query.shape[2], keys.shape[1]
         gradient = gradient.contiguous()
-        own = _repeated(keys, heads), _repeated(values, heads)
-        by_query, *by_own = _flash_backward(gradient, query, *own, output, total, scaling, causal=True)
+        all_keys, all_values = _repeated(keys, heads), _repeated(values, heads)
+        by_query, *by_own = _flash_backward(gradient, query, all_keys, all_values, output, total, scaling, causal=True)
         by_prompts = torch.zeros_like(prompt_keys), torch.zeros_like(prompt_values)
         for question, start, end in rows:
             length = lengths[question]
-            given = (_joined(t[start:end]) for t in (gradient, query))
-            prompt = (_repeated(t[question, :, :length][None], heads) for t in (prompt_keys, prompt_values))
-            results = (_joined(t[start:end]) for t in (output, total))
-            found, *by_prompt = _flash_backward(*given, *prompt, *results, scaling, causal=False)
+            slopes, queries, outputs, totals = (_joined(t[start:end]) for t in (gradient, query, output, total))
+            of_keys, of_values = (_repeated(t[question, :, :length][None], heads) for t in (prompt_keys, prompt_values))
+            found, *by_prompt = _flash_backward(
+                slopes, queries, of_keys, of_values, outputs, totals, scaling, causal=False
+            )
             by_query[start:end] += found.view_as(query[start:end])
             for whole, part in zip(by_prompts, by_prompt, strict=True):
                 whole[question, :, :length] = _summed(part, kv_heads)[0]

@@ -25,9 +25,12 @@ from spinerl.types import Batch, Question, Rollout, Vote
 __all__ = ["Probe", "open_probe", "pick_probe"]
 
 
-def pick_probe(num_questions: int, size: int, seed: int) -> list[int]:
-    """Which questions are asked: `size` of them (all, if there are fewer), depending on nothing but the arguments."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "guard"))
+def pick_probe(num_questions: int, size: int) -> list[int]:
+    """Which questions are asked: `size` of them (all, if there are fewer).
+
+    They do not depend on a run's seed, nor do the initial votes: runs of other seeds can be ranked by their scores.
+    """
+    generator = torch.Generator().manual_seed(seed_of("guard"))
     return sorted(torch.randperm(num_questions, generator=generator)[:size].tolist())
 
 
@@ -76,9 +79,8 @@ def open_probe(
     equivalence: Equivalence,
 ) -> Probe:
     """Let the initial model vote, with `guard.samples` responses to each question."""
-    seed = (config.seed, "guard")
-    rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, seed)
-    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
+    rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, ("guard",))
+    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=0)
     first = _first_of_each(rollout, config.rollout.temperature)
     logprobs, _ = score(loaded, first, first.mask, config.optim)
     length = float(rollout.mask.sum()) / len(rollout.mask)

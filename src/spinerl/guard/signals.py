@@ -12,7 +12,7 @@ from spinerl.answers import Equivalence
 from spinerl.maths import response_means
 from spinerl.types import StepRecord, Vote
 
-__all__ = ["certainty_auc", "concentration", "halves_agree", "kept_labels", "same_answers", "step_signals"]
+__all__ = ["certainty_auc", "concentration", "halves_agree", "kept_labels", "same_answers", "step_signals", "winner_of"]
 
 
 def concentration(classes: Sequence[int | None]) -> float:
@@ -31,7 +31,7 @@ def concentration(classes: Sequence[int | None]) -> float:
 
 def halves_agree(one: Vote) -> bool:
     """Whether the votes of every second response and of the others have the same winner; a tie has none."""
-    winners = [_winner(one.classes[start::2]) for start in (0, 1)]
+    winners = [winner_of(one.classes[start::2]) for start in (0, 1)]
     return winners[0] is not None and winners[0] == winners[1]
 
 
@@ -67,9 +67,7 @@ def same_answers(a: str | None, b: str | None, equivalence: Equivalence) -> bool
     return first is not None and first == second
 
 
-def step_signals(
-    record: StepRecord, first: Mapping[str, str | None], equivalence: Equivalence
-) -> dict[str, float]:
+def step_signals(record: StepRecord, first: Mapping[str, str | None], equivalence: Equivalence) -> dict[str, float]:
     """The signals of one step, beside those that its metrics hold already.
 
     Args:
@@ -93,7 +91,8 @@ def step_signals(
     return signals
 
 
-def _winner(classes: Sequence[int | None]) -> int | None:
+def winner_of(classes: Sequence[int | None]) -> int | None:
+    """The class with the most votes; None for a tie or where nobody voted."""
     ranked = Counter(c for c in classes if c is not None).most_common(2)
     if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
         return None

@@ -72,11 +72,15 @@ class Group:
 
 
 def eval_row(run: RunData, index: int) -> Mapping[str, Any] | None:
-    """The evaluation of the unadapted model (0), or the last one of an adapted model (-1)."""
-    if not run.evals:
+    """The evaluation of the unadapted model (0), or that of the model the run ended with (-1).
+
+    None where it was not made; where the guard kept the unadapted model, both are the same.
+    """
+    row = run.final_eval if index else (run.evals[0] if run.evals else None)
+    if row is None:
         return None
-    row = run.evals[index]
-    return row if (row["step"] == 0) == (index == 0) else None
+    kept_unadapted = index == -1 and run.guard.get("kept_step") == 0
+    return row if kept_unadapted or (row["step"] == 0) == (index == 0) else None
 
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:

@@ -104,8 +104,20 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether all planned steps were done."""
-        return self.planned_steps is None or self.steps_done >= self.planned_steps
+        """Whether all planned steps were done, or the guard ended the run before."""
+        return self.planned_steps is None or self.steps_done >= self.planned_steps or "guard" in self.manifest
+
+    @property
+    def guard(self) -> Mapping[str, Any]:
+        """What the guard did: kept_step, rule, text; {} for a run without it, or before its end."""
+        guard = self.manifest.get("guard")
+        return guard if isinstance(guard, Mapping) else {}
+
+    @property
+    def final_eval(self) -> Mapping[str, Any] | None:
+        """The evaluation of the weights that the run ended with; None before the first."""
+        kept = self.guard.get("kept_step")
+        return next((row for row in self.evals if row["step"] == kept), self.evals[-1] if self.evals else None)
 
     @property
     def step_seconds(self) -> float | None:

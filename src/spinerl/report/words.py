@@ -64,6 +64,8 @@ def progress(run: RunData) -> list[str]:
 def summary(group: Group) -> list[str]:
     """A paragraph's sentences: accuracy, then the dynamics, then a warning where they call for one."""
     sentences = [_accuracy_sentence(group.runs[0]) if len(group.runs) == 1 else _seeds_sentence(group)]
+    if len(group.runs) == 1 and (text := group.runs[0].guard.get("text")):
+        sentences.append(f"{text[0].upper()}{text[1:]}")
     sentences += [sentence for sentence in (_dynamics_sentence(group), _collapse_sentence(group)) if sentence]
     return sentences
 
@@ -72,6 +74,7 @@ def _accuracy_sentence(run: RunData) -> str:
     if not run.evals:
         return "No evaluation was written yet, so nothing is known about accuracy."
     key = "eval/pass@1"
+    after_row = eval_row(run, -1) or run.evals[-1]
     before, after = (accuracy(eval_row(run, index), key) for index in (0, -1))
     if before is None and after is None:
         return (
@@ -81,7 +84,7 @@ def _accuracy_sentence(run: RunData) -> str:
     if before is None or after is None:
         known = before or after
         assert known is not None
-        who = "of the unadapted model" if after is None else f"at step {run.evals[-1]['step']}"
+        who = "of the unadapted model" if after is None else f"at step {after_row['step']}"
         level = f" ({level_of(run)} interval {show_interval(known)})" if show_interval(known) else ""
         missing = "no later evaluation was written" if after is None else "the unadapted model was not evaluated"
         return f"Greedy Pass@1 {who} is {show_percent(known[0])}{level}; {missing}."

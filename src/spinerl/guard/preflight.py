@@ -1,0 +1,49 @@
+"""One sampling pass without updates: is adapting to these questions likely to help?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from spinerl.answers import Equivalence
+from spinerl.config import Config
+from spinerl.data import resolve
+from spinerl.engine.sampler import sample_responses
+from spinerl.guard.forecast import Forecast, forecast
+from spinerl.guard.probe import pick_probe
+from spinerl.guard.signals import concentration
+from spinerl.step import count_votes, rollout_metrics
+from spinerl.train import Observer, open_workload
+
+__all__ = ["preflight"]
+
+
+def preflight(config: Config, observer: Observer | None = None) -> tuple[Forecast, dict[str, Any]]:
+    """The forecast for a model and questions, and every figure behind it; gold answers are not looked at.
+
+    `guard.preflight_questions` of the questions are asked, with `num_votes` responses each.  Raises InputError.
+    """
+    work = open_workload(resolve(config), observer)
+    asked = pick_probe(len(work.questions), config.guard.preflight_questions or len(work.questions))
+    work = work.only(asked)
+    seed = (config.seed, "preflight")
+    rollout = sample_responses(work.loaded, work.questions, work.prompts, config.num_votes, config.rollout, seed)
+    with Equivalence() as equivalence:
+        votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
+        alike = concentration(equivalence.classes([one.pseudo_label for one in votes]))
+    expected = forecast(votes, config.guard.no_go, config.guard.go, config.seed)
+    described = rollout_metrics(rollout)
+    figures = {
+        "model": config.model.name,
+        "data": config.data.name,
+        **asdict(expected),
+        "concentration": alike,
+        "response_length": described["rollout/response_length"],
+        "truncated_frac": described["rollout/truncated_frac"],
+        "entropy": described["rollout/entropy"],
+        "questions": [
+            {"id": q.id, "pseudo_label": one.pseudo_label, "majority_frac": one.majority_frac, "votes": len(one.counts)}
+            for q, one in zip(work.questions, votes, strict=True)
+        ],
+    }
+    return expected, figures
