@@ -47,6 +47,7 @@ def test_lower_rooms_do_not_know_upper_ones():
         "report": ("bench", "compare", "engine", "step", "train", "evaluate", "maths", "cli", "data"),
         "bench": ("evaluate", "scoring", "compare"),
         "compare": ("bench", "cli"),
+        "guard": ("bench", "compare", "train", "evaluate", "scoring", "cli", "report"),
         "rewards": ("bench", "compare", "train", "evaluate", "scoring", "runs", "data", "cli", "report"),
         "step": ("bench", "compare", "train", "evaluate", "scoring", "runs", "data", "cli", "report"),
         "scoring": ("bench", "compare", "engine", "step", "train", "evaluate", "maths", "cli", "data", "report"),
@@ -60,10 +61,10 @@ def test_lower_rooms_do_not_know_upper_ones():
                 assert not bad, f"{file.name} in {room} imports {bad}"
 
 
-def test_gold_answers_cannot_reach_a_step():
-    """Label-free by construction: nothing a step can import, directly or not, has a name with gold in it."""
+def reachable(*files: Path) -> set[Path]:
+    """Modules that these import, directly or not."""
     seen: set[Path] = set()
-    todo = [SOURCE / "step.py"]
+    todo = list(files)
     while todo:
         file = todo.pop()
         if file in seen:
@@ -73,6 +74,12 @@ def test_gold_answers_cannot_reach_a_step():
             if name.startswith("spinerl"):
                 path = SOURCE.parent / Path(*name.split("."))
                 todo += [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()]
+    return seen
+
+
+def test_gold_answers_cannot_reach_a_step():
+    """Label-free by construction: nothing a step can import, directly or not, has a name with gold in it."""
+    seen = reachable(SOURCE / "step.py")
     assert len(seen) > 10
     assert not {file.name for file in seen} & {"evaluate.py", "scoring.py", "train.py", "load.py"}
     for file in seen:
@@ -85,6 +92,17 @@ def test_gold_answers_cannot_reach_a_step():
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
         }
         assert not {field for field in fields if "gold" in field or field == "answer"}
+
+
+def test_the_guard_reads_no_gold():
+    """Nor can anything the guard imports judge an answer; its own files do not even have a word for it."""
+    own = sorted((SOURCE / "guard").glob("*.py"))
+    assert len(own) > 5
+    seen = reachable(*(file for file in own if file.name != "preflight.py"))
+    assert not {file.name for file in seen} & {"evaluate.py", "scoring.py", "train.py", "load.py"}
+    for file in own:
+        names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        assert not {name for name in names if "gold" in name or name.endswith("correct")}, file
 
 
 def test_every_public_name_exists():

@@ -376,7 +376,7 @@ def _evaluate(model: str, data: str, words: Sequence[str]) -> tuple[Evaluation, 
     from spinerl.answers import Equivalence
     from spinerl.display import Display
     from spinerl.evaluate import evaluate
-    from spinerl.train import open_workload
+    from spinerl.workload import open_workload
 
     config = _resolved({"model": model, "data": data, "method": "none"}, words)
     with Display(err, 0) as display, Equivalence() as equivalence:

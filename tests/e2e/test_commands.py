@@ -18,6 +18,7 @@ from spinerl.errors import NonFiniteError
 from spinerl.runs import RunFolder
 
 SHORT = ["questions_per_step=2", "group_size=2", "rollout.max_new_tokens=12", "data.max_questions=4", "threads=1"]
+SHORT += ["guard=warn"]  # random models agree with nobody, and would not be adapted at all
 
 
 def run(arguments, capsys) -> tuple[int, str, str]:
@@ -135,11 +136,12 @@ def test_plugins_by_name(tmp_path, capsys, monkeypatch):
 
 
 def test_a_run_leaves_no_anchor_in_memory_when_its_weight_is_zero(tmp_path, capsys, monkeypatch):
-    from spinerl import train
+    from spinerl import train, workload
 
     loads = []
     real = train.load_model
-    monkeypatch.setattr(train, "load_model", lambda config: loads.append(1) or real(config))
+    for module in (train, workload):
+        monkeypatch.setattr(module, "load_model", lambda config: loads.append(1) or real(config))
     run(["adapt", f"run={tmp_path / 'a'}", "steps=1", "eval.samples=0", *SHORT], capsys)
     assert len(loads) == 1
     run(["adapt", f"run={tmp_path / 'b'}", "steps=1", "eval.samples=0", "anchor.weight=0.1", *SHORT], capsys)
@@ -308,7 +310,8 @@ def test_a_disk_that_fills_up_while_running_is_one_line(tmp_path, capsys, monkey
 def test_a_non_finite_loss_stops_before_the_update_and_keeps_the_checkpoint(tmp_path, capsys):
     words = ["data.max_questions=4", "questions_per_step=4", "group_size=8", "threads=1", "eval.samples=0"]
     code, _, err = run(
-        ["adapt", f"run={tmp_path / 'r'}", "steps=30", "checkpoint.every=1", "optim.lr=1e30", *words], capsys
+        ["adapt", f"run={tmp_path / 'r'}", "steps=30", "checkpoint.every=1", "optim.lr=1e30", "guard=off", *words],
+        capsys,
     )
     assert code == NonFiniteError.exit_code == 1
     assert len(err.strip().splitlines()) == 1

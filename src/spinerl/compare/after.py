@@ -29,8 +29,8 @@ from spinerl.evaluate import evaluate
 from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
 from spinerl.scoring import judge
-from spinerl.train import Observer
 from spinerl.types import GoldTable, Question
+from spinerl.workload import Observer
 
 __all__ = ["ask_afterwards"]
 

@@ -13,7 +13,7 @@ from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
 from spinerl.guard.signals import concentration
 from spinerl.step import count_votes, rollout_metrics
-from spinerl.train import Observer, open_workload
+from spinerl.workload import Observer, open_workload
 
 __all__ = ["preflight"]
 

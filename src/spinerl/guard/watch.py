@@ -153,7 +153,7 @@ class Guard:
         if kept == 0 and verdict is not None and verdict.rule == "no-go":
             return why + "The unadapted model was kept."
         if kept == 0:
-            return why + "The unadapted model was kept: no later look had a better label-free score."
+            return why + "The unadapted model was kept: it has the best label-free score."
         if kept == step:
             return why or "guard: nothing to object to; the last step has the best label-free score"
         return (

@@ -1,0 +1,98 @@
+"""A model and the questions it can be asked, ready to run; and who is told what happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from spinerl.config import Config
+from spinerl.data import load_data, render_all
+from spinerl.engine.loading import LoadedModel, fingerprint, load_model
+from spinerl.engine.machine import choose_threads, tune_allocator
+from spinerl.types import GoldTable, Question
+
+__all__ = ["Observer", "Workload", "open_workload"]
+
+
+class Observer(Protocol):
+    """Is told what happens, changes nothing.  `spinerl.display` is the one the commands use."""
+
+    def phase(self, name: str, total_tokens: int) -> None:
+        """A phase that samples at most this many tokens begins: "evaluate" or "step"."""
+        ...
+
+    def tokens(self, count: int) -> None:
+        """So many tokens were sampled."""
+        ...
+
+    def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
+        """A line of metrics.jsonl was written."""
+        ...
+
+    def evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """A line of eval.jsonl was written."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and the questions it can be asked, ready to run."""
+
+    loaded: LoadedModel
+    questions: tuple[Question, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    gold: GoldTable
+    facts: Mapping[str, Any]  # for the manifest
+
+    def only(self, places: Sequence[int]) -> Workload:
+        """The same with these questions alone."""
+        questions = tuple(self.questions[i] for i in places)
+        gold = {q.id: self.gold[q.id] for q in questions if q.id in self.gold}
+        return Workload(self.loaded, questions, tuple(self.prompts[i] for i in places), gold, self.facts)
+
+
+def open_workload(config: Config, observer: Observer | None = None) -> Workload:
+    """Load the questions, then the model, and render the prompts.
+
+    `config` has been through `spinerl.data.resolve`.  Raises InputError; writes nothing.
+    """
+    tune_allocator()
+    data, gold = load_data(config.data, answer_kind=config.answer.kind)
+    loaded = load_model(config.model)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    elif loaded.device.type == "cpu":
+        choose_threads(loaded.model, loaded.model.config.vocab_size)
+    questions, prompts, num_too_long = render_all(
+        data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind
+    )
+    skipped = {**data.skipped, **({"prompt too long": num_too_long} if num_too_long else {})}
+    gold = {q.id: gold[q.id] for q in questions if q.id in gold}
+    if observer is not None:
+        for reason, count in skipped.items():
+            observer.note(f"skipped {count} question{'s' * (count != 1)}: {reason}")
+    facts = {
+        "model": {
+            "name": config.model.name,
+            "fingerprint": fingerprint(loaded.model),
+            "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
+        },
+        "data": {
+            "name": config.data.name,
+            "fingerprint": data.fingerprint,
+            "num_questions": len(questions),
+            "num_gold": len(gold),
+            "skipped": skipped,
+        },
+        "device": str(loaded.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    return Workload(loaded, tuple(questions), tuple(prompts), gold, facts)

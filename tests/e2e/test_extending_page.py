@@ -1,0 +1,57 @@
+"""The examples of docs/extending.md, read off the page and run."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spinerl.answers import vote
+from spinerl.cli import main
+from spinerl.runs import RunFolder
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The page's Python as a module `mine` in the working folder, and its YAML as mine.yaml."""
+    (tmp_path / "mine.py").write_text("\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.S)))
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    import mine
+
+    yield mine
+    del sys.modules["mine"]
+
+
+def test_cautious_gives_the_winners_share(mine):
+    one = vote(["1", "1", "2", None], [0, 0, 1, None])
+    assert mine.cautious(one) == (0.5, 0.5, 0.0, 0.0)
+    assert mine.cautious(vote(["1", "2"], [0, 1])) == (0.0, 0.0)  # a tie
+
+
+def test_weakest_link_is_the_least_likely_token(mine):
+    logprobs = torch.tensor([[-0.1, -2.0, -9.0], [-0.5, -0.2, -0.3]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    assert torch.allclose(mine.weakest_link(logprobs, None, mask), torch.tensor([-2.0, -0.5]).exp())
+
+
+def test_late_forks_are_in_the_second_half(mine):
+    entropies = torch.tensor([[9.0, 8.0, 1.0, 2.0, 7.0]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    assert mine.late_forks(entropies, mask, 0.5, "response").tolist() == [[False, False, False, True, False]]
+
+
+def test_the_recipe_runs(mine, tmp_path):
+    words = ["steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32"]
+    with pytest.raises(SystemExit) as ended:
+        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", "guard=off", "eval.samples=0", "threads=1", *words])
+    assert not ended.value.code
+    finished = RunFolder.open(tmp_path / "r")
+    assert finished.config.reward == "mine:cautious"
+    assert len(finished.rows("metrics.jsonl")) == 1

@@ -1,0 +1,60 @@
+"""When a run should go no further, and which of its looks was best."""
+
+import pytest
+
+from spinerl.config import load_config
+from spinerl.guard.rules import RULES, best_look, judge, look_score
+
+KEYS = load_config().guard
+
+
+def looks(*scores, **last):
+    rows = [
+        {"step": 5 * i, "score": s, "probe/initial_support": s, "probe/concentration": 0.01}
+        for i, s in enumerate(scores)
+    ]
+    rows[-1] |= last
+    return rows
+
+
+def test_score_is_support_times_kept():
+    assert look_score(0.4, None) == 0.4
+    assert look_score(0.4, 0.5) == pytest.approx(0.2)
+
+
+def test_the_best_look_is_the_latest_of_equals():
+    assert best_look(looks(0.3, 0.4, 0.4, 0.2))["step"] == 10
+
+
+def test_a_quiet_run_breaks_no_rule():
+    assert judge(looks(0.3, 0.25, 0.35, 0.34), KEYS) is None
+
+
+def test_no_go_is_said_before_step_1():
+    verdict = judge(looks(0.1, verdict="no-go", reason="noise"), KEYS)
+    assert (verdict.rule, verdict.reason) == ("no-go", "noise")
+    assert judge(looks(0.1, verdict="caution", reason="hm"), KEYS) is None
+
+
+def test_lost_takes_two_looks_in_a_row():
+    assert judge(looks(0.4, 0.05, 0.3), KEYS) is None
+    assert judge(looks(0.4, 0.3, 0.05), KEYS) is None
+    assert judge(looks(0.4, 0.05, 0.05), KEYS).rule == "lost"
+
+
+def test_alike_compares_with_the_beginning():
+    rows = looks(0.4, 0.4, **{"probe/concentration": 0.5})
+    assert judge(rows, KEYS).rule == "alike"
+    rows[0]["probe/concentration"] = 0.45  # choices: four letters collide anyway
+    assert judge(rows, KEYS) is None
+
+
+def test_past_peak_needs_patience_and_an_epoch():
+    falling = [0.3, 0.4, *[0.2] * KEYS.patience]
+    assert judge(looks(*falling), KEYS) is None  # no question was met twice: the initial dip looks like this
+    assert judge(looks(*falling, **{"label/kept_frac": 0.5}), KEYS).rule == "past-peak"
+    assert judge(looks(*falling[:-1], 0.39, **{"label/kept_frac": 0.9}), KEYS) is None
+
+
+def test_every_rule_is_documented():
+    assert set(RULES) == {"no-go", "lost", "alike", "past-peak"}
