@@ -47,7 +47,8 @@ def test_late_forks_are_in_the_second_half(mine):
     assert mine.late_forks(entropies, mask, 0.5, "response").tolist() == [[False, False, False, True, False]]
 
 
-def test_the_recipe_runs(mine, tmp_path):
+@pytest.mark.usefixtures("mine")
+def test_the_recipe_runs(tmp_path):
     words = ["steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32"]
     with pytest.raises(SystemExit) as ended:
         main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", "guard=off", "eval.samples=0", "threads=1", *words])
