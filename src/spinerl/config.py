@@ -238,9 +238,15 @@ class GuardConfig(_Section):
     holdout: int = Field(
         0, ge=0, description="questions that are never adapted to and serve as the probe; 0: it is taken from all"
     )
+    perturbation: str = Field(
+        "none", description="ask the probe differently too: none, blank, reread, or module:function (str -> str)"
+    )
     preflight_questions: int = Field(64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
     no_go: float = Field(0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
     go: float = Field(0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")
+    lost: float = Field(
+        0.25, ge=0, lt=1, description="share of its initial support under which, two looks in a row, a run is lost"
+    )
     drop: float = Field(0.4, gt=0, le=1, description="share of its best score that a run may lose")
     patience: int = Field(4, ge=1, description="looks in a row below that, after which a run is past its peak")
     max_concentration: float = Field(

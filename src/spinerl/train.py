@@ -19,7 +19,7 @@ import torch
 from spinerl import __version__
 from spinerl.answers import Equivalence
 from spinerl.config import Config
-from spinerl.data import resolve
+from spinerl.data import render_prompt, resolve
 from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
@@ -65,7 +65,8 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
         ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
         guard = verdict = None
         if config.guard.mode != "off" and config.steps:
-            guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence)
+            render = partial(render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind=config.answer.kind)
+            guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence, render)
             ranks = [place for place in ranks if place not in guard.held_out]
             if not ranks:
                 raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")

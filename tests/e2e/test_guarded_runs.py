@@ -53,6 +53,12 @@ def command(*words):
     assert not ended.value.code
 
 
+def remembered(run):
+    """What the guard wrote down, its own speed aside."""
+    looks = [{key: value for key, value in look.items() if key != "time/look_s"} for look in run.rows("guard.jsonl")]
+    return looks, run.rows("labels.jsonl")
+
+
 def weights(run, name="model"):
     return load_file(run.path / name / "model.safetensors")
 
@@ -103,12 +109,19 @@ def test_the_guard_changes_no_weight_and_a_resumed_run_repeats_it(tmp_path):
     assert "label/halves_agree" in watched.rows("metrics.jsonl")[0]
     assert not (alone.path / "guard.jsonl").exists()
     half, _ = run(tmp_path / "half", "steps=4", "guard.no_go=0")
-    whole = [(half.path / name).read_text() for name in ("guard.jsonl", "labels.jsonl")]
+    whole = remembered(half)
     for step in (3, 4):
         (half.path / "checkpoints" / f"step-{step:06d}" / "checksums.json").unlink()
     half.write_manifest({k: v for k, v in half.manifest.items() if k not in ("finished", "guard")})
     again = adapt(half.config, Quiet(), resume=RunFolder.open(half.path))
-    assert [(again.path / name).read_text() for name in ("guard.jsonl", "labels.jsonl")] == whole
+    assert remembered(again) == whole
+
+
+def test_a_question_asked_differently(tmp_path):
+    finished, _ = run(tmp_path / "r", "steps=1", "guard=warn", "guard.perturbation=blank")
+    assert all(0 <= look["probe/perturbed_agreement"] <= 1 for look in finished.rows("guard.jsonl"))
+    with pytest.raises(InputError, match="did you mean blank"):
+        run(tmp_path / "s", "steps=1", "guard.perturbation=blnk")
 
 
 def test_held_out_questions_are_never_adapted_to(tmp_path):

@@ -3,11 +3,17 @@
 import pytest
 
 from spinerl.answers import Equivalence, vote
-from spinerl.guard.signals import certainty_auc, concentration, halves_agree, kept_labels, winner_of
+from spinerl.guard.signals import PERTURBATIONS, certainty_auc, concentration, halves_agree, kept_labels, winner_of
 
 
 def count(*classes):
     return vote([None if c is None else str(c) for c in classes], classes)
+
+
+def test_perturbations_hold_the_question():
+    for name, perturb in PERTURBATIONS.items():
+        assert "2 + 3" in perturb("2 + 3"), name
+    assert PERTURBATIONS["none"]("x") == "x" != PERTURBATIONS["reread"]("x")
 
 
 def test_concentration_counts_pairs():

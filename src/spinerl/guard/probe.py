@@ -44,6 +44,7 @@ class Probe:
     first: Batch  # its first response to each question
     logprobs: torch.Tensor  # (P, T) what it gave their tokens
     length: float  # tokens of its responses, mean
+    perturbed: tuple[tuple[int, ...], ...] = ()  # the prompts of the same questions asked differently; () for none
 
     def ask(self, loaded: LoadedModel, config: Config, equivalence: Equivalence) -> dict[str, float]:
         """The signals of the model as it is now.
@@ -52,22 +53,31 @@ class Probe:
         probe/initial_support: the share of initial votes that the greedy answer has, mean.
         probe/concentration: as `signals.concentration`, of the greedy answers.
         probe/kl: nats per token, estimate of KL(initial || now) from the initial model's own responses.
+        probe/perturbed_agreement: questions whose greedy answer is the same when they are asked differently.
         probe/length_ratio, probe/truncated_frac: of the greedy responses; the length over that of the initial samples.
         """
-        rollout = greedy_responses(loaded, self.questions, self.prompts, config.rollout)
+        both = self.questions + (self.questions if self.perturbed else ())
+        rollout = greedy_responses(loaded, both, self.prompts + self.perturbed, config.rollout)
         now = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
-        answers = [one.answers[0] if one.classes[0] is not None else None for one in now]
+        size = len(self.questions)
+        said = [one.answers[0] if one.classes[0] is not None else None for one in now]
+        answers, others = said[:size], said[size:]
         logprobs, _ = score(loaded, self.first, self.first.mask, config.optim)
         labelled = [i for i, one in enumerate(self.votes) if one.pseudo_label is not None]
         agree = [same_answers(self.votes[i].pseudo_label, answers[i], equivalence) for i in labelled]
         support = [_support(one, answer, equivalence) for one, answer in zip(self.votes, answers, strict=True)]
+        again = {}
+        if others:
+            same = [same_answers(a, b, equivalence) for a, b in zip(answers, others, strict=True)]
+            again["probe/perturbed_agreement"] = sum(same) / size
         return {
             "probe/initial_agreement": sum(agree) / max(1, len(agree)),
             "probe/initial_support": sum(support) / len(support),
             "probe/concentration": concentration(equivalence.classes(answers)),
             "probe/kl": masked_mean(self.logprobs - logprobs, self.first.mask),
-            "probe/length_ratio": float(rollout.mask.sum()) / len(answers) / max(1.0, self.length),
-            "probe/truncated_frac": float((~rollout.finished_mask).double().mean()),
+            "probe/length_ratio": float(rollout.mask[:size].sum()) / size / max(1.0, self.length),
+            "probe/truncated_frac": float((~rollout.finished_mask[:size]).double().mean()),
+            **again,
         }
 
 
@@ -77,6 +87,7 @@ def open_probe(
     prompts: Sequence[tuple[int, ...]],
     config: Config,
     equivalence: Equivalence,
+    perturbed: Sequence[tuple[int, ...]] = (),
 ) -> Probe:
     """Let the initial model vote, with `guard.samples` responses to each question."""
     rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, ("guard",))
@@ -84,7 +95,7 @@ def open_probe(
     first = _first_of_each(rollout, config.rollout.temperature)
     logprobs, _ = score(loaded, first, first.mask, config.optim)
     length = float(rollout.mask.sum()) / len(rollout.mask)
-    return Probe(tuple(questions), tuple(prompts), votes, first, logprobs, length)
+    return Probe(tuple(questions), tuple(prompts), votes, first, logprobs, length, tuple(perturbed))
 
 
 def _first_of_each(rollout: Rollout, temperature: float) -> Batch:

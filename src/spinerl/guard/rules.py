@@ -19,8 +19,6 @@ RULES = {
     "alike": "different questions suddenly have the same answer",
     "past-peak": "the score has fallen far below its best and stays there",
 }
-_LOST = 0.25  # of the support before step 1
-_LOOKS_LOST = 2  # looks in a row
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ def judge(looks: Sequence[Mapping[str, Any]], keys: GuardConfig) -> Verdict | No
     first, last = looks[0], looks[-1]
     if first.get("verdict") == "no-go":
         return Verdict("no-go", first["reason"])
-    recent = looks[1:][-_LOOKS_LOST:]
+    recent = looks[1:][-2:]
     support = first["probe/initial_support"]
-    if len(recent) == _LOOKS_LOST and all(look["probe/initial_support"] < _LOST * support for look in recent):
+    if len(recent) == 2 and all(look["probe/initial_support"] < keys.lost * support for look in recent):
         return Verdict(
             "lost",
             f"the answers to the probe questions have {100 * last['probe/initial_support']:.0f} % of the initial "

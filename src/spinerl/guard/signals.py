@@ -6,13 +6,30 @@ docs/guard.md says what each figure means and how well it tells a run that helps
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from spinerl.answers import Equivalence
 from spinerl.maths import response_means
 from spinerl.types import StepRecord, Vote
 
-__all__ = ["certainty_auc", "concentration", "halves_agree", "kept_labels", "same_answers", "step_signals", "winner_of"]
+__all__ = [
+    "PERTURBATIONS",
+    "certainty_auc",
+    "concentration",
+    "halves_agree",
+    "kept_labels",
+    "same_answers",
+    "step_signals",
+    "winner_of",
+]
+
+
+PERTURBATIONS: dict[str, Callable[[str], str]] = {
+    "none": lambda text: text,
+    "blank": lambda text: f"\n{text}\n",
+    "reread": lambda text: f"{text}\nRead the question again: {text}",  # "re-reading", arXiv 2309.06275
+}
+"""Ways to ask the same question differently; a model that knows the answer gives the same one."""
 
 
 def concentration(classes: Sequence[int | None]) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import Verdict, best_look, judge, look_score
-from spinerl.guard.signals import step_signals
+from spinerl.guard.signals import PERTURBATIONS, step_signals
+from spinerl.plugins import find
 from spinerl.runs import RunFolder
 from spinerl.types import Question, StepRecord
 
@@ -32,7 +34,10 @@ class Outcome:
 
 
 class Guard:
-    """Watches one run.  `loaded` is the initial model when this is made, and the adapted one later."""
+    """Watches one run.
+
+    `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Guard:
         prompts: Sequence[tuple[int, ...]],
         config: Config,
         equivalence: Equivalence,
+        render: Callable[[Question], tuple[int, ...]],
     ) -> None:
         self._run = run
         self._loaded = loaded
@@ -50,9 +56,11 @@ class Guard:
         self._equivalence = equivalence
         asked = pick_probe(len(questions), self._keys.holdout or self._keys.questions)
         self.held_out = frozenset(asked if self._keys.holdout else ())
-        self._probe = open_probe(
-            loaded, [questions[i] for i in asked], [prompts[i] for i in asked], config, equivalence
-        )
+        probed = [questions[i] for i in asked]
+        perturb = find(PERTURBATIONS, self._keys.perturbation, "guard.perturbation")
+        changed = [render(replace(question, text=perturb(question.text))) for question in probed]
+        others = changed if self._keys.perturbation != "none" else ()
+        self._probe = open_probe(loaded, probed, [prompts[i] for i in asked], config, equivalence, others)
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
@@ -126,9 +134,10 @@ class Guard:
         return Outcome(kept, verdict.rule if verdict else None, self._text(step, kept, verdict))
 
     def _look(self, step: int, figures: dict[str, Any]) -> Verdict | None:
+        started = time.perf_counter()
         seen = self._probe.ask(self._loaded, self._config, self._equivalence)
         score = look_score(seen["probe/initial_support"], figures.get("label/kept_frac"))
-        row = {"step": step, "score": score, **seen, **figures}
+        row = {"step": step, "score": score, **seen, **figures, "time/look_s": time.perf_counter() - started}
         self._looks.append(row)
         verdict = judge(self._looks, self._keys)
         self._run.append("guard.jsonl", {**row, "rule": verdict.rule if verdict else None})
