@@ -120,7 +120,7 @@ def test_the_guard_changes_no_weight_and_a_resumed_run_repeats_it(tmp_path):
 def test_a_question_asked_differently(tmp_path):
     finished, _ = run(tmp_path / "r", "steps=1", "guard=warn", "guard.perturbation=blank")
     assert all(0 <= look["probe/perturbed_agreement"] <= 1 for look in finished.rows("guard.jsonl"))
-    with pytest.raises(InputError, match="did you mean blank"):
+    with pytest.raises(InputError, match='did you mean "blank"'):
         run(tmp_path / "s", "steps=1", "guard.perturbation=blnk")
 
 
