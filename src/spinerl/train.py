@@ -126,9 +126,11 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config))
             observer.step(metrics, last)
-            if guard is not None and verdict is None:
-                verdict = guard.look(step, last)
-                last = _last_step(guard, verdict, step, last, observer)
+            if guard is not None:
+                broken = guard.look(step, last)
+                if verdict is None and broken is not None:
+                    verdict = broken
+                    last = _last_step(guard, verdict, step, last, observer)
             if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
             if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):

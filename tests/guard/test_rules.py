@@ -17,9 +17,15 @@ def looks(*scores, **last):
     return rows
 
 
-def test_score_is_support_times_kept():
-    assert look_score(0.4, None) == 0.4
-    assert look_score(0.4, 0.5) == pytest.approx(0.2)
+def test_score_is_support_times_kept_relative_to_its_best():
+    def look(support, kept=None):
+        return {"probe/initial_support": support} | ({} if kept is None else {"label/kept_frac": kept})
+
+    assert look_score(look(0.4), []) == 0.4
+    assert look_score(look(0.4, 0.6), [look(0.3)]) == pytest.approx(0.4)  # the first kept is its own best
+    assert look_score(look(0.4, 0.6), [look(0.3), look(0.3, 0.8)]) == pytest.approx(0.3)
+    assert look_score(look(0.4, 0.9), [look(0.3, 0.8)]) == pytest.approx(0.4)
+    assert look_score(look(0.4, 0.0), []) == 0.0
 
 
 def test_the_best_look_is_the_latest_of_equals():

@@ -71,7 +71,7 @@ def replay(run: RunFolder, keys: GuardConfig) -> Replay | None:
         since = rows[-1]["step"] if rows else 0
         between = [row for row in steps if since < row["step"] <= look["step"]]
         row = {key: value for key, value in look.items() if key != "label/kept_frac"} | _means(between)
-        row["score"] = look_score(look["probe/initial_support"], row.get("label/kept_frac"))
+        row["score"] = look_score(row, rows)
         rows.append(row)
     seen: list[Mapping[str, Any]] = []
     verdict = None
@@ -85,11 +85,11 @@ def replay(run: RunFolder, keys: GuardConfig) -> Replay | None:
         run=str(run.path),
         data=run.config.data.name,
         start=accuracy[looks[0]["step"]],
-        end=accuracy[looks[-1]["step"]],
-        best=max(accuracy[look["step"]] for look in looks),
+        end=accuracy[max(accuracy)],
+        best=max(accuracy.values()),
         kept=accuracy[best["step"]],
         kept_step=best["step"],
-        last_step=looks[-1]["step"],
+        last_step=max(accuracy),
         stopped=seen[-1]["step"] if verdict is not None else None,
         rule=verdict.rule if verdict is not None else None,
         changes=_changes(rows),

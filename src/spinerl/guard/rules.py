@@ -29,15 +29,18 @@ class Verdict:
     reason: str
 
 
-def look_score(support: float, kept: float | None) -> float:
-    """How good the model is, judged without labels: support * kept.
+def look_score(look: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> float:
+    """How good the model is, judged without labels: support * kept / the largest kept so far.
 
-    Args:
-        support: the share of the initial votes that the greedy answers to the probe questions have, mean.
-        kept: the share of pseudo-labels that are what they were when the run first met the question; None: no
-            question was met twice yet, which takes nothing off.
+    `probe/initial_support` is the share of the initial votes that the greedy answers to the probe questions have;
+    `label/kept_frac` the share of pseudo-labels, since the look before, that are what they were when the run first
+    met the question.  It is compared with its own best, because even a model that stays as it is does not repeat
+    every label.  While no question has been met twice there is no such figure, and nothing is taken off.
     """
-    return support * (1.0 if kept is None else kept)
+    support, kept = look["probe/initial_support"], look.get("label/kept_frac")
+    if not kept:
+        return support if kept is None else 0.0
+    return support * kept / max(kept, *(row.get("label/kept_frac") or 0.0 for row in before), 0.0)
 
 
 def best_look(looks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -136,7 +136,7 @@ class Guard:
     def _look(self, step: int, figures: dict[str, Any]) -> Verdict | None:
         started = time.perf_counter()
         seen = self._probe.ask(self._loaded, self._config, self._equivalence)
-        score = look_score(seen["probe/initial_support"], figures.get("label/kept_frac"))
+        score = look_score(seen | figures, self._looks)
         row = {"step": step, "score": score, **seen, **figures, "time/look_s": time.perf_counter() - started}
         self._looks.append(row)
         verdict = judge(self._looks, self._keys)
