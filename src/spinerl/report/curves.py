@@ -111,6 +111,19 @@ def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
     second = [
         *more,
         chart(
+            "guard",
+            "What the guard sees",
+            "0 to 1",
+            [
+                ("guard/score", "label-free score"),
+                ("guard/probe/initial_support", "support by the initial votes"),
+                ("label/kept_frac", "labels kept"),
+            ],
+            "The score decides which weights are kept; no label is in it.",
+            floor=0.0,
+            ceiling=1.0,
+        ),
+        chart(
             "forks",
             "Forks and followers",
             "nats",

@@ -73,13 +73,18 @@ class RunData:
     evals: tuple[Mapping[str, Any], ...]
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
+    looks: tuple[Mapping[str, Any], ...] = ()  # the guard's, by ascending step
 
     def series(self, key: str) -> tuple[Point, ...]:
-        """The values of one metric by step: from eval.jsonl for an "eval/..." key, else from metrics.jsonl.
+        """The values of one metric by step: from eval.jsonl for an "eval/..." key, from guard.jsonl for a "guard/..."
+        one (its rest is the key there), else from metrics.jsonl.
 
         Rows without the key are left out; a value that is not a finite number is None.
         """
-        rows = self.evals if key.startswith("eval/") else self.metrics
+        if key.startswith("guard/"):
+            key, rows = key.removeprefix("guard/"), self.looks
+        else:
+            rows = self.evals if key.startswith("eval/") else self.metrics
         return tuple((float(row["step"]), number(row[key])) for row in rows if key in row)
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -166,6 +171,7 @@ def read_run(folder: Path | str) -> RunData:
         evals=evals,
         samples=samples,
         notes=tuple(notes),
+        looks=_by_step(_read_lines(folder / "guard.jsonl", [])),
     )
 
 

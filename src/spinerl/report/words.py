@@ -75,6 +75,8 @@ def _accuracy_sentence(run: RunData) -> str:
         return "No evaluation was written yet, so nothing is known about accuracy."
     key = "eval/pass@1"
     after_row = eval_row(run, -1) or run.evals[-1]
+    if run.guard.get("kept_step") == 0 and (start := accuracy(eval_row(run, 0), "eval/pass@1")) is not None:
+        return f"The unadapted model was kept; its greedy Pass@1 is {show_percent(start[0])}."
     before, after = (accuracy(eval_row(run, index), key) for index in (0, -1))
     if before is None and after is None:
         return (
