@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import Verdict, best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.plugins import find
-from spinerl.runs import RunFolder
+from spinerl.runs import RunFolder, write_json
 from spinerl.types import Question, StepRecord
 
 __all__ = ["Guard", "Outcome"]
@@ -64,6 +65,7 @@ class Guard:
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
+        self._broken_at: int | None = None  # the step after which the first rule was broken
 
     @property
     def stops(self) -> bool:
@@ -80,10 +82,11 @@ class Guard:
         for row in self._run.rows("metrics.jsonl"):
             if since < row["step"] <= done and "label/kept_frac" in row:
                 self._kept.append(row["label/kept_frac"])
-        if not self._looks and self._keys.mode == "rollback":
-            self._run.write_folder(_BEST, self._save)
         if self._looks:
-            return judge(self._looks, self._keys)
+            broken = next((look for look in self._looks if look["rule"]), None)
+            return None if broken is None else self._break(Verdict(broken["rule"], broken["why"]), broken["step"])
+        if self._keys.mode == "rollback":
+            self._save(0)
         expected = forecast(self._probe.votes, self._keys.no_go, self._keys.go, self._config.seed)
         return self._look(
             0,
@@ -118,20 +121,35 @@ class Guard:
         verdict = self._look(step, kept)
         self._kept.clear()
         if self._keys.mode == "rollback" and best_look(self._looks)["step"] == step:
-            self._run.write_folder(_BEST, self._save)
+            self._save(step)
         return verdict
 
     def end(self, step: int, verdict: Verdict | None) -> Outcome:
         """Bring the best weights back (mode rollback); `step` is the last one that was made."""
-        best = best_look(self._looks)
         kept = step
         if self._keys.mode == "rollback":
-            kept = 0 if verdict is not None and verdict.rule == "no-go" else best["step"]
-        if kept < step:
-            from safetensors.torch import load_model
+            kept = 0 if verdict is not None and verdict.rule == "no-go" else best_look(self._looks)["step"]
+        lost = kept < step and not self._restore(kept)
+        kept = step if lost else kept
+        sentences = []
+        if verdict is not None:
+            did = "stopped" if self.stops else "would have stopped"
+            sentences.append(f"guard: {did} after step {self._broken_at} ({verdict.rule}): {verdict.reason}.")
+        if lost:
+            sentences.append("The weights of the best look are lost, an interrupted run having taken another course.")
+        elif kept < step or (kept == 0 and self._keys.mode == "rollback"):
+            sentences.append(self._restored(kept))
+        return Outcome(kept, verdict.rule if verdict else None, " ".join(sentences) or "guard: nothing to object to.")
 
-            load_model(self._loaded.model, str(self._run.path / _BEST / "model.safetensors"))
-        return Outcome(kept, verdict.rule if verdict else None, self._text(step, kept, verdict))
+    def _restored(self, kept: int) -> str:
+        """Which weights were brought back, and why."""
+        now, best = self._looks[-1], best_look(self._looks)
+        if best["step"] != kept or now is best:
+            return "The unadapted model was kept."
+        what = f"weights after step {kept} were brought back" if kept else "unadapted model was kept"
+        return (
+            f"The {what}: its label-free score is {best['score']:.2f}, that of step {now['step']} {now['score']:.2f}."
+        )
 
     def _look(self, step: int, figures: dict[str, Any]) -> Verdict | None:
         started = time.perf_counter()
@@ -140,32 +158,31 @@ class Guard:
         row = {"step": step, "score": score, **seen, **figures, "time/look_s": time.perf_counter() - started}
         self._looks.append(row)
         verdict = judge(self._looks, self._keys)
-        self._run.append("guard.jsonl", {**row, "rule": verdict.rule if verdict else None})
+        row |= {"rule": verdict.rule, "why": verdict.reason} if verdict else {"rule": None}
+        self._run.append("guard.jsonl", row)
+        return None if verdict is None else self._break(verdict, step)
+
+    def _break(self, verdict: Verdict, step: int) -> Verdict:
+        """Remember where the first rule was broken."""
+        self._broken_at = step if self._broken_at is None else self._broken_at
         return verdict
 
-    def _save(self, folder: Path) -> None:
+    def _save(self, step: int) -> None:
+        """Keep the present weights as the best."""
         from safetensors.torch import save_model
 
-        save_model(self._loaded.model, str(folder / "model.safetensors"))
+        def fill(folder: Path) -> None:
+            save_model(self._loaded.model, str(folder / "model.safetensors"))
+            write_json(folder / "step.json", {"step": step})
 
-    def _text(self, step: int, kept: int, verdict: Verdict | None) -> str:
-        """What was done and why, in one or two sentences."""
-        ended = (
-            f"guard: {'stopped' if self.stops else 'would have stopped'} after step {step} ({verdict.rule}): "
-            if (verdict)
-            else ""
-        )
-        why = f"{ended}{verdict.reason}. " if verdict else ""
-        if self._keys.mode != "rollback":
-            return why + ("" if verdict else "guard: nothing to object to")
-        best = best_look(self._looks)
-        if kept == 0 and verdict is not None and verdict.rule == "no-go":
-            return why + "The unadapted model was kept."
-        if kept == 0:
-            return why + "The unadapted model was kept: it has the best label-free score."
-        if kept == step:
-            return why or "guard: nothing to object to; the last step has the best label-free score"
-        return (
-            f"{why or 'guard: '}{'T' if why else 't'}he weights after step {kept} were brought back: label-free score "
-            f"{best['score']:.2f} there, {self._looks[-1]['score']:.2f} after step {step}."
-        )
+        self._run.write_folder(_BEST, fill)
+
+    def _restore(self, step: int) -> bool:
+        """Bring the best weights back; False if those that were kept are not of this step."""
+        from safetensors.torch import load_model
+
+        folder = self._run.path / _BEST
+        if json.loads((folder / "step.json").read_text(encoding="utf-8"))["step"] != step:
+            return False
+        load_model(self._loaded.model, str(folder / "model.safetensors"))
+        return True
