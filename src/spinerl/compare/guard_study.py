@@ -212,7 +212,7 @@ def draw(replays: Sequence[Replay], file: Path) -> None:
         axis.set_xticks([])
         axis.set_xlabel(f"{len(own)} runs")
     axes[0][0].set_ylabel("greedy Pass@1, %")
-    axes[0][0].legend(fontsize=7, loc="upper left")
+    axes[0][0].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
