@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spinerl.config import load_config
+from spinerl.engine.attention import ATTENTION
 from spinerl.engine.continued import _Attention, spans
 from spinerl.engine.loading import load_model
 from spinerl.engine.passes import _continues
@@ -66,4 +67,4 @@ def test_gradcheck():
 def test_which_architectures_use_it(model_folders, architecture):
     loaded = load_model(load_config(overrides=[f"model={model_folders(architecture)}"]).model)
     assert _continues(loaded) == (architecture not in {"gemma2", "mistral"})  # softcaps and windows go the general way
-    assert loaded.model.config._attn_implementation != "spinerl_continued"
+    assert loaded.model.config._attn_implementation != ATTENTION

@@ -1,15 +1,22 @@
-"""Exchanging a model's attention function for one of ours, through transformers' `AttentionInterface`."""
+"""Exchanging a model's attention function for one of ours, through transformers' `AttentionInterface`.
+
+Ours asks the cache: a layer of it takes the place of the keys, and attends in its own way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-__all__ = ["exchanged", "implementation", "refuse_unknown"]
+__all__ = ["ATTENTION", "AttendingLayer", "exchanged", "implementation"]
+
+ATTENTION = "spinerl"
+"""The name under which models find our attention function."""
 
 _HARMLESS = {"cache_position", "is_causal", "logits_to_keep", "output_attentions", "position_ids", "use_cache"}
 
@@ -34,8 +41,33 @@ def exchanged(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.set_attn_implementation(ordinary)
 
 
-def refuse_unknown(others: Mapping[str, Any], attention_mask: torch.Tensor | None, dropout: float) -> None:
-    """ValueError for what a model passes to its attention function beyond what ours heed."""
+class AttendingLayer(DynamicLayer):
+    """What a model takes for a layer of its cache: its `update` returns itself twice, in place of keys and values."""
+
+    def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
+        """Attention's output (R, T, H, D) for queries (R, H, T, D).  TypeError or ValueError for what it cannot do."""
+        raise NotImplementedError
+
+
+def _attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Any,
+    _value: Any,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that models call by the name of `ATTENTION`, with an `AttendingLayer` for keys."""
+    if not isinstance(key, AttendingLayer):
+        raise TypeError("this attention function needs a cache of its own")
     unknown = {name for name, value in others.items() if value is not None} - _HARMLESS
     if unknown or attention_mask is not None or dropout:
         raise ValueError(f"attention with {sorted(unknown) or 'a mask or dropout'} is not known here")
+    return key.attend(query, scaling or query.shape[-1] ** -0.5, softcap, sliding_window), None
+
+
+AttentionInterface.register(ATTENTION, _attention)

@@ -16,14 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
 
-from spinerl.engine.attention import refuse_unknown
+from spinerl.engine.attention import AttendingLayer
 
-__all__ = ["CONTINUED", "continued_cache", "spans"]
-
-CONTINUED = "spinerl_continued"
+__all__ = ["continued_cache", "spans"]
 
 Span = tuple[int, int, int]
 """A prompt's number, and where its rows begin and end."""
@@ -52,8 +49,8 @@ def continued_cache(
     return Cache(layers=[_ContinuedLayer(keys, values, lengths, rows) for keys, values in layers])
 
 
-class _ContinuedLayer(DynamicLayer):
-    """What the model takes for a layer of its cache.  It hands itself to the attention function."""
+class _ContinuedLayer(AttendingLayer):
+    """One layer's keys and values of the prompts, and during a pass those of the rows."""
 
     def __init__(
         self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, lengths: Sequence[int], rows: tuple[Span, ...]
@@ -70,7 +67,9 @@ class _ContinuedLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return max(self._lengths)
 
-    def attend(self, query: torch.Tensor, scaling: float) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
+        if softcap or window:
+            raise ValueError("only plain causal attention continues prompts in this way")
         output = _Attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling)
         assert isinstance(output, torch.Tensor)
         return output
@@ -169,25 +168,3 @@ def _flash_backward(
     results = (t.transpose(1, 2) for t in (output, total))
     by_query, by_keys, by_values = operator(*of_heads, keys, values, *results, 0.0, causal, scale=scaling)
     return by_query.transpose(1, 2), by_keys, by_values
-
-
-def _attention(
-    _module: torch.nn.Module,
-    query: torch.Tensor,
-    key: Any,
-    _value: Any,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """The attention function that models call by the name of `CONTINUED`, with a `_ContinuedLayer` for keys."""
-    if not isinstance(key, _ContinuedLayer):
-        raise TypeError("continued prompts come in a cache of their own")
-    refuse_unknown(others | {"softcap": softcap, "sliding_window": sliding_window}, attention_mask, dropout)
-    return key.attend(query, scaling or query.shape[-1] ** -0.5), None
-
-
-AttentionInterface.register(CONTINUED, _attention)

@@ -19,8 +19,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from spinerl.config import OptimConfig
-from spinerl.engine.attention import exchanged
-from spinerl.engine.continued import CONTINUED, continued_cache, spans
+from spinerl.engine.attention import ATTENTION, exchanged
+from spinerl.engine.continued import continued_cache, spans
 from spinerl.engine.head import head_logits
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.trials import ability, agree, only_embeddings_learn
@@ -86,7 +86,7 @@ def wanted_states(loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None)
     place = micro.place.to(loaded.device)
     continued = prefix.continuation(micro) if prefix is not None else {}
     own_attention = prefix is not None and prefix.own_attention
-    with exchanged(loaded.model, CONTINUED) if own_attention else nullcontext():
+    with exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
         if _splits_head(loaded):
             states = loaded.model.base_model(input_ids=ids, use_cache=bool(continued), **continued)[0]
         else:

@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from spinerl.engine.attention import implementation, refuse_unknown
+from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.trials import ability, agree
 
 __all__ = ["SharedDecoder", "can_share_prompts"]
 
-_NAME = "spinerl_shared"
 _BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
@@ -79,7 +78,7 @@ class SharedDecoder:
         self._ordinary = implementation(loaded.model)
 
     def __enter__(self) -> SharedDecoder:
-        self._loaded.model.set_attn_implementation(_NAME)
+        self._loaded.model.set_attn_implementation(ATTENTION)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +104,7 @@ class SharedDecoder:
                 self._cohorts.append(_Cohort([len(p) for p in piece], num_responses, layers))
                 logits.append(piece_logits)
         finally:
-            self._loaded.model.set_attn_implementation(_NAME)
+            self._loaded.model.set_attn_implementation(ATTENTION)
         return torch.cat(logits)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -421,8 +420,8 @@ def _weighted(
     return output, total
 
 
-class _SharedLayer(DynamicLayer):
-    """What the model takes for a layer of its cache.  It hands itself to the attention function."""
+class _SharedLayer(AttendingLayer):
+    """One layer of all cohorts."""
 
     def __init__(self, number: int, window: int | None, cohorts: list[_Cohort]) -> None:
         super().__init__()
@@ -440,6 +439,8 @@ class _SharedLayer(DynamicLayer):
         return max((int(cohort.positions.max()) for cohort in self._cohorts), default=0)
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
+        if query.shape[2] != 1:
+            raise TypeError("shared decoding takes one token per row")
         if window != self._window:
             raise ValueError(f"attention sees {window} tokens back, the configuration says {self._window}")
         outputs = [
@@ -447,25 +448,3 @@ class _SharedLayer(DynamicLayer):
             for cohort, queries in zip(self._cohorts, query.split([c.num_rows for c in self._cohorts]), strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _attention(
-    _module: torch.nn.Module,
-    query: torch.Tensor,
-    key: Any,
-    _value: Any,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """The attention function that models call by the name of `_NAME`, with a `_SharedLayer` for keys and values."""
-    if not isinstance(key, _SharedLayer) or query.shape[2] != 1:
-        raise TypeError("shared decoding takes one token per row, with its own cache")
-    refuse_unknown(others, attention_mask, dropout)
-    return key.attend(query, scaling or query.shape[-1] ** -0.5, softcap, sliding_window), None
-
-
-AttentionInterface.register(_NAME, _attention)
