@@ -11,6 +11,7 @@ from spinerl.stats import (
     mean_interval,
     paired_difference,
     pass_at_k,
+    roc_area,
     share_interval,
     spread_interval,
 )
@@ -28,6 +29,19 @@ def test_pass_at_one_is_the_mean():
     assert pass_at_k(16, 5, 1) == pytest.approx(5 / 16)
     with pytest.raises(ValueError, match="k=5"):
         pass_at_k(4, 1, 5)
+
+
+def test_roc_area_by_hand():
+    # pairs: 3 > 2, 3 > 1, 1 < 2, 1 = 1
+    assert roc_area([3, 1], [2, 1]) == pytest.approx(2.5 / 4)
+    assert roc_area([2, 3], [0, 1]) == 1.0
+    assert roc_area([1], []) is roc_area([], [1]) is None
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
+def test_the_sides_of_a_roc_area_sum_to_one(a, b):
+    one, other = roc_area(a, b), roc_area(b, a)
+    assert one + other == pytest.approx(1)
 
 
 def test_exact_interval_by_known_values():

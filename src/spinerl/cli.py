@@ -423,18 +423,18 @@ def _resolved(recipe: Mapping[str, Any] | str | None, words: Sequence[str]) -> C
 
 def _print_result(run: RunFolder) -> None:
     from spinerl.display import comparison_table, stream_lines
+    from spinerl.report import read_run
 
-    evaluations = run.rows("eval.jsonl")
-    guard = run.manifest.get("guard", {})
-    first = evaluations[0]
-    last = next((row for row in evaluations if row["step"] == guard.get("kept_step")), evaluations[-1])
+    data = read_run(run.path)
+    first, last = data.evals[0], data.final_eval
+    assert last is not None
     columns = (
         {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )
     out.print(comparison_table(columns))
     for line in stream_lines(run.rows("stream.jsonl")):
         out.print(line, highlight=False)
-    if run.manifest.get("uses_gold"):
+    if data.manifest.get("uses_gold"):
         out.print("This run learned from gold answers: an upper bound, not an adaptation without labels.", style="bold")
     out.print(f"run: {run.path}   report: {run.path / 'report.html'}", highlight=False)
 

@@ -17,6 +17,7 @@ __all__ = [
     "mean_interval",
     "paired_difference",
     "pass_at_k",
+    "roc_area",
     "share_interval",
     "spread_interval",
 ]
@@ -59,6 +60,20 @@ def pass_at_k(num: int, num_right: int, k: int) -> float:
     if not 1 <= k <= num:
         raise ValueError(f"k={k}: allowed is 1 <= k <= {num}, the number of responses")
     return 1.0 - math.comb(num - num_right, k) / math.comb(num, k)
+
+
+def roc_area(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """The chance that a positive has the higher value than a negative: the area under the ROC.
+
+    0.5 says nothing; ties count half.  None where one side is empty.
+
+    >>> roc_area([3.0, 1.0], [2.0, 1.0])  # of four pairs two are won, one is a tie
+    0.625
+    """
+    if not positives or not negatives:
+        return None
+    wins = sum((a > b) + 0.5 * (a == b) for a in positives for b in negatives)
+    return wins / (len(positives) * len(negatives))
 
 
 @dataclass(frozen=True)

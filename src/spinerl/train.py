@@ -24,7 +24,6 @@ from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
-from spinerl.guard.rules import Verdict
 from spinerl.guard.watch import Guard
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
@@ -63,10 +62,10 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     with explain_disk_errors(run.path), Equivalence() as equivalence:
         _evaluate(run, work, config, equivalence, 0, observer)
         ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
-        guard = verdict = None
+        guard = None
         if config.guard.mode != "off" and config.steps:
             render = partial(render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind=config.answer.kind)
-            guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence, render)
+            guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence, render, observer.note)
             ranks = [place for place in ranks if place not in guard.held_out]
             if not ranks:
                 raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")
@@ -92,8 +91,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
         if guard is not None:
-            verdict = guard.begin(done)
-            last = _last_step(guard, verdict, done, last, observer)
+            last = guard.begin(done, last)
         for step in range(done + 1, last + 1):
             if step > last:
                 break
@@ -127,16 +125,13 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 run.append("samples.jsonl", *_samples(record, loaded, config))
             observer.step(metrics, last)
             if guard is not None:
-                broken = guard.look(step, last)
-                if verdict is None and broken is not None:
-                    verdict = broken
-                    last = _last_step(guard, verdict, step, last, observer)
+                last = guard.look(step, last)
             if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
             if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):
                 run.save_checkpoint(step, loaded.model, optimiser, asdict(state), config.checkpoint.keep)
         if guard is not None:
-            outcome = guard.end(last, verdict)
+            outcome = guard.end(last)
             observer.note(outcome.text)
             _evaluate(run, work, config, equivalence, outcome.kept_step, observer)
             run.write_manifest({**run.manifest, "guard": asdict(outcome)})
@@ -147,16 +142,6 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
         write_report([run.path], run.path / "report.html")
     return run
-
-
-def _last_step(guard: Guard, verdict: Verdict | None, step: int, last: int, observer: Observer) -> int:
-    """Where a run ends that has come to `step`: there, if a rule is broken and the guard may stop it."""
-    if verdict is None:
-        return last
-    if guard.stops:
-        return step
-    observer.note(f"guard ({verdict.rule}): {verdict.reason}")
-    return last
 
 
 def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:

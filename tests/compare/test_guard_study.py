@@ -54,7 +54,23 @@ def test_a_broken_rule_ends_the_replay(make_run):
     run = make_run("lost", [0.3, 0.2, 0.1, 0.9], [0.4, 0.05, 0.05, 0.9], [None] * 4)
     found = replay(run, KEYS)
     assert (found.rule, found.stopped, found.kept_step, found.kept) == ("lost", 10, 0, 0.3)
-    assert summarise_replays([found])["false_stops"] == 1  # what came after was better
+    assert found.after == 0.9
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "wrong"),
+    [
+        ([0.3, 0.2, 0.1, 0.9], 1),
+        ([0.3, 0.2, 0.1, 0.9, 0.1], 1),  # it was better for a while
+        ([0.3, 0.8, 0.1, 0.31], 0),  # the best was before the stop, and what came after hardly better than what is kept
+        ([0.3, 0.2, 0.1], 0),  # nothing came after
+    ],
+)
+def test_a_stop_is_false_if_something_better_came_after_it(make_run, accuracy, wrong):
+    support = [0.4, 0.05, 0.05, 0.05, 0.05][: len(accuracy)]
+    found = replay(make_run("lost", accuracy, support, [None] * len(accuracy)), KEYS)
+    assert (found.stopped, found.kept) == (10, 0.3)
+    assert summarise_replays([found])["false_stops"] == wrong
 
 
 def test_sums_by_hand(make_run):

@@ -18,6 +18,7 @@ from typing import Any
 from spinerl.config import GuardConfig, load_config
 from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.runs import RunFolder, write_json
+from spinerl.stats import roc_area
 
 __all__ = ["Replay", "judge_signals", "replay", "summarise_replays"]
 
@@ -56,6 +57,7 @@ class Replay:
     last_step: int
     stopped: int | None  # the step at which a rule was broken
     rule: str | None
+    after: float | None  # of the best step evaluated after the stop; None without a stop, or without such a step
     changes: Mapping[str, float]  # signal: how far it has moved by the middle of the run, up is bad
 
 
@@ -81,6 +83,8 @@ def replay(run: RunFolder, keys: GuardConfig) -> Replay | None:
         if verdict is not None:
             break
     best = seen[0] if verdict is not None and verdict.rule == "no-go" else best_look(seen)
+    stopped = seen[-1]["step"] if verdict is not None else None
+    later = [value for step, value in accuracy.items() if stopped is not None and step > stopped]
     return Replay(
         run=str(run.path),
         data=run.config.data.name,
@@ -90,8 +94,9 @@ def replay(run: RunFolder, keys: GuardConfig) -> Replay | None:
         kept=accuracy[best["step"]],
         kept_step=best["step"],
         last_step=max(accuracy),
-        stopped=seen[-1]["step"] if verdict is not None else None,
+        stopped=stopped,
         rule=verdict.rule if verdict is not None else None,
+        after=max(later, default=None),
         changes=_changes(rows),
     )
 
@@ -101,7 +106,8 @@ def summarise_replays(replays: Sequence[Replay], margin: float = 0.02) -> dict[s
 
     harmed: runs that end more than `margin` below their start, without and with the guard.  gain_kept: on runs whose
     oracle checkpoint is better than the start by more than `margin`, the sum of the kept gains over the sum of the
-    oracle's.  false_stops: runs stopped at a step after which something better by more than `margin` still came.
+    oracle's.  false_stops: runs that were stopped and of which a later step is better than the kept one by more than
+    `margin`.
     """
     helped = [r for r in replays if r.best - r.start > margin]
     possible = sum(r.best - r.start for r in helped)
@@ -117,15 +123,18 @@ def summarise_replays(replays: Sequence[Replay], margin: float = 0.02) -> dict[s
         "mean_kept": _mean([r.kept for r in replays]),
         "mean_best": _mean([r.best for r in replays]),
         "stopped": sum(r.rule is not None for r in replays),
-        "false_stops": sum(r.stopped is not None and r.best > r.kept + margin and r.end > r.kept for r in replays),
+        "false_stops": sum(r.after is not None and r.after > r.kept + margin for r in replays),
         "rules": {name: sum(r.rule == name for r in replays) for name in sorted({r.rule for r in replays if r.rule})},
     }
 
 
 def judge_signals(replays: Sequence[Replay]) -> dict[str, float | None]:
-    """Per signal, the area under its ROC for "this run ends below its start", from its change by the middle."""
+    """Per signal, the area under its ROC for "this run ends below its start", from its change by the middle.
+
+    Of the labels kept, which are a change already, the level at the middle counts.
+    """
     return {
-        name: _auc(
+        name: roc_area(
             [r.changes[name] for r in replays if name in r.changes and r.end < r.start],
             [r.changes[name] for r in replays if name in r.changes and r.end >= r.start],
         )
@@ -148,14 +157,6 @@ def _changes(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if known and now:
             changes[name] = sign * (now[-1] - known[0]) if key != "label/kept_frac" else -now[-1]
     return changes
-
-
-def _auc(positive: Sequence[float], negative: Sequence[float]) -> float | None:
-    """The chance that a positive has the higher value, ties half; None where one side is empty."""
-    if not positive or not negative:
-        return None
-    wins = sum((a > b) + 0.5 * (a == b) for a in positive for b in negative)
-    return wins / (len(positive) * len(negative))
 
 
 def _mean(values: Sequence[float]) -> float:

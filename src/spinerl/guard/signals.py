@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from spinerl.answers import Equivalence
 from spinerl.maths import response_means
+from spinerl.stats import roc_area
 from spinerl.types import StepRecord, Vote
 
 __all__ = [
@@ -70,10 +71,7 @@ def certainty_auc(one: Vote, likelihoods: Sequence[float]) -> float | None:
     """
     ayes = [x for x, c in zip(likelihoods, one.classes, strict=True) if c is not None and c == one.winner]
     noes = [x for x, c in zip(likelihoods, one.classes, strict=True) if c is None or c != one.winner]
-    if not ayes or not noes:
-        return None
-    wins = sum((a > b) + 0.5 * (a == b) for a in ayes for b in noes)
-    return wins / (len(ayes) * len(noes))
+    return roc_area(ayes, noes)
 
 
 def same_answers(a: str | None, b: str | None, equivalence: Equivalence) -> bool:

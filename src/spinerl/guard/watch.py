@@ -14,7 +14,7 @@ from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
-from spinerl.guard.rules import Verdict, best_look, judge, look_score
+from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, write_json
@@ -35,9 +35,10 @@ class Outcome:
 
 
 class Guard:
-    """Watches one run.
+    """Watches one run, and says where it ends.
 
-    `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt.
+    `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt;
+    `note` is told what is worth a line.
     """
 
     def __init__(
@@ -49,31 +50,31 @@ class Guard:
         config: Config,
         equivalence: Equivalence,
         render: Callable[[Question], tuple[int, ...]],
+        note: Callable[[str], None],
     ) -> None:
         self._run = run
         self._loaded = loaded
         self._config = config
         self._keys = config.guard
         self._equivalence = equivalence
+        self._note = note
         asked = pick_probe(len(questions), self._keys.holdout or self._keys.questions)
         self.held_out = frozenset(asked if self._keys.holdout else ())
         probed = [questions[i] for i in asked]
         perturb = find(PERTURBATIONS, self._keys.perturbation, "guard.perturbation")
-        changed = [render(replace(question, text=perturb(question.text))) for question in probed]
-        others = changed if self._keys.perturbation != "none" else ()
+        others = []
+        if self._keys.perturbation != "none":
+            others = [render(replace(question, text=perturb(question.text))) for question in probed]
         self._probe = open_probe(loaded, probed, [prompts[i] for i in asked], config, equivalence, others)
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
-        self._broken_at: int | None = None  # the step after which the first rule was broken
 
-    @property
-    def stops(self) -> bool:
-        """Whether a run is to end when a rule is broken."""
-        return self._keys.mode in ("stop", "rollback")
+    def begin(self, done: int, last: int) -> int:
+        """Look at the probe questions before step 1; or remember what the files say of the steps up to `done`.
 
-    def begin(self, done: int) -> Verdict | None:
-        """Look at the probe questions before step 1; or remember what the files say of the steps up to `done`."""
+        Returns the run's last step: `last`, or `done` if a rule is broken and the guard may stop the run.
+        """
         self._looks = [row for row in self._run.rows("guard.jsonl") if row["step"] <= done]
         for row in self._run.rows("labels.jsonl"):
             if row["step"] <= done:
@@ -82,22 +83,9 @@ class Guard:
         for row in self._run.rows("metrics.jsonl"):
             if since < row["step"] <= done and "label/kept_frac" in row:
                 self._kept.append(row["label/kept_frac"])
-        if self._looks:
-            broken = next((look for look in self._looks if look["rule"]), None)
-            return None if broken is None else self._break(Verdict(broken["rule"], broken["why"]), broken["step"])
-        if self._keys.mode == "rollback":
-            self._save(0)
-        expected = forecast(self._probe.votes, self._keys.no_go, self._keys.go, self._config.seed)
-        return self._look(
-            0,
-            {
-                "predicted/label_accuracy": expected.label_accuracy,
-                "predicted/label_accuracy_low": expected.label_accuracy_low,
-                "predicted/label_accuracy_high": expected.label_accuracy_high,
-                "verdict": expected.verdict,
-                "reason": expected.reason,
-            },
-        )
+        if not self._looks:
+            self._look_first()
+        return self._last_step(done, last)
 
     def step(self, record: StepRecord) -> dict[str, float]:
         """The signals of a step, for its metrics."""
@@ -113,33 +101,58 @@ class Guard:
             self._kept.append(signals["label/kept_frac"])
         return signals
 
-    def look(self, step: int, last: int) -> Verdict | None:
-        """After a step: ask the probe questions if it is time; the rule that the run now breaks."""
+    def look(self, step: int, last: int) -> int:
+        """After a step: ask the probe questions if it is time.
+
+        Returns the run's last step: `last`, or `step` if a rule is now broken and the guard may stop the run.
+        """
         if step % self._keys.every and step != last:
-            return None
+            return last
+        known = self._broken is not None
         kept = {"label/kept_frac": sum(self._kept) / len(self._kept)} if self._kept else {}
-        verdict = self._look(step, kept)
+        self._look(step, kept)
         self._kept.clear()
         if self._keys.mode == "rollback" and best_look(self._looks)["step"] == step:
             self._save(step)
-        return verdict
+        return last if known else self._last_step(step, last)
 
-    def end(self, step: int, verdict: Verdict | None) -> Outcome:
+    def end(self, step: int) -> Outcome:
         """Bring the best weights back (mode rollback); `step` is the last one that was made."""
-        kept = step
+        kept, broken = step, self._broken
+        rule = None if broken is None else broken["rule"]
         if self._keys.mode == "rollback":
-            kept = 0 if verdict is not None and verdict.rule == "no-go" else best_look(self._looks)["step"]
+            kept = 0 if rule == "no-go" else best_look(self._looks)["step"]
         lost = kept < step and not self._restore(kept)
         kept = step if lost else kept
         sentences = []
-        if verdict is not None:
-            did = "stopped" if self.stops else "would have stopped"
-            sentences.append(f"guard: {did} after step {self._broken_at} ({verdict.rule}): {verdict.reason}.")
+        if broken is not None:
+            did = "stopped" if self._stops else "would have stopped"
+            sentences.append(f"guard: {did} after step {broken['step']} ({rule}): {broken['why']}.")
         if lost:
             sentences.append("The weights of the best look are lost, an interrupted run having taken another course.")
         elif kept < step or (kept == 0 and self._keys.mode == "rollback"):
             sentences.append(self._restored(kept))
-        return Outcome(kept, verdict.rule if verdict else None, " ".join(sentences) or "guard: nothing to object to.")
+        return Outcome(kept, rule, " ".join(sentences) or "guard: nothing to object to.")
+
+    @property
+    def _stops(self) -> bool:
+        """Whether a run is to end when a rule is broken."""
+        return self._keys.mode in ("stop", "rollback")
+
+    @property
+    def _broken(self) -> dict[str, Any] | None:
+        """The look at which the first rule was broken."""
+        return next((look for look in self._looks if look["rule"]), None)
+
+    def _last_step(self, step: int, last: int) -> int:
+        """Where a run ends that has come to `step`; a broken rule that may not stop it is said."""
+        broken = self._broken
+        if broken is None:
+            return last
+        if self._stops:
+            return step
+        self._note(f"guard ({broken['rule']}): {broken['why']}")
+        return last
 
     def _restored(self, kept: int) -> str:
         """Which weights were brought back, and why."""
@@ -151,7 +164,23 @@ class Guard:
             f"The {what}: its label-free score is {best['score']:.2f}, that of step {now['step']} {now['score']:.2f}."
         )
 
-    def _look(self, step: int, figures: dict[str, Any]) -> Verdict | None:
+    def _look_first(self) -> None:
+        """The look before step 1, with the forecast."""
+        if self._keys.mode == "rollback":
+            self._save(0)
+        expected = forecast(self._probe.votes, self._keys.no_go, self._keys.go, self._config.seed)
+        self._look(
+            0,
+            {
+                "predicted/label_accuracy": expected.label_accuracy,
+                "predicted/label_accuracy_low": expected.label_accuracy_low,
+                "predicted/label_accuracy_high": expected.label_accuracy_high,
+                "verdict": expected.verdict,
+                "reason": expected.reason,
+            },
+        )
+
+    def _look(self, step: int, figures: dict[str, Any]) -> None:
         started = time.perf_counter()
         seen = self._probe.ask(self._loaded, self._config, self._equivalence)
         score = look_score(seen | figures, self._looks)
@@ -160,12 +189,6 @@ class Guard:
         verdict = judge(self._looks, self._keys)
         row |= {"rule": verdict.rule, "why": verdict.reason} if verdict else {"rule": None}
         self._run.append("guard.jsonl", row)
-        return None if verdict is None else self._break(verdict, step)
-
-    def _break(self, verdict: Verdict, step: int) -> Verdict:
-        """Remember where the first rule was broken."""
-        self._broken_at = step if self._broken_at is None else self._broken_at
-        return verdict
 
     def _save(self, step: int) -> None:
         """Keep the present weights as the best."""
