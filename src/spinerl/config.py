@@ -51,7 +51,9 @@ class ColumnsConfig(_Section):
         None, description="multiple choice: the column that lists the options, or one column per option"
     )
     subject: str | None = Field(None, description="subject, for tables by subject")
-    images: str | None = Field(None, description="image, or list of images, that the question shows")
+    images: str | None = Field(
+        "auto", description="image, or list of images, of the question; auto: `images` or `image` if there; null: none"
+    )
 
 
 class DataConfig(_Section):
@@ -64,6 +66,13 @@ class DataConfig(_Section):
     split: str | None = Field(None, description="split of a hub data set; null: the data set's own, or test")
     config: str | None = Field(None, description="configuration (subset) of a hub data set")
     columns: ColumnsConfig = ColumnsConfig()  # pyright: ignore[reportCallIssue]
+    image_folder: str | None = Field(
+        None, description="folder that relative image paths start from; null: the data file's, or the data set's own"
+    )
+    max_image_pixels: int = Field(50_000_000, ge=1, description="a larger image is an error (pixels)")
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="a row that cannot be used: stop with its fault, or leave it out with a count"
+    )
     max_questions: int = Field(0, ge=0, description="use only the first N questions; 0: all")
     order: Literal["shuffled", "sequential", "easy-to-hard", "nearest"] = Field(
         "shuffled", description="order of questions: by the initial model's agreement, or by nearness to data.target"
@@ -109,6 +118,9 @@ class RolloutConfig(_Section):
     )
     share_prompts: bool = Field(
         True, description="a prompt's keys and values are held once for all its responses, where the model allows it"
+    )
+    pack_weights: bool = Field(
+        True, description="on a CPU, the weights are laid out for small products while sampling, where memory allows it"
     )
     compact: bool = Field(True, description="finished responses leave the batch")
     refill: bool = Field(True, description="waiting questions enter the batch when others finish")

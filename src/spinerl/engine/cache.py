@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["CopyingDecoder", "bytes_per_token", "fitting_tokens", "new_cache"]
+__all__ = ["CopyingDecoder", "bytes_per_token", "fitting_tokens", "free_bytes", "new_cache"]
 
 _COMPACT_BELOW = 0.75  # drop finished rows once this share or less is still going: a copy costs about one token
 _SHARE_OF_MEMORY = 1 / 3  # of what is free: the rest is for activations, logits and the update
@@ -180,10 +180,11 @@ def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 
 def fitting_tokens(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """How many tokens' keys and values a third of the device's free memory holds; at least 1."""
-    return max(1, int(_free_bytes(device) * _SHARE_OF_MEMORY) // bytes_per_token(config, dtype))
+    return max(1, int(free_bytes(device) * _SHARE_OF_MEMORY) // bytes_per_token(config, dtype))
 
 
-def _free_bytes(device: torch.device) -> float:
+def free_bytes(device: torch.device) -> float:
+    """What a device's memory still takes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from spinerl.config import RolloutConfig
 from spinerl.engine.cache import CopyingDecoder, fitting_tokens
 from spinerl.engine.draws import Truncation, draw
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.packed import packed_weights
 from spinerl.engine.shared import SharedDecoder, can_share_prompts
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of
@@ -114,7 +116,9 @@ def _respond(
 ) -> Rollout:
     shared = rollout.share_prompts and can_share_prompts(loaded)
     turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
-    with torch.inference_mode(), (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact) as decoder:
+    weights = packed_weights(loaded) if rollout.pack_weights else nullcontext()
+    decoding = (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact)
+    with torch.inference_mode(), weights, decoding as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, shared)
         records = _Run(loaded, decoder, queue, rollout, manner).records(turns, on_tokens or (lambda _: None))
     rolled_out = _assembled(loaded, questions, prompts, num_responses, records)
