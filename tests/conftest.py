@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.models import write_model
+from tests.vision_models import write_vision_model
 
 torch.set_num_threads(1)  # tests are many small operators; a second thread costs more than it gives
 
@@ -32,5 +33,18 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory):
         if architecture not in made:
             made[architecture] = write_model(architecture, tmp_path_factory.mktemp(architecture))
         return made[architecture]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vision_model_folders(tmp_path_factory: pytest.TempPathFactory):
+    """A function: family name -> folder of a tiny random vision-language model with its processor."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = write_vision_model(family, tmp_path_factory.mktemp(family))
+        return made[family]
 
     return folder

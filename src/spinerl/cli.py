@@ -275,8 +275,11 @@ def data_show(
     config = _resolved({"data": name}, overrides or [])
     for row in preview(config, load_tokenizer(config.model), rows):
         gold = "none" if row.gold is None else row.gold
-        out.print(f"── {row.id} · {row.kind} · {row.num_tokens} tokens · gold: {gold}", style="bold", markup=False)
+        tokens = "" if row.num_tokens is None else f" · {row.num_tokens} tokens"
+        out.print(f"── {row.id} · {row.kind}{tokens} · gold: {gold}", style="bold", markup=False)
         out.print(row.text, markup=False, highlight=False)
+        for line in row.images:
+            out.print(line, style="dim", markup=False, highlight=False)
 
 
 @data_app.command("check")

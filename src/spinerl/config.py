@@ -38,6 +38,10 @@ class ModelConfig(_Section):
         "auto", description="attention implementation; auto: transformers' choice for the model"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    train_vision: bool = Field(False, description="whether the part that sees images learns too")
+    image_pixels: int = Field(
+        1_048_576, ge=0, description="larger images are shrunk to so many pixels before the model sees them; 0: never"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory in the update for more time")
 
 
@@ -59,7 +63,7 @@ class ColumnsConfig(_Section):
 class DataConfig(_Section):
     name: str = Field(
         "tiny/shift-a",
-        description="tiny/SUITE, a file, a benchmark, a hub data set, or a definition (docs/data.md)",
+        description="tiny/SUITE, tiny-vqa/SUITE, a file, a benchmark, a hub data set, or a definition (docs/data.md)",
     )
     path: str | None = Field(None, description="local file or folder to read instead of the hub's")
     gold: str | None = Field(None, description="a separate JSONL file of {id, answer} rows, for evaluation only")

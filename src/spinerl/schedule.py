@@ -14,7 +14,7 @@ from spinerl.engine.policy import embed_responses
 from spinerl.errors import InputError
 from spinerl.maths import nearest_first
 from spinerl.seeding import seed_of
-from spinerl.types import Batch
+from spinerl.types import Batch, ImagePrompt
 
 __all__ = ["num_steps", "question_order", "rank_questions"]
 
@@ -87,7 +87,11 @@ def rank_questions(
             raise InputError("data.order=nearest needs data.target: the questions to be near to (a data set or a file)")
         given = DataConfig(name=config.data.target)  # pyright: ignore[reportCallIssue]
         target, _ = load_data(given, answer_kind=config.answer.kind)
-        _, target_prompts, _ = render_all(target.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind)
+        _, target_prompts, _ = render_all(
+            target.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
+        )
+        if any(isinstance(prompt, ImagePrompt) for prompt in (*prompts, *target_prompts)):
+            raise InputError("data.order=nearest compares texts, and these questions show images: choose another order")
         return nearest_first(_embed(loaded, prompts, config), _embed(loaded, target_prompts, config)).tolist()
     return list(range(len(ids)))
 

@@ -64,7 +64,13 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
         ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
         guard = None
         if config.guard.mode != "off" and config.steps:
-            render = partial(render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind=config.answer.kind)
+            render = partial(
+                render_prompt,
+                tokenizer=loaded.tokenizer,
+                prompt=config.prompt,
+                kind=config.answer.kind,
+                vision=loaded.vision,
+            )
             guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence, render, observer.note)
             ranks = [place for place in ranks if place not in guard.held_out]
             if not ranks:
@@ -223,6 +229,8 @@ def _evaluate(
 def _save_model(loaded: LoadedModel, folder: Path) -> None:
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+    if loaded.vision is not None:
+        loaded.vision.save(folder)
 
 
 def _samples(record: StepRecord, loaded: LoadedModel, config: Config) -> list[dict[str, Any]]:

@@ -9,14 +9,36 @@ like), that is softmax(logits / temperature).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
     import torch
 
-__all__ = ["Batch", "GoldTable", "Question", "Rollout", "StepRecord", "Targets", "Vote"]
+__all__ = [
+    "Batch",
+    "GoldTable",
+    "ImagePrompt",
+    "ImageRef",
+    "Question",
+    "Rollout",
+    "ShownImages",
+    "StepRecord",
+    "Targets",
+    "Vote",
+]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image not opened yet: a file by its absolute path, or the file's bytes (then `path` is but a name).
+
+    `spinerl.images` opens it.
+    """
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,8 @@ class Question:
 
     `Question(id="17", text="What is 2 + 3?")`; for multiple choice `choices` holds the options' texts in the
     order of their letters (they are already rendered into `text`); `answer_kind` is how answers are read.
+    `images` are in the order in which they are shown: at each `<image>` of the text, or all before a text that has
+    none (`spinerl.data.parts_of`).
     """
 
     id: str
@@ -32,11 +56,63 @@ class Question:
     choices: tuple[str, ...] = ()
     subject: str | None = None
     answer_kind: str = "auto"
-    images: tuple[Any, ...] = ()
+    images: tuple[ImageRef, ...] = ()
 
 
 GoldTable = Mapping[str, str]
 """Gold answers by question id, read apart from the questions and consumed only by `spinerl.evaluate`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShownImages:
+    """The images of one prompt, as the model that reads it takes them; made by `spinerl.engine.vision`.
+
+    `text` is the prompt before its tokens; `key` is equal for equal images.  `positions` (3, T) are the prompt's
+    positions where they are not 0, 1, 2, ...; what follows the prompt's T tokens stands at T + `offset` and on.
+    `token_inputs` are further model inputs (T,), by name.
+    """
+
+    text: str
+    images: tuple[ImageRef, ...]
+    key: str
+    offset: int = 0
+    positions: torch.Tensor | None = None
+    token_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class ImagePrompt(tuple[int, ...]):
+    """The token ids of a prompt that shows images; a prompt without any is a plain tuple.
+
+    It equals another only if that shows the same images.  A part from its start keeps them, and so does the sum with
+    more tokens; any other part is a plain tuple.
+
+    >>> prompt = ImagePrompt((5, 9, 9, 7), ShownImages("<image>?", (), "k"))
+    >>> prompt[:-1].shown is prompt.shown, type(prompt[-1:]) is tuple, (prompt + (8,)).shown is prompt.shown
+    (True, True, True)
+    """
+
+    shown: ShownImages
+
+    def __new__(cls, ids: Iterable[int], shown: ShownImages) -> Self:
+        prompt = super().__new__(cls, ids)
+        prompt.shown = shown
+        return prompt
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return ImagePrompt(part, self.shown) if isinstance(index, slice) and not index.start else part
+
+    def __add__(self, other: Any) -> Any:
+        return ImagePrompt(super().__add__(tuple(other)), self.shown)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImagePrompt) and self.shown.key == other.shown.key and super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:  # tuple has one of its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((tuple.__hash__(self), self.shown.key))
 
 
 @dataclass(frozen=True)

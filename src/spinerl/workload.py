@@ -69,9 +69,9 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
     if config.threads:
         torch.set_num_threads(config.threads)
     elif loaded.device.type == "cpu":
-        choose_threads(loaded.model, loaded.model.config.vocab_size)
+        choose_threads(loaded.model, loaded.vocabulary)
     questions, prompts, num_too_long = render_all(
-        data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind
+        data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
     )
     skipped = {**data.skipped, **({"prompt too long": num_too_long} if num_too_long else {})}
     gold = {q.id: gold[q.id] for q in questions if q.id in gold}

@@ -1,5 +1,6 @@
 """No test here may reach the network or write outside its own folder."""
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import datasets
 import huggingface_hub.constants
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -40,6 +42,18 @@ def jsonl(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """`picture("PNG", (4, 3), color="red")`: a small image file's bytes; `mode=` and what Pillow's `save` takes."""
+
+    def make(kind: str = "PNG", size: tuple[int, int] = (4, 3), mode: str = "RGB", color: Any = "red", **save: Any):
+        file = io.BytesIO()
+        Image.new(mode, size, color).save(file, kind, **save)
+        return file.getvalue()
+
+    return make
 
 
 @pytest.fixture

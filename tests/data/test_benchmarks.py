@@ -1,6 +1,9 @@
 """Every definition against a small folder with the data set's true schema, read through `datasets`."""
 
+import io
 import json
+import os
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +13,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from PIL import Image as Picture
 
-from spinerl.data import BENCHMARKS, Definition, ImageRef, check, list_datasets, load_data, resolve
+from spinerl.data import BENCHMARKS, Definition, check, hub, list_datasets, load_data, parts_of, resolve
 from spinerl.data.definitions import definition_of
 from spinerl.data.prompts import INSTRUCTIONS
 from spinerl.errors import InputError
+from spinerl.images import open_image
 
 TEXT = Value("string")
 
@@ -27,6 +32,20 @@ def write_readme(folder: Path, configs: dict[str, dict[str, str]]) -> None:
         for split, path in splits.items():
             lines += [f"  - split: {split}", f"    path: {path}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def picture(kind: str, size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Picture.new("RGB", size, "teal").save(file, kind)
+    return file.getvalue()
+
+
+def unpack(folder: Path, archive: str, files: dict[str, bytes]) -> None:
+    """The archive of images in the folder, as on the hub, and its files beside it, as the note asks for."""
+    with zipfile.ZipFile(folder / archive, "w") as zipped:
+        for name, data in files.items():
+            zipped.writestr(name, data)
+        zipped.extractall(folder)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -154,10 +173,9 @@ def mathvision(folder: Path) -> None:
             "subject": TEXT,
         }
     )
-    picture = {"bytes": b"\xff\xd8 a jpeg", "path": "1.jpg"}
     more = {
         "image": "images/1.jpg",
-        "decoded_image": picture,
+        "decoded_image": {"bytes": picture("JPEG", (40, 30)), "path": "1.jpg"},
         "solution": None,
         "level": 2,
         "subject": "counting",
@@ -165,6 +183,7 @@ def mathvision(folder: Path) -> None:
     rows = [
         {"id": "4", "question": "Which is it?\n<image1>", "options": ["A", "B", "C"], "answer": "B", **more},
         {"id": "5", "question": "How many? <image1>", "options": [], "answer": "16", **more},
+        {"id": "33", "question": "From <image2> to <image1>?\n<image6>", "options": ["A", "B"], "answer": "A", **more},
         {"id": "6", "question": "Which part?", "options": ["$4$", "$2$", "$1$"], "answer": "B", **more},
     ]
     # Written without `datasets`, whose writer of images needs Pillow; the schema's note says they are images.
@@ -194,6 +213,8 @@ def slake(folder: Path) -> None:
     chinese = {**row, "question": "这张图片是什么模态?", "q_lang": "zh", "qid": 10}
     for split in ("train", "validation", "test"):
         (folder / f"{split}.json").write_text(json.dumps([row, chinese]))
+    scan = {"source.jpg": picture("JPEG", (32, 32)), "mask.png": picture("PNG", (32, 32)), "question.json": b"[]"}
+    unpack(folder, "imgs.zip", {f"imgs/xmlab{n}/{name}": data for n in (1, 2) for name, data in scan.items()})
 
 
 def medxpertqa_mm(folder: Path) -> None:
@@ -211,6 +232,7 @@ def medxpertqa_mm(folder: Path) -> None:
         write_jsonl(folder / config / "dev.jsonl", [row])
         write_jsonl(folder / config / "test.jsonl", [row])
     write_readme(folder, {c: {"dev": f"{c}/dev.jsonl", "test": f"{c}/test.jsonl"} for c in ("MM", "Text")})
+    unpack(folder, "images.zip", {f"images/MM-2002-{n}.jpeg": picture("JPEG", (20, 30)) for n in "ab"})
 
 
 # name -> (writer of the folder, and of its last question: id, text, kind, gold, subject, images)
@@ -273,7 +295,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[Any, ...]]] = {
             "choice",
             "B",
             "counting",
-            (ImageRef("1.jpg", b"\xff\xd8 a jpeg"),),
+            ("1.jpg",),
         ),
     ),
     "slake": (
@@ -284,7 +306,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[Any, ...]]] = {
             "text",
             "MRI",
             "Modality",
-            (ImageRef("xmlab1/source.jpg"),),
+            ("imgs/xmlab1/source.jpg",),
         ),
     ),
     "medxpertqa-mm": (
@@ -295,7 +317,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[Any, ...]]] = {
             "choice",
             "C",
             "Basic Medicine",
-            (ImageRef("MM-2002-a.jpeg"), ImageRef("MM-2002-b.jpeg")),
+            ("images/MM-2002-a.jpeg", "images/MM-2002-b.jpeg"),
         ),
     ),
 }
@@ -316,7 +338,9 @@ def test_a_local_copy_loads_by_name_alone(configure, benchmark):
     name, folder, expected = benchmark
     questions, gold = load_data(configure(f"data={name}", f"data.path={folder}").data)
     q = questions.questions[-1]
-    assert (q.id, q.text, q.answer_kind, gold[q.id], q.subject, q.images) == expected
+    assert all(image.path for image in q.images)
+    names = tuple(os.path.relpath(i.path or "", folder) if i.data is None else i.path for i in q.images)
+    assert (q.id, q.text, q.answer_kind, gold[q.id], q.subject, names) == expected
 
 
 def test_a_resolved_configuration_loads_the_same(configure, benchmark):
@@ -326,6 +350,7 @@ def test_a_resolved_configuration_loads_the_same(configure, benchmark):
     assert resolve(resolved) == resolved
     assert resolved.data.split is not None
     assert resolved.data.columns.gold != "auto"
+    assert (resolved.data.image_folder is not None) == (name in ("slake", "medxpertqa-mm"))
     assert load_data(resolved.data, answer_kind=resolved.answer.kind) == load_data(config.data)
 
 
@@ -368,10 +393,56 @@ def test_without_network_the_message_says_how_to_go_on(configure, benchmark):
 def test_mathvision_mixes_kinds_and_says_letters_in_the_picture_once(configure, tmp_path):
     mathvision(tmp_path)
     questions, gold = load_data(configure("data=mathvision", f"data.path={tmp_path}").data)
-    first, second, _ = questions.questions
-    assert (first.text, first.answer_kind, gold["4"]) == ("Which is it?\n<image1>\nA\nB\nC", "choice", "B")
-    assert (second.text, second.answer_kind, gold["5"]) == ("How many? <image1>", "math", "16")
+    first, second, third, _ = questions.questions
+    assert (first.text, first.answer_kind, gold["4"]) == ("Which is it?\n<image>\nA\nB\nC", "choice", "B")
+    assert (second.text, second.answer_kind, gold["5"]) == ("How many? <image>", "math", "16")
+    assert parts_of(third) == [*third.images, "From image 2 to image 1?\nimage 6\nA\nB"]  # one picture of all parts
     assert resolve(configure("data=mathvision")).answer.kind == "auto"
+
+
+SIZES = {"mathvision": [(40, 30)] * 4, "slake": [(32, 32)], "medxpertqa-mm": [(20, 30)] * 2}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_image_of_a_local_copy_opens(configure, tmp_path, monkeypatch, name):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    CASES[name][0](folder)
+    monkeypatch.chdir(tmp_path)
+    questions, _ = load_data(configure(f"data={name}", "data.path=copy").data)
+    monkeypatch.chdir("/")
+    images = [open_image(image, question_id=q.id) for q in questions.questions for image in q.images]
+    assert [image.size for image in images] == SIZES[name]
+
+
+@pytest.mark.parametrize(("name", "inside"), [("slake", "imgs"), ("medxpertqa-mm", "images")])
+def test_images_that_are_not_unpacked_are_asked_for(configure, tmp_path, monkeypatch, name, inside):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    CASES[name][0](folder)
+    (folder / inside).rename(folder / "elsewhere")
+    words = (f"data={name}", f"data.path={folder}")
+    with pytest.raises(
+        InputError, match=rf"data\.image_folder=.*/{inside}: there is no such folder.*unpack it"
+    ) as caught:
+        load_data(configure(*words).data)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"imgs\.zip: is a file: unpack it|images\.zip: is a file: unpack it"):
+        load_data(configure(*words, f"data.image_folder={folder / inside}.zip").data)
+    questions, _ = load_data(configure(*words, f"data.image_folder={folder / 'elsewhere'}").data)
+    assert questions.questions[0].images
+    questions, _ = load_data(configure(*words, "data.columns.images=null").data)
+    assert not questions.questions[0].images
+    rows = Dataset.from_list([{**dict.fromkeys(COLUMNS[name], "x"), "q_lang": "en"}])
+    monkeypatch.setattr(hub, "open_hub", lambda *_: rows)
+    with pytest.raises(InputError, match=r"are files beside its rows: set data\.image_folder=FOLDER, or .*unpack it"):
+        load_data(configure(f"data={name}").data)
+
+
+COLUMNS = {
+    "slake": ["qid", "question", "answer", "content_type", "img_name"],
+    "medxpertqa-mm": ["id", "question", "label", "options", "medical_task", "images"],
+}
 
 
 def test_slake_counts_the_rows_in_another_language(configure, tmp_path):
@@ -445,7 +516,7 @@ def test_the_table_is_complete():
         assert definition.source.startswith(("http", "A", "5"))
         assert definition.kind in INSTRUCTIONS
         assert rows[name]["hub"] == definition.hub
-        assert rows[name]["images"] == (definition.columns.images is not None)
+        assert rows[name]["images"] == (definition.columns.images != "auto")
     assert [name for name, row in rows.items() if row["images"]] == ["mathvision", "slake", "medxpertqa-mm"]
 
 

@@ -23,18 +23,25 @@ def block(info: str) -> str:
     return found[0]
 
 
-def test_the_worked_example_prints_what_the_page_says(tmp_path):
-    for info in ("json clinic.jsonl", "yaml clinic.yaml"):
+@pytest.mark.parametrize(
+    ("files", "code", "output"),
+    [
+        (["json clinic.jsonl", "yaml clinic.yaml"], "python", "text output"),
+        (["json scans.jsonl"], "python images", "text images"),
+    ],
+)
+def test_the_worked_examples_print_what_the_page_says(tmp_path, files, code, output):
+    for info in files:
         (tmp_path / info.split()[1]).write_text(block(info), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block("python")],
+        [sys.executable, "-W", "error", "-c", block(code)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.stderr == ""
-    assert done.stdout == block("text output")
+    assert done.stdout == block(output)
 
 
 def test_a_definition_takes_ten_lines():
@@ -68,13 +75,14 @@ def test_the_benchmark_table_agrees_with_the_definitions():
         [f"`data.columns.{name}`" for name in ColumnsConfig.model_fields],
         [f"`prompt.{name}`" for name in PromptConfig.model_fields],
         [f"`{suite}`" for suite in SUITES if suite != "shift-a"],
+        [f"data.{name}" for name in ("image_folder", "max_image_pixels", "on_bad_row")],
     ],
 )
 def test_the_page_names_them_all(names):
     assert [name for name in names if name not in PAGE] == []
 
 
-@pytest.mark.parametrize("name", ["definitions", "rows", "load", "prompts", "inspect"])
+@pytest.mark.parametrize("name", ["definitions", "images", "rows", "load", "prompts", "inspect"])
 def test_the_docstrings_examples_run(name):
     results = doctest.testmod(importlib.import_module(f"spinerl.data.{name}"))
     assert results.attempted

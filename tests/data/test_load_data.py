@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetNotFoundError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spinerl.data import ImageRef, check, hub, load_data
+from spinerl.data import check, hub, load_data
 from spinerl.errors import InputError
 from spinerl.types import Question
 
@@ -373,26 +373,11 @@ def test_a_folder_of_several_configurations_or_of_none_is_refused(load, tmp_path
     assert load(f"data={tmp_path / 'set'}", "data.config=two")[0].questions[0].text == "a"
 
 
-def test_image_references(load, jsonl):
-    row = {"question": "q"}
-    rows = [
-        {**row, "picture": "a.png"},
-        {**row, "picture": ["a.png", None, {"path": "b.png", "bytes": None}]},
-        {**row, "picture": None},
-        row,
-    ]
-    questions, _ = load(f"data={jsonl(rows)}", "data.columns.images=picture")
-    a, b = ImageRef("a.png"), ImageRef("b.png")
-    assert [question.images for question in questions.questions] == [(a,), (a, b), (), ()]
-    with pytest.raises(InputError, match=r"line 1: an image must be a path or \{bytes, path\}, found int"):
-        load(f"data={jsonl([{**row, 'picture': 3}])}", "data.columns.images=picture")
-
-
 def test_reading_data_imports_neither_torch_nor_datasets(jsonl):
     code = (
         "import sys; from spinerl.config import load_config; from spinerl.data import check, load_data\n"
         f"load_data(load_config(overrides=['data={jsonl([{'question': 'q'}])}']).data)\n"
-        "print(sorted({'torch', 'datasets', 'transformers', 'pyarrow'} & set(sys.modules)))"
+        "print(sorted({'torch', 'datasets', 'transformers', 'pyarrow', 'PIL'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -404,7 +389,8 @@ CELLS = st.recursive(
     max_leaves=5,
 )
 ROWS = st.lists(
-    st.fixed_dictionaries({"question": CELLS}, optional={"id": CELLS, "answer": CELLS, "options": CELLS}) | CELLS,
+    st.fixed_dictionaries({"question": CELLS}, optional=dict.fromkeys(("id", "answer", "options", "image"), CELLS))
+    | CELLS,
     max_size=4,
 )
 

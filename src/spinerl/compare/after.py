@@ -80,7 +80,9 @@ class _Asked:
     def __init__(self, loaded: LoadedModel, config: Config, prints: dict[str, str]) -> None:
         data, gold = load_data(config.data, answer_kind=config.answer.kind)
         prints[config.data.name] = data.fingerprint
-        rendered = render_all(data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind)
+        rendered = render_all(
+            data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
+        )
         most = config.eval.max_questions or len(rendered.questions)
         self.loaded, self.config = loaded, config
         self.questions: Sequence[Question] = rendered.questions[:most]

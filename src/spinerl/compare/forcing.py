@@ -54,7 +54,7 @@ def forced_responses(
         found = greedy_responses(
             loaded,
             [questions[i] for i in chosen],
-            [(*prompts[i], *states[i].ids) for i in chosen],
+            [prompts[i] + tuple(states[i].ids) for i in chosen],
             rollout.model_copy(update={"max_new_tokens": limit}),
             on_tokens,
         )

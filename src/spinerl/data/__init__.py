@@ -5,10 +5,11 @@
 
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, resolve
+from spinerl.data.images import parts_of
 from spinerl.data.inspect import Finding, PreviewRow, Report, check, list_datasets, preview
 from spinerl.data.load import QuestionSet, load_data
-from spinerl.data.prompts import Rendered, TextTokenizer, render_all, render_prompt, render_text
-from spinerl.data.rows import ImageRef
+from spinerl.data.prompts import PromptVision, Rendered, TextTokenizer, render_all, render_prompt, render_text
+from spinerl.types import ImageRef
 
 __all__ = [
     "BENCHMARKS",
@@ -16,6 +17,7 @@ __all__ = [
     "Finding",
     "ImageRef",
     "PreviewRow",
+    "PromptVision",
     "QuestionSet",
     "Rendered",
     "Report",
@@ -23,6 +25,7 @@ __all__ = [
     "check",
     "list_datasets",
     "load_data",
+    "parts_of",
     "preview",
     "render_all",
     "render_prompt",

@@ -144,12 +144,14 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
             "subject": "subject",
             "images": "decoded_image",
         },
+        "merged_images": True,  # a row has one picture, the text names up to seven parts of it
         "gold_form": "letter",
         "kind": "math",  # rows with options are multiple choice, the others free answers
         "rows": 3040,
         "licence": "MIT; open access.",
         "source": "https://arxiv.org/abs/2402.14804; prompt: ours",
-        "note": "data.split=testmini gives 304 of them. <image1> in the text stands for the picture.",
+        "note": "data.split=testmini gives 304 of them. The pictures come with the rows: nothing to unpack. "
+        "<image1> in the text stands for the picture; where a text has more such marks they become words.",
     },
     "slake": {
         "hub": "BoKelvin/SLAKE",
@@ -161,12 +163,14 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
             "subject": "content_type",
             "images": "img_name",
         },
+        "image_folder": "imgs",
         "where": {"q_lang": "en"},
         "kind": "text",
         "rows": 1061,
         "licence": "CC-BY-4.0; open access.",
         "source": "https://arxiv.org/abs/2102.09542 (English questions); prompt: ours",
-        "note": "img_name points into imgs.zip of the hub data set.",
+        "note": "The images are in imgs.zip: `hf download --repo-type dataset BoKelvin/SLAKE --local-dir slake`, "
+        "unpack it there so that slake/imgs/xmlab1/source.jpg exists, and set data.path=slake.",
     },
     "medxpertqa-mm": {
         "hub": "TsinghuaC3I/MedXpertQA",
@@ -180,12 +184,14 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
             "subject": "medical_task",
             "images": "images",
         },
+        "image_folder": "images",
         "cut_after": "\nAnswer Choices:",  # the text repeats the options in its last line
         "gold_form": "letter",
         "kind": "choice",
         "rows": 2000,
         "licence": "MIT; open access.",
         "source": "https://arxiv.org/abs/2501.18362; prompt: ours",
-        "note": "images are file names in images.zip of the hub data set.",
+        "note": "The images are in images.zip: `hf download --repo-type dataset TsinghuaC3I/MedXpertQA --local-dir "
+        "medxpertqa`, unpack it there so that its files lie in medxpertqa/images, and set data.path=medxpertqa.",
     },
 }

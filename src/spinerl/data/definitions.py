@@ -13,8 +13,9 @@ from spinerl.config import ColumnsConfig, Config, DataConfig, read_recipe
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.errors import InputError, did_you_mean
 
-__all__ = ["Definition", "definition_of", "read_definition", "resolve", "resolve_data"]
+__all__ = ["Definition", "definition_of", "read_definition", "resolve", "resolve_data", "suite_of"]
 
+FAMILIES = ("tiny", "tiny-vqa")  # bundled questions: of text, and of images
 Kind = Literal["auto", "math", "number", "choice", "yesno", "text"]
 
 
@@ -37,6 +38,12 @@ class Definition(BaseModel):
     gold_after: str | None = Field(default=None, description="the gold is what follows the last such mark")
     gold_form: Literal["auto", "index", "letter", "text"] = Field(
         default="auto", description="how a gold choice is written; index counts from 0"
+    )
+    image_folder: str | None = Field(
+        default=None, description="where image files lie, relative to the folder of the rows; as data.image_folder"
+    )
+    merged_images: bool = Field(
+        default=False, description="a row's image may be several drawn into one, which the text names one by one"
     )
     shuffle_choices: bool = Field(default=False, description="order the options by a hash of the question's id")
     kind: Kind = Field(default="auto", description="answer kind; rows with options are choice whatever it says")
@@ -63,16 +70,15 @@ def definition_of(data: DataConfig) -> Definition | None:
     """The definition that `data.name` stands for, or None for a plain file or another hub data set.
 
     A benchmark is found by its short name (case and punctuation aside) or its hub id; a definition file by
-    its ending, .yaml or .yml, or .json when the object in it says `hub` or `path`.  Bundled suites have one,
-    since they ask for numbers.
+    its ending, .yaml or .yml, or .json when the object in it says `hub` or `path`.  Bundled suites have one:
+    those of text ask for numbers, those of images for numbers, words and letters.
 
     >>> definition_of(DataConfig(name="math-500")).rows
     500
     """
-    if data.name.startswith("tiny/"):
-        from spinerl.tiny import suite_path
-
-        return Definition(path=str(suite_path(data.name.removeprefix("tiny/"))), kind="number")
+    suite = suite_of(data.name)
+    if suite is not None:
+        return _of_suite(*suite)
     suffix = Path(data.name).suffix.lower()
     if suffix in (".yaml", ".yml"):
         if not Path(data.name).is_file():
@@ -100,7 +106,7 @@ def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
             "gold": data.columns.gold if data.columns.gold != "auto" else own.gold,
             "choices": data.columns.choices if data.columns.choices is not None else own.choices,
             "subject": data.columns.subject if data.columns.subject is not None else own.subject,
-            "images": data.columns.images if data.columns.images is not None else own.images,
+            "images": data.columns.images if data.columns.images != "auto" else own.images,
         }
     )
     return data.model_copy(
@@ -108,6 +114,7 @@ def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
             "config": data.config if data.config is not None else definition.config,
             "split": data.split if data.split is not None else definition.split,
             "columns": columns,
+            "image_folder": _image_folder(data, definition) if columns.images is not None else data.image_folder,
         }
     )
 
@@ -115,8 +122,8 @@ def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
 def resolve(config: Config) -> Config:
     """The configuration with its data set's own values written out, so that a run folder shows all of them.
 
-    `data.config`, `data.split`, `data.columns`, `prompt.instruction`, `prompt.system` and `answer.kind` are
-    filled where they were left open; what the user gave stays.  Resolving twice changes nothing.
+    `data.config`, `data.split`, `data.columns`, `data.image_folder`, `prompt.instruction`, `prompt.system` and
+    `answer.kind` are filled where they were left open; what the user gave stays.  Resolving twice changes nothing.
 
     >>> resolve(Config(data=DataConfig(name="math-500"))).data.columns.question
     'problem'
@@ -142,6 +149,37 @@ def resolve(config: Config) -> Config:
             "answer": config.answer.model_copy(update={"kind": kind}),
         }
     )
+
+
+def suite_of(name: str) -> tuple[str, str] | None:
+    """The suite and its family in the name of bundled questions; None for other names.
+
+    >>> suite_of("tiny/shift-a"), suite_of("tiny-vqa/shift-a"), suite_of("math-500")
+    (('shift-a', 'tiny'), ('shift-a', 'tiny-vqa'), None)
+    """
+    family, slash, suite = name.partition("/")
+    return (suite, family) if slash and family in FAMILIES else None
+
+
+def _of_suite(suite: str, family: str) -> Definition:
+    from spinerl.tiny import suite_path
+
+    if family == "tiny":
+        return Definition(path=str(suite_path(suite)), kind="number")
+    path = suite_path(suite, family)
+    has_choices = path.is_file() and '"choices"' in path.read_text(encoding="utf-8")
+    choices = "choices" if has_choices else None
+    columns = ColumnsConfig(choices=choices)  # pyright: ignore[reportCallIssue]
+    return Definition(path=str(path), kind="text", columns=columns)
+
+
+def _image_folder(data: DataConfig, definition: Definition) -> str | None:
+    """data.image_folder, or the definition's beside the rows; None where the rows are on the hub."""
+    place = data.path if data.path is not None else definition.path
+    if data.image_folder is not None or definition.image_folder is None or place is None:
+        return data.image_folder
+    rows = Path(place)
+    return str((rows if rows.is_dir() else rows.parent) / definition.image_folder)
 
 
 def _from_file(raw: Mapping[str, Any], name: str) -> Definition:

@@ -99,8 +99,13 @@ def _undecoded(feature: Any, datasets: Any) -> Any:
     """The feature with its images left as they are stored, or None where there are none."""
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
-    if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-        return datasets.List(datasets.Image(decode=False))
+    if isinstance(feature, datasets.List):
+        inner = _undecoded(feature.feature, datasets)
+        return None if inner is None else datasets.List(inner, feature.length)
+    if isinstance(feature, dict):
+        parts = {name: _undecoded(part, datasets) for name, part in feature.items()}
+        if any(part is not None for part in parts.values()):
+            return {name: feature[name] if part is None else part for name, part in parts.items()}
     return None
 
 

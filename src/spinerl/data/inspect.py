@@ -13,19 +13,25 @@ from spinerl.data.definitions import definition_of, read_definition, resolve
 from spinerl.data.load import Scan, check_gold_file, load_data, scan
 from spinerl.data.prompts import TextTokenizer, render_prompt, render_text
 from spinerl.errors import InputError
+from spinerl.images import image_facts
+from spinerl.types import ImageRef
 
 __all__ = ["Finding", "PreviewRow", "Report", "check", "list_datasets", "preview"]
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One question as the model sees it.  `num_tokens` is None without a tokenizer, `gold` where none is."""
+    """One question as the model sees it.
+
+    `num_tokens` is None without a tokenizer, `gold` where none is.  `images` is a line for each: file, kind, size.
+    """
 
     id: str
     kind: str
     text: str
     num_tokens: int | None
     gold: str | None
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def list_datasets() -> list[dict[str, Any]]:
                 "split": d.split or "test",
                 "rows": d.rows,
                 "kind": d.kind,
-                "images": d.columns.images is not None,
+                "images": d.columns.images not in (None, "auto"),
                 "licence": d.licence,
                 "note": d.note,
             }
@@ -99,8 +105,13 @@ def preview(config: Config, tokenizer: TextTokenizer | None = None, n: int = 3) 
     rows = []
     for question in questions.questions:
         text = render_text(question, tokenizer, config.prompt)
-        num_tokens = len(render_prompt(question, tokenizer, config.prompt)) if tokenizer is not None else None
-        rows.append(PreviewRow(question.id, question.answer_kind, text, num_tokens, gold.get(question.id)))
+        counted = tokenizer is not None and not question.images  # a processor says how many tokens an image has
+        num_tokens = len(render_prompt(question, tokenizer, config.prompt)) if tokenizer and counted else None
+        images = tuple(
+            f"image {i}: {image.path or 'in the row'}: {image_facts(image, max_pixels=data.max_image_pixels)}"
+            for i, image in enumerate(question.images, start=1)
+        )
+        rows.append(PreviewRow(question.id, question.answer_kind, text, num_tokens, gold.get(question.id), images))
     return rows
 
 
@@ -108,7 +119,8 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
     """Goes through every row and says all that is wrong, where `load_data` stops at the first.
 
     Errors: bad JSON lines, repeated ids, cells of a wrong type, a gold choice that is none of the options,
-    a gold file whose ids are nobody's.  Warnings: empty questions, questions asked twice, gold that does
+    images that do not open (each is decoded), a gold file whose ids are nobody's; with data.on_bad_row=skip those
+    of a row are warnings.  Warnings: empty questions, questions asked twice, gold that does
     not parse as its kind, fewer or more rows than the definition expects, prompts over `prompt.max_tokens`
     (with a tokenizer). A source that cannot be opened, or a missing column, still raises InputError: there
     are no rows to go through.
@@ -118,10 +130,10 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
     """
     config = resolve(config)
     data = config.data.model_copy(update={"max_questions": 0})
-    found = scan(data, config.answer.kind)
+    found = scan(data, config.answer.kind, decode=True)
     findings: list[Finding] = []
     kinds: Counter[str] = Counter()
-    first_texts: dict[str, str] = {}
+    first_rows: dict[tuple[str, tuple[ImageRef, ...]], str] = {}
     ids: list[str] = []
     num_gold = 0
     num_rows = 0
@@ -130,7 +142,9 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
     for row, outcome in found.outcomes():
         num_rows += 1
         if outcome.error:
-            findings.append(Finding("error", row.where, outcome.error))
+            skips = data.on_bad_row == "skip"
+            what = outcome.error + (": left out" if skips else "")
+            findings.append(Finding("warning" if skips else "error", row.where, what))
             continue
         question = outcome.question
         if question is None:
@@ -141,8 +155,8 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
             continue
         ids.append(question.id)
         kinds[question.answer_kind] += 1
-        same = first_texts.setdefault(question.text, row.where)
-        if same != row.where and not question.images:
+        same = first_rows.setdefault((question.text, question.images), row.where)
+        if same != row.where:
             findings.append(Finding("warning", row.where, f"the same question as {same}"))
         if outcome.gold is not None:
             num_gold += 1

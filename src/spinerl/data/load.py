@@ -12,11 +12,13 @@ from types import MappingProxyType
 from typing import Any
 
 from spinerl.config import DataConfig
-from spinerl.data.definitions import Definition, definition_of, resolve_data
+from spinerl.data.definitions import Definition, definition_of, resolve_data, suite_of
+from spinerl.data.images import ImageReader
 from spinerl.data.rows import Outcome, RowReader, plain_text
 from spinerl.data.sources import Row, Table, open_file, open_table, suite_gold
 from spinerl.errors import InputError
-from spinerl.types import GoldTable, Question
+from spinerl.images import image_key
+from spinerl.types import GoldTable, ImageRef, Question
 
 __all__ = ["QuestionSet", "Scan", "load_data", "scan"]
 
@@ -25,7 +27,7 @@ __all__ = ["QuestionSet", "Scan", "load_data", "scan"]
 class QuestionSet:
     """Questions in the order of their rows; no answers.
 
-    `fingerprint` is a SHA-256 of ids and texts: equal for equal questions, whatever file they came from.
+    `fingerprint` is a SHA-256 of ids, texts and images: equal for equal questions, whatever file they came from.
     `skipped` counts rows left out, by reason; `source` says where the rows came from.
     """
 
@@ -54,7 +56,8 @@ class Scan:
             if question is not None and question.id in first_rows:
                 outcome = Outcome(
                     error=f"id {question.id!r} was already given in {first_rows[question.id]}: "
-                    "ids must differ; fix the file or set data.columns.id"
+                    "ids must differ; fix the file or set data.columns.id",
+                    reason="repeated id",
                 )
             elif question is not None:
                 first_rows[question.id] = row.where
@@ -68,10 +71,12 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
 
     `answer_kind="auto"`: `choice` for rows with options, else the data set's own kind, else `auto`.  Gold of
     multiple choice is normalised to the letter.  Rows with an empty question are left out with a count; rows
-    without a gold answer are simply missing from the table.
+    without a gold answer are simply missing from the table.  Of images the headers are looked at; with
+    data.on_bad_row=skip they are opened, so that no row is left in that a step could not use.
     Raises InputError in one line (row, value, what is allowed, the key) for the first thing that is wrong:
-    a missing file or column, invalid JSON, a repeated id, a gold answer that is none of the options, or no
-    question at all.  `spinerl.data.check` lists all of them.
+    a missing file or column, invalid JSON, a repeated id, an image that is not there, a gold answer
+    that is none of the options, or no question at all.  `spinerl.data.check` lists all of them.  With
+    data.on_bad_row=skip rows with a fault are left out with a count.
 
     >>> questions, gold = load_data(DataConfig(name="tiny/shift-a", max_questions=2))
     >>> len(questions.questions), len(gold), questions.questions[0].answer_kind
@@ -81,9 +86,15 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     questions: list[Question] = []
     gold: dict[str, str] = {}
     skipped: Counter[str] = Counter()
+    first_fault = ""
     for row, outcome in found.outcomes():
         if outcome.error:
-            raise InputError(f"{found.table.source}, {row.where}: {outcome.error}")
+            fault = f"{row.where}: {outcome.error}"
+            if data.on_bad_row == "stop":
+                raise InputError(f"{found.table.source}, {fault}")
+            first_fault = first_fault or f"; the first fault: {fault}"
+            skipped[outcome.reason] += 1
+            continue
         if outcome.question is None:
             skipped[outcome.skipped] += 1
             continue
@@ -94,7 +105,7 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
             break
     if not questions:
         reasons = ", ".join(f"{count} rows: {reason}" for reason, count in skipped.items())
-        raise InputError(f"{found.table.source} gives no question ({reasons}); see data.columns.question")
+        raise InputError(f"{found.table.source} gives no question ({reasons}); see data.columns.question{first_fault}")
     if len(questions) != data.max_questions:  # else later questions may have the gold
         check_gold_file(found, (question.id for question in questions))
     return (
@@ -103,21 +114,33 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     )
 
 
-def scan(data: DataConfig, answer_kind: str = "auto") -> Scan:
-    """Opens the source and the gold file, and finds the columns; InputError if any of them is not there."""
+def scan(data: DataConfig, answer_kind: str = "auto", *, decode: bool = False) -> Scan:
+    """Opens the source and the gold file, and finds the columns; InputError if any of them is not there.
+
+    With `decode`, images are not only looked at but opened.
+    """
     definition = definition_of(data)
     resolved = resolve_data(data, definition)
     table = open_table(resolved, definition)
     gold_cells = _gold_cells(resolved)
-    reader = RowReader.of(table, resolved.columns, definition, answer_kind, read_gold=gold_cells is None)
+    folder = Path(resolved.image_folder) if resolved.image_folder is not None else table.folder
+    images = ImageReader(folder, resolved.max_image_pixels, decode or resolved.on_bad_row == "skip")
+    reader = RowReader.of(table, resolved.columns, definition, answer_kind, images, read_gold=gold_cells is None)
+    if reader.images is not None:
+        _check_image_folder(resolved, definition, table)
     return Scan(resolved, definition, table, reader, gold_cells)
 
 
 def fingerprint(questions: list[Question] | tuple[Question, ...]) -> str:
-    """SHA-256 over the questions' ids and texts, in hex."""
+    """SHA-256 over the questions' ids, texts and images' files, in hex."""
     digest = hashlib.sha256()
+    keys: dict[ImageRef, str] = {}
     for question in questions:
-        digest.update(json.dumps([question.id, question.text], ensure_ascii=False).encode() + b"\n")
+        for image in question.images:
+            if image not in keys:
+                keys[image] = image_key(image)
+        parts = [question.id, question.text, *(keys[image] for image in question.images)]
+        digest.update(json.dumps(parts, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -130,11 +153,26 @@ def check_gold_file(found: Scan, ids: Iterable[str]) -> None:
         )
 
 
+def _check_image_folder(data: DataConfig, definition: Definition | None, table: Table) -> None:
+    own = definition is not None and definition.image_folder is not None
+    note = f". {definition.note}" if definition is not None and own and definition.note else ""
+    if data.image_folder is not None:
+        folder = Path(data.image_folder)
+        if not folder.is_dir():
+            what = "is a file: unpack it" if folder.exists() else "there is no such folder"
+            raise InputError(f"data.image_folder={folder}: {what}; data.columns.images=null leaves images out{note}")
+    elif own and table.folder is None:
+        raise InputError(
+            f"the images of {table.source} are files beside its rows: set data.image_folder=FOLDER, "
+            f"or data.columns.images=null to leave them out{note}"
+        )
+
+
 def _gold_cells(data: DataConfig) -> dict[str, Any] | None:
     """Gold cells by id from data.gold or a suite's gold file; None where there is no such file."""
     if data.gold is not None:
         path, key = Path(data.gold), "data.gold"
-    elif data.name.startswith("tiny/") and data.path is None and data.columns.gold is not None:
+    elif suite_of(data.name) is not None and data.path is None and data.columns.gold is not None:
         path, key = suite_gold(data.name), "data"
     else:
         return None

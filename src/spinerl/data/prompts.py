@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import jinja2
 
 from spinerl.config import PromptConfig
+from spinerl.data.images import parts_of
 from spinerl.errors import InputError
-from spinerl.types import Question
+from spinerl.types import ImageRef, Question
 
 __all__ = [
     "INSTRUCTIONS",
+    "PromptVision",
     "Rendered",
     "TextTokenizer",
     "instruction_of",
@@ -44,6 +46,15 @@ class TextTokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
 
 
+class PromptVision(Protocol):
+    """What prompts need of a model that sees images (`spinerl.engine.vision.Vision`)."""
+
+    @property
+    def chat_template(self) -> Any: ...
+
+    def prompt(self, text: str, images: Sequence[ImageRef]) -> tuple[int, ...]: ...
+
+
 class Rendered(NamedTuple):
     """Questions kept with their prompts, in order, and how many were too long."""
 
@@ -53,7 +64,12 @@ class Rendered(NamedTuple):
 
 
 def render_text(
-    question: Question, tokenizer: TextTokenizer | None, prompt: PromptConfig, *, kind: str = "auto"
+    question: Question,
+    tokenizer: TextTokenizer | None,
+    prompt: PromptConfig,
+    *,
+    kind: str = "auto",
+    vision: PromptVision | None = None,
 ) -> str:
     """The prompt as text, for showing: what `render_prompt` turns into ids, without the plain form's BOS.
 
@@ -61,6 +77,7 @@ def render_text(
     the assistant's turn.  Without one (a base model, `prompt.chat_template=off`, or no tokenizer): the
     system text, then blocks `Question: ...`, instruction, `Answer: ...`, the last one ending in `Answer:`
     for the model to go on. `kind` chooses the default instruction; `auto` is the question's own kind.
+    With `vision` its template is used, each image standing where `parts_of` puts it; without, images are left out.
     Raises InputError for chat_template=on without a template, or when the template refuses the messages.
 
     >>> print(render_text(Question("1", "2 + 3?"), None, PromptConfig(instruction="")))
@@ -69,8 +86,8 @@ def render_text(
     Answer:
     """
     instruction = instruction_of(question, prompt, kind)
-    if _uses_template(tokenizer, prompt):
-        return _templated(question, tokenizer, prompt, instruction)
+    if _uses_template(tokenizer, prompt, vision):
+        return _templated(question, tokenizer, prompt, instruction, vision)
     blocks = [prompt.system] if prompt.system else []
     for example in prompt.examples:
         blocks.append(f"Question: {_with_instruction(example.question, instruction)}\n\nAnswer: {example.answer}")
@@ -79,15 +96,20 @@ def render_text(
 
 
 def render_prompt(
-    question: Question, tokenizer: TextTokenizer, prompt: PromptConfig, *, kind: str = "auto"
+    question: Question,
+    tokenizer: TextTokenizer,
+    prompt: PromptConfig,
+    *,
+    kind: str = "auto",
+    vision: PromptVision | None = None,
 ) -> tuple[int, ...]:
-    """The prompt's token ids.
+    """The prompt's token ids; of a question with images, as `vision` makes them.
 
     A chat template brings its own special tokens, so none are added; the plain form
     gets the tokenizer's own (one BOS where it has one), except an end token, which would stop the model at
     once.
 
-    Raises as `render_text`.
+    Raises as `render_text`; InputError for images that cannot be read, or shown to a model that only reads text.
 
     >>> from transformers import AutoTokenizer
     >>> from spinerl.tiny import model_path
@@ -95,8 +117,21 @@ def render_prompt(
     >>> len(render_prompt(Question("1", "2"), tokenizer, PromptConfig(instruction="")))
     3
     """
-    text = render_text(question, tokenizer, prompt, kind=kind)
-    if _uses_template(tokenizer, prompt):
+    if question.images and vision is None:
+        raise InputError(
+            f"question {question.id!r} shows an image, and this model only reads text: choose a vision-language model "
+            "(model=tiny-vlm is one), or leave images out with data.columns.images=null"
+        )
+    text = render_text(question, tokenizer, prompt, kind=kind, vision=vision)
+    if question.images:
+        assert vision is not None
+        if not _uses_template(tokenizer, prompt, vision):
+            raise InputError("questions with images need the model's chat template; see prompt.chat_template")
+        try:
+            return vision.prompt(text, question.images)
+        except InputError as error:
+            raise InputError(f"question {question.id!r}: {error}") from None
+    if _uses_template(tokenizer, prompt, vision):
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
     bare = len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -106,7 +141,12 @@ def render_prompt(
 
 
 def render_all(
-    questions: Iterable[Question], tokenizer: TextTokenizer, prompt: PromptConfig, *, kind: str = "auto"
+    questions: Iterable[Question],
+    tokenizer: TextTokenizer,
+    prompt: PromptConfig,
+    *,
+    kind: str = "auto",
+    vision: PromptVision | None = None,
 ) -> Rendered:
     """The questions whose prompts fit `prompt.max_tokens`, their prompts, and the number of the others.
 
@@ -124,7 +164,7 @@ def render_all(
     shortest = None
     num_too_long = 0
     for question in questions:
-        ids = render_prompt(question, tokenizer, prompt, kind=kind)
+        ids = render_prompt(question, tokenizer, prompt, kind=kind, vision=vision)
         if len(ids) > prompt.max_tokens:
             num_too_long += 1
             shortest = len(ids) if shortest is None else min(shortest, len(ids))
@@ -147,24 +187,35 @@ def instruction_of(question: Question, prompt: PromptConfig, kind: str = "auto")
     return INSTRUCTIONS.get(own, INSTRUCTIONS["auto"])
 
 
-def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig) -> bool:
-    has_template = tokenizer is not None and bool(getattr(tokenizer, "chat_template", None))
+def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig, vision: PromptVision | None) -> bool:
+    has_template = bool(getattr(tokenizer if vision is None else vision, "chat_template", None))
     if prompt.chat_template == "on" and not has_template:
         raise InputError("prompt.chat_template=on, but the tokenizer has no chat template; allowed here: auto, off")
     return has_template and prompt.chat_template != "off"
 
 
-def _templated(question: Question, tokenizer: TextTokenizer | None, prompt: PromptConfig, instruction: str) -> str:
+def _templated(
+    question: Question,
+    tokenizer: TextTokenizer | None,
+    prompt: PromptConfig,
+    instruction: str,
+    vision: PromptVision | None,
+) -> str:
     assert tokenizer is not None
-    messages: list[dict[str, str]] = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    turns: Sequence[tuple[str, str | None]] = [(e.question, e.answer) for e in prompt.examples] + [
-        (question.text, None)
-    ]
-    for text, answer in turns:
-        messages.append({"role": "user", "content": _with_instruction(text, instruction)})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
+    turns: list[tuple[str, Sequence[str | ImageRef]]] = [("system", [prompt.system])] if prompt.system else []
+    for example in prompt.examples:
+        turns += [("user", [_with_instruction(example.question, instruction)]), ("assistant", [example.answer])]
+    parts: list[str | ImageRef] = [question.text] if vision is None else parts_of(question)
+    if isinstance(parts[-1], str):
+        turns.append(("user", [*parts[:-1], _with_instruction(parts[-1], instruction)]))
+    else:
+        turns.append(("user", [*parts, instruction] if instruction else parts))
     options = {"add_generation_prompt": True, **prompt.template_options, "tokenize": False}
+    if vision is None:
+        messages = [{"role": role, "content": "".join(map(str, parts))} for role, parts in turns]
+    else:  # templates of vision-language models want parts, also where there is but text
+        messages = [{"role": role, "content": [_message_part(part) for part in parts]} for role, parts in turns]
+        options["chat_template"] = vision.chat_template
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except jinja2.TemplateError as error:
@@ -172,6 +223,10 @@ def _templated(question: Question, tokenizer: TextTokenizer | None, prompt: Prom
             f"the tokenizer's chat template refuses these messages ({error}); see prompt.system, "
             "prompt.examples and prompt.template_options, or set prompt.chat_template=off"
         ) from None
+
+
+def _message_part(part: str | ImageRef) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
 def _with_instruction(text: str, instruction: str) -> str:

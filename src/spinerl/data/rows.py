@@ -7,38 +7,37 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
 from spinerl.config import ColumnsConfig
 from spinerl.data.definitions import Definition
+from spinerl.data.images import ImageReader, place_images
 from spinerl.data.sources import Row, Table, name_list
 from spinerl.errors import InputError, did_you_mean
-from spinerl.types import Question
+from spinerl.images import BadImageError
+from spinerl.types import ImageRef, Question
 
-__all__ = ["ImageRef", "Outcome", "RowReader", "gold_letter", "parse_choices", "plain_text"]
+__all__ = ["Outcome", "RowReader", "gold_letter", "parse_choices", "plain_text"]
 
 PLACE = re.compile(r"\{([^{}]+)\}")
 OPTION_MARK = re.compile(r"^\s*\(?([A-Za-z])\s*[).:]\s*")
 
 
 @dataclass(frozen=True)
-class ImageRef:
-    """An image not loaded yet: `ImageRef(path="images/7.png")`, or the file's bytes if the rows hold them."""
-
-    path: str | None = None
-    data: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What a row gave: a question, or why not.  `error` stops a load, `skipped` leaves the row out."""
+    """What a row gave: a question, or why not.
+
+    `error` stops a load, or leaves the row out with data.on_bad_row=skip, counted under `reason`; `skipped` leaves it
+    out in any case.
+    """
 
     question: Question | None = None
     gold: str | None = None
     error: str = ""
+    reason: str = ""
     skipped: str = ""
 
 
@@ -56,6 +55,7 @@ class RowReader:
     choices: tuple[str, ...]
     subject: str | None
     images: str | None
+    image_reader: ImageReader
     definition: Definition
     kind: str
 
@@ -66,6 +66,7 @@ class RowReader:
         columns: ColumnsConfig,
         definition: Definition | None,
         kind: str,
+        image_reader: ImageReader,
         *,
         read_gold: bool = True,
     ) -> RowReader:
@@ -79,7 +80,8 @@ class RowReader:
             gold=gold if read_gold else None,
             choices=(choices,) if isinstance(choices, str) else tuple(choices),
             subject=columns.subject,
-            images=columns.images,
+            images=columns.images if columns.images != "auto" else _first_of(("images", "image"), table.columns),
+            image_reader=image_reader,
             definition=definition,
             kind=kind,
         )
@@ -100,7 +102,7 @@ class RowReader:
     def read(self, row: Row, gold: Any = None) -> Outcome:
         """The row's question and gold; `gold` is a cell from a gold file, used instead of a gold column."""
         if row.cells is None:
-            return Outcome(error=row.problem)
+            return Outcome(error=row.problem, reason="unreadable row")
         cells = row.cells
         try:
             for name, value in self.definition.where.items():
@@ -118,16 +120,23 @@ class RowReader:
             if kind == "auto":
                 kind = "choice" if options else self.definition.kind
             answer = self._gold(cells if gold is None else {"answer": gold}, labels, options, kind, gold is not None)
+            text += "".join(f"\n{line}" for line in choice_lines(options))
+            images: tuple[ImageRef, ...] = ()
+            if self.images is not None:
+                images = self.image_reader.read(_lookup(cells, self.images))
+                text, images = place_images(text, images, merged=self.definition.merged_images)
             question = Question(
                 id=row_id,
-                text=text + "".join(f"\n{line}" for line in choice_lines(options)),
+                text=text,
                 choices=options,
                 subject=_text_cell(_lookup(cells, self.subject), self.subject) or None if self.subject else None,
                 answer_kind=kind,
-                images=_images(_lookup(cells, self.images)) if self.images is not None else (),
+                images=images,
             )
         except BadCellError as error:
-            return Outcome(error=str(error))
+            return Outcome(error=str(error), reason="bad cell")
+        except BadImageError as error:
+            return Outcome(error=str(error), reason=error.reason)
         return Outcome(question, answer)
 
     def _named(self) -> list[tuple[str, str]]:
@@ -341,21 +350,8 @@ def _lookup(cells: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _images(cell: Any) -> tuple[ImageRef, ...]:
-    if _is_blank(cell):
-        return ()
-    parts: Iterable[Any] = cell if isinstance(cell, list | tuple) else [cell]
-    refs = []
-    for part in parts:
-        if isinstance(part, str):
-            refs.append(ImageRef(path=part))
-        elif isinstance(part, bytes):
-            refs.append(ImageRef(data=part))
-        elif isinstance(part, Mapping) and (part.get("bytes") is not None or part.get("path") is not None):
-            refs.append(ImageRef(path=part.get("path"), data=part.get("bytes")))
-        elif part is not None:
-            raise BadCellError(f"an image must be a path or {{bytes, path}}, found {type(part).__name__}")
-    return tuple(refs)
+def _first_of(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    return next((name for name in names if name in columns), None)
 
 
 def _unpack(text: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from spinerl.config import DataConfig
 from spinerl.data import hub
 from spinerl.data.benchmarks import BENCHMARKS
-from spinerl.data.definitions import Definition
+from spinerl.data.definitions import Definition, suite_of
 from spinerl.errors import InputError, did_you_mean
 
 __all__ = ["Row", "Table", "name_list", "open_file", "open_table", "suite_gold"]
@@ -31,10 +31,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one source.  `columns` are all there are; `rows(wanted)` reads at least the wanted ones."""
+    """Rows of one source.
+
+    `columns` are all there are; `rows(wanted)` reads at least the wanted ones.  `folder` is where the rows lie and
+    the paths in them start; None on the hub.
+    """
 
     source: str
     columns: tuple[str, ...]
+    folder: Path | None
     _rows: Iterable[Row] | None = None
     _dataset: Any = None
 
@@ -55,26 +60,25 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
     """
     if data.path is not None:
         return _open_local(Path(data.path), data, definition, key="data.path")
-    if data.name.startswith("tiny/"):
-        from spinerl.tiny import suite_path
-
-        return open_file(suite_path(data.name.removeprefix("tiny/")), data.name)
+    suite = suite_of(data.name)
+    if suite is not None and definition is not None and definition.path is not None:
+        return open_file(Path(definition.path), data.name)
     if definition is not None and definition.path is not None:
         return _open_local(Path(definition.path), data, definition, key=f"path in {data.name}")
     if definition is not None and definition.hub is not None:
         dataset = hub.open_hub(definition.hub, data.config, data.split, definition.licence)
-        return _of_dataset(dataset, definition.hub)
+        return _of_dataset(dataset, definition.hub, None)
     path = Path(data.name)
     if path.suffix.lower() in SUFFIXES or path.exists():
         return _open_local(path, data, definition, key="data")
     owner, slash, name = data.name.partition("/")
     if owner and name and "/" not in name and not data.name.startswith("."):
-        return _of_dataset(hub.open_hub(data.name, data.config, data.split), data.name)
+        return _of_dataset(hub.open_hub(data.name, data.config, data.split), data.name, None)
     if slash:
         raise InputError(f"data={data.name}: no such file or folder; a hub data set is written owner/name")
-    from spinerl.tiny import SUITES
+    from spinerl.tiny import SUITES, VQA_SUITES
 
-    known = [*BENCHMARKS, *(f"tiny/{suite}" for suite in SUITES)]
+    known = [*BENCHMARKS, *(f"tiny/{suite}" for suite in SUITES), *(f"tiny-vqa/{suite}" for suite in VQA_SUITES)]
     near = did_you_mean(data.name, known)
     raise InputError(
         f"data={data.name!r} is neither a file nor a known data set{near}; allowed: a file "
@@ -107,7 +111,7 @@ def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Ta
     if not rows:
         raise InputError(f"{key}={path} is empty: it must hold at least one row")
     columns = dict.fromkeys(name for row in rows if row.cells is not None for name in row.cells)
-    return Table(source, tuple(columns), rows)
+    return Table(source, tuple(columns), path.parent, rows)
 
 
 def name_list(names: Iterable[Any], most: int = 30) -> str:
@@ -117,10 +121,12 @@ def name_list(names: Iterable[Any], most: int = 30) -> str:
 
 
 def suite_gold(name: str) -> Path:
-    """The gold file that comes with the bundled suite `tiny/NAME`."""
+    """The gold file that comes with the bundled suite of this name, e.g. `tiny/shift-a`."""
     from spinerl.tiny import gold_path
 
-    return gold_path(name.removeprefix("tiny/"))
+    suite = suite_of(name)
+    assert suite is not None
+    return gold_path(*suite)
 
 
 def _open_local(path: Path, data: DataConfig, definition: Definition | None, key: str) -> Table:
@@ -134,13 +140,13 @@ def _open_local(path: Path, data: DataConfig, definition: Definition | None, key
         config_asked=data.config not in (None, own.config),
         split_asked=data.split not in (None, own.split),
     )
-    return _of_dataset(dataset, str(path))
+    return _of_dataset(dataset, str(path), path)
 
 
-def _of_dataset(dataset: Any, source: str) -> Table:
+def _of_dataset(dataset: Any, source: str, folder: Path | None) -> Table:
     if len(dataset) == 0:
         raise InputError(f"{source} is empty: the split must hold at least one row; see data.split")
-    return Table(source, tuple(dataset.column_names), None, dataset)
+    return Table(source, tuple(dataset.column_names), folder, None, dataset)
 
 
 def _jsonl_rows(text: str) -> Iterator[Row]:

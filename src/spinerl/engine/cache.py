@@ -118,17 +118,18 @@ class CopyingDecoder:
         attended = (torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)).long()
         self._even = min(map(len, prompts)) == longest
         self._cache = new_cache(self._loaded.model.config)
+        arguments = {"position_ids": (attended.cumsum(1) - 1).clamp_min(0)}
         output = self._loaded.model(
             input_ids=ids,
             attention_mask=None if self._even else attended,
-            position_ids=(attended.cumsum(1) - 1).clamp_min(0),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **arguments | self._loaded.image_inputs(prompts, longest, left=True),
         )
         self._cache.batch_repeat_interleave(num_responses)
         self._attended = attended.repeat_interleave(num_responses, 0)
-        self._positions = lengths.repeat_interleave(num_responses)
+        self._positions = (lengths + self._loaded.offsets(prompts)).repeat_interleave(num_responses)
         return output.logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

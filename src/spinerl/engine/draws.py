@@ -75,7 +75,7 @@ def _draw_piece(
         scores = scores / temperature
     probabilities = torch.softmax(scores, dim=-1)
     if uniforms is None:
-        tokens = scores.argmax(dim=-1, keepdim=True)
+        tokens = (scores if truncate is None else truncate(scores)).argmax(dim=-1, keepdim=True)
     elif truncate is None:
         tokens = _inverse_cdf(probabilities, uniforms.unsqueeze(1))
     else:

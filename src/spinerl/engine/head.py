@@ -39,8 +39,16 @@ class _Answer(torch.nn.Module):
         super().__init__()
         self._states = states
 
-    def forward(self, *_args: Any, **_kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._states)  # pyright: ignore[reportArgumentType]
+    def forward(self, *_args: Any, **_kwargs: Any) -> _Output:
+        return _Output(last_hidden_state=self._states)  # pyright: ignore[reportArgumentType]
+
+
+class _Output(BaseModelOutputWithPastAndCrossAttentions):
+    """With None for whatever else a model finds in its backbone's output (states of images, for one)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""Opening a Hugging Face causal language model and its tokenizer."""
+"""Opening a Hugging Face causal language model, or a vision-language model, and its tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,9 @@ import torch
 
 from spinerl.config import ModelConfig
 from spinerl.engine.machine import pick_device
+from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
+from spinerl.types import ImagePrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,8 +27,8 @@ __all__ = ["LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolv
 class LoadedModel:
     """A model on its device, its tokenizer, and the ids that end a response.
 
-    `abilities` remembers what was found out about the model: for each fast path, whether a trial run gave the same
-    numbers as the plain path.
+    `vision` is there for models that see images.  `abilities` remembers what was found out about the model: for each
+    fast path, whether a trial run gave the same numbers as the plain path.
     """
 
     model: PreTrainedModel
@@ -32,7 +36,17 @@ class LoadedModel:
     end_ids: tuple[int, ...]
     pad_id: int
     device: torch.device
+    vision: Vision | None = None
     abilities: dict[str, bool] = field(default_factory=dict, compare=False)
+
+    def image_inputs(self, prompts: Sequence[tuple[int, ...]], width: int, *, left: bool = False) -> dict[str, Any]:
+        """`Vision.inputs`; {} for a model without."""
+        return {} if self.vision is None else self.vision.inputs(prompts, width, left=left)
+
+    def offsets(self, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """(Q,) how much further than its number of tokens each prompt's next position lies: 0 without images."""
+        offsets = [prompt.shown.offset if isinstance(prompt, ImagePrompt) else 0 for prompt in prompts]
+        return torch.tensor(offsets, device=self.device)
 
     @property
     def vocabulary(self) -> int:
@@ -67,7 +81,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; InputError if it cannot be read."""
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, config)
+    return _open(AutoTokenizer.from_pretrained, config)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -76,7 +90,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     Reads safetensors only.  Raises InputError for a missing folder, weights in another format, an architecture
     transformers does not know, or remote code that was not allowed.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
@@ -85,9 +100,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
         config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
     attention = None if config.attention == "auto" else config.attention
-    model = _from_pretrained(
-        AutoModelForCausalLM, config, dtype=dtype, use_safetensors=True, attn_implementation=attention
-    )
+    settings = _open(AutoConfig.from_pretrained, config)
+    sees = hasattr(settings, "vision_config") and settings.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = _open(loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention)
     tokenizer = load_tokenizer(config)
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
@@ -100,7 +116,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         enable()
     end_ids = _end_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id  # only fills rows up: any id serves a tokenizer without one
-    return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, device)
+    vision = None
+    if sees:
+        vision = _open(partial(Vision, model, max_pixels=config.image_pixels), config)
+        for parameter in vision_parameters(model):
+            parameter.requires_grad_(config.train_vision)
+    return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, device, vision)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -130,9 +151,9 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def _from_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
+def _open(loader: Any, config: ModelConfig, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(
+        return loader(
             resolve_name(config.name),
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,

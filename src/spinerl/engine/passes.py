@@ -39,7 +39,7 @@ class MicroBatch:
 
     `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
     the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
-    prefix that each row continues, or None where rows carry their prompts.
+    prefix that each row continues, or None where rows carry their prompts, `prompts` (b of them).
     """
 
     row_of: torch.Tensor
@@ -47,6 +47,7 @@ class MicroBatch:
     input_ids: torch.Tensor
     place: torch.Tensor
     prefix_of: torch.Tensor | None
+    prompts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ def wanted_states(loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None)
     """What predicts the wanted tokens: last hidden states (N, d), for `logits` to turn into logits."""
     ids = micro.input_ids.to(loaded.device)
     place = micro.place.to(loaded.device)
-    continued = prefix.continuation(micro) if prefix is not None else {}
+    if prefix is not None:
+        more = prefix.continuation(micro)
+    else:
+        more = loaded.image_inputs(micro.prompts, ids.shape[1])
     own_attention = prefix is not None and prefix.own_attention
     with exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
         if _splits_head(loaded):
-            states = loaded.model.base_model(input_ids=ids, use_cache=bool(continued), **continued)[0]
+            states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:
-            states = loaded.model(input_ids=ids, use_cache=bool(continued), **continued).logits
+            states = loaded.model(input_ids=ids, use_cache=prefix is not None, **more).logits
     return states.flatten(0, 1)[place]
 
 
@@ -110,7 +114,7 @@ class Prefix:
     """
 
     def __init__(
-        self, loaded: LoadedModel, prefixes: Sequence[Sequence[int]], own_attention: bool | None = None
+        self, loaded: LoadedModel, prefixes: Sequence[tuple[int, ...]], own_attention: bool | None = None
     ) -> None:
         self.own_attention = _continues(loaded) if own_attention is None else own_attention
         self._device = loaded.device
@@ -120,8 +124,10 @@ class Prefix:
         # Padding on the right: no prompt token sees it, and continuations are masked from it.
         cache = DynamicCache(config=loaded.model.config)
         ids = torch.tensor(padded, device=loaded.device)
-        loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        more = loaded.image_inputs(prefixes, width)
+        loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         self._width = width
+        self._next_positions = self._lengths + loaded.offsets(prefixes)
         self._computed: list[torch.Tensor] = []
         self._leaves: list[torch.Tensor] = []
         layers: list[Any] = list(cache.layers)
@@ -141,7 +147,8 @@ class Prefix:
         else:
             cache = copy.copy(self._cache)
             cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
-        arguments: dict[str, object] = {"past_key_values": cache, "position_ids": lengths + columns}
+        positions = self._next_positions[prefix_of].unsqueeze(1) + columns
+        arguments: dict[str, object] = {"past_key_values": cache, "position_ids": positions}
         if not self.own_attention and bool((lengths < self._width).any()):
             real = torch.arange(self._width, device=self._device) < lengths
             arguments["attention_mask"] = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1).long()
@@ -329,7 +336,8 @@ def _micro_batch(
     """Rows [prompt, response], or with `number` (of each prompt's prefix) rows [last prompt token, response]."""
     if number is not None:  # a prompt's rows together
         rows = sorted(rows, key=lambda row: number[batch.prompts[row]])
-    heads = [batch.prompts[row] if number is None else batch.prompts[row][-1:] for row in rows]
+    prompts = tuple(batch.prompts[row] for row in rows)
+    heads = prompts if number is None else [prompt[-1:] for prompt in prompts]
     width = max(len(head) + ends[row] for head, row in zip(heads, rows, strict=True))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
@@ -342,5 +350,6 @@ def _micro_batch(
         column_of=column_of,
         input_ids=ids,
         place=local * width + head_lengths[local] + column_of - 1,
-        prefix_of=None if number is None else torch.tensor([number[batch.prompts[row]] for row in rows]),
+        prefix_of=None if number is None else torch.tensor([number[prompt] for prompt in prompts]),
+        prompts=prompts,
     )

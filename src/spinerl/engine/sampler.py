@@ -58,7 +58,7 @@ def sample_responses(
     """`num_responses` sampled responses to each question.
 
     Log-probabilities and entropies are those of softmax(logits / temperature) before top-k, top-p and min-p, so
-    that they equal what a forward pass over the finished text gives.
+    that they equal what a forward pass over the finished text gives.  Tokens that stand for images are never drawn.
 
     Args:
         seed: names the random streams; equal seeds give equal responses.
@@ -72,7 +72,7 @@ def sample_responses(
     """
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
-    manner = _Manner(rollout.temperature, _truncation(rollout), streams, certainties, most)
+    manner = _Manner(rollout.temperature, _truncation(rollout, loaded), streams, certainties, most)
     return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check)
 
 
@@ -89,7 +89,7 @@ def greedy_responses(
 
     `on_tokens`, `turns_per_check` and errors as for `sample_responses`.
     """
-    manner = _Manner(1.0, None, None, False, [rollout.max_new_tokens] * len(questions))
+    manner = _Manner(1.0, _unwritable(loaded), None, False, [rollout.max_new_tokens] * len(questions))
     return _respond(loaded, questions, prompts, 1, rollout, manner, on_tokens, turns_per_check)
 
 
@@ -312,7 +312,15 @@ def _num_drawn(records: Sequence[_Record]) -> int:
     return number
 
 
-def _truncation(rollout: RolloutConfig) -> Truncation | None:
+def _unwritable(loaded: LoadedModel) -> Truncation | None:
+    """Keeps a vision-language model from writing tokens that stand for images."""
+    if loaded.vision is None:
+        return None
+    ids = torch.tensor(loaded.vision.placeholder_ids, device=loaded.device)
+    return lambda scores: scores.index_fill(1, ids, float("-inf"))
+
+
+def _truncation(rollout: RolloutConfig, loaded: LoadedModel) -> Truncation | None:
     warpers = LogitsProcessorList()
     if rollout.top_k:
         warpers.append(TopKLogitsWarper(rollout.top_k))
@@ -320,7 +328,10 @@ def _truncation(rollout: RolloutConfig) -> Truncation | None:
         warpers.append(TopPLogitsWarper(rollout.top_p))
     if rollout.min_p > 0.0:
         warpers.append(MinPLogitsWarper(rollout.min_p))
-    return (lambda scores: warpers(torch.empty(0), scores)) if warpers else None  # pyright: ignore
+    unwritable = _unwritable(loaded)
+    if not warpers:
+        return unwritable
+    return lambda scores: warpers(torch.empty(0), unwritable(scores) if unwritable else scores)  # pyright: ignore
 
 
 def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCriteria | None:

@@ -101,7 +101,8 @@ class SharedDecoder:
             logits = []
             for piece in _alike(prompts):
                 piece_logits, layers = self._prefill(piece)
-                self._cohorts.append(_Cohort([len(p) for p in piece], num_responses, layers))
+                offsets = self._loaded.offsets(piece).cpu()
+                self._cohorts.append(_Cohort([len(p) for p in piece], offsets, num_responses, layers))
                 logits.append(piece_logits)
         finally:
             self._loaded.model.set_attn_implementation(ATTENTION)
@@ -154,7 +155,8 @@ class SharedDecoder:
             ids = torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in piece], device=device)
             last = torch.tensor([len(p) - 1 for p in piece], device=device)
             cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
-            logits.append(_last_logits(model, ids, last, cache))
+            more = self._loaded.image_inputs(piece, width)
+            logits.append(_last_logits(model, ids, last, cache, more))
             pieces.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
         layers = [
             tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)) for pairs in zip(*pieces, strict=True)
@@ -191,7 +193,9 @@ def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]
     yield lot
 
 
-def _last_logits(model: PreTrainedModel, ids: torch.Tensor, last: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+def _last_logits(
+    model: PreTrainedModel, ids: torch.Tensor, last: torch.Tensor, cache: DynamicCache, more: dict[str, Any]
+) -> torch.Tensor:
     """Logits (Q, V) at position `last` (Q,) of each row, the head being applied there alone."""
     head: Any = model.get_output_embeddings()
 
@@ -200,7 +204,7 @@ def _last_logits(model: PreTrainedModel, ids: torch.Tensor, last: torch.Tensor, 
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        return model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, 0]
+        return model(input_ids=ids, past_key_values=cache, use_cache=True, **more).logits[:, 0]
     finally:
         handle.remove()
 
@@ -258,10 +262,13 @@ def _room(one: torch.Tensor, size: int) -> torch.Tensor:
 class _Cohort:
     """Questions that entered the batch together, with all their rows: R rows, Q questions."""
 
-    def __init__(self, prompt_lengths: list[int], num_responses: int, layers: list[_LayerState]) -> None:
+    def __init__(
+        self, prompt_lengths: list[int], offsets: torch.Tensor, num_responses: int, layers: list[_LayerState]
+    ) -> None:
         self.layers = layers
         self._device = layers[0].prompt_keys.device
         self._lengths = prompt_lengths  # prompt tokens, per question
+        self._offsets = offsets  # (Q,) what images add to the positions after the prompt
         self._question_of = torch.arange(len(prompt_lengths)).repeat_interleave(num_responses)  # (R,)
         self._length = 0  # tokens of every row's own, the one in the making included
         self._arrange()
@@ -273,7 +280,7 @@ class _Cohort:
     @property
     def positions(self) -> torch.Tensor:
         """(R,) where the rows' present token stands in the text."""
-        return self._prompt_length_of_row + (self._length - 1)
+        return self._prompt_end_of_row + (self._length - 1)
 
     def begin_token(self) -> None:
         """Every row gets one more token."""
@@ -294,7 +301,7 @@ class _Cohort:
                 tensor[to] = tensor[source]
         alive, self._question_of = self._question_of[order].unique(return_inverse=True)
         if len(alive) < len(self._lengths):
-            self._lengths = [self._lengths[i] for i in alive.tolist()]
+            self._lengths, self._offsets = [self._lengths[i] for i in alive.tolist()], self._offsets[alive]
             longest, questions = max(self._lengths), alive.to(self._device)
             for state in self.layers:
                 state.prompt_keys = state.prompt_keys[:, :, :longest][questions]
@@ -356,7 +363,8 @@ class _Cohort:
         """Forget what depended on which rows there are."""
         self._groupings: dict[int, _Grouping] = {}
         self._sights: dict[int | None, tuple[int, torch.Tensor | None]] = {}
-        self._prompt_length_of_row = torch.tensor(self._lengths)[self._question_of].to(self._device)
+        ends = torch.tensor(self._lengths) + self._offsets
+        self._prompt_end_of_row = ends[self._question_of].to(self._device)
 
 
 class _Grouping:

@@ -54,7 +54,7 @@ def tree_responses(
         question = questions[row // bases]
         name = f"{question.id}/{row % bases}/{number % tree.forks}"  # names the random stream
         branch_questions.append(dataclasses.replace(question, id=name))
-        branch_prompts.append((*prompts[row // bases], *base.tokens[row, :length].tolist()))
+        branch_prompts.append(prompts[row // bases] + tuple(base.tokens[row, :length].tolist()))
     grown = sample_responses(
         loaded,
         branch_questions,
