@@ -55,7 +55,6 @@ def adapt(
     """
     from spinerl.display import Display
     from spinerl.runs import RunFolder
-    from spinerl.train import adapt as run_adapt
 
     if resume is not None:
         if words or overwrite:
@@ -66,6 +65,8 @@ def adapt(
         config = run.config
     else:
         run, config = None, _config(words)
+    from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
+
     with Display(out, config.steps) as display:
         finished = run_adapt(config, display, resume=run, overwrite=overwrite)
     _print_result(finished)
@@ -83,7 +84,7 @@ def evaluate_command(
 ) -> None:
     """Measure a model on questions, or compare two models, or two files of saved predictions, question by question.
 
-    A model is a hub name, a folder, a run, or tiny-reasoner.
+    A model is a hub name, a folder, a run, tiny-reasoner or tiny-vlm.
 
     Examples: spinerl eval tiny-reasoner tiny/shift-b | spinerl eval tiny-reasoner RUN data=tiny/shift-a |
     spinerl eval before.jsonl after.jsonl
@@ -143,7 +144,7 @@ def evaluate_command(
 
 @app.command("preflight")
 def preflight_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a hub name, a folder, or tiny-reasoner")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a hub name, a folder, tiny-reasoner or tiny-vlm")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="questions; answers in it are not looked at")],
     overrides: Overrides = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
@@ -250,12 +251,14 @@ DataName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="a known data
 def data_list() -> None:
     """The known data sets, and where they come from."""
     from spinerl.data import list_datasets
-    from spinerl.tiny import SUITES
+    from spinerl.tiny import SUITES, VQA_SUITES
     from spinerl.tiny.suite import BUNDLED
 
     table = Table("name", "questions", "answers", "hub", "split", "licence and access", show_edge=False)
     for suite in SUITES:
         table.add_row(f"tiny/{suite}", str(BUNDLED[suite][2]), "number", "bundled", "", "Apache-2.0")
+    for suite in VQA_SUITES:
+        table.add_row(f"tiny-vqa/{suite}", str(BUNDLED[suite][2]), "text", "bundled", "", "Apache-2.0 with images")
     for row in list_datasets():
         notes = " ".join(str(row[key]) for key in ("licence", "note") if row[key])
         table.add_row(row["name"], str(row["rows"]), row["kind"], row["hub"], row["split"], notes)

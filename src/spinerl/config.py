@@ -28,7 +28,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    name: str = Field("tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner")
+    name: str = Field("tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner or tiny-vlm")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="weights' type; auto: bfloat16 on CUDA, else float32"
@@ -352,6 +352,15 @@ PROFILES: dict[str, dict[str, Any]] = {
         "questions_per_step": 16,
         "group_size": 16,
         "rollout": {"max_new_tokens": 128},
+        "optim": {"lr": 5e-4},
+    },
+    "tiny-vlm": {
+        "data": {"name": "tiny-vqa/shift-a"},
+        "prompt": {"instruction": ""},
+        "steps": 40,
+        "questions_per_step": 16,
+        "group_size": 16,
+        "rollout": {"max_new_tokens": 96},
         "optim": {"lr": 5e-4},
     },
 }

@@ -60,12 +60,12 @@ def diagnose() -> list[tuple[str, str, bool]]:
     if torch.backends.mps.is_available():
         rows.append(("mps", "available", True))
     try:
-        from spinerl.tiny import model_path
+        from spinerl.tiny import MODELS, model_path
 
-        well = (model_path() / "config.json").is_file()
+        found = {name: (model_path(name) / "config.json").is_file() for name in MODELS}
     except ImportError:
-        well = False
-    rows.append(("tiny-reasoner", "bundled" if well else "missing: reinstall spinerl", well))
+        found = {"bundled models": False}
+    rows += [(name, "bundled" if well else "missing: reinstall spinerl", well) for name, well in found.items()]
     if importlib.util.find_spec("flash_attn") is not None:
         rows.append(("flash-attn", version("flash-attn"), True))
     return rows

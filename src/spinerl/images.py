@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import struct
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = [
     "image_key",
     "open_image",
     "shortened",
+    "thumbnail",
     "upright_rgb",
 ]
 
@@ -39,6 +41,9 @@ MAX_PIXELS = 50_000_000
 
 PLUGINS = {"PNG": "Png", "JPEG": "Jpeg", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff", "PPM": "Ppm"}
 """The kinds of files that are read, with the parts of Pillow that read them.  Others stay out: some run programs."""
+
+
+_PIXELS_AS_PNG = 10_000  # of photographs, larger ones are several times as large as JPEG
 
 
 class BadImageError(InputError, ValueError):
@@ -170,6 +175,18 @@ def _check_size(ref: ImageRef, size: tuple[int, int] | None, max_pixels: int) ->
     if width * height > max_pixels:
         claim = f"claims {width} x {height} = {width * height:,} pixels"
         raise _bad(ref, f"{claim}, over data.max_image_pixels={max_pixels}", "oversized image")
+
+
+def thumbnail(ref: ImageRef, side: int = 320) -> bytes:
+    """The image as a small file for showing, no side longer than `side` pixels: PNG where small, else JPEG."""
+    picture = open_image(ref, max_pixels=sys.maxsize)
+    picture.thumbnail((side, side))
+    small = io.BytesIO()
+    if picture.width * picture.height <= _PIXELS_AS_PNG:
+        picture.save(small, "PNG", optimize=True)
+    else:
+        picture.save(small, "JPEG", quality=80)
+    return small.getvalue()
 
 
 def upright_rgb(ref: ImageRef, image: Image.Image) -> Image.Image:

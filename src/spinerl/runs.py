@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from spinerl.config import Config, dump_yaml, load_config
 from spinerl.errors import CheckpointError, InputError, RunError
+from spinerl.images import image_key, thumbnail
+from spinerl.types import ImageRef
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +97,14 @@ class RunFolder:
             file.writelines(_line(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
+
+    def keep_image(self, image: ImageRef) -> str:
+        """Write a small copy of an image into the run folder, once; its path there."""
+        name = f"images/{image_key(image)[:16]}"
+        if not (self.path / name).is_file():
+            (self.path / "images").mkdir(exist_ok=True)
+            (self.path / name).write_bytes(thumbnail(image))
+        return name
 
     def rows(self, stream: str) -> list[dict[str, Any]]:
         """The whole lines of a stream; a last line cut off by a crash is left out."""

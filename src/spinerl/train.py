@@ -31,7 +31,7 @@ from spinerl.rewards import check_reward
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
 from spinerl.step import StepState, train_step
-from spinerl.types import StepRecord
+from spinerl.types import ImagePrompt, StepRecord
 from spinerl.workload import Observer, Workload, open_workload
 
 __all__ = ["adapt"]
@@ -128,7 +128,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
             run.append("metrics.jsonl", metrics)
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
-                run.append("samples.jsonl", *_samples(record, loaded, config))
+                run.append("samples.jsonl", *_samples(record, loaded, config, run))
             observer.step(metrics, last)
             if guard is not None:
                 last = guard.look(step, last)
@@ -233,12 +233,12 @@ def _save_model(loaded: LoadedModel, folder: Path) -> None:
         loaded.vision.save(folder)
 
 
-def _samples(record: StepRecord, loaded: LoadedModel, config: Config) -> list[dict[str, Any]]:
+def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFolder) -> list[dict[str, Any]]:
     """Rows of samples.jsonl: the first few questions of a step with a few of their responses, token by token."""
     rows = []
     rollout, targets = record.rollout, record.targets
     for p, question in enumerate(rollout.questions[: config.log.sample_questions]):
-        one = record.votes[p]
+        one, prompt = record.votes[p], rollout.prompts[p]
         labels = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True)))}
         responses = []
         for j in range(min(config.log.sample_responses, config.group_size)):
@@ -261,7 +261,10 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config) -> list[di
                 "step": record.step,
                 "question_id": question.id,
                 "question": question.text,
-                "prompt": loaded.tokenizer.decode(list(rollout.prompts[p])),
+                "prompt": prompt.shown.text
+                if isinstance(prompt, ImagePrompt)
+                else loaded.tokenizer.decode(list(prompt)),
+                "images": [run.keep_image(image) for image in question.images],
                 "pseudo_label": one.pseudo_label,
                 "majority_frac": one.majority_frac,
                 "votes": {str(labels[c]): count for c, count in enumerate(one.counts)},

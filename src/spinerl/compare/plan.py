@@ -13,7 +13,7 @@ from spinerl.compare.keys import Keys, leaves, read_keys, word
 from spinerl.config import Config, load_config
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
-from spinerl.tiny import SUITES
+from spinerl.tiny import SUITES, VQA_SUITES
 
 __all__ = ["Comparison", "Elsewhere", "Row", "Task", "elsewhere_file", "plan", "slug"]
 
@@ -194,10 +194,10 @@ def _named(value: Any, data: str, key: str, all_data: Sequence[str]) -> list[str
             raise InputError(f"{key}.{strange}: not one of data={','.join(all_data)}")
         value = value.get(data)
     if value == "auto":
-        if not data.startswith("tiny/"):
-            return []
-        suite = f"{data.removeprefix('tiny/')}-unseen" if key == "unseen" else "in-domain"
-        return [f"tiny/{suite}"] if suite in SUITES and f"tiny/{suite}" != data else []
+        family, _, suite = data.partition("/")
+        other = f"{suite}-unseen" if key == "unseen" else "in-domain"
+        known = {"tiny": SUITES, "tiny-vqa": VQA_SUITES}.get(family, ())
+        return [f"{family}/{other}"] if other in known and other != suite else []
     if value in (None, "none", ""):
         return []
     names = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)

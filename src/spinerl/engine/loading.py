@@ -61,10 +61,10 @@ def resolve_name(name: str) -> str:
 
     Raises InputError for a folder that is no model.
     """
-    if name == "tiny-reasoner":
-        from spinerl.tiny import model_path
+    from spinerl.tiny import MODELS, model_path
 
-        return str(model_path())
+    if name in MODELS:
+        return str(model_path(name))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -73,7 +73,8 @@ def resolve_name(name: str) -> str:
             raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
         return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or tiny-reasoner")
+        bundled = " or ".join(MODELS)
+        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or {bundled}")
     return name
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from spinerl.report.charts import format_number
 from spinerl.report.groups import Group
@@ -19,6 +21,7 @@ _ANSWERS_SHOWN = 6  # bars of one vote
 _TOKENS_PER_RESPONSE = 500
 _TOKENS_PER_PAGE = 14_000  # a token costs about 60 bytes; this keeps the page under 2 MB
 _TEXT_SHOWN = 3_000  # characters of a question, or of a response logged without tokens
+_IMAGES_SHOWN = 4  # of one question
 _HEAT_LEVELS = 6  # .f0 ... .f5 in style.css
 
 
@@ -45,6 +48,7 @@ class _SampleView:
     sample: Sample
     when: str
     question: str
+    images: tuple[str, ...]  # data URIs
     votes: tuple[tuple[str, float, float, bool], ...]  # answer, votes, share of all responses, won
     other_votes: str
     abstained_share: float
@@ -133,6 +137,7 @@ def _sample_view(sample: Sample | None, role: str, top: float, limit: int) -> _S
         sample=sample,
         when=f"{role}step {sample.step}".capitalize(),
         question=_shortened(sample.question),
+        images=tuple(_data_uri(file) for file in sample.images[:_IMAGES_SHOWN] if file.is_file()),
         votes=tuple(
             (answer, n, n / total, answer == sample.pseudo_label) for answer, n in sample.votes[:_ANSWERS_SHOWN]
         ),
@@ -166,6 +171,12 @@ def _response_view(response: Response, top: float, limit: int) -> _ResponseView:
         if response.advantage is None
         else f"{show_sign(response.advantage) if response.advantage else ''}{abs(response.advantage):.2f}",
     )
+
+
+def _data_uri(file: Path) -> str:
+    data = file.read_bytes()
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _shortened(text: str) -> str:

@@ -54,6 +54,7 @@ class Sample:
     votes: tuple[tuple[str, float], ...]  # answer, votes; most votes first
     num_abstained: int
     responses: tuple[Response, ...]
+    images: tuple[Path, ...] = ()  # small copies in the run folder
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,12 @@ def _non_finite(rows: Iterable[Mapping[str, Any]], name: str) -> list[str]:
 
 def _read_samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:
     rows = _read_lines(path, notes)
-    return tuple(_sample(row) for row in _latest(rows, lambda row: (row["step"], str(row.get("question_id")))))
+    return tuple(
+        _sample(row, path.parent) for row in _latest(rows, lambda row: (row["step"], str(row.get("question_id"))))
+    )
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
+def _sample(row: Mapping[str, Any], folder: Path) -> Sample:
     raw = row.get("votes")
     counted = {str(answer): number(n) for answer, n in raw.items()} if isinstance(raw, dict) else {}
     votes = sorted(((answer, n) for answer, n in counted.items() if n), key=lambda vote: -vote[1])
@@ -284,7 +287,13 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         votes=tuple(votes),
         num_abstained=int(number(row.get("num_abstained")) or 0),
         responses=tuple(_response(r) for r in responses if isinstance(r, dict)) if isinstance(responses, list) else (),
+        images=tuple(folder / str(name) for name in row.get("images") or () if _is_plain(str(name))),
     )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays inside the run folder's images."""
+    return name.startswith("images/") and "/" not in name.removeprefix("images/")
 
 
 def _response(row: Mapping[str, Any]) -> Response:
