@@ -39,6 +39,9 @@ class ModelConfig(_Section):
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     train_vision: bool = Field(False, description="whether the part that sees images learns too")
+    share_images: bool = Field(
+        True, description="an image is looked at once for all responses and passes; false: in each pass, for each row"
+    )
     image_pixels: int = Field(
         1_048_576, ge=0, description="larger images are shrunk to so many pixels before the model sees them; 0: never"
     )

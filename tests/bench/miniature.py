@@ -26,6 +26,10 @@ WORKLOAD = MODEL | {
     "update_group_size": 4,
     "sharing_prompt_tokens": 64,
     "sharing_new_tokens": 8,
+    "images_questions": 1,
+    "images_group_sizes": "2,3",
+    "images_side": 28,
+    "images_new_tokens": 4,
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spinerl.bench.efficiency import measure_efficiency
+from spinerl.bench.images import measure_images
 from spinerl.bench.probe import probe
 from spinerl.bench.rollout import measure_rollout
 from spinerl.bench.settings import describe_settings, load_settings
@@ -61,14 +62,21 @@ def result(tmp_path_factory):
     file = tmp_path_factory.mktemp("bench") / "figures.json"
     parts = "step,update" if importlib.util.find_spec("trl") else "update"
     main_ends_well(["bench", *words(WORKLOAD, parts=parts), "--json", str(file)])
-    job = Job(load_settings(words(WORKLOAD, parts="rollout,sharing,efficiency")), tmp_path_factory.mktemp("models"))
+    job = Job(
+        load_settings(words(WORKLOAD, parts="rollout,sharing,images,efficiency")), tmp_path_factory.mktemp("models")
+    )
     probe(job)
-    here = {"rollout": measure_rollout(job), "sharing": measure_sharing(job), "efficiency": measure_efficiency(job)}
+    here = {
+        "rollout": measure_rollout(job),
+        "sharing": measure_sharing(job),
+        "images": measure_images(job),
+        "efficiency": measure_efficiency(job),
+    }
     return json.loads(file.read_text()) | json.loads(json.dumps(here))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["step", "rollout", "update", "sharing", "efficiency"])
+@pytest.mark.parametrize("part", ["step", "rollout", "update", "sharing", "images", "efficiency"])
 def test_every_documented_figure_is_measured(result, part):
     if part == "step":
         pytest.importorskip("trl")
@@ -81,7 +89,7 @@ def test_every_documented_figure_is_measured(result, part):
 
 @pytest.mark.slow
 def test_every_ratio_has_its_repeats(result):
-    for part in ("rollout", "update", "sharing"):
+    for part in ("rollout", "update", "sharing", "images"):
         for name in result[part]:
             if "ratio" in name and not name.endswith("_repeats"):
                 assert len(result[part][f"{name}_repeats"]) == 1, name

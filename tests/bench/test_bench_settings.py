@@ -24,7 +24,7 @@ def test_parts_are_a_list_a_word_or_all():
     [
         (["repeat=3"], 'unknown key repeat (did you mean "repeats"?); allowed: parts, '),
         (["repeats=0"], "repeats=0: input should be greater than or equal to 1"),
-        (["parts=rollouts"], "allowed: step, rollout, update, sharing, efficiency, scaling, all"),
+        (["parts=rollouts"], "allowed: step, rollout, update, sharing, images, efficiency, scaling, all"),
         (["parts=rollouts"], '(did you mean "rollout"?)'),
         (["dtype=int8"], "dtype='int8': input should be 'auto', 'float32' or 'bfloat16'"),
         (["questions"], "'questions' is not key=value"),

@@ -49,7 +49,7 @@ def alone(loaded, prompt, response=()):
     ids = torch.tensor([[*prompt, *response]])
     more = {}
     if isinstance(prompt, ImagePrompt):
-        more = dict(loaded.vision._processed(prompt.shown.text, prompt.shown.images))
+        more = dict(loaded.vision.processed(prompt.shown.text, prompt.shown.images))
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in more:
                 more[name] = torch.nn.functional.pad(more[name], (0, len(response)))
@@ -179,7 +179,8 @@ def test_gradients_equal_the_models_own(folder, train):
     vision = [name for name in expected if "vis" in name or "connector" in name or "projector" in name]
     assert bool(vision) == train
     scale = max(float(g.abs().max()) for g in expected.values())
-    for words in ({}, {"share_prompts": False}, {"micro_batch_rows": 1}):
+    for words in ({}, {"share_prompts": False}, {"micro_batch_rows": 1}, {"trim": False}):
+        loaded.vision._share = words != {"trim": False}  # what model.share_images says
         found = gradients(loaded, batch, config.optim.model_copy(update=words))
         if not words:
             assert loaded.abilities["shared_prompts"]

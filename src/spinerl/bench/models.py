@@ -17,9 +17,18 @@ from spinerl.types import Question
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["number_tokenizer", "random_questions", "stopping_rate", "write_model", "write_update_model"]
+__all__ = [
+    "IMAGE",
+    "number_tokenizer",
+    "random_questions",
+    "stopping_rate",
+    "write_model",
+    "write_update_model",
+    "write_vision_model",
+]
 
 PAD, END = 0, 1
+IMAGE = "<image>"
 NUM_ANSWERS = 4  # so few that sixteen random responses have a majority
 _LOGIT_SPREAD = 1.5
 _NEVER = -200.0  # a logit whose probability is exactly 0 in float32
@@ -128,6 +137,48 @@ def write_update_model(settings: Settings, folder: Path) -> Path:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     number_tokenizer(64).save_pretrained(folder)  # this part only handles token ids
+    return folder
+
+
+def write_vision_model(settings: Settings, folder: Path) -> Path:
+    """A random Idefics3 that reads with the settings' sizes and sees squares of `images_side` pixels."""
+    import torch
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessorPil,
+        Idefics3Processor,
+    )
+
+    tokenizer = number_tokenizer(settings.vocabulary)
+    words = ("<fake_token_around_image>", IMAGE, "<end_of_utterance>", "<global-img>")
+    tokenizer.add_tokens(list(words), special_tokens=True)
+    side = settings.images_side // 28 * 28
+    sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
+    torch.manual_seed(settings.seed)
+    config = Idefics3Config(
+        vision_config={**sizes, "image_size": side, "patch_size": 14},
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": settings.hidden_size,
+            "intermediate_size": settings.intermediate_size,
+            "num_hidden_layers": settings.layers,
+            "num_attention_heads": settings.heads,
+            "num_key_value_heads": settings.kv_heads,
+            "head_dim": settings.head_dim,
+            "max_position_embeddings": 8192,
+            "bos_token_id": None,
+            "eos_token_id": END,
+            "pad_token_id": PAD,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        scale_factor=2,
+    )
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    size = {"longest_edge": side}
+    images = Idefics3ImageProcessorPil(do_image_splitting=False, size=size, max_image_size=size)
+    Idefics3Processor(images, tokenizer, image_seq_len=(side // 28) ** 2).save_pretrained(folder)
     return folder
 
 

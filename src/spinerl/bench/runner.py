@@ -87,6 +87,10 @@ def _sharing(settings: Settings, scratch: Path, note: Note, _remark: Note, _: An
     return run_worker("sharing", settings, scratch, note)
 
 
+def _images(settings: Settings, scratch: Path, note: Note, _remark: Note, _: Any) -> dict[str, Any]:
+    return run_worker("images", settings, scratch, note)
+
+
 def _efficiency(settings: Settings, scratch: Path, note: Note, _remark: Note, _: Any) -> dict[str, Any]:
     return run_worker("efficiency", settings, scratch, note)
 
@@ -113,6 +117,7 @@ _PARTS = {
     "rollout": _rollout,
     "update": _update,
     "sharing": _sharing,
+    "images": _images,
     "efficiency": _efficiency,
     "scaling": _scaling,
 }

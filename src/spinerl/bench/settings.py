@@ -13,8 +13,8 @@ from spinerl.errors import InputError, did_you_mean
 
 __all__ = ["PARTS", "Settings", "describe_settings", "load_settings"]
 
-Part = Literal["step", "rollout", "update", "sharing", "efficiency", "scaling"]
-PARTS: tuple[Part, ...] = ("step", "rollout", "update", "sharing", "efficiency", "scaling")
+Part = Literal["step", "rollout", "update", "sharing", "images", "efficiency", "scaling"]
+PARTS: tuple[Part, ...] = ("step", "rollout", "update", "sharing", "images", "efficiency", "scaling")
 
 
 def _split_parts(value: Any) -> Any:
@@ -25,6 +25,11 @@ def _split_parts(value: Any) -> Any:
         value = tuple(part for word in value for part in (PARTS if word == "all" else (word,)))
         return tuple(part for part in PARTS if part in value) + tuple(part for part in value if part not in PARTS)
     return value
+
+
+def _split_numbers(value: Any) -> Any:
+    """`8,32` as a list."""
+    return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
 
 
 class Settings(BaseModel):
@@ -66,6 +71,12 @@ class Settings(BaseModel):
     sharing_questions: int = Field(1, ge=1, description="part sharing: questions")
     sharing_prompt_tokens: int = Field(1000, ge=1, description="part sharing: length of every prompt")
     sharing_new_tokens: int = Field(100, ge=2, description="part sharing: length of every response")
+    images_questions: int = Field(2, ge=1, description="part images: questions, each with an image")
+    images_group_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_split_numbers)] = Field(
+        (8, 32), min_length=1, description="part images: responses to each question, measured one after the other"
+    )
+    images_side: int = Field(224, ge=28, description="part images: width and height of an image (pixels)")
+    images_new_tokens: int = Field(64, ge=2, description="part images: length of every response")
     out: str | None = Field(
         None,
         description="part scaling: folder of the picture and the table; null: docs/benchmarks if it is there, else .",

@@ -98,6 +98,27 @@ def _sharing(found: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
+def _images(found: Mapping[str, Any]) -> Iterator[Row]:
+    for size, one in found["by_group_size"].items():
+        for what, prefix in (
+            (f"images / not shared, {size} each", ""),
+            ("  rollout", "rollout_"),
+            ("  update", "update_"),
+        ):
+            yield (
+                what,
+                _seconds(one[f"{prefix}seconds"]),
+                _seconds(one[f"{prefix}seconds_off"]),
+                _ratio(one, f"{prefix}ratio"),
+            )
+        yield (
+            "  rollout / generate",
+            _seconds(one["rollout_seconds"]),
+            _seconds(one["generate_seconds"]),
+            _ratio(one, "ratio_vs_generate"),
+        )
+
+
 def _efficiency(found: Mapping[str, Any]) -> Iterator[Row]:
     peak = f"{found['matmul_gflop_per_s']:.0f} GFLOP/s"
     for what, key in (("rollout", "rollout"), ("update", "update"), ("update, all tokens", "update_all_tokens")):
@@ -116,6 +137,7 @@ _ROWS = {
     "rollout": _rollout,
     "update": _update,
     "sharing": _sharing,
+    "images": _images,
     "efficiency": _efficiency,
     "scaling": _scaling,
 }

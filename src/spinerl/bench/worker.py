@@ -29,6 +29,7 @@ TASKS = {
     "update": "spinerl.bench.update:measure_update",
     "update_memory": "spinerl.bench.update:measure_update_memory",
     "sharing": "spinerl.bench.sharing:measure_sharing",
+    "images": "spinerl.bench.images:measure_images",
     "efficiency": "spinerl.bench.efficiency:measure_efficiency",
     "scaling": "spinerl.bench.scaling:measure_scaling",
 }

@@ -119,7 +119,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     pad_id = tokenizer.pad_token_id  # only fills rows up: any id serves a tokenizer without one
     vision = None
     if sees:
-        vision = _open(partial(Vision, model, max_pixels=config.image_pixels), config)
+        vision = _open(partial(Vision, model, max_pixels=config.image_pixels, share=config.share_images), config)
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
     return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, device, vision)

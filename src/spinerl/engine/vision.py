@@ -41,16 +41,21 @@ _TOKEN_NAMES = {"input_ids", "attention_mask", "mm_token_type_ids"}
 class Vision:
     """A model's processor and vision part.  Prompts are made and read by the same one.
 
-    `source` is the model's folder or hub name, `options` are those of transformers' `from_pretrained`.  Raises OSError
-    or ValueError where there is no processor, InputError for a model that this does not work with.
+    Images of more than `max_pixels` are shrunk to that (0: never).  With `share` each image is looked at once, else in
+    every pass for every row.  `source` is the model's folder or hub name, `options` are those of transformers'
+    `from_pretrained`.  Raises OSError or ValueError where there is no processor, InputError for a model that this does
+    not work with.
     """
 
-    def __init__(self, model: PreTrainedModel, source: str, max_pixels: int = 0, **options: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, source: str, max_pixels: int = 0, share: bool = True, **options: Any
+    ) -> None:
         self._model = model
         self._inner: Any = model.base_model
         self._processor: Any = _load_processor(source, **options)
         self._source, self._options = source, options
         self._max_pixels = max_pixels
+        self._share = share
         self._parameters = vision_parameters(model)
         self._features: OrderedDict[str, tuple[int, SimpleNamespace]] = OrderedDict()
         self._accepted = set(inspect.signature(self._inner.forward).parameters)
@@ -77,7 +82,7 @@ class Vision:
 
         Raises BadImageError for an image that cannot be read, InputError for what the processor refuses.
         """
-        found = self._processed(text, images)
+        found = self.processed(text, images)
         ids = found["input_ids"]
         of_tokens = {
             name: value[0]
@@ -102,9 +107,13 @@ class Vision:
         shown = [p.shown for p in prompts if isinstance(p, ImagePrompt)]
         if not shown:
             return {}
-        distinct = {images.key: images for images in shown}
-        features = {key: self._features_of(images) for key, images in distinct.items()}
-        arguments: dict[str, Any] = {"mm_encoder_outputs": {"image": _joined([features[s.key] for s in shown])}}
+        if self._share:
+            distinct = {images.key: images for images in shown}
+            by_key = {key: self._features_of(images) for key, images in distinct.items()}
+            features = [by_key[images.key] for images in shown]
+        else:
+            features = [self._looked_at(images) for images in shown]
+        arguments: dict[str, Any] = {"mm_encoder_outputs": {"image": _joined(features)}}
         for name in {name for images in shown for name in images.token_inputs}:
             rows = torch.zeros(len(prompts), width, dtype=torch.int64)
             for row, prompt in zip(rows, prompts, strict=True):
@@ -141,7 +150,7 @@ class Vision:
         return _mapped(known[1], lambda tensor: tensor.to(self._model.device))
 
     def _looked_at(self, shown: ShownImages) -> SimpleNamespace:
-        found = self._processed(shown.text, shown.images)
+        found = self.processed(shown.text, shown.images)
         wanted = inspect.signature(self._inner.get_image_features).parameters
         inputs = {name: value.to(self._model.device) for name, value in found.items() if name in wanted}
         pixels = inputs["pixel_values"]
@@ -152,7 +161,8 @@ class Vision:
             kept["deepstack_features"] = output.deepstack_features
         return SimpleNamespace(**kept)
 
-    def _processed(self, text: str, images: Sequence[ImageRef]) -> Mapping[str, torch.Tensor]:
+    def processed(self, text: str, images: Sequence[ImageRef]) -> Mapping[str, torch.Tensor]:
+        """What the processor gives for one prompt: `input_ids` (1, T), `pixel_values`, ... by name."""
         # Whoever loaded the questions has held them to data.max_image_pixels.
         pictures = [self._fitted(open_image(image, max_pixels=sys.maxsize)) for image in images]
         try:
