@@ -25,7 +25,8 @@ _OFF = ("rollout.share_prompts=false", "optim.share_prompts=false", "model.share
 def measure_images(job: Job) -> dict[str, Any]:
     """Seconds of rollout and update without sharing over those with it, and of `generate` over our rollout.
 
-    The figures of the largest group, and `by_group_size` those of all.  Nothing is kept from one repeat to the next: every repeat shows images that were not seen before.
+    The figures of the largest group, and `by_group_size` those of all.  Nothing is kept from one repeat to the next:
+    every repeat shows images that were not seen before.
     """
     folder = job.scratch / "vision"
     write_vision_model(job.settings, folder)
