@@ -189,6 +189,28 @@ def select_command(
 
 
 @app.command()
+def merge(
+    model: Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="a run that learned adapters, or their folder")],
+    out_folder: Annotated[Path, typer.Option("--out", help="write the whole model here", metavar="FOLDER")],
+) -> None:
+    """Add adapters (lora.rank) into their model's weights and write a plain Hugging Face folder.
+
+    Example: spinerl merge runs/mine --out mine-merged
+    """
+    from spinerl.engine.adapters import base_of
+    from spinerl.engine.loading import load_model, resolve_name, save_model
+
+    if out_folder.exists() and any(out_folder.iterdir()):
+        raise InputError(f"--out {out_folder} is not empty; name a new folder")
+    if base_of(resolve_name(model)) is None:
+        raise InputError(f"{model} holds no adapters: its model is whole already, in {resolve_name(model)}")
+    loaded = load_model(load_config(overrides=[f"model={model}", "model.device=cpu"]).model)
+    out_folder.mkdir(parents=True, exist_ok=True)
+    save_model(loaded, out_folder)
+    out.print(f"merged model: {out_folder}", highlight=False)
+
+
+@app.command()
 def score(
     file: Annotated[Path, typer.Argument(help="JSONL rows {id, responses: [text, ...], gold?, kind?}")],
     overrides: Overrides = None,

@@ -48,6 +48,14 @@ class ModelConfig(_Section):
     gradient_checkpointing: bool = Field(False, description="less memory in the update for more time")
 
 
+class LoraConfig(_Section):
+    rank: int = Field(0, ge=0, description="rank of low-rank adapters, which then learn alone; 0: all weights learn")
+    alpha: float = Field(0.0, ge=0, description="adapters count alpha / rank times; 0: twice the rank")
+    targets: str = Field(
+        "all-linear", description="adapted layers: all-linear, or names as q_proj,v_proj (the output head never)"
+    )
+
+
 class ColumnsConfig(_Section):
     id: str | None = Field(None, description="row id; null: column `id` if there, else the row number")
     question: str | None = Field(None, description="the question's text; null: `question`, or the data set's own")
@@ -286,6 +294,7 @@ class LogConfig(_Section):
 
 class Config(_Section):
     model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    lora: LoraConfig = LoraConfig()  # pyright: ignore[reportCallIssue]
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     method: str = Field("spine", description="a row of spinerl.methods: " + ", ".join(METHODS))
     run: str | None = Field(None, description="run folder; null: runs/METHOD-MODEL-DATA-seedN")
@@ -448,8 +457,16 @@ def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def _profile(model_name: str) -> str:
-    """The name of a model's profile: the one its folder's config.json gives, else the model's own name."""
+    """The name of a model's profile: the one its folder's config.json gives, else the model's own name.
+
+    A folder of adapters has the profile of the model they belong to.
+    """
     for folder in (Path(model_name), Path(model_name) / "model"):
+        try:
+            base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+            return _profile(str(base))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
         try:
             return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -129,10 +129,9 @@ class RunFolder:
         The folder appears under its name only when every byte of it is on the disk.
         """
         import torch
-        from safetensors.torch import save_model
 
         def fill(folder: Path) -> None:
-            save_model(model, str(folder / "model.safetensors"))
+            save_learned(model, folder / "model.safetensors")
             torch.save(optimiser.state_dict(), folder / "optimiser.pt")
             write_json(folder / "state.json", {"step": step, **state})
             sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
@@ -149,14 +148,13 @@ class RunFolder:
         Raises CheckpointError if all are damaged.
         """
         import torch
-        from safetensors.torch import load_model
 
         found = self._checkpoints()
         for folder in found:
             if not _intact(folder):
                 folder.rename(folder.with_name(folder.name + ".damaged"))
                 continue
-            load_model(model, str(folder / "model.safetensors"))
+            load_learned(model, folder / "model.safetensors")
             optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
             return json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if found:
@@ -183,6 +181,24 @@ class RunFolder:
         """Checkpoint folders, newest first."""
         folders = (self.path / "checkpoints").glob("step-*")
         return sorted((f for f in folders if f.name.removeprefix("step-").isdigit()), reverse=True)
+
+
+def save_learned(model: torch.nn.Module, file: Path) -> None:
+    """Write the parameters that learn: of a model with adapters these alone, of a frozen vision part nothing."""
+    from safetensors.torch import save_file
+
+    save_file({name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}, file)
+
+
+def load_learned(model: torch.nn.Module, file: Path) -> None:
+    """Bring back what `save_learned` wrote; CheckpointError if it is of another model."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    if learned != tensors.keys():
+        raise CheckpointError(f"{file} holds {len(tensors)} tensors, and {len(learned)} others learn in this model")
+    model.load_state_dict(tensors, strict=False)
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:

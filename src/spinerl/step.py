@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -37,7 +38,19 @@ from spinerl.plugins import find
 from spinerl.rewards import RewardContext, Rewards, give_rewards
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
-__all__ = ["StepState", "count_votes", "freeze_targets", "rollout_metrics", "sample", "train_step", "trained_rows"]
+__all__ = [
+    "StepState",
+    "count_votes",
+    "freeze_targets",
+    "rollout_metrics",
+    "sample",
+    "target_metrics",
+    "train_step",
+    "trained_rows",
+]
+
+Scorer = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(batch, wanted (B, T)) -> a model's log-probabilities and entropies (B, T) of the wanted tokens, 0.0 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ def train_step(
     metrics = {
         **rollout_metrics(rollout),
         **vote_metrics(votes),
-        **_target_metrics(rewards, batch, targets, entropies),
+        **target_metrics(rewards, batch, targets, entropies),
         **_mean_over(updates),
         "optim/updates": float(len(updates)),
         **watch.figures(rollout),
@@ -167,7 +180,7 @@ def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor,
 
 
 def freeze_targets(
-    anchor: LoadedModel | None,
+    anchor: LoadedModel | Scorer | None,
     batch: Batch,
     rewards: Sequence[Sequence[float]],
     old_logprobs: torch.Tensor,
@@ -178,6 +191,7 @@ def freeze_targets(
     """All that the update needs and that carries no gradient.
 
     The sampler's log-probabilities are the old ones: they are of the same weights, so no second forward is run.
+    `anchor` is the initial model, or a function that scores with it.
     """
     advantages = _advantages(rewards, batch, entropies, config)
     select = find(SELECTORS, config.forks.selector, "forks.selector")
@@ -190,7 +204,8 @@ def freeze_targets(
     initial_edges = bool(config.band.weight) and config.band.edges == "initial"
     if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
         wanted = forks if anchor_mask is None else forks | anchor_mask
-        anchor_logprobs, anchor_entropies = score(anchor, batch, wanted, config.optim)
+        ask = anchor if callable(anchor) else partial(score, anchor, optim=config.optim)
+        anchor_logprobs, anchor_entropies = ask(batch, wanted)
 
     band_mask = low = high = None
     if config.band.weight:
@@ -252,9 +267,10 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def _target_metrics(
+def target_metrics(
     rewards: Sequence[Sequence[float]], batch: Batch, targets: Targets, entropies: torch.Tensor
 ) -> dict[str, float]:
+    """Figures of the rewards, the forks and the band."""
     given = torch.tensor(rewards, dtype=torch.float64)
     forks, followers = targets.fork_mask, batch.mask & ~targets.fork_mask
     figures = {

@@ -20,7 +20,8 @@ from spinerl import __version__
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
-from spinerl.engine.loading import LoadedModel, load_model
+from spinerl.engine.adapters import add_adapters, save_adapters
+from spinerl.engine.loading import LoadedModel, load_model, save_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
@@ -57,6 +58,9 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
         raise InputError(
             f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
+    if config.lora.rank and config.steps:
+        add_adapters(loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
+        loaded.abilities.clear()
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
     run = _continue(resume, work) if resume else _begin(config, work, overwrite)
     with explain_disk_errors(run.path), Equivalence() as equivalence:
@@ -76,7 +80,9 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             if not ranks:
                 raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")
         initial = copy.deepcopy(loaded.model.state_dict()) if config.stream.reset_every else None
-        anchor = load_model(config.model) if _needs_anchor(config) else None
+        anchor = None
+        if _needs_anchor(config):
+            anchor = loaded.base if config.lora.rank else load_model(config.model)
         per_step = min(config.questions_per_step, len(ranks))
         last = num_steps(config, len(ranks))
 
@@ -142,7 +148,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             _evaluate(run, work, config, equivalence, outcome.kept_step, observer)
             run.write_manifest({**run.manifest, "guard": asdict(outcome)})
         if config.steps:
-            run.write_folder("model", lambda folder: _save_model(loaded, folder))
+            run.write_folder("model", lambda folder: _save(loaded, folder, config))
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
@@ -226,11 +232,13 @@ def _evaluate(
     observer.evaluation(metrics)
 
 
-def _save_model(loaded: LoadedModel, folder: Path) -> None:
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
-    if loaded.vision is not None:
-        loaded.vision.save(folder)
+def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:
+    """The adapted model as a Hugging Face folder, or its adapters alone."""
+    if config.lora.rank:
+        name = config.model.name
+        save_adapters(loaded.model, folder, str(Path(name).resolve()) if Path(name).is_dir() else name)
+    else:
+        save_model(loaded, folder)
 
 
 def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFolder) -> list[dict[str, Any]]:

@@ -394,3 +394,56 @@ def test_data_commands(tmp_path, capsys):
     assert code == 1
     assert "2" in out
     assert run(["data", "check", "tiny/in-domain"], capsys)[0] == 0
+
+
+def test_adapters_from_adapt_to_merge(questions, model_folders, tmp_path, capsys):
+    pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
+    made, whole = tmp_path / "r", tmp_path / "whole"
+    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", "optim.lr=0.05", f"run={made}"]
+    words += ["checkpoint.every=1"]
+    code, _, error = run(["adapt", *words, "steps=2", "answer.truncated=count", "band.weight=0.5", *SHORT], capsys)
+    assert code == 0, error
+    assert {file.name for file in (made / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not (made / "model" / "model.safetensors").exists()
+    adapters = (made / "model" / "adapter_model.safetensors").read_bytes()
+    (made / "checkpoints" / "step-000002" / "model.safetensors").write_bytes(b"damaged")
+    assert run(["adapt", "--resume", str(made)], capsys)[0] == 0  # from step 1
+    assert (made / "model" / "adapter_model.safetensors").read_bytes() == adapters
+    assert run(["merge", str(made), "--out", str(whole)], capsys)[0] == 0
+    texts = []
+    for name, model in (("adapters", made), ("whole", whole)):
+        file = tmp_path / f"{name}.jsonl"
+        code, _, error = run(
+            [
+                "eval",
+                str(model),
+                str(questions),
+                "eval.samples=0",
+                "rollout.max_new_tokens=12",
+                "--predictions",
+                str(file),
+            ],
+            capsys,
+        )
+        assert code == 0, error
+        texts.append(file.read_text())
+    assert texts[0] == texts[1]
+    for words, says in (
+        (["merge", str(made), "--out", str(whole)], "is not empty"),
+        (["merge", str(whole), "--out", str(tmp_path / "more")], "holds no adapters"),
+    ):
+        code, _, error = run(words, capsys)
+        assert code == 2
+        assert says in error
+
+
+def test_adapters_without_peft_name_the_extra(questions, model_folders, tmp_path, capsys, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
+    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", f"run={tmp_path / 'r'}"]
+    code, _, error = run(["adapt", *words, *SHORT], capsys)
+    assert code == 2
+    assert "pip install 'spinerl[lora]'" in error
+    assert not (tmp_path / "r").exists()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from spinerl.config import ModelConfig
+from spinerl.engine.adapters import base_of, merged
 from spinerl.engine.machine import pick_device
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
@@ -20,15 +22,16 @@ from spinerl.types import ImagePrompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolve_name"]
+__all__ = ["LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolve_name", "save_model"]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model on its device, its tokenizer, and the ids that end a response.
 
-    `vision` is there for models that see images.  `abilities` remembers what was found out about the model: for each
-    fast path, whether a trial run gave the same numbers as the plain path.
+    `vision` is there for models that see images.  `without_adapters` says that this is the model beneath its adapters
+    (`base`), which every pass must put to rest (`acting`).  `abilities` remembers what was found out about the model:
+    for each fast path, whether a trial run gave the same numbers as the plain path.
     """
 
     model: PreTrainedModel
@@ -37,7 +40,26 @@ class LoadedModel:
     pad_id: int
     device: torch.device
     vision: Vision | None = None
+    without_adapters: bool = False
     abilities: dict[str, bool] = field(default_factory=dict, compare=False)
+
+    @property
+    def base(self) -> LoadedModel:
+        """The same model without its adapters: what it was before it learned, at no cost in memory."""
+        return replace(self, without_adapters=True)
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Inside, the model computes what this record stands for."""
+        model: Any = self.model
+        if not self.without_adapters:
+            yield
+            return
+        model.disable_adapters()
+        try:
+            yield
+        finally:
+            model.enable_adapters()
 
     def image_inputs(self, prompts: Sequence[tuple[int, ...]], width: int, *, left: bool = False) -> dict[str, Any]:
         """`Vision.inputs`; {} for a model without."""
@@ -67,10 +89,10 @@ def resolve_name(name: str) -> str:
         return str(model_path(name))
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            if (folder / "model" / "config.json").is_file():
-                return str(folder / "model")
-            raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
+        for place in (folder, folder / "model"):
+            if any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
+                return str(place)
+        raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
         return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         bundled = " or ".join(MODELS)
@@ -82,19 +104,22 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; InputError if it cannot be read."""
     from transformers import AutoTokenizer
 
-    return _open(AutoTokenizer.from_pretrained, config)
+    return _open(AutoTokenizer.from_pretrained, _without_adapters(config)[0])
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
     """The model in evaluation mode (no dropout, also while it learns: the policy that learns is the one sampled).
 
-    Reads safetensors only.  Raises InputError for a missing folder, weights in another format, an architecture
-    transformers does not know, or remote code that was not allowed.
+    Reads safetensors only.  A folder of adapters gives the model they belong to with them added in.
+
+    Raises InputError for a missing folder, weights in another format, an architecture transformers does not know, or
+    remote code that was not allowed; MissingExtraError for adapters without peft.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils.logging import disable_progress_bar
 
+    config, adapters = _without_adapters(config)
     disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
     device = torch.device(pick_device(config.device))
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
@@ -105,6 +130,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     sees = hasattr(settings, "vision_config") and settings.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model = _open(loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention)
+    if adapters is not None:
+        model = merged(model, adapters)
     tokenizer = load_tokenizer(config)
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
@@ -123,6 +150,21 @@ def load_model(config: ModelConfig) -> LoadedModel:
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
     return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, device, vision)
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Write a whole model as a Hugging Face folder, with its tokenizer and processor."""
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    if loaded.vision is not None:
+        loaded.vision.save(folder)
+
+
+def _without_adapters(config: ModelConfig) -> tuple[ModelConfig, str | None]:
+    """The settings of the whole model, and the folder of adapters to add to it, if the name is one of adapters."""
+    folder = resolve_name(config.name)
+    base = base_of(folder)
+    return (config, None) if base is None else (config.model_copy(update={"name": base}), folder)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -26,7 +26,7 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.engine.trials import ability, agree, only_embeddings_learn
 from spinerl.types import Batch
 
-__all__ = ["MicroBatch", "Piece", "Prefix", "logits", "plan", "wanted_states"]
+__all__ = ["MicroBatch", "Piece", "Prefix", "logits", "micro_batch", "plan", "wanted_states"]
 
 _WORTH_SHARING = 0.9  # share prompts when that leaves at most this share of the tokens
 _ENOUGH_TOKENS = 2048  # a pass of so many runs at full speed: from here on it is cut rather than padded
@@ -75,7 +75,7 @@ def plan(loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimCo
         return _shared_pieces(batch, wanted, ends, optim, loaded)
     lengths = {row: len(batch.prompts[row]) + t for row, t in ends.items()}
     micros = [
-        _micro_batch(batch, wanted, rows, ends, loaded.pad_id, None)
+        micro_batch(batch, wanted, rows, ends, loaded.pad_id, None)
         for rows in _cut(_ordered(lengths, optim.sort), lengths, optim.micro_batch_rows, optim.micro_batch_tokens)
     ]
     return [Piece((), (micro,)) for micro in micros]
@@ -90,7 +90,7 @@ def wanted_states(loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None)
     else:
         more = loaded.image_inputs(micro.prompts, ids.shape[1])
     own_attention = prefix is not None and prefix.own_attention
-    with exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
+    with loaded.acting(), exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
         if _splits_head(loaded):
             states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:
@@ -125,7 +125,8 @@ class Prefix:
         cache = DynamicCache(config=loaded.model.config)
         ids = torch.tensor(padded, device=loaded.device)
         more = loaded.image_inputs(prefixes, width)
-        loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
+        with loaded.acting():
+            loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         self._width = width
         self._next_positions = self._lengths + loaded.offsets(prefixes)
         self._computed: list[torch.Tensor] = []
@@ -213,7 +214,7 @@ def _sharing_trial(loaded: LoadedModel, own_attention: bool) -> bool:
     prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
     batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     ends = dict.fromkeys(range(4), 3)
-    apart = [Piece((), (_micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
+    apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
     together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
     states, gradient = _states_and_gradient(loaded, apart, own_attention)
     shared_states, shared_gradient = _states_and_gradient(loaded, together, own_attention)
@@ -271,7 +272,7 @@ def _shared_pieces(
         pieces.append(
             Piece(
                 prefixes,
-                tuple(_micro_batch(batch, wanted, cut, ends, loaded.pad_id, number) for cut in cuts),
+                tuple(micro_batch(batch, wanted, cut, ends, loaded.pad_id, number) for cut in cuts),
             )
         )
     return pieces
@@ -325,15 +326,18 @@ def _cut(rows: Sequence[int], lengths: dict[int, int], max_rows: int, max_tokens
         yield lot
 
 
-def _micro_batch(
+def micro_batch(
     batch: Batch,
     wanted: torch.Tensor,
     rows: list[int],
     ends: dict[int, int],
     pad_id: int,
-    number: dict[tuple[int, ...], int] | None,
+    number: dict[tuple[int, ...], int] | None = None,
 ) -> MicroBatch:
-    """Rows [prompt, response], or with `number` (of each prompt's prefix) rows [last prompt token, response]."""
+    """These rows, each up to its end (the column of its last wanted token), which is not an input itself.
+
+    Rows are [prompt, response], or with `number` (of each prompt's prefix) [last prompt token, response].
+    """
     if number is not None:  # a prompt's rows together
         rows = sorted(rows, key=lambda row: number[batch.prompts[row]])
     prompts = tuple(batch.prompts[row] for row in rows)

@@ -33,7 +33,7 @@ from spinerl.maths import (
 )
 from spinerl.types import Batch, Targets
 
-__all__ = ["embed_responses", "score", "update"]
+__all__ = ["Terms", "embed_responses", "score", "update", "wanted_tokens", "weigh_terms"]
 
 
 @torch.no_grad()
@@ -94,17 +94,15 @@ def update(
     """
     chosen = torch.zeros(len(batch.tokens), 1, dtype=torch.bool)
     chosen[rows] = True
-    weights = _term_weights(targets, chosen, config)
-    wanted = (weights["policy"] > 0) & (targets.advantages != 0)
-    for name in weights.keys() - {"policy"}:
-        wanted = wanted | (weights[name] > 0)
+    weights = weigh_terms(targets, chosen, config)
+    wanted = wanted_tokens(targets, weights)
     log_ratios = None
     if config.loss.form == "sequence":
         log_ratios = torch.zeros(len(batch.tokens))
         if not on_policy:
             now, _ = score(loaded, batch, targets.policy_mask & chosen, config.optim)
             log_ratios = response_means((now - targets.old_logprobs) * chosen, targets.policy_mask & chosen)
-    terms = _Terms(config, batch, targets, weights, log_ratios)
+    terms = Terms(config, batch, targets, weights, log_ratios)
     exact_anchor = anchor if terms.wants_anchor_logits else None
     optim = config.optim
     optimiser.zero_grad()
@@ -141,7 +139,7 @@ def update(
     return figures | optimiser.step()
 
 
-class _Terms:
+class Terms:
     """The loss at some cells of the batch, and the sums of what it was made of."""
 
     def __init__(
@@ -166,9 +164,25 @@ class _Terms:
         column_of: torch.Tensor,
     ) -> torch.Tensor:
         """The loss's share of the tokens at these cells, from their logits (N, V)."""
-        config, targets, temperature = self._config, self._targets, self._batch.temperature
+        temperature = self._batch.temperature
+        tokens = self._batch.tokens[row_of, column_of].to(logits.device)
+        logprobs, entropies = token_figures(logits, tokens, temperature)
+        kl = None
+        if anchor_logits is not None:
+            kl = exact_kl(log_distribution(logits, temperature), anchor_logits, temperature)
+        return self.loss_of(logprobs, entropies, kl, row_of, column_of)
+
+    def loss_of(
+        self,
+        logprobs: torch.Tensor,
+        entropies: torch.Tensor,
+        kl: torch.Tensor | None,
+        row_of: torch.Tensor,
+        column_of: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same from their log-probabilities and entropies (N,), and exact KLs where the anchor term wants them."""
+        config, targets = self._config, self._targets
         cell = (row_of, column_of)
-        logprobs, entropies = token_figures(logits, self._batch.tokens[cell].to(logits.device), temperature)
 
         def at(tensor: torch.Tensor, index: tuple[torch.Tensor, ...] = cell) -> torch.Tensor:
             return tensor[index].to(logprobs.dtype).to(logprobs.device)
@@ -178,9 +192,7 @@ class _Terms:
         surrogate = _surrogate(logprobs, old, advantages, log_ratios, config.loss)
         loss = self._add("policy", -(weights * surrogate).sum())
         if "anchor" in self._weights:
-            if anchor_logits is not None:
-                kl = exact_kl(log_distribution(logits, temperature), anchor_logits, temperature)
-            else:
+            if kl is None:
                 assert targets.anchor_logprobs is not None
                 assert config.anchor.estimator != "exact"
                 kl = sampled_kl(logprobs, at(targets.anchor_logprobs), config.anchor.estimator)
@@ -230,7 +242,15 @@ class _Terms:
         return value
 
 
-def _term_weights(targets: Targets, chosen: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+def wanted_tokens(targets: Targets, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The tokens (B, T) at which some term has a gradient: no other needs its logits."""
+    wanted = (weights["policy"] > 0) & (targets.advantages != 0)
+    for name in weights.keys() - {"policy"}:
+        wanted = wanted | (weights[name] > 0)
+    return wanted
+
+
+def weigh_terms(targets: Targets, chosen: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
     """The weights (B, T) of each term that acts in this update, by the name of its section of the configuration."""
     normaliser = config.loss.normaliser
     policy_mask = targets.policy_mask & chosen

@@ -118,7 +118,7 @@ def _respond(
     turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
     weights = packed_weights(loaded) if rollout.pack_weights else nullcontext()
     decoding = (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact)
-    with torch.inference_mode(), weights, decoding as decoder:
+    with loaded.acting(), torch.inference_mode(), weights, decoding as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, shared)
         records = _Run(loaded, decoder, queue, rollout, manner).records(turns, on_tokens or (lambda _: None))
     rolled_out = _assembled(loaded, questions, prompts, num_responses, records)

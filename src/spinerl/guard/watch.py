@@ -17,7 +17,7 @@ from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.plugins import find
-from spinerl.runs import RunFolder, write_json
+from spinerl.runs import RunFolder, load_learned, save_learned, write_json
 from spinerl.types import Question, StepRecord
 
 __all__ = ["Guard", "Outcome"]
@@ -192,20 +192,17 @@ class Guard:
 
     def _save(self, step: int) -> None:
         """Keep the present weights as the best."""
-        from safetensors.torch import save_model
 
         def fill(folder: Path) -> None:
-            save_model(self._loaded.model, str(folder / "model.safetensors"))
+            save_learned(self._loaded.model, folder / "model.safetensors")
             write_json(folder / "step.json", {"step": step})
 
         self._run.write_folder(_BEST, fill)
 
     def _restore(self, step: int) -> bool:
         """Bring the best weights back; False if those that were kept are not of this step."""
-        from safetensors.torch import load_model
-
         folder = self._run.path / _BEST
         if json.loads((folder / "step.json").read_text(encoding="utf-8"))["step"] != step:
             return False
-        load_model(self._loaded.model, str(folder / "model.safetensors"))
+        load_learned(self._loaded.model, folder / "model.safetensors")
         return True

@@ -214,6 +214,8 @@ class _Frame:
         values = [v for line in chart.lines for _, v in _finite(line.points)]
         values += [v for line in chart.lines for span in (*line.band, *line.whiskers) for v in span[1:]]
         low, high = min(values), max(values)
+        if low == high == 0:  # nothing but zeros: any height does
+            high = 1.0
         if chart.zero:
             low, high = min(low, 0.0), max(high, 0.0)
         room = max(high - low, 0.05 * max(abs(low), abs(high)), 1e-9)

@@ -1,0 +1,110 @@
+"""Low-rank adapters (LoRA) through peft: the model's own weights rest, and the model without adapters is the anchor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
+
+from spinerl.config import LoraConfig
+from spinerl.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["add_adapters", "base_of", "merged", "save_adapters"]
+
+_CONFIG = "adapter_config.json"
+
+
+def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int, *, train_vision: bool = False) -> None:
+    """Give the model adapters that learn, and keep everything else from learning.
+
+    The model computes the same as before: an adapter's second matrix is zero at first.  `seed` draws the first ones.
+    Adapted are the linear layers that `lora.targets` names, of the decoder alone unless the vision part learns too.
+
+    Raises MissingExtraError without peft, InputError where `lora.targets` names no linear layer.
+    """
+    _require_peft()
+    import peft
+
+    targets = _targets(model, lora.targets, train_vision)
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,  # pyright: ignore[reportArgumentType]
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
+        lora_dropout=0.0,  # the policy that learns is the one sampled
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(config)
+
+
+def save_adapters(model: PreTrainedModel, folder: Path, base: str) -> None:
+    """Write the adapters alone, and whose they are: `base` is the name or folder of the model they were added to."""
+    import peft
+
+    config: Any = model.peft_config["default"]  # pyright: ignore[reportAttributeAccessIssue]
+    config.base_model_name_or_path = base
+    config.save_pretrained(folder)
+    # Saying that embeddings are not adapted keeps peft from asking the hub whether they were resized.
+    tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)  # pyright: ignore[reportArgumentType]
+    named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def base_of(folder: str) -> str | None:
+    """The model whose adapters are in this folder; None for a folder of a whole model, or a hub name."""
+    file = Path(folder) / _CONFIG
+    if not file.is_file():
+        return None
+    name = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{file} does not say which model its adapters belong to (base_model_name_or_path)")
+    return name
+
+
+def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with the adapters of a folder added into its weights: a plain model again."""
+    _require_peft()
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is about to go
+        try:
+            adapted: Any = peft.PeftModel.from_pretrained(model, folder)
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the adapters in {folder} do not fit the model they name: {reason}") from None
+    return adapted.merge_and_unload()
+
+
+def _targets(model: PreTrainedModel, wanted: str, train_vision: bool) -> list[str]:
+    head = model.get_output_embeddings()
+    parts = [model] if train_vision else [model.get_decoder()]
+    inside = {id(module) for part in parts for module in part.modules()}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and id(module) in inside and module is not head
+    ]
+    if wanted != "all-linear":
+        ends = tuple(part.strip() for part in wanted.split(","))
+        found = [name for name in linear if name.rpartition(".")[2] in ends]
+        if not found:
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise InputError(f"lora.targets={wanted} names no linear layer of this model; there are {there}")
+        return found
+    return linear
+
+
+def _require_peft() -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("LoRA needs peft, and it is not installed: pip install 'spinerl[lora]'")
