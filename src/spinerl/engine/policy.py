@@ -220,7 +220,7 @@ class Terms:
             "loss/log_ratio": log_ratio,
             "loss/log_ratio_max": float(self._max_log_ratio),
         }
-        for name in self._weights.keys() - {"policy"}:
+        for name in [name for name in self._weights if name != "policy"]:  # in order: a sum's last bit depends on it
             coefficient = getattr(self._config, name).weight  # each term's section has its coefficient
             figures[f"loss/{name}"] = sums.get(name, 0.0)
             figures["loss/total"] += coefficient * figures[f"loss/{name}"]
