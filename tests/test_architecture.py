@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from spinerl.errors import MissingExtraError
+
 SOURCE = Path(__file__).parent.parent / "src" / "spinerl"
 
 
@@ -112,6 +114,9 @@ def test_every_public_name_exists():
         if file.name in ("__main__.py", "_worker.py"):
             continue
         name = ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
-        module = importlib.import_module(name)
+        try:
+            module = importlib.import_module(name)
+        except MissingExtraError:  # a bridge to a package that is not there
+            continue
         for public in getattr(module, "__all__", ()):
             assert hasattr(module, public), f"{name}.{public}"
