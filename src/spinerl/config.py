@@ -355,8 +355,8 @@ class Config(_Section):
 _HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
 # What a bundled model needs beside the defaults above, which suit models a thousand times its size.
-# Chosen on tiny/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it is named by
-# `spinerl_profile` in the model's config.json, or by the model's name.
+# Chosen on tiny/shift-dev and tiny-vqa/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it
+# is named by `spinerl_profile` in the model's config.json, or by the model's name.
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny-reasoner": {
         "prompt": {"instruction": ""},
@@ -373,7 +373,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "questions_per_step": 16,
         "group_size": 16,
         "rollout": {"max_new_tokens": 96},
-        "optim": {"lr": 5e-4},
+        "optim": {"lr": 2e-4},
     },
 }
 

@@ -1,4 +1,4 @@
-"""`tiny-reasoner`, a small language model that comes with the package, and its question suites.
+"""The small models that come with the package, and their question suites: `tiny-reasoner` reads, `tiny-vlm` sees.
 
 Everything here works without a network and without torch; see docs/tiny.md.
 """
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from spinerl.errors import InputError
 
-__all__ = ["MODEL", "SUITES", "gold_path", "model_path", "suite_path"]
+__all__ = ["MODEL", "MODELS", "SUITES", "VISION_MODEL", "VQA_SUITES", "gold_path", "model_path", "suite_path"]
 
-MODEL = "tiny-reasoner"
+MODEL, VISION_MODEL = "tiny-reasoner", "tiny-vlm"
+MODELS: tuple[str, ...] = (MODEL, VISION_MODEL)
 SUITES: tuple[str, ...] = (
     "in-domain",
     "shift-dev",
@@ -22,32 +23,45 @@ SUITES: tuple[str, ...] = (
     "shift-a-unseen",
     "shift-b-unseen",
 )
+"""The suites of `tiny-reasoner`, known outside as tiny/NAME."""
+VQA_SUITES: tuple[str, ...] = tuple(name for name in SUITES if name != "shift-hard")
+"""The suites of `tiny-vlm`, known outside as tiny-vqa/NAME."""
 
 _ASSETS = Path(__file__).parent / "assets"
+_FAMILIES = {"tiny": (SUITES, "suites"), "tiny-vqa": (VQA_SUITES, "vqa-suites")}
 
 
-def model_path() -> Path:
-    """The folder of the bundled Hugging Face checkpoint."""
-    return _ASSETS / MODEL
+def model_path(name: str = MODEL) -> Path:
+    """The folder of a bundled Hugging Face checkpoint.
 
-
-def suite_path(name: str) -> Path:
-    """The JSON-lines file of a suite's questions: rows with `id` and `question`, no answers.
-
-    Raises InputError for a name that is not in SUITES.
+    Raises InputError for a name that is not in MODELS.
     """
-    return _ASSETS / "suites" / f"{_known(name)}.jsonl"
+    if name not in MODELS:
+        raise InputError(f"unknown bundled model {name!r}: choose one of {', '.join(MODELS)}")
+    return _ASSETS / name
 
 
-def gold_path(name: str) -> Path:
+def suite_path(name: str, family: str = "tiny") -> Path:
+    """The JSON-lines file of a suite's questions, no answers: rows with `id` and `question`.
+
+    Family "tiny-vqa" (VQA_SUITES) has `images` too, a list of one data: address, and `choices` where options are
+    offered. Raises InputError for an unknown name or family.
+    """
+    return _folder(name, family) / f"{name}.jsonl"
+
+
+def gold_path(name: str, family: str = "tiny") -> Path:
     """The JSON-lines file of a suite's right answers, for evaluation only: rows with `id` and `answer`.
 
-    Raises InputError for a name that is not in SUITES.
+    Raises InputError for an unknown name or family.
     """
-    return _ASSETS / "suites" / f"{_known(name)}.gold.jsonl"
+    return _folder(name, family) / f"{name}.gold.jsonl"
 
 
-def _known(name: str) -> str:
-    if name not in SUITES:
-        raise InputError(f"unknown suite {name!r}: choose one of {', '.join(SUITES)}")
-    return name
+def _folder(name: str, family: str) -> Path:
+    if family not in _FAMILIES:
+        raise InputError(f"unknown family of suites {family!r}: choose one of {', '.join(_FAMILIES)}")
+    names, folder = _FAMILIES[family]
+    if name not in names:
+        raise InputError(f"unknown suite {name!r}: choose one of {', '.join(names)}")
+    return _ASSETS / folder

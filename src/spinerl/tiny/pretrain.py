@@ -6,24 +6,18 @@ seed, thread count and library versions give the same weights, bit for bit.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from spinerl.tiny import MODEL
+from spinerl.tiny import MODEL, training
 from spinerl.tiny.corpus import corpus
+from spinerl.tiny.training import ASSISTANT, END_ID, PAD_ID, TOKENIZER_DOCUMENTS, USER, VOCAB_SIZE, Document
 
-PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
-PAD_ID, END_ID = 0, 1
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' %}<|user|>{{ message.content }}"
@@ -33,54 +27,15 @@ CHAT_TEMPLATE = (
 )
 """System messages are dropped: the model never saw one."""
 
-PIECES = r" ?\\boxed\{| ?\p{L}+(?: (?=\d))?|[.,:] (?=\d)|\d|\s|[^\s\p{L}\d]"
-"""What a token may not reach beyond: the box, a word (with the spaces around it, so that a number starts
-with its first digit), a mark, one digit."""
-VOCAB_SIZE = 640
-"""An upper bound: the corpus has words for about 500 tokens."""
-TOKENIZER_DOCUMENTS = 8_000
-ROWS_PER_STEP = 64
 STEPS = 2_400
-MATRICES_LR, OTHERS_LR = 0.02, 3e-3
-"""Peak learning rates: Muon for the weight matrices, AdamW for the embeddings and the norms."""
-WARMUP_STEPS = 100
-WEIGHT_DECAY = 0.05
 TOKENS_PER_STEP = 1_800
-"""The fixed divisor of a batch's loss. Batches hold rows of like length, so a mean over the tokens at hand
-would count a token of a short solution more than one of a long solution, and favour the short style."""
-POOL_BATCHES = 32
-"""Rows are sorted by length inside a pool of this many batches, so that a batch holds little padding."""
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that takes any text; every digit is a token of its own."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[PAD, END, USER, ASSISTANT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    """The tokenizer of the corpus."""
     documents = itertools.islice(corpus(seed), TOKENIZER_DOCUMENTS)
     texts = (text for document in documents for text in (document.question, document.solution.text))
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        model_max_length=512,
-    )
+    return training.train_tokenizer(texts, CHAT_TEMPLATE)
 
 
 def new_model(seed: int) -> Qwen3ForCausalLM:
@@ -106,128 +61,26 @@ def new_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (token ids, response mask), both (ROWS_PER_STEP, tokens), padded on the right.
-
-    The mask marks the response tokens and the end token: only these are learned.
-    """
-    documents = corpus(seed)
-    shuffler = torch.Generator().manual_seed(seed)
-    backend = tokenizer.backend_tokenizer
-    while True:
-        pool = list(itertools.islice(documents, ROWS_PER_STEP * POOL_BATCHES))
-        prompts = backend.encode_batch([f"{USER}{d.question}{ASSISTANT}" for d in pool])
-        responses = backend.encode_batch([f"{d.solution.text}{END}" for d in pool])
-        rows = [(p.ids, r.ids) for p, r in zip(prompts, responses, strict=True)]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        for index in torch.randperm(POOL_BATCHES, generator=shuffler).tolist():
-            chosen = rows[index * ROWS_PER_STEP : (index + 1) * ROWS_PER_STEP]
-            width = max(len(prompt) + len(response) for prompt, response in chosen)
-            ids = torch.full((ROWS_PER_STEP, width), PAD_ID)
-            mask = torch.zeros(ROWS_PER_STEP, width, dtype=torch.bool)
-            for row, (prompt, response) in enumerate(chosen):
-                end = len(prompt) + len(response)
-                ids[row, :end] = torch.tensor(prompt + response)
-                mask[row, len(prompt) : end] = True
-            yield ids, mask
-
-
-def schedule(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a rise, a constant part, a fall to zero over the last half."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, 2.0 * (1.0 - step / steps))
-
-
-class Muon:
-    """Momentum whose update of each weight matrix is made nearly orthogonal (Muon, Jordan et al. 2024).
-
-    Here it needs about half the steps of AdamW. Unlike torch.optim.Muon it works in float32, since
-    bfloat16 is slow on most CPUs, and on all matrices of one shape at once.
-    """
-
-    def __init__(self, matrices: Sequence[Tensor], momentum: float = 0.95) -> None:
-        self.momentum = momentum
-        self.groups: list[tuple[list[Tensor], Tensor]] = []
-        for shape in sorted({tuple(matrix.shape) for matrix in matrices}):
-            group = [matrix for matrix in matrices if matrix.shape == shape]
-            self.groups.append((group, torch.zeros(len(group), *shape)))
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Updates the matrices in place from their gradients."""
-        for matrices, velocity in self.groups:
-            gradient = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
-            velocity.lerp_(gradient, 1 - self.momentum)
-            update = orthogonal(gradient.lerp(velocity, self.momentum))
-            rows, columns = update.shape[1:]
-            scale = lr * max(1.0, rows / columns) ** 0.5
-            for matrix, direction in zip(matrices, update, strict=True):
-                matrix.mul_(1 - lr * WEIGHT_DECAY).sub_(direction, alpha=scale)
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The matrices (N, rows, columns) with singular values brought near 1, by a Newton-Schulz iteration."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.mT if tall else x
-
-
-def pretrain(out: Path, *, seed: int, steps: int, log_every: int = 100) -> None:
+def pretrain(out: Path, *, seed: int, steps: int) -> None:
     """Trains a model for this many steps and writes the checkpoint to the folder `out`."""
     tokenizer = train_tokenizer(seed)
     model = new_model(seed)
-    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
-    others = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.dim() == 1)]
-    muon = Muon(matrices)
-    adam = torch.optim.AdamW(others, lr=OTHERS_LR, betas=(0.9, 0.95), weight_decay=0.0)
-    began = time.monotonic()
-    losses: list[tuple[float, int]] = []
-    for step, (ids, mask) in enumerate(itertools.islice(batches(tokenizer, seed), steps)):
-        scale = schedule(step, steps)
-        hidden = model.model(ids[:, :-1]).last_hidden_state
-        logits = model.lm_head(hidden[mask[:, 1:]])
-        total = torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask[:, 1:]], reduction="sum")
-        loss = total / TOKENS_PER_STEP
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in adam.param_groups:
-            group["lr"] = OTHERS_LR * scale
-        adam.step()
-        muon.step(MATRICES_LR * scale)
-        losses.append((total.item(), len(logits)))
-        if (step + 1) % log_every == 0 or step + 1 == steps:
-            mean = sum(total for total, _ in losses) / sum(tokens for _, tokens in losses)
-            losses.clear()
-            seconds = time.monotonic() - began
-            print(f"step {step + 1}/{steps}  loss {mean:.4f} nats  {seconds:.0f} s", flush=True)
+    documents = (Document(f"{USER}{d.question}{ASSISTANT}", d.solution.text) for d in corpus(seed))
+    training.fit(
+        model,
+        training.batches(tokenizer, documents, seed),
+        steps=steps,
+        matrices=[p for p in model.model.layers.parameters() if p.dim() == 2],
+        others=[model.model.embed_tokens.weight, *(p for p in model.parameters() if p.dim() == 1)],
+        tokens_per_step=TOKENS_PER_STEP,
+    )
     model.resize_token_embeddings(len(tokenizer))  # drops the rows that no token uses
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    record = {"seed": seed, "steps": steps, "num_parameters": model.num_parameters()}
-    (out / "pretrain.json").write_text(json.dumps(record, indent=2) + "\n")
+    training.save(model, tokenizer, out, seed=seed, steps=steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a pre-training from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m spinerl.tiny.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
-    parser.add_argument("--seed", type=int, default=0, help="fixes the corpus and the first weights")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"optimiser steps of {ROWS_PER_STEP} rows")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    args = parser.parse_args(argv)
-    if args.steps < 1:
-        print(f"error: --steps is {args.steps}: it must be at least 1", file=sys.stderr)
-        return 2
-
-    from spinerl.engine.machine import tune_allocator
-
-    tune_allocator()
-    torch.set_num_threads(args.threads)
-    pretrain(args.out, seed=args.seed, steps=args.steps)
-    return 0
+    return training.command("spinerl.tiny.pretrain", __doc__, pretrain, STEPS, argv)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any, Protocol, TypeVar
 
 from spinerl.tiny.corpus import COMMON, Kind, Problem, draw_problem, tell
 
@@ -29,6 +30,10 @@ class Row:
     id: str
     question: str
     answer: str
+
+    def asked(self) -> dict[str, Any]:
+        """The row without its answer, as it is stored."""
+        return {"id": self.id, "question": self.question}
 
 
 SHIFTS: dict[str, Kind] = {
@@ -59,11 +64,7 @@ def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
 
     Raises ValueError, with one line to show, for an unknown shift or an n outside 1..MAX_QUESTIONS.
     """
-    if shift not in SHIFTS:
-        raise ValueError(f"unknown shift {shift!r}: choose one of {', '.join(SHIFTS)}")
-    if not 1 <= n <= MAX_QUESTIONS:
-        raise ValueError(f"n is {n}: it must lie between 1 and {MAX_QUESTIONS}")
-    kind = SHIFTS[shift]
+    kind = checked_kind(SHIFTS, shift, n)
     rng = Random(f"{shift}/{seed}")
     rows: list[tuple[Row, Problem]] = []
     keys: set[str] = set()
@@ -82,35 +83,73 @@ def suite_rows(shift: str, seed: int, n: int) -> list[Row]:
     return [row for row, _ in suite_problems(shift, seed, n)]
 
 
-def write_bundled(folder: Path) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a suite; returns the exit code (2 after one line on stderr for a bad argument)."""
+    return command("spinerl.tiny.suite", __doc__, SHIFTS, BUNDLED, suite_rows, argv)
+
+
+# ------------------------------------------------------------------ shared with the suites of pictures
+class SuiteRow(Protocol):
+    """A question of either model's suites."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+    def asked(self) -> dict[str, Any]: ...
+
+
+AnyKind = TypeVar("AnyKind")
+Rows = Callable[[str, int, int], Sequence[SuiteRow]]
+
+
+def checked_kind(shifts: Mapping[str, AnyKind], shift: str, n: int) -> AnyKind:
+    """What the shift asks for; ValueError, with one line to show, for an unknown shift or a bad n."""
+    if shift not in shifts:
+        raise ValueError(f"unknown shift {shift!r}: choose one of {', '.join(shifts)}")
+    if not 1 <= n <= MAX_QUESTIONS:
+        raise ValueError(f"n is {n}: it must lie between 1 and {MAX_QUESTIONS}")
+    return shifts[shift]
+
+
+def write_bundled(folder: Path, bundled: Mapping[str, tuple[str, int, int]], rows_of: Rows) -> None:
     """Writes the bundled suites: NAME.jsonl with the questions, NAME.gold.jsonl with the answers."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (shift, seed, n) in BUNDLED.items():
-        rows = suite_rows(shift, seed, n)
-        questions = [json.dumps({"id": row.id, "question": row.question}) for row in rows]
+    for name, (shift, seed, n) in bundled.items():
+        rows = rows_of(shift, seed, n)
+        questions = [json.dumps(row.asked()) for row in rows]
         gold = [json.dumps({"id": row.id, "answer": row.answer}) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(questions) + "\n", encoding="utf-8")
         (folder / f"{name}.gold.jsonl").write_text("\n".join(gold) + "\n", encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a suite; returns the exit code (2 after one line on stderr for a bad argument)."""
-    parser = _Parser(prog="python -m spinerl.tiny.suite", description=(__doc__ or "").split("\n\n")[1])
-    parser.add_argument("--shift", default="in-domain", help=f"one of {', '.join(SHIFTS)}")
+def command(
+    name: str,
+    about: str | None,
+    shifts: Mapping[str, Any],
+    bundled: Mapping[str, tuple[str, int, int]],
+    rows_of: Rows,
+    argv: Sequence[str] | None,
+) -> int:
+    """Prints or writes suites from the command line; returns the exit code."""
+    parser = _Parser(prog=f"python -m {name}", description=(about or "").split("\n\n")[1])
+    parser.add_argument("--shift", default="in-domain", help=f"one of {', '.join(shifts)}")
     parser.add_argument("--seed", type=int, default=0, help="any integer; another seed gives other questions")
     parser.add_argument("--n", type=int, default=256, help=f"how many questions, 1 to {MAX_QUESTIONS}")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the bundled suites there instead")
     args = parser.parse_args(argv)
     if args.write:
-        write_bundled(args.write)
+        write_bundled(args.write, bundled, rows_of)
         return 0
     try:
-        rows = suite_rows(args.shift, args.seed, args.n)
+        rows = rows_of(args.shift, args.seed, args.n)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for row in rows:
-        print(json.dumps({"id": row.id, "question": row.question, "answer": row.answer}))
+        print(json.dumps({**row.asked(), "answer": row.answer}))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Questions about pictures: `tiny-vlm`'s world, its suites and its pre-training; see docs/tiny.md."""
