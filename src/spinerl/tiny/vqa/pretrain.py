@@ -138,7 +138,8 @@ def new_model(seed: int, image_id: int) -> Idefics3ForConditionalGeneration:
     )
     config.spinerl_profile = VISION_MODEL  # copies and adapted models keep the settings that suit it (spinerl.config)
     model = Idefics3ForConditionalGeneration(config)
-    torch.nn.init.normal_(model.model.vision_model.embeddings.position_embedding.weight, std=PLACES_STD)
+    places: Any = model.model.vision_model.embeddings.position_embedding
+    torch.nn.init.normal_(places.weight, std=PLACES_STD)
     return model
 
 
@@ -194,7 +195,7 @@ def open_eyes(model: Idefics3ForConditionalGeneration, seed: int, steps: int) ->
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the products are small
-    width, kinds = model.config.text_config.hidden_size, len(COLOURS) + 1
+    width, kinds = model.get_input_embeddings().embedding_dim, len(COLOURS) + 1
     sizes = {"blocks": 16 * kinds, "shape": len(SHAPES) + 1, "colour": kinds, "small": 2, "height": TALLEST + 1}
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, size) for name, size in sizes.items()})
     adam = torch.optim.AdamW([*_seeing(model), *heads.parameters()], lr=EYES_LR, betas=(0.9, 0.95), weight_decay=0.0)
@@ -270,7 +271,8 @@ def _seeing(model: Idefics3ForConditionalGeneration) -> list[torch.nn.Parameter]
 def _features(model: Idefics3ForConditionalGeneration, pictures: Iterable[Picture]) -> Tensor:
     """What the pictures are to the part that reads: (pictures, cells, width)."""
     pixels = pixel_values(pictures)
-    found: Any = model.model.get_image_features(pixels, return_dict=True)
+    backbone: Any = model.model
+    found = backbone.get_image_features(pixels, return_dict=True)
     return torch.cat(list(found.pooler_output)).reshape(len(pixels), IMAGE_TOKENS, -1)
 
 
