@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spinerl import tiny
-from spinerl.tiny import pretrain
+from spinerl.tiny import pretrain, training
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_checkpoint_is_a_small_float32_qwen3(model) -> None:
     assert model.dtype == torch.float32
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.num_parameters() <= 2_000_000
-    assert model.config.eos_token_id == pretrain.END_ID
+    assert model.config.eos_token_id == training.END_ID
     assert (tiny.model_path() / "model.safetensors").stat().st_size <= 5_000_000
     assert sum(path.stat().st_size for path in tiny.model_path().iterdir()) <= 6_000_000
 
@@ -42,7 +42,7 @@ def test_chat_template_gives_the_prompt_of_pre_training(tokenizer) -> None:
     with_answer = [*messages, {"role": "assistant", "content": "\\boxed{7}"}]
     assert tokenizer.apply_chat_template(with_answer, tokenize=False) == prompt + "\\boxed{7}<|end|>"
     assert tokenizer.eos_token == "<|end|>"
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (pretrain.PAD_ID, pretrain.END_ID)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (training.PAD_ID, training.END_ID)
 
 
 @settings(max_examples=200, deadline=None)

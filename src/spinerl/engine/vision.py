@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.utils.hub import cached_file
 
 from spinerl.errors import InputError
@@ -52,7 +52,7 @@ class Vision:
     ) -> None:
         self._model = model
         self._inner: Any = model.base_model
-        self._processor: Any = _load_processor(source, **options)
+        self._processor: Any = _load_processor(model.config.model_type, source, **options)
         self._source, self._options = source, options
         self._max_pixels = max_pixels
         self._share = share
@@ -188,7 +188,7 @@ def vision_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in reading]
 
 
-def _load_processor(source: str, **options: Any) -> ProcessorMixin:
+def _load_processor(model_type: str, source: str, **options: Any) -> ProcessorMixin:
     """The processor of a model without the part that reads videos.
 
     transformers' own loader wants that part, which wants torchvision, for images too.
@@ -196,7 +196,7 @@ def _load_processor(source: str, **options: Any) -> ProcessorMixin:
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
 
-    name = PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(source, **options).model_type)
+    name = PROCESSOR_MAPPING_NAMES.get(model_type)
     ordinary: Any = getattr(transformers, name or "", None)
     if ordinary is None:
         return transformers.AutoProcessor.from_pretrained(source, **options)

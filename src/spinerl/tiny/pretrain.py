@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from spinerl.tiny import MODEL, training
 from spinerl.tiny.corpus import corpus
-from spinerl.tiny.training import ASSISTANT, END_ID, PAD_ID, TOKENIZER_DOCUMENTS, USER, VOCAB_SIZE, Document
+from spinerl.tiny.training import ASSISTANT, TOKENIZER_DOCUMENTS, USER, Document
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -41,22 +41,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 def new_model(seed: int) -> Qwen3ForCausalLM:
     """An untrained float32 Qwen3 of about 0.9 million parameters."""
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=END_ID,
-        pad_token_id=PAD_ID,
-        dtype=torch.float32,
-    )
+    config = Qwen3Config(**training.READER, **training.IDS)
     config.spinerl_profile = MODEL  # copies and adapted models keep the settings that suit it (spinerl.config)
     return Qwen3ForCausalLM(config)
 

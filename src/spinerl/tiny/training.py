@@ -23,6 +23,21 @@ PIECES = r" ?\\boxed\{| ?\p{L}+(?: (?=\d))?|[.,:] (?=\d)|\d|\s|[^\s\p{L}\d]"
 with its first digit), a mark, one digit."""
 VOCAB_SIZE = 640
 """An upper bound: a corpus has words for about 500 tokens."""
+READER: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "tie_word_embeddings": True,
+    "dtype": torch.float32,
+}
+"""The size of the part that reads, the same in both models."""
+IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": END_ID, "pad_token_id": PAD_ID}
 TOKENIZER_DOCUMENTS = 8_000
 ROWS_PER_STEP = 64
 MATRICES_LR, OTHERS_LR = 0.02, 3e-3

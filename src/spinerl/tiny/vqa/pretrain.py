@@ -29,12 +29,9 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from spinerl.tiny import VISION_MODEL, training
 from spinerl.tiny.training import (
     ASSISTANT,
-    END_ID,
-    PAD_ID,
     ROWS_PER_STEP,
     TOKENIZER_DOCUMENTS,
     USER,
-    VOCAB_SIZE,
     Batch,
     Document,
 )
@@ -104,21 +101,7 @@ def new_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
 def new_model(seed: int, image_id: int) -> Idefics3ForConditionalGeneration:
     """An untrained float32 Idefics3 of about 1.2 million parameters."""
     torch.manual_seed(seed)
-    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": END_ID, "pad_token_id": PAD_ID}
-    text = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True,
-        dtype=torch.float32,
-        **ids,
-    )
+    text = LlamaConfig(**training.READER, **training.IDS)
     vision = Idefics3VisionConfig(
         hidden_size=96,
         intermediate_size=288,
@@ -134,7 +117,7 @@ def new_model(seed: int, image_id: int) -> Idefics3ForConditionalGeneration:
         image_token_id=image_id,
         tie_word_embeddings=True,
         dtype=torch.float32,
-        **ids,
+        **training.IDS,
     )
     config.spinerl_profile = VISION_MODEL  # copies and adapted models keep the settings that suit it (spinerl.config)
     model = Idefics3ForConditionalGeneration(config)
