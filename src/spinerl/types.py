@@ -141,7 +141,8 @@ class Rollout:
     `prompts` has P token-id tuples (one per question, shared by its responses).  `finished_mask` (P*N,) is False
     for a response cut off by the token limit.  `texts` are decoded without special tokens.  `certainties` are there
     when asked for.  `num_drawn` is the number of tokens drawn, where responses share some of theirs (None: all of
-    them are their own).
+    them are their own).  `sampler_logprobs` are there where another engine sampled: the tokens' log-probabilities by
+    its account, while `logprobs` and `entropies` are the learning model's.
     """
 
     questions: tuple[Question, ...]
@@ -155,6 +156,7 @@ class Rollout:
     texts: tuple[str, ...]
     certainties: torch.Tensor | None = None  # (P*N, T) float32, KL(uniform || distribution) in nats
     num_drawn: int | None = None
+    sampler_logprobs: torch.Tensor | None = None  # (P*N, T) float32
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.machine import choose_threads, tune_allocator
+from spinerl.engine.vllm import open_engine, require_vllm
 from spinerl.types import GoldTable, Question
 
 __all__ = ["Observer", "Workload", "open_workload"]
@@ -63,6 +64,8 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
 
     `config` has been through `spinerl.data.resolve`.  Raises InputError; writes nothing.
     """
+    if config.rollout.engine == "vllm" and config.vllm.url is None:
+        require_vllm()  # rather now than after a large model was read
     tune_allocator()
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
     loaded = load_model(config.model)
@@ -70,6 +73,8 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
         torch.set_num_threads(config.threads)
     elif loaded.device.type == "cpu":
         choose_threads(loaded.model, loaded.vocabulary)
+    if config.rollout.engine == "vllm":
+        loaded = replace(loaded, engine=open_engine(config, loaded))
     questions, prompts, num_too_long = render_all(
         data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
     )

@@ -37,6 +37,7 @@ from spinerl.engine.loading import load_tokenizer, resolve_name
 from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.passes import MicroBatch, micro_batch
 from spinerl.engine.policy import Terms, wanted_tokens, weigh_terms
+from spinerl.engine.rollouts import rollout_of
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
 from spinerl.maths import (
     SELECTORS,
@@ -97,6 +98,7 @@ _REASONS = {
     "log": "this loop writes metrics.jsonl alone",
     "rollout": "TRL samples the responses, and has no such setting",
     "optim": "it belongs to the native engine",
+    "vllm": "TRL has arguments of its own for vLLM: trl.use_vllm=true, trl.vllm_mode=server, ...",
     "model": "images are not shown to models here",
     "lora": "adapters are trained by `spinerl adapt`",
 }
@@ -471,21 +473,15 @@ class SpineTrainer(GRPOTrainer):
         places = [place for place, _ in sampled[::n]]
         if [place for place, _ in sampled] != [place for place in places for _ in range(n)]:
             raise RunError("the responses to a question do not lie together across processes")
-        lengths = torch.tensor([len(ids) for _, ids in sampled])
-        tokens = torch.full((len(sampled), int(lengths.max())), self._pad_id)
-        for row, (_, ids) in enumerate(sampled):
-            tokens[row, : len(ids)] = torch.tensor(ids)
-        nothing = torch.zeros(tokens.shape)
-        return Rollout(
-            questions=tuple(self._questions[place] for place in places),
-            prompts=tuple(self._prompts[place] for place in places),
-            num_responses=n,
-            tokens=tokens,
-            mask=torch.arange(tokens.shape[1]) < lengths.unsqueeze(1),
-            logprobs=nothing,
-            entropies=nothing,
-            finished_mask=torch.tensor([bool(ids) and ids[-1] in self.eos_token_ids for _, ids in sampled]),
-            texts=tuple(self._tokenizer.batch_decode([ids for _, ids in sampled], skip_special_tokens=True)),
+        responses = [ids for _, ids in sampled]
+        return rollout_of(
+            [self._questions[place] for place in places],
+            [self._prompts[place] for place in places],
+            n,
+            responses,
+            [bool(ids) and ids[-1] in self.eos_token_ids for ids in responses],
+            self._tokenizer,
+            self._pad_id,
         )
 
     def _figures_of(self, rollout: Rollout) -> dict[str, torch.Tensor]:

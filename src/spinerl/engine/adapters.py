@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from spinerl.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["add_adapters", "base_of", "merged", "save_adapters"]
+__all__ = ["adapted_weights", "add_adapters", "base_of", "merged", "save_adapters"]
 
 _CONFIG = "adapter_config.json"
 
@@ -84,6 +85,27 @@ def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the adapters in {folder} do not fit the model they name: {reason}") from None
     return adapted.merge_and_unload()
+
+
+def adapted_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, weight) of every weight once, named as without adapters, what they add being added in.
+
+    The model stays as it is; a sum exists only while its caller holds it.
+    """
+    layers = {}
+    if getattr(model, "peft_config", None):
+        from peft.tuners.lora import LoraLayer
+
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    for name, weight in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        layer: Any = layers.get(owner.removesuffix(".base_layer")) if owner.endswith(".base_layer") else None
+        if layer is None:
+            if ".lora_" not in name:
+                yield name, weight.detach()
+        else:
+            added = own == "weight" and sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            yield f"{owner.removesuffix('.base_layer')}.{own}", (weight + added if own == "weight" else weight).detach()
 
 
 def _targets(model: PreTrainedModel, wanted: str, train_vision: bool) -> list[str]:

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from spinerl.config import ModelConfig
+from spinerl.config import ModelConfig, RolloutConfig
 from spinerl.engine.adapters import base_of, merged
 from spinerl.engine.machine import pick_device
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
-from spinerl.types import ImagePrompt
+from spinerl.types import ImagePrompt, Question, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolve_name", "save_model"]
+__all__ = ["Engine", "LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolve_name", "save_model"]
+
+
+class Engine(Protocol):
+    """Samples for a model, with that model's weights as they are at the call."""
+
+    def respond(
+        self,
+        loaded: LoadedModel,
+        questions: Sequence[Question],
+        prompts: Sequence[tuple[int, ...]],
+        num_responses: int,
+        rollout: RolloutConfig,
+        seed: tuple[object, ...] | None,
+        limits: Sequence[int],
+        on_tokens: Callable[[int], None] | None,
+    ) -> Rollout:
+        """As `spinerl.engine.sampler.sample_responses`; `seed` None takes the likeliest tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,8 @@ class LoadedModel:
     """A model on its device, its tokenizer, and the ids that end a response.
 
     `vision` is there for models that see images.  `without_adapters` says that this is the model beneath its adapters
-    (`base`), which every pass must put to rest (`acting`).  `abilities` remembers what was found out about the model:
+    (`base`), which every pass must put to rest (`acting`).  `engine` samples in place of our own sampler.  `abilities`
+    remembers what was found out about the model:
     for each fast path, whether a trial run gave the same numbers as the plain path.
     """
 
@@ -41,12 +60,13 @@ class LoadedModel:
     device: torch.device
     vision: Vision | None = None
     without_adapters: bool = False
+    engine: Engine | None = None
     abilities: dict[str, bool] = field(default_factory=dict, compare=False)
 
     @property
     def base(self) -> LoadedModel:
         """The same model without its adapters: what it was before it learned, at no cost in memory."""
-        return replace(self, without_adapters=True)
+        return replace(self, without_adapters=True, engine=None)
 
     @contextmanager
     def acting(self) -> Iterator[None]:

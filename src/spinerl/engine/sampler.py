@@ -59,6 +59,7 @@ def sample_responses(
 
     Log-probabilities and entropies are those of softmax(logits / temperature) before top-k, top-p and min-p, so
     that they equal what a forward pass over the finished text gives.  Tokens that stand for images are never drawn.
+    Where another engine samples for the model (`loaded.engine`), this hands the questions on to it.
 
     Args:
         seed: names the random streams; equal seeds give equal responses.
@@ -70,8 +71,10 @@ def sample_responses(
     Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and
     NonFiniteError for a model whose logits are not numbers.
     """
-    streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
+    if loaded.engine is not None:
+        return loaded.engine.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
+    streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     manner = _Manner(rollout.temperature, _truncation(rollout, loaded), streams, certainties, most)
     return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check)
 
@@ -89,7 +92,10 @@ def greedy_responses(
 
     `on_tokens`, `turns_per_check` and errors as for `sample_responses`.
     """
-    manner = _Manner(1.0, _unwritable(loaded), None, False, [rollout.max_new_tokens] * len(questions))
+    most = [rollout.max_new_tokens] * len(questions)
+    if loaded.engine is not None:
+        return loaded.engine.respond(loaded, questions, prompts, 1, rollout, None, most, on_tokens)
+    manner = _Manner(1.0, _unwritable(loaded), None, False, most)
     return _respond(loaded, questions, prompts, 1, rollout, manner, on_tokens, turns_per_check)
 
 

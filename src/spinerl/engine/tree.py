@@ -108,6 +108,9 @@ def _assembled(
     certainties = None
     if base.certainties is not None and grown.certainties is not None:
         certainties = whole(base.certainties, grown.certainties, 0.0)[order]
+    sampler_logprobs = None
+    if base.sampler_logprobs is not None and grown.sampler_logprobs is not None:
+        sampler_logprobs = whole(base.sampler_logprobs, grown.sampler_logprobs, 0.0)[order]
     return Rollout(
         questions=base.questions,
         prompts=base.prompts,
@@ -120,6 +123,7 @@ def _assembled(
         texts=tuple(texts),
         certainties=certainties,
         num_drawn=int(base.mask.sum() + grown.mask.sum()),
+        sampler_logprobs=sampler_logprobs,
     )
 
 

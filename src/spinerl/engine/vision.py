@@ -163,14 +163,19 @@ class Vision:
 
     def processed(self, text: str, images: Sequence[ImageRef]) -> Mapping[str, torch.Tensor]:
         """What the processor gives for one prompt: `input_ids` (1, T), `pixel_values`, ... by name."""
-        # Whoever loaded the questions has held them to data.max_image_pixels.
-        pictures = [self._fitted(open_image(image, max_pixels=sys.maxsize)) for image in images]
         try:
-            found = self._processor(text=[text], images=[pictures], return_tensors="pt", add_special_tokens=False)
+            found = self._processor(
+                text=[text], images=[self.pictures(images)], return_tensors="pt", add_special_tokens=False
+            )
         except (ValueError, TypeError, IndexError, StopIteration) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(f"the model's processor refuses {len(images)} image(s): {reason}") from None
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+    def pictures(self, images: Sequence[ImageRef]) -> list[Any]:
+        """The images opened (PIL), shrunk to `max_pixels` where they have more."""
+        # Whoever loaded the questions has held them to data.max_image_pixels.
+        return [self._fitted(open_image(image, max_pixels=sys.maxsize)) for image in images]
 
     def _fitted(self, picture: Any) -> Any:
         """The picture, shrunk to `max_pixels` where it has more."""

@@ -11,6 +11,7 @@ from spinerl.maths.credit import batch_advantages, bounded_advantages, entropy_a
 from spinerl.maths.forks import all_tokens_mask, top_entropy_mask
 from spinerl.maths.logprobs import log_distribution, pick_logprobs, shannon_entropies, token_figures
 from spinerl.maths.losses import clipped_surrogate, exact_kl, sampled_kl
+from spinerl.maths.mismatch import importance_weights, mismatch_figures
 from spinerl.maths.novelty import novelty_scores
 from spinerl.maths.order import nearest_first
 from spinerl.maths.reduce import masked_mean, term_weights
@@ -32,12 +33,14 @@ __all__ = [
     "entropy_advantages",
     "exact_kl",
     "group_advantages",
+    "importance_weights",
     "log_distribution",
     "low_entropy_mask",
     "low_entropy_reward",
     "masked_mean",
     "mean_certainty",
     "mean_probability",
+    "mismatch_figures",
     "nearest_first",
     "novelty_scores",
     "pick_logprobs",
