@@ -208,6 +208,11 @@ def training_arguments(
     """
     check_config(config)
     _check_arguments(trl)
+    on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and trl.get("deepspeed"):
+        raise InputError(
+            f"trl.deepspeed={trl['deepspeed']} needs GPUs: on a CPU accelerate tells it of one process alone"
+        )
     if num_processes is None:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = min(config.questions_per_step, num_questions)
@@ -223,7 +228,6 @@ def training_arguments(
     at_once = _rows_at_once(config, longest_prompt)
     micros = next(n for n in range(1, per_update + 1) if per_update % n == 0 and learned <= n * num_processes * at_once)
     num_updates = config.optim.epochs * parts
-    on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     needs_anchor = config.anchor.weight > 0 or (config.band.weight > 0 and config.band.edges == "initial")
     settings: dict[str, Any] = {
         "recipe": config.model_copy(update={"guard": config.guard.model_copy(update={"mode": "off"})}).model_dump(),
