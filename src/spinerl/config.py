@@ -251,6 +251,9 @@ class OptimConfig(_Section):
     trim: bool = Field(True, description="rows end at their last selected token")
     skip: bool = Field(True, description="rows without a selected token are not computed")
     sort: bool = Field(True, description="rows of like length are computed together")
+    fast_products: bool = Field(
+        True, description="on a CPU, float32 matrices are multiplied by oneDNN rather than by torch's default library"
+    )
     head_chunk: int = Field(
         0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"
     )

@@ -47,5 +47,6 @@ def test_equals_the_products_that_run(model_folders):
     assert counter.get_total_flops() == pytest.approx(counted, abs=rotary)
 
 
-def test_the_peak_of_this_machine_is_a_speed():
-    assert 1e8 < matmul_peak(seconds=0.1) < 1e16
+@pytest.mark.parametrize("onednn", [False, True])
+def test_the_peak_of_this_machine_is_a_speed(onednn):
+    assert 1e8 < matmul_peak(seconds=0.1, onednn=onednn) < 1e16

@@ -86,17 +86,23 @@ def update_flops(
     return 3 * forward_flops(shape, tokens, attended, wanted)
 
 
-def matmul_peak(device: str = "cpu", dtype: Any = None, seconds: float = 0.6) -> float:
-    """FLOP per second of the fastest of a few square matrix products, the best of as many tries as fit in the time."""
+def matmul_peak(device: str = "cpu", dtype: Any = None, seconds: float = 0.6, *, onednn: bool = False) -> float:
+    """FLOP per second of the fastest of a few square matrix products, the best of as many tries as fit in the time.
+
+    `onednn`: by that library, on a CPU and in float32, instead of `torch.mm`.
+    """
     import torch
 
     best = 0.0
+    multiply = torch.mm
+    if onednn:
+        from spinerl.engine.products import multiply
     for size in (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         end = time.perf_counter() + seconds / 3
         while time.perf_counter() < end:
             start = time.perf_counter()
-            torch.mm(a, b)
+            multiply(a, b)
             if device != "cpu":
                 torch.cuda.synchronize()
             best = max(best, 2 * size**3 / (time.perf_counter() - start))

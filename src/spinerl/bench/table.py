@@ -121,6 +121,7 @@ def _images(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def _efficiency(found: Mapping[str, Any]) -> Iterator[Row]:
     peak = f"{found['matmul_gflop_per_s']:.0f} GFLOP/s"
+    yield "fastest matrix product / torch's", peak, f"{found['torch_mm_gflop_per_s']:.0f} GFLOP/s", ""
     for what, key in (("rollout", "rollout"), ("update", "update"), ("update, all tokens", "update_all_tokens")):
         share = found[f"{key}_fraction_of_peak"]
         yield f"share of peak, {what}", f"{100 * share:.0f} %", peak, ""

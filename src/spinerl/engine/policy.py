@@ -8,6 +8,7 @@ chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -16,6 +17,7 @@ from spinerl.engine.head import chunks
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.passes import Prefix, logits, plan, wanted_states
+from spinerl.engine.products import fast_products
 from spinerl.errors import NonFiniteError
 from spinerl.maths import (
     band_penalty,
@@ -47,15 +49,17 @@ def score(
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
     logprobs = torch.zeros(batch.tokens.shape, dtype=dtype)
     entropies = torch.zeros(batch.tokens.shape, dtype=dtype)
-    for piece in plan(loaded, batch, wanted, optim):
-        prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
-        for micro in piece.micros:
-            states = wanted_states(loaded, micro, prefix)
-            tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
-            for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
-                found = token_figures(logits(loaded, states[part]), tokens[part], batch.temperature)
-                cell = (micro.row_of[part], micro.column_of[part])
-                logprobs[cell], entropies[cell] = (figure.cpu() for figure in found)
+    pieces = plan(loaded, batch, wanted, optim)
+    with _products(loaded, optim):
+        for piece in pieces:
+            prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+            for micro in piece.micros:
+                states = wanted_states(loaded, micro, prefix)
+                tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
+                for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
+                    found = token_figures(logits(loaded, states[part]), tokens[part], batch.temperature)
+                    cell = (micro.row_of[part], micro.column_of[part])
+                    logprobs[cell], entropies[cell] = (figure.cpu() for figure in found)
     return logprobs, entropies
 
 
@@ -107,28 +111,32 @@ def update(
     optim = config.optim
     optimiser.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
-    for piece in plan(loaded, batch, wanted, optim):
-        prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
-        with torch.no_grad():
-            anchor_prefix = Prefix(exact_anchor, piece.prefixes) if exact_anchor and piece.prefixes else None
-        for micro in piece.micros:
-            states = wanted_states(loaded, micro, prefix)
+    pieces = plan(loaded, batch, wanted, optim)
+    with _products(loaded, optim), _products(exact_anchor, optim):
+        for piece in pieces:
+            prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
             with torch.no_grad():
-                anchor_states = wanted_states(exact_anchor, micro, anchor_prefix) if exact_anchor else None
-            slopes = []
-            for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
-                leaf = states[part].detach().requires_grad_()
-                anchor_logits = None
-                if exact_anchor is not None and anchor_states is not None:
-                    with torch.no_grad():
-                        anchor_logits = logits(exact_anchor, anchor_states[part])
-                terms.loss(logits(loaded, leaf), anchor_logits, micro.row_of[part], micro.column_of[part]).backward()
-                slopes.append(leaf.grad)
-            states.backward(torch.cat(slopes))
-            optimiser.collect()
-        if prefix is not None:
-            prefix.backward()
-            optimiser.collect()
+                anchor_prefix = Prefix(exact_anchor, piece.prefixes) if exact_anchor and piece.prefixes else None
+            for micro in piece.micros:
+                states = wanted_states(loaded, micro, prefix)
+                with torch.no_grad():
+                    anchor_states = wanted_states(exact_anchor, micro, anchor_prefix) if exact_anchor else None
+                slopes = []
+                for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
+                    leaf = states[part].detach().requires_grad_()
+                    anchor_logits = None
+                    if exact_anchor is not None and anchor_states is not None:
+                        with torch.no_grad():
+                            anchor_logits = logits(exact_anchor, anchor_states[part])
+                    terms.loss(
+                        logits(loaded, leaf), anchor_logits, micro.row_of[part], micro.column_of[part]
+                    ).backward()
+                    slopes.append(leaf.grad)
+                states.backward(torch.cat(slopes))
+                optimiser.collect()
+            if prefix is not None:
+                prefix.backward()
+                optimiser.collect()
     loaded.model.eval()
     figures = terms.figures()
     if not math.isfinite(figures["loss/total"]):
@@ -137,6 +145,10 @@ def update(
             "use model.dtype=float32"
         )
     return figures | optimiser.step()
+
+
+def _products(loaded: LoadedModel | None, optim: OptimConfig) -> AbstractContextManager[None]:
+    return nullcontext() if loaded is None or not optim.fast_products else fast_products(loaded)
 
 
 class Terms:

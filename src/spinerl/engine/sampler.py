@@ -28,7 +28,7 @@ from spinerl.config import RolloutConfig
 from spinerl.engine.cache import CopyingDecoder, fitting_tokens
 from spinerl.engine.draws import Truncation, draw
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.packed import packed_weights
+from spinerl.engine.products import packed_weights
 from spinerl.engine.shared import SharedDecoder, can_share_prompts
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of

@@ -1,0 +1,163 @@
+"""Products through oneDNN, in sampling and in learning: the same numbers, for as long as they are asked for."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from spinerl.config import LoraConfig, load_config
+from spinerl.engine.adapters import add_adapters
+from spinerl.engine.loading import load_model
+from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.policy import score, update
+from spinerl.engine.products import fast_products, packed_weights
+from spinerl.engine.sampler import sample_responses
+from spinerl.step import StepState, freeze_targets, trained_rows
+from spinerl.types import Question
+from tests.models import ARCHITECTURES
+
+QUESTIONS = (Question("a", "first"), Question("b", "second"))
+PROMPTS = ((3, 4, 5, 6, 7), (9, 8, 7))
+
+
+def opened(folder, **keys):
+    config = load_config(
+        overrides=[f"model={folder}", "rollout.max_new_tokens=24", *(f"{k}={v}" for k, v in keys.items())]
+    )
+    return load_model(config.model), config
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_weights_change_no_sample(model_folders, architecture):
+    loaded, config = opened(model_folders(architecture))
+    plain = config.rollout.model_copy(update={"pack_weights": False})
+    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 4, plain, ("p",))
+    assert "packed_weights" not in loaded.abilities
+    found = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("p",))
+    assert loaded.abilities["packed_weights"]
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.allclose(found.logprobs, expected.logprobs, atol=1e-4)
+
+
+def test_the_layers_are_their_own_again_afterwards(model_folders):
+    loaded, _ = opened(model_folders("qwen2"))
+    ids = torch.tensor([PROMPTS[0]])
+    layer = loaded.model.get_submodule("model.layers.0.mlp.up_proj")
+    with torch.inference_mode(), packed_weights(loaded):
+        assert "forward" in layer.__dict__
+        before = loaded.model(input_ids=ids).logits
+    assert "forward" not in layer.__dict__
+    with torch.no_grad():
+        layer.weight.mul_(3)
+        expected = loaded.model(input_ids=ids).logits
+    with torch.inference_mode(), packed_weights(loaded):  # the weights as they are now
+        found = loaded.model(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, before, atol=1e-3)
+
+
+def test_an_error_inside_leaves_no_packed_layer(model_folders):
+    loaded, _ = opened(model_folders("llama"))
+    with pytest.raises(RuntimeError, match="inside"), packed_weights(loaded):
+        raise RuntimeError("inside")
+    assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize("products", [packed_weights, fast_products])
+def test_other_types_are_left_alone(model_folders, products):
+    loaded, _ = opened(model_folders("qwen3"), **{"model.dtype": "bfloat16"})
+    with products(loaded):
+        assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+
+
+LEARNING = {
+    "group_size": 4,
+    "optim.max_grad_norm": 0,
+    "band.weight": 0.1,
+    "anchor.weight": 0.1,
+    "anchor.estimator": "exact",
+    "optim.head_chunk": 7,
+}
+
+
+def gradients(loaded, anchor, config, fast):
+    """{name: gradient} of an update, and what it saw; the weights stay."""
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"fast_products": fast})})
+    kept = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    rollout = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("g",))
+    batch, logprobs, entropies = trained_rows(rollout, config)
+    rewards = ((1.0, 0.0, 1.0, 0.0),) * 2
+    targets, _ = freeze_targets(anchor, batch, rewards, logprobs, entropies, config, StepState())
+    optimiser = Optimiser(loaded.model.parameters(), config.optim, 1)
+    figures = update(loaded, anchor, batch, targets, optimiser, config, torch.arange(len(batch.tokens)))
+    found = {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
+    loaded.model.load_state_dict(kept)
+    return found, figures
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_update_through_onednn_has_the_same_gradient(model_folders, architecture):
+    loaded, config = opened(model_folders(architecture), **LEARNING)
+    anchor = load_model(config.model)
+    with torch.no_grad():
+        for parameter in anchor.model.parameters():
+            parameter.mul_(1.1)
+    plain, expected = gradients(loaded, anchor, config, fast=False)
+    assert "fast_products" not in loaded.abilities
+    fast, found = gradients(loaded, anchor, config, fast=True)
+    assert loaded.abilities["fast_products"]
+    assert plain.keys() == fast.keys()
+    scale = max(float(gradient.abs().max()) for gradient in plain.values())
+    for name, gradient in plain.items():
+        assert float((fast[name] - gradient).abs().max()) < 2e-6 * scale, name
+    assert found["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-5, abs=1e-7)
+    assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+
+
+def test_adapters_learn_through_onednn_with_the_base_as_anchor(model_folders):
+    """The anchor is the same model: its products are exchanged twice, and put back twice."""
+    loaded, config = opened(model_folders("llama"), **LEARNING)
+    add_adapters(loaded.model, LoraConfig(rank=2), 0)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    loaded.abilities.clear()
+    plain, _ = gradients(loaded, loaded.base, config, fast=False)
+    fast, _ = gradients(loaded, loaded.base, config, fast=True)
+    assert plain
+    assert all("lora_" in name for name in plain)
+    scale = max(float(gradient.abs().max()) for gradient in plain.values())
+    assert max(float((fast[name] - plain[name]).abs().max()) for name in plain) < 5e-6 * scale
+    assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+
+
+def test_biases_many_rows_and_wide_layers():
+    """Slopes of weights are summed up 1,024 rows at a time, either way round; by hand against torch's own."""
+    from spinerl.engine.products import _Product
+
+    generator = torch.Generator().manual_seed(0)
+    for inside, outside in ((24, 7), (7, 24), (16, 16)):
+        states = torch.randn(3, 900, inside, generator=generator, requires_grad=True)
+        layer = torch.nn.Linear(inside, outside)
+        slopes = torch.randn(3, 900, outside, generator=generator)
+        inputs = [states, layer.weight, layer.bias]
+        expected = torch.autograd.grad(layer(states), inputs, slopes)
+        found = torch.autograd.grad(_Product.apply(states, layer.weight, layer.bias), inputs, slopes)
+        for a, b in zip(found, expected, strict=True):
+            assert a.shape == b.shape
+            assert torch.allclose(a, b, atol=2e-4, rtol=1e-5)
+        # Slopes that are one number for all, as sums give them.
+        (a,) = torch.autograd.grad(_Product.apply(states, layer.weight, None).sum(), [layer.weight])
+        (b,) = torch.autograd.grad(torch.nn.functional.linear(states, layer.weight).sum(), [layer.weight])
+        assert torch.allclose(a, b, atol=2e-4, rtol=1e-5)
+
+
+def test_scores_are_the_same(model_folders):
+    loaded, config = opened(model_folders("qwen3"))
+    rollout = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("s",))
+    batch, *_ = trained_rows(rollout, config.model_copy(update={"group_size": 4}))
+    slow = dataclasses.replace(loaded, abilities={})
+    plain = score(slow, batch, batch.mask, config.optim.model_copy(update={"fast_products": False}))
+    fast = score(loaded, batch, batch.mask, config.optim)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, plain, strict=True))
