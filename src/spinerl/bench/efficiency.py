@@ -14,10 +14,9 @@ __all__ = ["measure_efficiency"]
 
 
 def measure_efficiency(job: Job) -> dict[str, Any]:
-    """FLOP per second of the needed matrix products over the best of plain products in the same process, by torch or, on a
-    CPU, by oneDNN.
+    """FLOP per second of the needed matrix products over the best of plain products in the same process.
 
-    The peaks are measured before and after, and the higher ones count.
+    Plain products are those of torch and, on a CPU, of oneDNN.  They are measured before and after; the best counts.
     """
     settings = job.settings
     work = open_work(job)
