@@ -164,8 +164,9 @@ def test_adapters_come_with_the_weights(work):
 
 
 def test_a_run_of_five_steps(tmp_path):
-    run = adapt(tmp_path, "steps=5", "checkpoint.every=1", "checkpoint.keep=9")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    words = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9"]
+    run = adapt(tmp_path / "whole", *words)
+    rows = lines(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     for row in rows:
         assert row["mismatch/logprob_diff"] < MEAN
@@ -179,10 +180,22 @@ def test_a_run_of_five_steps(tmp_path):
     for a, b in itertools.pairwise(weights):
         assert max(float((a[name] - b[name]).abs().max()) for name in a) > 1e-4
 
+    again = tmp_path / "killed" / "run"
+    with subprocess.Popen(command(again, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while len(lines(again / "metrics.jsonl")) < 3 and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+    assert len(lines(again / "metrics.jsonl")) < 5
+    finish([sys.executable, "-m", "spinerl.cli", "adapt", "--resume", str(again)])
+    for row, other in zip(rows, lines(again / "metrics.jsonl"), strict=True):
+        assert {k: v for k, v in row.items() if "time/" not in k} == {
+            k: v for k, v in other.items() if "time/" not in k
+        }
+
 
 def test_images(tmp_path):
     run = adapt(tmp_path, "model=tiny-vlm", "data=tiny-vqa/shift-a", "steps=3", "model.train_vision=true")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = lines(run / "metrics.jsonl")
     assert len(rows) == 3
     assert all(row["mismatch/logprob_diff_max"] < LARGEST for row in rows)
 
@@ -195,8 +208,8 @@ def test_a_running_server(work, tmp_path):
     config = load_config(overrides=["rollout.engine=vllm", f"vllm.url={url}", "threads=1", "data=tiny/shift-a"])
     with pytest.raises(InputError, match="does not answer"):
         open_workload(config)
-    command = [sys.executable, "-m", "spinerl.engine.vllm", "tiny-reasoner", "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+    start = [sys.executable, "-m", "spinerl.engine.vllm", "tiny-reasoner", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(start, stdout=log, stderr=log) as server:
         try:
             assert answers(url, server), (tmp_path / "log").read_text()[-3000:]
             config = config.model_copy(update={"data": CONFIG.data})
@@ -232,9 +245,19 @@ def answers(url: str, server: subprocess.Popen) -> bool:
 
 
 def adapt(folder: Path, *words: str) -> Path:
-    run = folder / "run"
+    finish(command(folder / "run", *words))
+    return folder / "run"
+
+
+def command(run: Path, *words: str) -> list[str]:
     common = ["rollout.engine=vllm", f"run={run}", "questions_per_step=4", "group_size=4", "guard=off", "threads=1"]
-    command = [sys.executable, "-m", "spinerl.cli", "adapt", *common, "eval.max_questions=8", *words]
+    return [sys.executable, "-m", "spinerl.cli", "adapt", *common, "eval.max_questions=8", *words]
+
+
+def finish(command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
-    return run
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
