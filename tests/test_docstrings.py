@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from spinerl.errors import MissingExtraError
+
 SOURCE = Path(__file__).parent.parent / "src" / "spinerl"
 MODULES = [
     ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts)
@@ -22,6 +24,10 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    results = doctest.testmod(importlib.import_module(name))
+    try:
+        module = importlib.import_module(name)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0

@@ -116,6 +116,7 @@ def test_an_update_through_onednn_has_the_same_gradient(model_folders, architect
 
 def test_adapters_learn_through_onednn_with_the_base_as_anchor(model_folders):
     """The anchor is the same model: its products are exchanged twice, and put back twice."""
+    pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
     loaded, config = opened(model_folders("llama"), **LEARNING)
     add_adapters(loaded.model, LoraConfig(rank=2), 0)
     with torch.no_grad():
