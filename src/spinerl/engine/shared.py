@@ -221,10 +221,8 @@ def _filling_holes(keep: torch.Tensor) -> torch.Tensor:
 class _LayerState:
     """One layer's keys and values for one cohort: Q prompts of padded length L, R rows, Hkv heads of width D.
 
-    The rows' own tokens are kept in blocks of neighbouring columns, (R or more, Hkv, block, D) each.  How they lie
-    in memory decides how fast they are read, for memory likes to be read in one stretch: a column of the block that
-    is being filled lies together, a row's tokens do in a full one (there the values the other way round, each
-    number of the head with that of the next token, for products run along the tokens).
+    The rows' own tokens are kept in blocks of neighbouring columns, (R or more, Hkv, block, D) each: nothing is ever
+    copied to make room, and memory is read in long stretches.
     """
 
     prompt_keys: torch.Tensor  # (Q, Hkv, L, D)
@@ -236,11 +234,8 @@ class _LayerState:
         number, place = divmod(column, size)
         if number == len(self.blocks):
             self.blocks.append((_room(keys, size), _room(values, size)))
-        all_keys, all_values = (block[: len(keys)] for block in self.blocks[number])
-        all_keys[:, :, place] = keys[:, :, 0]
-        all_values[:, :, place] = values[:, :, 0]
-        if place == size - 1:
-            self.blocks[number] = all_keys.contiguous(), all_values.contiguous().mT.contiguous().mT
+        for block, new in zip(self.blocks[number], (keys, values), strict=True):
+            block[: len(new), :, place] = new[:, :, 0]
 
     def own(self, num_rows: int, first: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the rows' own tokens from `first` up to `length`, in pieces (R * Hkv, n, D)."""
@@ -256,7 +251,7 @@ class _LayerState:
 
 def _room(one: torch.Tensor, size: int) -> torch.Tensor:
     rows, heads, _, width = one.shape
-    return one.new_empty(size, rows, heads, width).permute(1, 2, 0, 3)
+    return one.new_empty(rows, heads, size, width)
 
 
 class _Cohort:
