@@ -74,6 +74,14 @@ def test_refuses(word, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("word", "value"), [("off", "off"), ("on", "on"), ("auto", "auto"), ("false", "off")])
+def test_on_and_off_are_words_although_yaml_reads_them_otherwise(word, value):
+    assert load_config(overrides=[f"prompt.chat_template={word}"]).prompt.chat_template == value
+    if word != "auto":
+        mode = load_config(overrides=[f"guard={word}"]).guard.mode
+        assert mode == {"off": "off", "on": "rollback"}[value]
+
+
 def test_refuses_training_with_method_none():
     with pytest.raises(InputError, match="only evaluates"):
         load_config(overrides=["method=none", "steps=5"])

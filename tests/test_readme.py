@@ -44,7 +44,7 @@ def test_make_commands_are_targets(words):
 def test_spinerl_commands_are_understood(words):
     command, *rest = words[1:]
     options = [word for word in rest if word.startswith("--")]
-    path = [command, rest[0]] if command == "data" else [command]
+    path = [command, rest[0]] if command in ("data", "export") else [command]
     text = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
     assert "Usage" in text
     assert all(option in text for option in options)

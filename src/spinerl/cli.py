@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 refused input.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -319,6 +320,33 @@ def data_check(name: DataName, overrides: Overrides = None) -> None:
         out.print(line, markup=False, highlight=False)
     if not found.ok:
         raise typer.Exit(1)
+
+
+export_app = typer.Typer(help="Write a recipe as a job of another trainer's.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+
+
+@export_app.command("verl")
+def export_verl(
+    out_folder: Annotated[Path, typer.Option("--out", help="write the job here", metavar="FOLDER")],
+    words: Words = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the export if there is one")] = False,
+) -> None:
+    """Write what verl needs to run a recipe on a Ray cluster: questions, settings, command.  docs/scaling.md has more.
+
+    Gold answers are not written.  verl need not be installed here.
+
+    Examples: spinerl export verl configs/qwen3-1.7b.yaml --out jobs/qwen | spinerl export verl method=ttrl --out job
+    """
+    from spinerl.bridges.verl_export import export
+
+    exported = export(_config(words), out_folder, overwrite=overwrite)
+    for note in exported.notes:
+        out.print(note, markup=False, highlight=False)
+    out.print(" ".join(map(shlex.quote, exported.command)), markup=False, highlight=False)
+    out.print(f"wrote {exported.folder}: {exported.num_questions} questions, recipe.yaml, run.sh", highlight=False)
+    out.print("Nothing has been run: the job needs verl 0.9 with vLLM, and GPUs on every node.", highlight=False)
+    out.print(f"start: GPUS=8 NODES=1 sh {exported.folder / 'run.sh'}", markup=False, highlight=False)
 
 
 @app.command()

@@ -27,6 +27,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML reads `off` and `on` as False and True."""
+    return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+
 class ModelConfig(_Section):
     name: str = Field("tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner or tiny-vlm")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
@@ -106,7 +111,9 @@ class PromptConfig(_Section):
         None, description="answer instruction after the question; null: the answer kind's own; '': none"
     )
     examples: list[ExampleConfig] = Field([], description="worked examples before the question: {question, answer}")
-    chat_template: Literal["auto", "on", "off"] = Field("auto", description="auto: use it if the tokenizer has one")
+    chat_template: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
+        "auto", description="auto: use it if the tokenizer has one"
+    )
     template_options: dict[str, Any] = Field(
         {}, description="passed to the chat template, e.g. {enable_thinking: false}"
     )
@@ -275,13 +282,13 @@ class EvalConfig(_Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
 
 
-def _switch(value: Any) -> Any:
-    """YAML reads `off` and `on` as False and True."""
-    return {False: "off", True: "rollback"}[value] if isinstance(value, bool) else value
+def _guard_mode(value: Any) -> Any:
+    value = _on_or_off(value)
+    return "rollback" if value == "on" else value
 
 
 class GuardConfig(_Section):
-    mode: Annotated[Literal["off", "warn", "stop", "rollback"], BeforeValidator(_switch)] = Field(
+    mode: Annotated[Literal["off", "warn", "stop", "rollback"], BeforeValidator(_guard_mode)] = Field(
         "rollback",
         description="without labels: say when adapting does harm, stop there, or bring the best weights back too "
         "(docs/guard.md)",

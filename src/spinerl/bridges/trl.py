@@ -30,7 +30,8 @@ import torch
 import yaml
 
 from spinerl.answers import Equivalence, vote_metrics
-from spinerl.config import Config, describe_keys, load_config, read_recipe
+from spinerl.bridges.keys import Loop, check_keys, refuse
+from spinerl.config import Config, load_config, read_recipe
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.loading import load_tokenizer, resolve_name
@@ -40,16 +41,13 @@ from spinerl.engine.policy import Terms, wanted_tokens, weigh_terms
 from spinerl.engine.rollouts import rollout_of
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
 from spinerl.maths import (
-    SELECTORS,
-    VOTE_WEIGHTS,
     exact_kl,
     log_distribution,
     masked_mean,
     response_means,
     token_figures,
 )
-from spinerl.plugins import find
-from spinerl.rewards import RewardContext, Rewards, check_reward, give_rewards
+from spinerl.rewards import RewardContext, Rewards, give_rewards
 from spinerl.schedule import question_order
 from spinerl.step import StepState, count_votes, freeze_targets, rollout_metrics, target_metrics, trained_rows
 from spinerl.types import Batch, Question, Rollout, Targets, Vote
@@ -77,32 +75,32 @@ with warnings.catch_warnings():
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.utils import add_fused_lm_head
 
-# Keys that this loop honours, "*" for all of a section.  Any other one must be left at its default: `check_config`
-# refuses it.
-_TOP = ("method", "run", "seed", "steps", "questions_per_step", "group_size", "threads", "reward")
-_SECTIONS = {
-    **dict.fromkeys(("data", "prompt", "answer", "vote", "advantage", "forks", "loss"), "*"),
-    **dict.fromkeys(("anchor", "band", "entropy", "checkpoint"), "*"),
-    "model": ("name", "revision", "dtype", "device", "attention", "trust_remote_code", "gradient_checkpointing"),
-    "rollout": ("num_votes", "temperature", "top_p", "top_k", "min_p", "max_new_tokens"),
-    "optim": (
-        *("lr", "weight_decay", "beta1", "beta2", "eps", "warmup_steps", "schedule", "max_grad_norm"),
-        *("epochs", "minibatches", "micro_batch_rows", "micro_batch_tokens"),
-    ),
-}
-_REASONS = {
-    "eval": "this loop does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`",
-    "guard": "this loop has no guard; leave it out or give guard=off",
-    "stream": "this loop has no streams",
-    "tree": "TRL samples responses side by side",
-    "log": "this loop writes metrics.jsonl alone",
-    "rollout": "TRL samples the responses, and has no such setting",
-    "optim": "it belongs to the native engine",
-    "vllm": "TRL has arguments of its own for vLLM: trl.use_vllm=true, trl.vllm_mode=server, ...",
-    "model": "images are not shown to models here",
-    "lora": "adapters are trained by `spinerl adapt`",
-}
-_NOT_HERE = ("evol", "self-certainty", "reference", "gold")
+_LOOP = Loop(
+    name="TRL",
+    top=("method", "run", "seed", "steps", "questions_per_step", "group_size", "threads", "reward"),
+    sections={
+        **dict.fromkeys(("data", "prompt", "answer", "vote", "advantage", "forks", "loss"), "*"),
+        **dict.fromkeys(("anchor", "band", "entropy", "checkpoint"), "*"),
+        "model": ("name", "revision", "dtype", "device", "attention", "trust_remote_code", "gradient_checkpointing"),
+        "rollout": ("num_votes", "temperature", "top_p", "top_k", "min_p", "max_new_tokens"),
+        "optim": (
+            *("lr", "weight_decay", "beta1", "beta2", "eps", "warmup_steps", "schedule", "max_grad_norm"),
+            *("epochs", "minibatches", "micro_batch_rows", "micro_batch_tokens"),
+        ),
+    },
+    reasons={
+        "eval": "this loop does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`",
+        "guard": "this loop has no guard; leave it out or give guard=off",
+        "stream": "this loop has no streams",
+        "tree": "TRL samples responses side by side",
+        "log": "this loop writes metrics.jsonl alone",
+        "rollout": "TRL samples the responses, and has no such setting",
+        "vllm": "TRL has arguments of its own for vLLM: trl.use_vllm=true, trl.vllm_mode=server, ...",
+        "optim": "it belongs to the native engine",
+        "model": "images are not shown to models here",
+        "lora": "adapters are trained by `spinerl adapt`",
+    },
+)
 # TRL's own arguments that may be given: those that choose machines, by how their names begin.
 _ARGUMENTS = (
     *("use_vllm", "vllm_", "use_transformers_continuous", "transformers_continuous", "cache_implementation"),
@@ -149,49 +147,14 @@ class SpineConfig(GRPOConfig):
 
 
 def check_config(config: Config) -> None:
-    """InputError, naming the key, for what this loop would have to ignore.
-
-    The guard is on by default and missing here: only a recipe that asks for it is refused.
-    """
-    check_reward(config.reward)
-    find(SELECTORS, config.forks.selector, "forks.selector")
-    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
-    for key, _, default, _ in describe_keys():
-        section, _, name = key.rpartition(".")
-        top = section.partition(".")[0]
-        honoured = _SECTIONS.get(top, ()) if section else _TOP
-        owner: Any = config
-        for part in section.split(".") if section else ():
-            owner = getattr(owner, part)
-        value = getattr(owner, name)
-        if key == "guard.mode":  # on by default, so that its value does not tell whether it was asked for
-            refused = value != "off" and name in owner.model_fields_set
-        else:
-            refused = honoured != "*" and name not in honoured and value != default
-        if refused:
-            raise InputError(
-                f"{key}={value} cannot be honoured inside TRL: {_REASONS.get(top, 'it has no such thing')}"
-            )
-    limits = [
-        (config.steps >= 1, f"steps={config.steps}: nothing to train; `spinerl eval` only evaluates"),
-        (
-            config.reward not in _NOT_HERE,
-            f"reward={config.reward} (method={config.method}) cannot be honoured inside TRL: it is not made of the "
-            "group's answers, tokens and entropies alone",
-        ),
-        (
-            config.data.order in ("shuffled", "sequential"),
-            f"data.order={config.data.order} cannot be honoured inside TRL: allowed are shuffled and sequential",
-        ),
-        (
-            config.model.device in ("auto", "cpu", "cuda"),
-            f"model.device={config.model.device} cannot be honoured inside TRL: the launcher gives each process its "
-            "device; allowed are auto, cpu and cuda",
-        ),
-    ]
-    for holds, message in limits:
-        if not holds:
-            raise InputError(message)
+    """InputError, naming the key, for what this loop would have to ignore (`spinerl.bridges.keys`)."""
+    check_keys(config, _LOOP)
+    if config.model.device not in ("auto", "cpu", "cuda"):
+        raise refuse(
+            _LOOP,
+            f"model.device={config.model.device}",
+            "the launcher gives each process its device; allowed are auto, cpu and cuda",
+        )
 
 
 def training_arguments(

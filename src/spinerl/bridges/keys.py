@@ -1,0 +1,71 @@
+"""Which keys of ours another trainer's loop honours.  The others are refused by name: nothing is ignored in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spinerl.config import Config, describe_keys
+from spinerl.errors import InputError
+from spinerl.maths import SELECTORS, VOTE_WEIGHTS
+from spinerl.plugins import find
+from spinerl.rewards import check_reward
+
+__all__ = ["Loop", "check_keys", "refuse"]
+
+_NOT_OF_THE_GROUP = ("evol", "self-certainty", "reference", "gold")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Another trainer's loop.
+
+    `top` are the keys outside of any section that it honours, `sections` those of each section ("*" for all of them).
+    `reasons` say, by key or by section ("" for none), why another key is not honoured.
+    """
+
+    name: str
+    top: Sequence[str]
+    sections: Mapping[str, Sequence[str]]
+    reasons: Mapping[str, str]
+
+
+def check_keys(config: Config, loop: Loop) -> None:
+    """InputError for a misspelt function, and, naming the key, for what this loop would have to ignore.
+
+    A key left at its default is never refused.  The guard is on by default and in no other loop: only a recipe that
+    asks for it is refused.
+    """
+    check_reward(config.reward)
+    find(SELECTORS, config.forks.selector, "forks.selector")
+    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
+    for key, _, default, _ in describe_keys():
+        section, _, name = key.rpartition(".")
+        top = section.partition(".")[0]
+        honoured = loop.sections.get(top, ()) if section else loop.top
+        owner: Any = config
+        for part in section.split(".") if section else ():
+            owner = getattr(owner, part)
+        value = getattr(owner, name)
+        if key == "guard.mode":  # its value does not tell whether it was asked for
+            refused = value != "off" and name in owner.model_fields_set
+        else:
+            refused = honoured != "*" and name not in honoured and value != default
+        if refused:
+            raise refuse(loop, f"{key}={value}", loop.reasons.get(key) or loop.reasons.get(top, "it has no such thing"))
+    if config.steps < 1:
+        raise InputError(f"steps={config.steps}: nothing to train; `spinerl eval` only evaluates")
+    if config.reward in _NOT_OF_THE_GROUP:
+        raise refuse(
+            loop,
+            f"reward={config.reward} (method={config.method})",
+            "it is not made of the group's answers, tokens and entropies alone",
+        )
+    if config.data.order not in ("shuffled", "sequential"):
+        raise refuse(loop, f"data.order={config.data.order}", "allowed are shuffled and sequential")
+
+
+def refuse(loop: Loop, setting: str, reason: str) -> InputError:
+    """The error that says so."""
+    return InputError(f"{setting} cannot be honoured inside {loop.name}: {reason}")
