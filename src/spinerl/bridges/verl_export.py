@@ -22,8 +22,7 @@ from transformers import AutoConfig
 
 from spinerl.bridges.keys import Loop, check_keys, refuse
 from spinerl.config import Config, PromptConfig, dump_yaml
-from spinerl.data import load_data, render_all, render_text
-from spinerl.data.prompts import instruction_of
+from spinerl.data import chat_messages, load_data, render_all, render_text
 from spinerl.engine.adapters import base_of
 from spinerl.engine.loading import load_tokenizer, resolve_name
 from spinerl.errors import InputError
@@ -311,7 +310,11 @@ def _prompting(
     """Messages from which verl's own tokenisation makes exactly these prompts, which is tried on every one."""
     if getattr(tokenizer, "chat_template", None) and prompt.chat_template != "off":
         forms = [
-            Prompting(tuple(_turns(question, prompt, kind) for question in questions), prompt.template_options, None)
+            Prompting(
+                tuple(tuple(chat_messages(question, prompt, kind=kind)) for question in questions),
+                prompt.template_options,
+                None,
+            )
         ]
     else:
         texts = [render_text(question, tokenizer, prompt, kind=kind) for question in questions]
@@ -344,20 +347,6 @@ def _as_verl(form: Prompting, place: int, tokenizer: Any) -> list[int] | None:
     except (jinja2.TemplateError, TypeError):
         return None
     return list(found)
-
-
-def _turns(question: Question, prompt: PromptConfig, kind: str) -> tuple[dict[str, str], ...]:
-    """The messages that `spinerl.data.render_text` gives the chat template."""
-    instruction = instruction_of(question, prompt, kind)
-
-    def asked(text: str) -> str:
-        return f"{text}\n\n{instruction}" if instruction else text
-
-    turns = [("system", prompt.system)] if prompt.system else []
-    for example in prompt.examples:
-        turns += [("user", asked(example.question)), ("assistant", example.answer)]
-    turns.append(("user", asked(question.text)))
-    return tuple({"role": role, "content": content} for role, content in turns)
 
 
 def _micro_batches(rows: int, tokens: int, anchored: bool) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from spinerl.data.definitions import Definition, resolve
 from spinerl.data.images import parts_of
 from spinerl.data.inspect import Finding, PreviewRow, Report, check, list_datasets, preview
 from spinerl.data.load import QuestionSet, load_data
-from spinerl.data.prompts import PromptVision, Rendered, TextTokenizer, render_all, render_prompt, render_text
+from spinerl.data.prompts import (
+    PromptVision,
+    Rendered,
+    TextTokenizer,
+    chat_messages,
+    render_all,
+    render_prompt,
+    render_text,
+)
 from spinerl.types import ImageRef
 
 __all__ = [
@@ -22,6 +30,7 @@ __all__ = [
     "Rendered",
     "Report",
     "TextTokenizer",
+    "chat_messages",
     "check",
     "list_datasets",
     "load_data",

@@ -85,9 +85,11 @@ def render_text(
     <BLANKLINE>
     Answer:
     """
-    instruction = instruction_of(question, prompt, kind)
     if _uses_template(tokenizer, prompt, vision):
-        return _templated(question, tokenizer, prompt, instruction, vision)
+        assert tokenizer is not None
+        messages = chat_messages(question, prompt, kind=kind, images=vision is not None)
+        return _templated(tokenizer, prompt, messages, None if vision is None else vision.chat_template)
+    instruction = instruction_of(question, prompt, kind)
     blocks = [prompt.system] if prompt.system else []
     for example in prompt.examples:
         blocks.append(f"Question: {_with_instruction(example.question, instruction)}\n\nAnswer: {example.answer}")
@@ -194,30 +196,34 @@ def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig, vision
     return has_template and prompt.chat_template != "off"
 
 
-def _templated(
-    question: Question,
-    tokenizer: TextTokenizer | None,
-    prompt: PromptConfig,
-    instruction: str,
-    vision: PromptVision | None,
-) -> str:
-    assert tokenizer is not None
+def chat_messages(
+    question: Question, prompt: PromptConfig, *, kind: str = "auto", images: bool = False
+) -> list[dict[str, Any]]:
+    """What a chat template is given: the system message, worked examples as earlier turns, the question.
+
+    With `images` a message is a list of parts, as templates of vision-language models want it, also where there is but
+    text; else a text, without its images.
+    """
+    instruction = instruction_of(question, prompt, kind)
     turns: list[tuple[str, Sequence[str | ImageRef]]] = [("system", [prompt.system])] if prompt.system else []
     for example in prompt.examples:
         turns += [("user", [_with_instruction(example.question, instruction)]), ("assistant", [example.answer])]
-    parts: list[str | ImageRef] = [question.text] if vision is None else parts_of(question)
+    parts: list[str | ImageRef] = parts_of(question) if images else [question.text]
     if isinstance(parts[-1], str):
         turns.append(("user", [*parts[:-1], _with_instruction(parts[-1], instruction)]))
     else:
         turns.append(("user", [*parts, instruction] if instruction else parts))
+    if images:
+        return [{"role": role, "content": [_message_part(part) for part in parts]} for role, parts in turns]
+    return [{"role": role, "content": "".join(map(str, parts))} for role, parts in turns]
+
+
+def _templated(tokenizer: TextTokenizer, prompt: PromptConfig, messages: Sequence[Any], template: Any) -> str:
     options = {"add_generation_prompt": True, **prompt.template_options, "tokenize": False}
-    if vision is None:
-        messages = [{"role": role, "content": "".join(map(str, parts))} for role, parts in turns]
-    else:  # templates of vision-language models want parts, also where there is but text
-        messages = [{"role": role, "content": [_message_part(part) for part in parts]} for role, parts in turns]
-        options["chat_template"] = vision.chat_template
+    if template is not None:
+        options["chat_template"] = template
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        return tokenizer.apply_chat_template(list(messages), **options)
     except jinja2.TemplateError as error:
         raise InputError(
             f"the tokenizer's chat template refuses these messages ({error}); see prompt.system, "
