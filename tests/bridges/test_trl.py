@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,35 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
-from spinerl.rewards import RewardContext, give_rewards
-from spinerl.step import StepState, count_votes, freeze_targets, trained_rows
-from spinerl.types import Batch, Question, Rollout
+from spinerl.types import Batch, Question
+from tests.bridges.scene import ROOT, TEXTS, apart, launch, native, write_neighbour
 from tests.models import compute_norms_in_float64
 
 pytest.importorskip("trl", reason="the bridge needs the extra trl")
 trl_bridge = importlib.import_module("spinerl.bridges.trl")
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 
-# Three questions of eight responses.  On two processes each samples twelve, so "b" is split, four and four: its first
-# half alone says 8, all of it says 7 (four to three; one more 7 is cut off and has no vote).  Lengths differ, so that a
-# mean per process or per micro-batch would show.
-SAID = {
-    "a": ["So 2 + 3 is \\boxed{5}", "\\boxed{5.0}", "hm \\boxed{6}", "\\boxed{10/2}", "\\boxed{7}", "no idea",
-          "it is six: \\boxed{6}", "\\boxed{5}"],
-    "b": ["\\boxed{8}", "\\boxed{8}", "I think, after some thought, \\boxed{8}", "\\boxed{7}",
-          "\\boxed{7}", "seven \\boxed{7}", "\\boxed{7}", "\\boxed{7.0} I say"],
-    "c": ["\\boxed{1}", "x", "\\boxed{2} or \\boxed{3}", "\\boxed{1}", "well then, \\boxed{2}", "y", "\\boxed{1}", "z"],
-}  # fmt: skip
-TEXTS = {"a": "What is 2 + 3?", "b": "And a longer question: 3 + 4 is what?", "c": "1?"}
 COMMON = (
     "steps=1 questions_per_step=3 group_size=8 prompt.instruction= data.order=sequential rollout.max_new_tokens=60 "
     "rollout.temperature=0.9 optim.micro_batch_rows=4 optim.max_grad_norm=0 guard=off checkpoint.every=0 "
@@ -63,71 +46,12 @@ CASES = {
 }
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-
-
-def launch(num_processes: int, *command: str, timeout: float = 170) -> subprocess.CompletedProcess[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    return subprocess.run(
-        [sys.executable, *(torchrun if num_processes > 1 else []), *command],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=ROOT,
-        timeout=timeout,
-        check=False,
-    )
-
-
 def opened(config, folder, dtype):
     loaded = load_model(config.model.model_copy(update={"name": str(folder)}))
     loaded.model.to(dtype)
     if dtype == torch.float64:
         compute_norms_in_float64(loaded.model)
     return loaded
-
-
-def native(config, policy, anchor):
-    """(what the bridge is to be told, its batch and targets, losses and gradients by update) of the native engine."""
-    n = config.num_votes
-    questions = tuple(Question(name, TEXTS[name], answer_kind="number") for name in TEXTS)
-    prompts = tuple(tuple(policy.tokenizer(TEXTS[name]).input_ids) for name in TEXTS)
-    texts = [text for name in TEXTS for text in SAID[name]]
-    said = []
-    for row, text in enumerate(texts):
-        ids = policy.tokenizer(text).input_ids
-        said.append((prompts[row // n], ids if row == 12 else [*ids, policy.end_ids[0]]))  # row 12 is cut off
-    lengths = torch.tensor([len(ids) for _, ids in said])
-    tokens = torch.full((len(said), int(lengths.max())), policy.pad_id)
-    for row, (_, ids) in enumerate(said):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    mask = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
-    everyone = Batch(tuple(prompt for prompt, _ in said), tokens, mask, config.rollout.temperature)
-    logprobs, entropies = score(policy, everyone, mask, config.optim)
-    finished = torch.arange(len(said)) != 12
-    rollout = Rollout(questions, prompts, n, tokens, mask, logprobs, entropies, finished, tuple(texts))
-    with Equivalence() as equivalence:
-        votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=1)
-        context = RewardContext(config, 1, policy, anchor, rollout, votes, equivalence)
-        rewards = tuple(own[: config.group_size] for own in give_rewards(context))
-    batch, old, entropies = trained_rows(rollout, config)
-    targets, _ = freeze_targets(anchor, batch, rewards, old, entropies, config, StepState())
-    gradients = []
-
-    class Recording(Optimiser):
-        def step(self):
-            gradients.append({name: p.grad.clone() for name, p in policy.model.named_parameters()})
-            return super().step()
-
-    optimiser = Recording(policy.model.parameters(), config.optim, config.optim.epochs * config.optim.minibatches)
-    rows = torch.arange(len(batch.tokens)).view(3, -1).tensor_split(config.optim.minibatches)
-    losses = []
-    for number in range(config.optim.epochs * config.optim.minibatches):
-        own = rows[number % len(rows)].flatten()
-        figures = update(policy, anchor, batch, targets, optimiser, config, own, on_policy=number == 0)
-        losses.append(figures["loss/total"])
-    return questions, prompts, said, votes, batch, targets, losses, gradients
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +61,7 @@ def compared(tmp_path_factory, model_folders):
     policy_folder, anchor_folder = model_folders("qwen2"), folder / "anchor"
     config = load_config(overrides=[f"model={policy_folder}"])
     other = load_model(config.model)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(1)
-        for parameter in other.model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    other.model.save_pretrained(anchor_folder)
-    other.tokenizer.save_pretrained(anchor_folder)
+    write_neighbour(other, anchor_folder)
     cases, expected = {}, {}
     for name, words in CASES.items():
         dtype = torch.float64 if "float64" in name else torch.float32
@@ -150,8 +69,10 @@ def compared(tmp_path_factory, model_folders):
         config = load_config(overrides=words)
         policy = opened(config, policy_folder, dtype)
         anchor = opened(config, anchor_folder, dtype)
-        questions, prompts, said, votes, batch, targets, losses, gradients = native(config, policy, anchor)
-        expected[name] = (votes, losses, gradients)
+        questions = tuple(Question(name, text, answer_kind="number") for name, text in TEXTS.items())
+        prompts = tuple(tuple(policy.tokenizer(text).input_ids) for text in TEXTS.values())
+        ours = native(config, policy, anchor, questions, prompts)
+        expected[name] = (ours.votes, ours.losses, ours.gradients)
         simple = config.anchor.estimator != "exact" and config.optim.minibatches == 1
         cases[name] = {
             "words": words,
@@ -160,9 +81,9 @@ def compared(tmp_path_factory, model_folders):
             "anchor": str(anchor_folder),
             "questions": questions,
             "prompts": prompts,
-            "said": said,
-            "batch": batch,
-            "targets": targets,
+            "said": [(prompt, list(ids)) for prompt, ids in ours.said],
+            "batch": ours.batch,
+            "targets": ours.targets,
             "parts": (12 if "idle" in name else 3) if simple else 0,
         }
     torch.save(cases, folder / "cases.pt")
@@ -172,14 +93,6 @@ def compared(tmp_path_factory, model_folders):
         assert done.returncode == 0, done.stderr[-3000:]
         found[world] = torch.load(folder / f"found-{world}.pt", weights_only=False)
     return expected, found
-
-
-def apart(found: dict, expected: dict) -> float:
-    """The largest difference between two gradients, relative to the largest entry of the expected one."""
-    assert found.keys() == expected.keys()
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    assert largest > 1e-3
-    return max(float((found[name] - expected[name]).abs().max()) for name in expected) / largest
 
 
 @pytest.mark.slow

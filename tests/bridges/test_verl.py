@@ -7,7 +7,6 @@ import functools
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import warnings
@@ -21,13 +20,11 @@ from spinerl.bridges.verl_export import export
 from spinerl.config import load_config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
 from spinerl.errors import InputError, NonFiniteError, RunError
-from spinerl.rewards import RewardContext, give_rewards
 from spinerl.schedule import question_order
-from spinerl.step import StepState, count_votes, freeze_targets, trained_rows
-from spinerl.types import Batch, Question, Rollout
+from spinerl.step import StepState
+from spinerl.types import Question
+from tests.bridges.scene import TEXTS, apart, launch, native, write_neighbour
 from tests.models import write_model
 
 pytest.importorskip("verl", reason="the bridge needs verl")
@@ -38,20 +35,8 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of verl's, about its own imports
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("verl_worker.py")
 
-# Three questions of eight responses, of unequal length: a mean per rank or per micro-batch would show.  "b" is a near
-# thing: 8 leads in its first half, 7 wins the whole (one more 7 is cut off and has no vote).
-SAID = {
-    "a": ["So 2 + 3 is \\boxed{5}", "\\boxed{5.0}", "hm \\boxed{6}", "\\boxed{10/2}", "\\boxed{7}", "no idea",
-          "it is six: \\boxed{6}", "\\boxed{5}"],
-    "b": ["\\boxed{8}", "\\boxed{8}", "I think, after some thought, \\boxed{8}", "\\boxed{7}",
-          "\\boxed{7}", "seven \\boxed{7}", "\\boxed{7}", "\\boxed{7.0} I say"],
-    "c": ["\\boxed{1}", "x", "\\boxed{2} or \\boxed{3}", "\\boxed{1}", "well then, \\boxed{2}", "y", "\\boxed{1}", "z"],
-}  # fmt: skip
-TEXTS = {"a": "What is 2 + 3?", "b": "And a longer question: 3 + 4 is what?", "c": "1?"}
-CUT_OFF = 12
 COMMON = (
     "steps=1 questions_per_step=3 group_size=8 prompt.instruction= data.order=sequential answer.kind=number "
     "rollout.max_new_tokens=60 rollout.temperature=0.9 optim.micro_batch_rows=4 optim.max_grad_norm=0 guard=off "
@@ -77,68 +62,8 @@ CASES = {
 }
 
 
-def launch(num_processes: int, *command: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment["MASTER_PORT"] = str(free.getsockname()[1])
-    return subprocess.run(
-        [sys.executable, *(torchrun if num_processes > 1 else []), *command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=timeout,
-        check=False,
-    )
-
-
 def opened(config, folder):
     return load_model(config.model.model_copy(update={"name": str(folder)}))
-
-
-def native(config, policy, anchor):
-    """What is said, and the native engine's losses and gradients by update."""
-    n = config.num_votes
-    data, _ = load_data(config.data, answer_kind=config.answer.kind)
-    rendered = render_all(data.questions, policy.tokenizer, config.prompt, kind=config.answer.kind)
-    questions, prompts = rendered.questions, rendered.prompts
-    texts = [text for name in TEXTS for text in SAID[name]]
-    said = []
-    for row, text in enumerate(texts):
-        ids = policy.tokenizer(text).input_ids
-        said.append((prompts[row // n], tuple(ids) if row == CUT_OFF else (*ids, policy.end_ids[0])))
-    lengths = torch.tensor([len(ids) for _, ids in said])
-    tokens = torch.full((len(said), int(lengths.max())), policy.pad_id)
-    for row, (_, ids) in enumerate(said):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    mask = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
-    everyone = Batch(tuple(prompt for prompt, _ in said), tokens, mask, config.rollout.temperature)
-    logprobs, entropies = score(policy, everyone, mask, config.optim)
-    finished = torch.arange(len(said)) != CUT_OFF
-    rollout = Rollout(questions, prompts, n, tokens, mask, logprobs, entropies, finished, tuple(texts))
-    with Equivalence() as equivalence:
-        votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=1)
-        context = RewardContext(config, 1, policy, anchor, rollout, votes, equivalence)
-        rewards = tuple(own[: config.group_size] for own in give_rewards(context))
-    batch, old, kept = trained_rows(rollout, config)
-    targets, _ = freeze_targets(anchor, batch, rewards, old, kept, config, StepState())
-    gradients = []
-
-    class Recording(Optimiser):
-        def step(self):
-            gradients.append({name: p.grad.clone() for name, p in policy.model.named_parameters()})
-            return super().step()
-
-    optimiser = Recording(policy.model.parameters(), config.optim, config.optim.epochs * config.optim.minibatches)
-    rows = torch.arange(len(batch.tokens)).view(3, -1).tensor_split(config.optim.minibatches)
-    losses = []
-    for number in range(config.optim.epochs * config.optim.minibatches):
-        own = rows[number % len(rows)].flatten()
-        figures = update(policy, anchor, batch, targets, optimiser, config, own, on_policy=number == 0)
-        losses.append(figures["loss/total"])
-    return questions, said, votes, losses, gradients, rollout
 
 
 @pytest.fixture(scope="module")
@@ -149,25 +74,22 @@ def compared(tmp_path_factory):
     rows = [json.dumps({"id": name, "question": text}) for name, text in TEXTS.items()]
     (folder / "questions.jsonl").write_text("\n".join(rows))
     other = opened(load_config(), policy_folder)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(1)
-        for parameter in other.model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    other.model.save_pretrained(anchor_folder)
-    other.tokenizer.save_pretrained(anchor_folder)
+    write_neighbour(other, anchor_folder)
     cases, expected = {}, {}
     for number, (name, words) in enumerate(CASES.items()):
         words = [f"model={policy_folder}", f"data={folder / 'questions.jsonl'}", *COMMON.split(), *words.split()]
         config = load_config(overrides=words)
         policy, anchor = opened(config, policy_folder), opened(config, anchor_folder)
-        questions, said, votes, losses, gradients, rollout = native(config, policy, anchor)
-        expected[name] = (votes, losses, gradients, rollout)
+        data, _ = load_data(config.data, answer_kind=config.answer.kind)
+        rendered = render_all(data.questions, policy.tokenizer, config.prompt, kind=config.answer.kind)
+        ours = native(config, policy, anchor, rendered.questions, rendered.prompts)
+        expected[name] = (ours.votes, ours.losses, ours.gradients, ours.rollout)
         cases[name] = {
             "words": words,
             "settings": export(config, folder / str(number)).command[3:],
             "anchor": str(anchor_folder),
-            "questions": questions,
-            "said": said,
+            "questions": rendered.questions,
+            "said": ours.said,
             "end_ids": policy.end_ids,
         }
     torch.save(cases, folder / "cases.pt")
@@ -177,14 +99,6 @@ def compared(tmp_path_factory):
         assert done.returncode == 0, done.stderr[-3000:]
         found[world] = torch.load(folder / f"found-{world}.pt", weights_only=False)
     return expected, found
-
-
-def apart(found: dict, expected: dict) -> float:
-    """The largest difference between two gradients, relative to the largest entry of the expected one."""
-    assert found.keys() == expected.keys()
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    assert largest > 1e-3
-    return max(float((found[name] - expected[name]).abs().max()) for name in expected) / largest
 
 
 @pytest.mark.slow
