@@ -99,5 +99,6 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
         "device": str(loaded.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        **({} if loaded.engine is None else loaded.engine.facts),
     }
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts)

@@ -28,6 +28,7 @@ class Neighbour:
 
     def __init__(self, behaviour, config):
         self.behaviour, self.config = behaviour, config
+        self.facts = {"neighbour": "1"}
 
     def respond(self, loaded, questions, prompts, num_responses, rollout, seed, limits, on_tokens):
         if seed is None:

@@ -173,6 +173,10 @@ def test_a_run_of_five_steps(tmp_path):
         assert row["mismatch/logprob_diff_max"] < LARGEST
         assert row["mismatch/weight"] == pytest.approx(1.0, abs=1e-4)
         assert row["optim/grad_norm"] > 0
+    assert json.loads((run / "manifest.json").read_text())["vllm"] == vllm.__version__
+    report = (run / "report.html").read_text()
+    assert "Sampler and learner" in report
+    assert f"vllm {vllm.__version__}" in report
     # vLLM's log-probabilities were the learning model's at every step, and those of no other step's weights.
     saved = sorted((run / "checkpoints").glob("step-*"))
     weights = [load_file(next(folder.glob("*.safetensors"))) for folder in saved]

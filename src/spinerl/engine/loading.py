@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +26,9 @@ __all__ = ["Engine", "LoadedModel", "fingerprint", "load_model", "load_tokenizer
 
 
 class Engine(Protocol):
-    """Samples for a model, with that model's weights as they are at the call."""
+    """Samples for a model, with that model's weights as they are at the call.  `facts` are for the manifest."""
+
+    facts: Mapping[str, str]
 
     def respond(
         self,

@@ -70,6 +70,8 @@ class _Response(NamedTuple):
 class _Side(Protocol):
     """Where vLLM runs."""
 
+    version: str
+
     def take(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None: ...
 
     def ask(self, requests: Sequence[_Request], on_tokens: Callable[[int], None]) -> list[list[_Response]]: ...
@@ -99,6 +101,7 @@ class VllmEngine:
         self._config = config
         self._side = side
         self._given: object = None
+        self.facts = {"vllm": side.version}
 
     def respond(
         self,
@@ -226,6 +229,7 @@ class _InProcess:
         self._asleep = False
         with _quiet(on_cpu, self._alone):
             self._vllm: Any = importlib.import_module("vllm")
+            self.version = str(self._vllm.__version__)
             try:
                 self._llm: Any = self._vllm.LLM(**options)
             except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -298,6 +302,7 @@ class _Server:
         self._folder = config.vllm.folder
         models = self._call("/v1/models", None, InputError)
         self._model = models["data"][0]["id"]
+        self.version = str(self._call("/version", None)["version"])
 
     def take(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         with _file_of(weights, self._folder) as file:

@@ -136,6 +136,14 @@ def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
             extra_legend=edge_legend,
         ),
         chart(
+            "mismatch",
+            "Sampler and learner",
+            "nats",
+            [("mismatch/logprob_diff", "log-probability difference"), ("mismatch/kl", "KL")],
+            "How far vLLM's account of its tokens is from that of the model that learns; means per token.",
+            zero=True,
+        ),
+        chart(
             "loss",
             "Loss terms",
             "loss",

@@ -51,7 +51,7 @@ def manifest_table(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
             [
                 ", ".join(
                     f"{name} {run.manifest[name]}"
-                    for name in ("spinerl", "python", "torch", "transformers")
+                    for name in ("spinerl", "python", "torch", "transformers", "vllm")
                     if name in run.manifest
                 )
                 or "–"
