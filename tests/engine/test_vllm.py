@@ -197,6 +197,15 @@ def test_a_run_of_five_steps(tmp_path):
         }
 
 
+def test_what_vllm_refuses_is_one_line(tmp_path):
+    words = command(tmp_path / "run", "vllm.options={bogus: 1}")
+    result = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2
+    assert "spinerl: vLLM cannot run model=tiny-reasoner with vllm.options={'bogus': 1}: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_images(tmp_path):
     run = adapt(tmp_path, "model=tiny-vlm", "data=tiny-vqa/shift-a", "steps=3", "model.train_vision=true")
     rows = lines(run / "metrics.jsonl")

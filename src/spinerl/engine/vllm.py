@@ -234,7 +234,8 @@ class _InProcess:
                 self._llm: Any = self._vllm.LLM(**options)
             except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:400]
-                raise InputError(f"vLLM cannot run model={config.model.name}: {reason}") from None
+                given = f" with vllm.options={config.vllm.options}" if config.vllm.options else ""
+                raise InputError(f"vLLM cannot run model={config.model.name}{given}: {reason}") from None
 
     def take(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         self._wake()
