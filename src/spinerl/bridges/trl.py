@@ -698,6 +698,11 @@ def _parse(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     return load_config(recipe, rest), trl
 
 
+def _say(line: str) -> None:
+    """Print it in one write: torchrun's processes share a terminal and keep no buffers, so parts would mix."""
+    print(f"{line}\n", end="", flush=True)
+
+
 class _Lines(TrainerCallback):
     """A line per optimiser update, in metrics.jsonl and on the terminal, from the first process."""
 
@@ -718,7 +723,7 @@ class _Lines(TrainerCallback):
             "gradient": "grad_norm",
         }
         known = [f"{word} {float(logs[name]):.4g}" for word, name in shown.items() if logs.get(name) is not None]
-        print(f"update {state.global_step}/{state.max_steps}  " + "  ".join(known), flush=True)
+        _say(f"update {state.global_step}/{state.max_steps}  " + "  ".join(known))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -755,11 +760,11 @@ def _run_words(words: Sequence[str], rank: int) -> Accelerator:
         model = cast(Any, trainer.model)
         choose_threads(model, model.config.vocab_size)
     device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
-    print(f"spinerl: process {rank + 1} of {accelerator.num_processes} on {device}", flush=True)
+    _say(f"spinerl: process {rank + 1} of {accelerator.num_processes} on {device}")
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for line in trainer.notes:
-            print(f"spinerl: {line}", flush=True)
+            _say(f"spinerl: {line}")
     trainer.train()
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
@@ -767,7 +772,7 @@ def _run_words(words: Sequence[str], rank: int) -> Accelerator:
     trainer.save_model(str(folder / "model"))
     if rank == 0:
         words = f"{config.model.name} {folder / 'model'} data={config.data.name}"
-        print(f"spinerl: saved {folder / 'model'}; to compare: spinerl eval {words}", flush=True)
+        _say(f"spinerl: saved {folder / 'model'}; to compare: spinerl eval {words}")
     return accelerator
 
 
