@@ -147,6 +147,9 @@ class RolloutConfig(_Section):
     pack_weights: bool = Field(
         True, description="on a CPU, the weights are laid out for small products while sampling, where memory allows it"
     )
+    compiled: bool = Field(
+        True, description="on a CPU with a C compiler, norms, gates, rotations and attention are one compiled loop each"
+    )
     compact: bool = Field(True, description="finished responses leave the batch")
     refill: bool = Field(True, description="waiting questions enter the batch when others finish")
     importance_cap: float = Field(
@@ -260,6 +263,13 @@ class OptimConfig(_Section):
     sort: bool = Field(True, description="rows of like length are computed together")
     fast_products: bool = Field(
         True, description="on a CPU, float32 matrices are multiplied by oneDNN rather than by torch's default library"
+    )
+    compiled: bool = Field(
+        True, description="on a CPU with a C compiler, norms, gates and rotations are one compiled loop each"
+    )
+    replay: bool = Field(
+        True,
+        description="on a CPU, the first update takes what the layers put out from the rollout, where it fits in memory",
     )
     head_chunk: int = Field(
         0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"

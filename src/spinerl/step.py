@@ -109,6 +109,7 @@ def train_step(
             updates.append(
                 update(policy, anchor, batch, targets, optimiser, config, rows.flatten(), on_policy=sampled_by_it)
             )
+            batch = replace(batch, record=None)  # it was of the weights before
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),
@@ -119,7 +120,7 @@ def train_step(
         "optim/updates": float(len(updates)),
         **watch.figures(rollout),
     }
-    return StepRecord(step, metrics, rollout, votes, rewards, targets), state
+    return StepRecord(step, metrics, replace(rollout, record=None), votes, rewards, targets), state
 
 
 def sample(
@@ -144,6 +145,7 @@ def sample(
         seed,
         on_tokens,
         certainties=certainties,
+        record=config.optim.replay and not config.model.gradient_checkpointing,
     )
 
 
@@ -179,7 +181,8 @@ def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor,
     """
     rows = _trained(rollout, config)
     prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in rows.tolist())
-    batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature)
+    record = None if rollout.record is None else rollout.record.of_rows(rows)
+    batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature, record)
     return batch, rollout.logprobs[rows], rollout.entropies[rows]
 
 

@@ -157,6 +157,7 @@ class Rollout:
     certainties: torch.Tensor | None = None  # (P*N, T) float32, KL(uniform || distribution) in nats
     num_drawn: int | None = None
     sampler_logprobs: torch.Tensor | None = None  # (P*N, T) float32
+    record: Any = field(default=None, repr=False)  # spinerl.engine.replay.Record, of its rows
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Batch:
     tokens: torch.Tensor  # (B, T) int64
     mask: torch.Tensor  # (B, T) bool
     temperature: float
+    record: Any = field(default=None, repr=False)  # what sampling computed of these rows: spinerl.engine.replay.Record
 
 
 @dataclass(frozen=True)

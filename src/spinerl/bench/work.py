@@ -57,11 +57,12 @@ class Work:
     def device(self) -> str:
         return str(self.loaded.device)
 
-    def sample(self, repeat: int = 0, config: Config | None = None) -> Rollout:
-        """One rollout of the configuration; another repeat draws other responses."""
+    def sample(self, repeat: int = 0, config: Config | None = None, record: bool = False) -> Rollout:
+        """One rollout of the configuration; another repeat draws other responses.  `record`: for the update to use."""
         config = config or self.config
         seed = (config.seed, "bench", repeat)
-        return sample_responses(self.loaded, self.questions, self.prompts, config.group_size, config.rollout, seed)
+        sizes = (config.group_size, config.rollout)
+        return sample_responses(self.loaded, self.questions, self.prompts, *sizes, seed, record=record)
 
     def targets(self, rollout: Rollout, config: Config | None = None) -> tuple[Batch, Targets]:
         """What an update of this rollout learns, every second response being rewarded."""

@@ -19,6 +19,7 @@ import torch
 from transformers import Cache
 
 from spinerl.engine.attention import AttendingLayer
+from spinerl.engine.replay import Replay
 
 __all__ = ["continued_cache", "spans"]
 
@@ -38,24 +39,37 @@ def spans(prefix_of: torch.Tensor) -> tuple[Span, ...]:
 
 
 def continued_cache(
-    layers: Sequence[tuple[torch.Tensor, torch.Tensor]], lengths: Sequence[int], rows: tuple[Span, ...]
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    lengths: Sequence[int],
+    rows: tuple[Span, ...],
+    replay: Replay | None = None,
 ) -> Cache:
     """A cache for one forward pass of rows that continue prompts.
 
     Args:
         layers: keys and values of the prompts, (Q, Hkv, L, D) each, padded on the right.
         lengths: the prompts' lengths, Q of them.
+        replay: may know what attention puts out, but for the rows' first tokens.
     """
-    return Cache(layers=[_ContinuedLayer(keys, values, lengths, rows) for keys, values in layers])
+    parts = enumerate(layers)
+    return Cache(layers=[_ContinuedLayer(keys, values, lengths, rows, i, replay) for i, (keys, values) in parts])
 
 
 class _ContinuedLayer(AttendingLayer):
     """One layer's keys and values of the prompts, and during a pass those of the rows."""
 
     def __init__(
-        self, prompt_keys: torch.Tensor, prompt_values: torch.Tensor, lengths: Sequence[int], rows: tuple[Span, ...]
+        self,
+        prompt_keys: torch.Tensor,
+        prompt_values: torch.Tensor,
+        lengths: Sequence[int],
+        rows: tuple[Span, ...],
+        number: int,
+        replay: Replay | None,
     ) -> None:
         super().__init__()
+        self._number = number
+        self._replay = replay
         self._prompts = prompt_keys, prompt_values
         self._lengths = lengths
         self._rows = rows
@@ -70,7 +84,8 @@ class _ContinuedLayer(AttendingLayer):
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         if softcap or window:
             raise ValueError("only plain causal attention continues prompts in this way")
-        output = _Attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling)
+        known = None if self._replay is None else self._replay.attention(self._number)
+        output = _Attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling, known)
         assert isinstance(output, torch.Tensor)
         return output
 
@@ -89,19 +104,17 @@ class _Attention(torch.autograd.Function):
         lengths: Sequence[int],
         rows: tuple[Span, ...],
         scaling: float,
+        known: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         query = query.transpose(1, 2).contiguous()  # (R, T, H, D): a question's tokens lie in one stretch
-        heads = query.shape[2]
-        output, total = _flash(query, _repeated(keys, heads), _repeated(values, heads), scaling, causal=True)
-        for question, start, end in rows:
-            of_keys, of_values = (
-                _repeated(t[question, :, : lengths[question]][None], heads) for t in (prompt_keys, prompt_values)
-            )
-            found, found_total = _flash(_joined(query[start:end]), of_keys, of_values, scaling, causal=False)
-            part, part_total = output[start:end], total[start:end]
-            share = torch.sigmoid(found_total.view_as(part_total) - part_total)
-            part.lerp_(found.view_as(part), share.unsqueeze(-1).to(part.dtype))
-            torch.logaddexp(part_total, found_total.view_as(part_total), out=part_total)
+        own, prompts = (keys, values), (prompt_keys, prompt_values)
+        if known is None:
+            output, total = _attended(query, own, prompts, lengths, rows, scaling)
+        else:
+            output, total = known
+            firsts = tuple(tensor[:, :, :1] for tensor in own)
+            found = _attended(query[:, :1].contiguous(), firsts, prompts, lengths, rows, scaling)
+            output[:, :1], total[:, :1] = found
         ctx.save_for_backward(query, keys, values, prompt_keys, prompt_values, output, total)
         ctx.others = lengths, rows, scaling
         return output
@@ -125,7 +138,28 @@ class _Attention(torch.autograd.Function):
             by_query[start:end] += found.view_as(query[start:end])
             for whole, part in zip(by_prompts, by_prompt, strict=True):
                 whole[question, :, :length] = _summed(part, kv_heads)[0]
-        return by_query.transpose(1, 2), *(_summed(t, kv_heads) for t in by_own), *by_prompts, None, None, None
+        return by_query.transpose(1, 2), *(_summed(t, kv_heads) for t in by_own), *by_prompts, None, None, None, None
+
+
+def _attended(
+    query: torch.Tensor,
+    own: tuple[torch.Tensor, ...],
+    prompts: tuple[torch.Tensor, ...],
+    lengths: Sequence[int],
+    rows: tuple[Span, ...],
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (R, T, H, D) and normaliser (R, T, H) of queries (R, T, H, D), the rest as for `_Attention`."""
+    heads = query.shape[2]
+    output, total = _flash(query, *(_repeated(t, heads) for t in own), scaling, causal=True)
+    for question, start, end in rows:
+        of_keys, of_values = (_repeated(t[question, :, : lengths[question]][None], heads) for t in prompts)
+        found, found_total = _flash(_joined(query[start:end]), of_keys, of_values, scaling, causal=False)
+        part, part_total = output[start:end], total[start:end]
+        share = torch.sigmoid(found_total.view_as(part_total) - part_total)
+        part.lerp_(found.view_as(part), share.unsqueeze(-1).to(part.dtype))
+        torch.logaddexp(part_total, found_total.view_as(part_total), out=part_total)
+    return output, total
 
 
 def _joined(tensor: torch.Tensor) -> torch.Tensor:

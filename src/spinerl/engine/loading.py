@@ -22,7 +22,16 @@ from spinerl.types import ImagePrompt, Question, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Engine", "LoadedModel", "fingerprint", "load_model", "load_tokenizer", "resolve_name", "save_model"]
+__all__ = [
+    "Engine",
+    "LoadedModel",
+    "fingerprint",
+    "load_model",
+    "load_tokenizer",
+    "resolve_name",
+    "save_model",
+    "state_of",
+]
 
 
 class Engine(Protocol):
@@ -196,6 +205,11 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def state_of(model: torch.nn.Module) -> object:
+    """Equal as long as no weight has changed: tensors count what is done to them in place."""
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
 
 
 def _remove_dropout(model: torch.nn.Module) -> None:

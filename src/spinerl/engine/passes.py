@@ -23,10 +23,11 @@ from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.continued import continued_cache, spans
 from spinerl.engine.head import head_logits
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.replay import Record, Replay, passing
 from spinerl.engine.trials import ability, agree, only_embeddings_learn
 from spinerl.types import Batch
 
-__all__ = ["MicroBatch", "Piece", "Prefix", "logits", "micro_batch", "plan", "wanted_states"]
+__all__ = ["MicroBatch", "Piece", "Prefix", "logits", "micro_batch", "plan", "states_and_gradient", "wanted_states"]
 
 _WORTH_SHARING = 0.9  # share prompts when that leaves at most this share of the tokens
 _ENOUGH_TOKENS = 2048  # a pass of so many runs at full speed: from here on it is cut rather than padded
@@ -39,7 +40,8 @@ class MicroBatch:
 
     `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
     the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
-    prefix that each row continues, or None where rows carry their prompts, `prompts` (b of them).
+    prefix that each row continues, or None where rows carry their prompts, `prompts` (b of them).  `rows` (b of them)
+    are the batch's.
     """
 
     row_of: torch.Tensor
@@ -48,6 +50,21 @@ class MicroBatch:
     place: torch.Tensor
     prefix_of: torch.Tensor | None
     prompts: tuple[tuple[int, ...], ...]
+    rows: tuple[int, ...]
+
+    def slots(self, record: Record) -> torch.Tensor:
+        """(b, L) where a record of the batch keeps what the layers put out for each token; 0, which is some slot, for
+        padding."""
+        slots = torch.zeros_like(self.input_ids)
+        for row, number, prompt in zip(slots, self.rows, self.prompts, strict=True):
+            head = record.places(prompt, len(prompt))
+            if self.prefix_of is not None:
+                head = head[-1:]
+            row[: len(head)] = head
+            tail = row[len(head) :]
+            found = record.slots[number, : len(tail)].clamp_min(0)
+            tail[: len(found)] = found
+        return slots
 
 
 @dataclass(frozen=True)
@@ -81,16 +98,22 @@ def plan(loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimCo
     return [Piece((), (micro,)) for micro in micros]
 
 
-def wanted_states(loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None) -> torch.Tensor:
-    """What predicts the wanted tokens: last hidden states (N, d), for `logits` to turn into logits."""
+def wanted_states(
+    loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None, replay: Replay | None = None
+) -> torch.Tensor:
+    """What predicts the wanted tokens: last hidden states (N, d), for `logits` to turn into logits.
+
+    `replay` knows what the layers put out; it acts inside `products.replayed_products`.
+    """
     ids = micro.input_ids.to(loaded.device)
     place = micro.place.to(loaded.device)
     if prefix is not None:
-        more = prefix.continuation(micro)
+        more = prefix.continuation(micro, replay)
     else:
         more = loaded.image_inputs(micro.prompts, ids.shape[1])
     own_attention = prefix is not None and prefix.own_attention
-    with loaded.acting(), exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
+    known = None if replay is None else micro.slots(replay.record)
+    with passing(replay, known), loaded.acting(), exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
         if _splits_head(loaded):
             states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:
@@ -110,11 +133,15 @@ class Prefix:
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
     `own_attention` says whether rows meet them by `spinerl.engine.continued`, without copies; None: where the model
-    allows it.
+    allows it.  `replay` as for `wanted_states`.
     """
 
     def __init__(
-        self, loaded: LoadedModel, prefixes: Sequence[tuple[int, ...]], own_attention: bool | None = None
+        self,
+        loaded: LoadedModel,
+        prefixes: Sequence[tuple[int, ...]],
+        own_attention: bool | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.own_attention = _continues(loaded) if own_attention is None else own_attention
         self._device = loaded.device
@@ -125,7 +152,8 @@ class Prefix:
         cache = DynamicCache(config=loaded.model.config)
         ids = torch.tensor(padded, device=loaded.device)
         more = loaded.image_inputs(prefixes, width)
-        with loaded.acting():
+        known = None if replay is None else torch.stack([replay.record.places(p, width) for p in prefixes])
+        with passing(replay, known), loaded.acting():
             loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         self._width = width
         self._next_positions = self._lengths + loaded.offsets(prefixes)
@@ -136,7 +164,7 @@ class Prefix:
             layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
         self._cache, self._layers = cache, layers
 
-    def continuation(self, micro: MicroBatch) -> dict[str, object]:
+    def continuation(self, micro: MicroBatch, replay: Replay | None = None) -> dict[str, object]:
         """The model arguments that make a micro-batch's rows continue their prompts."""
         assert micro.prefix_of is not None
         prefix_of = micro.prefix_of.to(self._device)
@@ -144,7 +172,7 @@ class Prefix:
         columns = torch.arange(micro.input_ids.shape[1], device=self._device)
         if self.own_attention:
             layers = [(layer.keys, layer.values) for layer in self._layers]
-            cache = continued_cache(layers, self._lengths.tolist(), spans(micro.prefix_of))
+            cache = continued_cache(layers, self._lengths.tolist(), spans(micro.prefix_of), replay)
         else:
             cache = copy.copy(self._cache)
             cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
@@ -216,21 +244,21 @@ def _sharing_trial(loaded: LoadedModel, own_attention: bool) -> bool:
     ends = dict.fromkeys(range(4), 3)
     apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
     together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
-    states, gradient = _states_and_gradient(loaded, apart, own_attention)
-    shared_states, shared_gradient = _states_and_gradient(loaded, together, own_attention)
+    states, gradient = states_and_gradient(loaded, apart, own_attention)
+    shared_states, shared_gradient = states_and_gradient(loaded, together, own_attention)
     return agree(shared_states, states) and agree(shared_gradient, gradient)
 
 
-def _states_and_gradient(
-    loaded: LoadedModel, pieces: list[Piece], own_attention: bool
+def states_and_gradient(
+    loaded: LoadedModel, pieces: list[Piece], own_attention: bool | None = None, replay: Replay | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Wanted states, by row and column, and a gradient of them that reaches the input embeddings."""
+    """Wanted states, by row and column, and a gradient of them that reaches the input embeddings: for trials."""
     found = {}
     with only_embeddings_learn(loaded) as weight:
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes, own_attention) if piece.prefixes else None
+            prefix = Prefix(loaded, piece.prefixes, own_attention, replay) if piece.prefixes else None
             for micro in piece.micros:
-                states = wanted_states(loaded, micro, prefix)
+                states = wanted_states(loaded, micro, prefix, replay)
                 cells = zip(micro.row_of.tolist(), micro.column_of.tolist(), strict=True)
                 found |= dict(zip(cells, states.detach(), strict=True))
                 slope = torch.linspace(-1, 1, states.shape[1], device=states.device, dtype=states.dtype)
@@ -356,4 +384,5 @@ def micro_batch(
         place=local * width + head_lengths[local] + column_of - 1,
         prefix_of=None if number is None else torch.tensor([number[prompt] for prompt in prompts]),
         prompts=prompts,
+        rows=tuple(rows),
     )

@@ -8,16 +8,21 @@ chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
-from spinerl.config import Config, LossConfig, OptimConfig
+from spinerl.config import Config, LossConfig, OptimConfig, RolloutConfig
+from spinerl.engine.fused import fused_loops
 from spinerl.engine.head import chunks
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.passes import Prefix, logits, plan, wanted_states
-from spinerl.engine.products import fast_products
+from spinerl.engine.passes import Prefix, logits, plan, states_and_gradient, wanted_states
+from spinerl.engine.products import fast_products, replayed_products
+from spinerl.engine.replay import Replay
+from spinerl.engine.sampler import sample_responses
+from spinerl.engine.trials import ability, agree
 from spinerl.errors import NonFiniteError
 from spinerl.maths import (
     band_penalty,
@@ -33,7 +38,7 @@ from spinerl.maths import (
     term_weights,
     token_figures,
 )
-from spinerl.types import Batch, Targets
+from spinerl.types import Batch, Question, Targets
 
 __all__ = ["Terms", "embed_responses", "score", "update", "wanted_tokens", "weigh_terms"]
 
@@ -50,7 +55,7 @@ def score(
     logprobs = torch.zeros(batch.tokens.shape, dtype=dtype)
     entropies = torch.zeros(batch.tokens.shape, dtype=dtype)
     pieces = plan(loaded, batch, wanted, optim)
-    with _products(loaded, optim):
+    with _fast(loaded, optim):
         for piece in pieces:
             prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
             for micro in piece.micros:
@@ -112,13 +117,14 @@ def update(
     optimiser.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
     pieces = plan(loaded, batch, wanted, optim)
-    with _products(loaded, optim), _products(exact_anchor, optim):
+    replay = _replay(loaded, batch, optim)
+    with _fast(loaded, optim, replay), _fast(exact_anchor, optim):
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+            prefix = Prefix(loaded, piece.prefixes, replay=replay) if piece.prefixes else None
             with torch.no_grad():
                 anchor_prefix = Prefix(exact_anchor, piece.prefixes) if exact_anchor and piece.prefixes else None
             for micro in piece.micros:
-                states = wanted_states(loaded, micro, prefix)
+                states = wanted_states(loaded, micro, prefix, replay)
                 with torch.no_grad():
                     anchor_states = wanted_states(exact_anchor, micro, anchor_prefix) if exact_anchor else None
                 slopes = []
@@ -147,8 +153,42 @@ def update(
     return figures | optimiser.step()
 
 
-def _products(loaded: LoadedModel | None, optim: OptimConfig) -> AbstractContextManager[None]:
-    return nullcontext() if loaded is None or not optim.fast_products else fast_products(loaded)
+@contextmanager
+def _fast(loaded: LoadedModel | None, optim: OptimConfig, replay: Replay | None = None) -> Iterator[None]:
+    """Inside, the model computes with what the configuration allows of the exchanges for CPUs, and what is known."""
+    with ExitStack() as stack:
+        if loaded is not None and optim.fast_products:
+            stack.enter_context(fast_products(loaded))
+        if loaded is not None and optim.compiled:
+            stack.enter_context(fused_loops(loaded))
+        if loaded is not None and replay is not None:
+            stack.enter_context(replayed_products(loaded, replay))
+        yield
+
+
+def _replay(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> Replay | None:
+    """What sampling computed of this batch, if it was kept, with these very weights, and the model can take it."""
+    record = batch.record
+    if not optim.replay or record is None or loaded.model.training or not record.serves(loaded):
+        return None
+    return Replay(record) if ability(loaded, "replay", lambda: _replay_trial(loaded)) else None
+
+
+def _replay_trial(loaded: LoadedModel) -> bool:
+    """Two questions, two responses each: states and a gradient from what sampling computed, and computed anew."""
+    prompts = ((3, 4, 5, 6), (9, 8, 7))
+    questions = tuple(Question(str(number), "") for number in range(len(prompts)))
+    rollout_config = RolloutConfig(max_new_tokens=5)  # pyright: ignore[reportCallIssue]
+    rollout = sample_responses(loaded, questions, prompts, 2, rollout_config, ("trial",), record=True)
+    batch = Batch(tuple(p for p in prompts for _ in range(2)), rollout.tokens, rollout.mask, 1.0)
+    optim = OptimConfig()  # pyright: ignore[reportCallIssue]
+    plain = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim))
+    if rollout.record is None:
+        return False
+    replay = Replay(rollout.record)
+    with replayed_products(loaded, replay):
+        found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), replay=replay)
+    return all(agree(a, b) for a, b in zip(found, plain, strict=True))
 
 
 class Terms:

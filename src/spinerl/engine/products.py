@@ -12,19 +12,24 @@ as the first one did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
 from spinerl.engine.cache import free_bytes
+from spinerl.engine.exchange import exchanged_forwards, suits_cpu, tried
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.trials import ability, agree
+from spinerl.engine.replay import Replay, linear_layers
 
-__all__ = ["fast_products", "multiply", "packed_weights"]
+__all__ = ["fast_products", "multiply", "packed_weights", "product", "replayed_products"]
+
+_Forward = Callable[[torch.Tensor], torch.Tensor]
 
 _ROWS = 64  # the packed layout's hint; any number from 16 on was measured to do for all
 _SHARE_OF_MEMORY = 1 / 8  # of what is free: packed matrices are there twice meanwhile
+_ROWS_ASKED = 64  # of slopes, to find out whether to look at all of them
+_FEW_ARE_LIVE = 0.75  # rows of slopes are taken out where at most this share is not 0
 _ROWS_AT_ONCE = 1024  # summed up at a time in a weight's slope, so that they are found in the cache
 
 
@@ -36,8 +41,8 @@ def packed_weights(loaded: LoadedModel) -> Iterator[None]:
     operators, and where a trial gave other numbers.
     """
     size = sum(layer.weight.nbytes for layer in _layers(loaded))
-    if _suits(loaded) and size <= _SHARE_OF_MEMORY * free_bytes(loaded.device):
-        with _tried(loaded, "packed_weights", _packed):
+    if suits_cpu(loaded) and size <= _SHARE_OF_MEMORY * free_bytes(loaded.device):
+        with tried(loaded, "packed_weights", lambda: _exchange(loaded, _packed), learning=False):
             yield
     else:
         yield
@@ -47,63 +52,35 @@ def packed_weights(loaded: LoadedModel) -> Iterator[None]:
 def fast_products(loaded: LoadedModel) -> Iterator[None]:
     """Inside, the model's linear layers multiply through oneDNN, forward and backward; where as for `packed_weights`,
     whatever the memory."""
-    if _suits(loaded):
-        with _tried(loaded, "fast_products", _product):
+    if suits_cpu(loaded):
+        with tried(loaded, "fast_products", lambda: _exchange(loaded, _product)):
             yield
     else:
         yield
 
 
-def _suits(loaded: LoadedModel) -> bool:
-    return loaded.device.type == "cpu" and loaded.model.dtype == torch.float32
+def replayed_products(loaded: LoadedModel, replay: Replay) -> AbstractContextManager[None]:
+    """Inside, the backbone's linear layers put out what the replay knows, and compute what it does not; their gradients
+    are the ordinary ones."""
+
+    def forward_of(number: int, layer: torch.nn.Linear) -> _Forward:
+        ordinary = layer.forward
+
+        def forward(states: torch.Tensor) -> torch.Tensor:
+            known = replay.output(number)
+            return ordinary(states) if known is None else product(states, layer.weight, layer.bias, known)
+
+        return forward
+
+    return exchanged_forwards((layer, forward_of(i, layer)) for i, layer in enumerate(linear_layers(loaded)))
 
 
 def _layers(loaded: LoadedModel) -> list[torch.nn.Linear]:
     return [layer for layer in loaded.model.modules() if type(layer) is torch.nn.Linear]
 
 
-_Forward = Callable[[torch.Tensor], torch.Tensor]
-
-
-@contextmanager
-def _tried(loaded: LoadedModel, name: str, forward_of: Callable[[torch.nn.Linear], _Forward]) -> Iterator[None]:
-    if ability(loaded, name, lambda: _trial(loaded, forward_of)):
-        with _exchanged(loaded, forward_of):
-            yield
-    else:
-        yield
-
-
-@contextmanager
-def _exchanged(loaded: LoadedModel, forward_of: Callable[[torch.nn.Linear], _Forward]) -> Iterator[None]:
-    before = [(layer, layer.__dict__.get("forward")) for layer in _layers(loaded)]
-    try:
-        for layer, _ in before:
-            layer.forward = forward_of(layer)  # pyright: ignore[reportAttributeAccessIssue]
-        yield
-    finally:
-        for layer, forward in before:
-            layer.__dict__.pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
-
-
-def _trial(loaded: LoadedModel, forward_of: Callable[[torch.nn.Linear], _Forward]) -> bool:
-    """Logits, and the slopes that learning layers give their weights, on a few tokens."""
-    ids = torch.arange(12, device=loaded.device).view(3, 4) + 1
-    plain = _figures(loaded, ids)
-    with _exchanged(loaded, forward_of):
-        found = _figures(loaded, ids)
-    return all(agree(a, b) for a, b in zip(found, plain, strict=True))
-
-
-def _figures(loaded: LoadedModel, ids: torch.Tensor) -> list[torch.Tensor]:
-    logits = loaded.model(input_ids=ids, use_cache=False).logits
-    layer = next((layer for layer in _layers(loaded) if layer.weight.requires_grad), None)
-    if layer is None or not logits.requires_grad:
-        return [logits]
-    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
-    return [logits, *torch.autograd.grad((logits * weights).sum(), [layer.weight])]
+def _exchange(loaded: LoadedModel, forward_of: Callable[[torch.nn.Linear], _Forward]) -> AbstractContextManager[None]:
+    return exchanged_forwards((layer, forward_of(layer)) for layer in _layers(loaded))
 
 
 def _packed(layer: torch.nn.Linear) -> _Forward:
@@ -114,10 +91,7 @@ def _packed(layer: torch.nn.Linear) -> _Forward:
 
 
 def _product(layer: torch.nn.Linear) -> _Forward:
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(states, layer.weight, layer.bias)  # pyright: ignore[reportReturnType]
-
-    return forward
+    return lambda states: product(states, layer.weight, layer.bias)
 
 
 def multiply(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -126,36 +100,75 @@ def multiply(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return operators._linear_pointwise(states, weight, bias, "none", [], "")
 
 
+def product(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, known: torch.Tensor | None = None
+) -> torch.Tensor:
+    """states (..., k) times weight (n, k), transposed, plus bias (n,), and its gradient.
+
+    `known` (..., n) is the result, where there is no need to compute it.
+    """
+    return _Product.apply(states, weight, bias, known)  # pyright: ignore[reportReturnType]
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        known: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(states, weight)
-        return multiply(states, weight, bias)
+        return _times(states, weight, bias) if known is None else known
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, slopes: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
-        of_states, of_weight, of_bias = ctx.needs_input_grad
-        slopes = slopes.contiguous()
-        rows = slopes.flatten(0, -2)
+        of_states, of_weight, of_bias, _ = ctx.needs_input_grad
+        rows, inputs = slopes.contiguous().flatten(0, -2), states.flatten(0, -2)
+        live = _live(rows)
+        if live is not None:
+            rows, inputs = rows[live], inputs[live] if of_weight else inputs
+        by_states = _times(rows, weight.t()) if of_states else None
+        if by_states is not None and live is not None:
+            by_states = by_states.new_zeros(states.shape).flatten(0, -2).index_copy_(0, live, by_states)
         return (
-            multiply(slopes, weight.t()) if of_states else None,
-            _weight_slope(rows, states.flatten(0, -2)) if of_weight else None,
+            None if by_states is None else by_states.view(states.shape),
+            _weight_slope(rows, inputs) if of_weight else None,
             rows.sum(0) if of_bias else None,
+            None,
         )
+
+
+def _times(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if states.dtype == torch.float32 and states.device.type == "cpu":
+        return multiply(states, weight, bias)
+    return torch.nn.functional.linear(states, weight, bias)
+
+
+def _live(slopes: torch.Tensor) -> torch.Tensor | None:
+    """Which rows of slopes (m, n) are not all 0, where few enough are; else None.
+
+    A model's last layer has slopes at the selected tokens alone, from where its attention has taken its queries on.
+    """
+    if not len(slopes) or slopes[:: max(1, len(slopes) // _ROWS_ASKED)].any(1).float().mean() > _FEW_ARE_LIVE:
+        return None
+    live = slopes.any(1)
+    return live.nonzero().squeeze(1) if live.float().mean() <= _FEW_ARE_LIVE else None
 
 
 def _weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """slopes (m, n), transposed, times states (m, k): (n, k), some rows at a time."""
+    if not len(slopes):
+        return slopes.new_zeros(slopes.shape[1], states.shape[1])
     wide = slopes.shape[1] > states.shape[1]  # of the two ways round, the one with more rows was measured to be slower
     total: torch.Tensor | None = None
     for few_slopes, few_states in zip(slopes.split(_ROWS_AT_ONCE), states.split(_ROWS_AT_ONCE), strict=True):
         factors = (few_states.t(), few_slopes.t()) if wide else (few_slopes.t(), few_states.t())
-        found = multiply(*factors)
+        found = _times(*factors)
         total = found if total is None else total.add_(found)
     assert total is not None
     return total.t() if wide else total

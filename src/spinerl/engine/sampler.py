@@ -27,9 +27,11 @@ from transformers.generation.logits_process import (
 from spinerl.config import RolloutConfig
 from spinerl.engine.cache import CopyingDecoder, fitting_tokens
 from spinerl.engine.draws import Truncation, draw
+from spinerl.engine.fused import fused_loops
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.products import packed_weights
-from spinerl.engine.shared import SharedDecoder, can_share_prompts
+from spinerl.engine.replay import Recorder, slots_for
+from spinerl.engine.shared import SharedDecoder, can_attend_compiled, can_share_prompts
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
@@ -54,6 +56,7 @@ def sample_responses(
     certainties: bool = False,
     limits: Sequence[int] | None = None,
     turns_per_check: int | None = None,
+    record: bool = False,
 ) -> Rollout:
     """`num_responses` sampled responses to each question.
 
@@ -67,6 +70,8 @@ def sample_responses(
         certainties: whether to record the self-certainty of every token's distribution too.
         limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
         turns_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
+        record: whether to keep what the layers put out, for an update to take it from there (`spinerl.engine.replay`),
+            where model and memory allow it.
 
     Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and
     NonFiniteError for a model whose logits are not numbers.
@@ -76,7 +81,7 @@ def sample_responses(
         return loaded.engine.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     manner = _Manner(rollout.temperature, _truncation(rollout, loaded), streams, certainties, most)
-    return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check)
+    return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check, record)
 
 
 def greedy_responses(
@@ -119,16 +124,36 @@ def _respond(
     manner: _Manner,
     on_tokens: Callable[[int], None] | None,
     turns_per_check: int | None,
+    record: bool = False,
 ) -> Rollout:
     shared = rollout.share_prompts and can_share_prompts(loaded)
     turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
     weights = packed_weights(loaded) if rollout.pack_weights else nullcontext()
-    decoding = (SharedDecoder if shared else CopyingDecoder)(loaded, rollout.compact)
-    with loaded.acting(), torch.inference_mode(), weights, decoding as decoder:
+    loops = fused_loops(loaded) if rollout.compiled else nullcontext()
+    recorder = _recorder(loaded, prompts, num_responses, max(manner.limits, default=0)) if record and shared else None
+    if shared:
+        compiled = rollout.compiled and can_attend_compiled(loaded)
+        decoding = SharedDecoder(loaded, rollout.compact, compiled, recorder)
+    else:
+        decoding = CopyingDecoder(loaded, rollout.compact)
+    recording = nullcontext() if recorder is None else recorder.recording()
+    with loaded.acting(), torch.inference_mode(), loops, weights, recording, decoding as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, shared)
-        records = _Run(loaded, decoder, queue, rollout, manner).records(turns, on_tokens or (lambda _: None))
+        records = _Run(loaded, decoder, queue, rollout, manner, recorder).records(turns, on_tokens or (lambda _: None))
+        kept = None if recorder is None else recorder.record()
     rolled_out = _assembled(loaded, questions, prompts, num_responses, records)
-    return rolled_out if manner.certainties else replace(rolled_out, certainties=None)
+    return replace(rolled_out, certainties=rolled_out.certainties if manner.certainties else None, record=kept)
+
+
+def _recorder(
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], num_responses: int, most_tokens: int
+) -> Recorder | None:
+    """With room for every token that may be drawn, or for as many as fit in memory."""
+    num_rows = len(prompts) * num_responses
+    # Prompts are padded: to a length that is at most half as much again, and 64 (`shared`).
+    wanted = num_rows * most_tokens + sum(len(prompt) * 3 // 2 + 64 for prompt in prompts)
+    capacity = slots_for(loaded, wanted)
+    return Recorder(loaded, num_rows, most_tokens, capacity) if capacity else None
 
 
 class _Queue:
@@ -222,7 +247,9 @@ class _Run:
         queue: _Queue,
         rollout: RolloutConfig,
         manner: _Manner,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder
         self._device = loaded.device
         self._decoder = decoder
         self._queue = queue
@@ -242,12 +269,18 @@ class _Run:
             turns = min(turns_per_check, int(left.min()))
             for turn in range(turns):
                 if turn:
-                    logits = self._decoder.step(records[-1].tokens)
+                    logits = self._step(records[-1].tokens)
                 records.append(self._draw(logits))
             on_tokens(_num_drawn(records[-turns:]))
             tokens = self._drop_finished(records[-1].tokens)
-            logits = self._admit(self._decoder.step(tokens) if len(tokens) else None)
+            logits = self._admit(self._step(tokens) if len(tokens) else None)
         return records
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits after the tokens just drawn."""
+        if self._recorder is not None:
+            self._recorder.begin_rows(self._rows.number, self._rows.drawn - 1)
+        return self._decoder.step(tokens)
 
     def _admit(self, logits: torch.Tensor | None) -> torch.Tensor | None:
         """Let waiting questions in, their rows' logits below the others'."""

@@ -18,30 +18,41 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from spinerl.engine import kernels
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
+from spinerl.engine.exchange import suits_cpu
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.replay import Recorder
 from spinerl.engine.trials import ability, agree
 
-__all__ = ["SharedDecoder", "can_share_prompts"]
+__all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts"]
 
 _BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
+_QUERIES_AT_ONCE = 8  # of a head of keys: as many as meet a prompt's keys while those are in registers
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
 
 def can_share_prompts(loaded: LoadedModel) -> bool:
     """Whether `SharedDecoder` gives this model's own logits: tried once, on a few tokens, and remembered."""
-    return ability(loaded, "shared_decoding", lambda: _trial(loaded))
+    return ability(loaded, "shared_decoding", lambda: _trial(loaded, compiled=False))
+
+
+def can_attend_compiled(loaded: LoadedModel) -> bool:
+    """Whether it still does so where attention runs as a compiled loop; False where nothing is compiled."""
+    if not suits_cpu(loaded) or kernels.library() is None:
+        return False
+    return ability(loaded, "compiled_attention", lambda: _trial(loaded, compiled=True))
 
 
 @torch.no_grad()
-def _trial(loaded: LoadedModel) -> bool:
+def _trial(loaded: LoadedModel, compiled: bool) -> bool:
     """Two prompts of unlike lengths, the second entering two tokens after the first, two responses each."""
     prompts = ((3, 4, 5, 6, 7), (8, 9))
     vocabulary = loaded.model.config.get_text_config().vocab_size
     tokens = (torch.arange(16, device=loaded.device).view(4, 4) * 7 + 2) % vocabulary
     found: list[list[torch.Tensor]] = []
-    with SharedDecoder(loaded) as decoder:
+    with SharedDecoder(loaded, compiled=compiled) as decoder:
         for t in range(4):
             if t in (0, 2):
                 found.append([decoder.admit([prompts[t // 2]], 2).expand(2, -1)])
@@ -68,13 +79,17 @@ class SharedDecoder:
     shares_prompts = True
     max_cohorts = 8  # each costs some operations per layer and token
 
-    def __init__(self, loaded: LoadedModel, compact: bool = True) -> None:
+    def __init__(
+        self, loaded: LoadedModel, compact: bool = True, compiled: bool = False, recorder: Recorder | None = None
+    ) -> None:
         self._loaded = loaded
+        self._recorder = recorder
         self._compact = compact
+        self._compiled = compiled
         self._cohorts: list[_Cohort] = []
         windows = _windows(loaded.model)
         self._num_layers = len(windows)
-        self._cache = Cache(layers=[_SharedLayer(i, window, self._cohorts) for i, window in enumerate(windows)])
+        self._cache = Cache(layers=[_SharedLayer(i, window, self._cohorts, recorder) for i, window in enumerate(windows)])
         self._ordinary = implementation(loaded.model)
 
     def __enter__(self) -> SharedDecoder:
@@ -102,7 +117,7 @@ class SharedDecoder:
             for piece in _alike(prompts):
                 piece_logits, layers = self._prefill(piece)
                 offsets = self._loaded.offsets(piece).cpu()
-                self._cohorts.append(_Cohort([len(p) for p in piece], offsets, num_responses, layers))
+                self._cohorts.append(_Cohort([len(p) for p in piece], offsets, num_responses, layers, self._compiled))
                 logits.append(piece_logits)
         finally:
             self._loaded.model.set_attn_implementation(ATTENTION)
@@ -156,6 +171,8 @@ class SharedDecoder:
             last = torch.tensor([len(p) - 1 for p in piece], device=device)
             cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
             more = self._loaded.image_inputs(piece, width)
+            if self._recorder is not None:
+                self._recorder.begin_prompts(piece, width)
             logits.append(_last_logits(model, ids, last, cache, more))
             pieces.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
         layers = [
@@ -228,6 +245,13 @@ class _LayerState:
     prompt_keys: torch.Tensor  # (Q, Hkv, L, D)
     prompt_values: torch.Tensor
     blocks: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    turned: torch.Tensor | None = None  # the prompts' keys as `kernels.decode_attention` takes them, once it did
+
+    def keep_prompts(self, questions: torch.Tensor, longest: int) -> None:
+        """Forget all prompts but these, cut to this length."""
+        self.prompt_keys = self.prompt_keys[:, :, :longest][questions]
+        self.prompt_values = self.prompt_values[:, :, :longest][questions].contiguous()
+        self.turned = None
 
     def write(self, column: int, size: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put one token's keys and values (R, Hkv, 1, D) into a column, blocks being of this size."""
@@ -258,9 +282,15 @@ class _Cohort:
     """Questions that entered the batch together, with all their rows: R rows, Q questions."""
 
     def __init__(
-        self, prompt_lengths: list[int], offsets: torch.Tensor, num_responses: int, layers: list[_LayerState]
+        self,
+        prompt_lengths: list[int],
+        offsets: torch.Tensor,
+        num_responses: int,
+        layers: list[_LayerState],
+        compiled: bool,
     ) -> None:
         self.layers = layers
+        self._compiled = compiled  # whether attention may run as a compiled loop
         self._device = layers[0].prompt_keys.device
         self._lengths = prompt_lengths  # prompt tokens, per question
         self._offsets = offsets  # (Q,) what images add to the positions after the prompt
@@ -299,8 +329,7 @@ class _Cohort:
             self._lengths, self._offsets = [self._lengths[i] for i in alive.tolist()], self._offsets[alive]
             longest, questions = max(self._lengths), alive.to(self._device)
             for state in self.layers:
-                state.prompt_keys = state.prompt_keys[:, :, :longest][questions]
-                state.prompt_values = state.prompt_values[:, :, :longest][questions]
+                state.keep_prompts(questions, longest)
         self._arrange()
 
     def release(self) -> None:
@@ -314,11 +343,15 @@ class _Cohort:
 
     def attend(
         self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None
-    ) -> torch.Tensor:
-        """What attention puts out for each row's present token: (R, 1, H, D) for queries (R, H, 1, D)."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What attention puts out for each row's present token: (R, 1, H, D) for queries (R, H, 1, D); and, where that
+        comes with it, the logarithm of the weights' sum (R, H)."""
         state = self.layers[layer]
         rows, heads, _, width = query.shape
         kv_heads = state.prompt_keys.shape[1]
+        if self._compiled and softcap is None and window is None and width in kernels.DECODING_WIDTHS:
+            found, found_total = self._attend_compiled(state, query.squeeze(2), scaling)
+            return found.unsqueeze(1), found_total
         # A key head's own query heads are so many queries to the same keys: no key is ever repeated.
         queries = (query * scaling).reshape(rows * kv_heads, heads // kv_heads, width)
         first = 0 if window is None else max(0, self._length - window)  # the first in sight of a row's own tokens
@@ -332,7 +365,23 @@ class _Cohort:
             prompt_output, prompt_total = map(grouping.by_row, to_prompts)
             # Both are normalised over their own tokens: weigh them as one softmax over all would.
             output = torch.lerp(output, prompt_output, torch.sigmoid(prompt_total - total).to(output.dtype))
-        return output.view(rows, 1, heads, -1)
+        return output.view(rows, 1, heads, -1), None
+
+    def _attend_compiled(
+        self, state: _LayerState, queries: torch.Tensor, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention's output (R, H, D) and logarithm of the weights' sum (R, H) for queries (R, H, D), in one loop."""
+        if state.turned is None:
+            questions, kv_heads, longest, width = state.prompt_keys.shape
+            state.turned = queries.new_zeros(questions, kv_heads, width, -(-longest // 32) * 32)
+            state.turned[..., :longest] = state.prompt_keys.transpose(2, 3)
+        group = queries.shape[1] // state.prompt_keys.shape[1]
+        if group not in self._tasks:
+            self._tasks[group] = _tasks(self._question_of, max(1, _QUERIES_AT_ONCE // group))
+        prompts = (state.turned, state.prompt_values, torch.tensor(self._lengths))
+        return kernels.decode_attention(
+            queries.contiguous(), scaling, state.blocks, self._length, *prompts, *self._tasks[group]
+        )
 
     def _sight(self, window: int | None) -> tuple[int, torch.Tensor | None]:
         """The first prompt column that any row sees, and which columns (Q, n) from there on a question's do not."""
@@ -357,9 +406,23 @@ class _Cohort:
     def _arrange(self) -> None:
         """Forget what depended on which rows there are."""
         self._groupings: dict[int, _Grouping] = {}
+        self._tasks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sights: dict[int | None, tuple[int, torch.Tensor | None]] = {}
         ends = torch.tensor(self._lengths) + self._offsets
         self._prompt_end_of_row = ends[self._question_of].to(self._device)
+
+
+def _tasks(question_of: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tasks (3, K), order (R,)) as `kernels.decode_attention` takes them, of at most so many rows each.
+
+    >>> _tasks(torch.tensor([0, 1, 0, 0]), 2)[0].tolist()  # questions; where rows begin; how many they are
+    [[0, 0, 1], [0, 2, 3], [2, 1, 1]]
+    """
+    tasks, start = [], 0
+    for question, count in enumerate(question_of.bincount().tolist()):
+        tasks += [(question, start + i, min(most, count - i)) for i in range(0, count, most)]
+        start += count
+    return torch.tensor(tasks).t().contiguous(), question_of.argsort(stable=True)
 
 
 class _Grouping:
@@ -426,8 +489,11 @@ def _weighted(
 class _SharedLayer(AttendingLayer):
     """One layer of all cohorts."""
 
-    def __init__(self, number: int, window: int | None, cohorts: list[_Cohort]) -> None:
+    def __init__(
+        self, number: int, window: int | None, cohorts: list[_Cohort], recorder: Recorder | None
+    ) -> None:
         super().__init__()
+        self._recorder = recorder
         self._number = number
         self._window = window
         self._cohorts = cohorts
@@ -446,8 +512,18 @@ class _SharedLayer(AttendingLayer):
             raise TypeError("shared decoding takes one token per row")
         if window != self._window:
             raise ValueError(f"attention sees {window} tokens back, the configuration says {self._window}")
-        outputs = [
-            cohort.attend(self._number, queries, scaling, softcap, window)
-            for cohort, queries in zip(self._cohorts, query.split([c.num_rows for c in self._cohorts]), strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        parts = query.split([cohort.num_rows for cohort in self._cohorts])
+        outputs, totals = zip(
+            *(
+                cohort.attend(self._number, queries, scaling, softcap, window)
+                for cohort, queries in zip(self._cohorts, parts, strict=True)
+            ),
+            strict=True,
+        )
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if self._recorder is not None:
+            known = [total for total in totals if total is not None]
+            self._recorder.keep_attention(
+                self._number, output.squeeze(1), torch.cat(known) if len(known) == len(totals) else None
+            )
+        return output

@@ -120,7 +120,7 @@ class VllmEngine:
         Raises NonFiniteError for a model that has diverged, RunError where vLLM's log-probabilities are not the model's
         (`vllm.max_mismatch`).
         """
-        state = _state_of(loaded.model)
+        state = state_of(loaded.model)
         if state != self._given:
             self._side.take(adapted_weights(loaded.model))
             self._given = state
@@ -370,11 +370,6 @@ def _settings(loaded: LoadedModel, rollout: RolloutConfig, num_responses: int, *
     if loaded.vision is not None:  # a model refuses more placeholders than it has images
         settings["logit_bias"] = dict.fromkeys(loaded.vision.placeholder_ids, -100.0)
     return settings
-
-
-def _state_of(model: torch.nn.Module) -> object:
-    """Equal as long as no weight has changed: tensors count what is done to them in place."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
 
 
 @contextmanager
