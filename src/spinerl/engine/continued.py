@@ -13,11 +13,13 @@ keeps the normaliser to itself.  `passes` tries all this on the model at hand be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import Cache
 
+from spinerl.engine import kernels
 from spinerl.engine.attention import AttendingLayer
 from spinerl.engine.replay import Replay
 
@@ -43,6 +45,7 @@ def continued_cache(
     lengths: Sequence[int],
     rows: tuple[Span, ...],
     replay: Replay | None = None,
+    compiled: bool = False,
 ) -> Cache:
     """A cache for one forward pass of rows that continue prompts.
 
@@ -50,9 +53,10 @@ def continued_cache(
         layers: keys and values of the prompts, (Q, Hkv, L, D) each, padded on the right.
         lengths: the prompts' lengths, Q of them.
         replay: may know what attention puts out, but for the rows' first tokens.
+        compiled: whether to attend by `kernels.continue_prompts`; float32 and heads of a multiple of 16 alone.
     """
     parts = enumerate(layers)
-    return Cache(layers=[_ContinuedLayer(keys, values, lengths, rows, i, replay) for i, (keys, values) in parts])
+    return Cache(layers=[_ContinuedLayer(*pair, lengths, rows, i, replay, compiled) for i, pair in parts])
 
 
 class _ContinuedLayer(AttendingLayer):
@@ -66,8 +70,10 @@ class _ContinuedLayer(AttendingLayer):
         rows: tuple[Span, ...],
         number: int,
         replay: Replay | None,
+        compiled: bool,
     ) -> None:
         super().__init__()
+        self._attention = _CompiledAttention if compiled and prompt_keys.shape[-1] % 16 == 0 else _Attention
         self._number = number
         self._replay = replay
         self._prompts = prompt_keys, prompt_values
@@ -85,7 +91,7 @@ class _ContinuedLayer(AttendingLayer):
         if softcap or window:
             raise ValueError("only plain causal attention continues prompts in this way")
         known = None if self._replay is None else self._replay.attention(self._number)
-        output = _Attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling, known)
+        output = self._attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling, known)
         assert isinstance(output, torch.Tensor)
         return output
 
@@ -139,6 +145,45 @@ class _Attention(torch.autograd.Function):
             for whole, part in zip(by_prompts, by_prompt, strict=True):
                 whole[question, :, :length] = _summed(part, kv_heads)[0]
         return by_query.transpose(1, 2), *(_summed(t, kv_heads) for t in by_own), *by_prompts, None, None, None, None
+
+
+class _CompiledAttention(torch.autograd.Function):
+    """The same by a compiled loop, which repeats no key for the queries it serves."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        prompt_keys: torch.Tensor,
+        prompt_values: torch.Tensor,
+        lengths: Sequence[int],
+        rows: tuple[Span, ...],
+        scaling: float,
+        known: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        queries, keys, values = (tensor.transpose(1, 2).contiguous() for tensor in (query, keys, values))
+        prompts = [prompt_keys, prompt_values]
+        if prompt_keys.stride() != prompt_values.stride() or prompt_keys.stride(-1) != 1:
+            prompts = [tensor.contiguous() for tensor in prompts]
+        job = kernels.Continuing(queries, keys, values, *prompts, lengths, rows, scaling)
+        if known is None:
+            output, total = kernels.continue_prompts(job)
+        else:
+            output, total = known
+            firsts = {name: getattr(job, name)[:, :1].contiguous() for name in ("queries", "keys", "values")}
+            output[:, :1], total[:, :1] = kernels.continue_prompts(replace(job, **firsts))
+        ctx.save_for_backward(queries, keys, values, *prompts, output, total)
+        ctx.others = lengths, rows, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *tensors, output, total = ctx.saved_tensors
+        job = kernels.Continuing(*tensors, *ctx.others)
+        found = kernels.continue_back(job, gradient.contiguous(), output, total)
+        return *(slopes.transpose(1, 2) for slopes in found[:3]), *found[3:], None, None, None, None
 
 
 def _attended(

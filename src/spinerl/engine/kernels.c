@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #define LANES 16
 typedef float lanes __attribute__((vector_size(64)));
@@ -414,6 +417,374 @@ int decode_attention(const decoding *job, long width, long most_rows)
             }
         }
         free(scratch);
+    }
+    return failed;
+}
+
+/* ---- products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of 16 ---- */
+
+#ifdef __AVX512F__
+#define ROWS 6 /* of a block whose sums are kept in registers, and vectors in each */
+#define VECTORS 4
+#else
+#define ROWS 3
+#define VECTORS 2
+#endif
+
+/* Whether `weight_slope` is worth its while: with fewer registers, libraries do better. */
+int has_many_registers(void) { return ROWS == 6; }
+
+INLINE void block(const int rows, const int vectors, long depth, const float *a, long a_row, long a_depth,
+                  const float *b, long b_depth, float *c, long c_row, const int add)
+{
+    lanes sums[ROWS][VECTORS];
+    UNROLLED for (int i = 0; i < rows; i++)
+        UNROLLED for (int v = 0; v < vectors; v++)
+            sums[i][v] = add ? load(c + i * c_row + v * LANES) : (lanes){0};
+    for (long d = 0; d < depth; d++) {
+        lanes from[VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++)
+            from[v] = load(b + d * b_depth + v * LANES);
+        UNROLLED for (int i = 0; i < rows; i++) {
+            lanes one = all(a[i * a_row + d * a_depth]);
+            UNROLLED for (int v = 0; v < vectors; v++)
+                sums[i][v] += one * from[v];
+        }
+    }
+    UNROLLED for (int i = 0; i < rows; i++)
+        UNROLLED for (int v = 0; v < vectors; v++)
+            store(c + i * c_row + v * LANES, sums[i][v]);
+}
+
+INLINE void blocks_below(const int vectors, long m, long depth, const float *a, long a_row, long a_depth,
+                         const float *b, long b_depth, float *c, long c_row, const int add)
+{
+    long i = 0;
+    for (; i + ROWS <= m; i += ROWS)
+        block(ROWS, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add);
+    for (; i + 2 <= m; i += 2)
+        block(2, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add);
+    for (; i < m; i++)
+        block(1, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add);
+}
+
+INLINE void multiply(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b,
+                     long b_depth, float *c, long c_row, const int add)
+{
+    long j = 0;
+    for (; j + VECTORS * LANES <= n; j += VECTORS * LANES)
+        blocks_below(VECTORS, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add);
+    for (; j + LANES <= n; j += LANES)
+        blocks_below(1, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add);
+}
+
+static void product(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b, long b_depth,
+                    float *c, long c_row)
+{
+    multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 0);
+}
+
+static void add_product(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b,
+                        long b_depth, float *c, long c_row)
+{
+    multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 1);
+}
+
+INLINE long least(long a, long b) { return a < b ? a : b; }
+
+#define DEPTH 256 /* rows that are summed up at a time, and the most of a slope's that one thread then has at hand */
+#define DOWN 256
+
+/* slope (n, k) = slopes (rows, n), transposed, times states (rows, k), k a multiple of 16.  1 where memory is short. */
+int weight_slope(long rows, long n, long k, const float *slopes, const float *states, float *slope)
+{
+    int failed = 0;
+    long threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    long parts = threads * ((n + threads * DOWN - 1) / (threads * DOWN));
+    long down = (n + parts - 1) / parts;
+    down = (down + ROWS - 1) / ROWS * ROWS;
+#pragma omp parallel for schedule(static) reduction(| : failed)
+    for (long part = 0; part < parts; part++) {
+        const long first = part * down, m = least(down, n - first);
+        float *packed = m > 0 ? aligned_alloc(64, (size_t)(DEPTH * m * 4 + 63) / 64 * 64) : NULL;
+        failed |= m > 0 && packed == NULL;
+        for (long row = 0; row < rows && packed != NULL; row += DEPTH) {
+            long depth = least(DEPTH, rows - row);
+            const float *b = states + row * k;
+            float *c = slope + first * k;
+            for (long d = 0; d < depth; d++)
+                memcpy(packed + d * m, slopes + (row + d) * n + first, (size_t)m * sizeof(float));
+            if (row)
+                add_product(m, k, depth, packed, 1, m, b, k, c, k);
+            else
+                product(m, k, depth, packed, 1, m, b, k, c, k);
+        }
+        free(packed);
+    }
+    return failed;
+}
+
+/* ---- attention of finished responses to their question's prompt and, under the causal mask, to themselves ---- */
+
+#define TILE 64 /* queries and keys that meet at once */
+
+typedef struct {
+    long tokens, heads, kv_heads, width;           /* of each row; width a multiple of 16 */
+    const float *queries, *keys, *values;          /* (rows, tokens, heads or kv_heads, width) */
+    const float *prompt_keys, *prompt_values;      /* (questions, kv_heads, longest, width), with these strides: */
+    long of_question, of_head, of_token;
+    const int64_t *lengths;                        /* (questions) of the prompts */
+    long longest;
+    float scale;
+    long tasks, questions;                         /* a task: some rows of one question */
+    const int64_t *question, *first, *count;       /* (tasks) rows first to first + count - 1 */
+    float *outputs, *totals;                       /* (rows, tokens, heads, width), (rows, tokens, heads) */
+    const float *slopes;                           /* from here on: backward.  Of outputs */
+    float *by_queries, *by_keys, *by_values;       /* as queries, keys, values */
+    float *by_prompt_keys, *by_prompt_values;      /* (questions, kv_heads, longest, width), in one piece each */
+    float *parts;                                  /* (tasks, kv_heads, 2, padded longest, width): room to work in */
+} continuing;
+
+INLINE long padded(long n) { return (n + TILE - 1) / TILE * TILE; }
+
+/* to (width, stride) = the first `count` of from (count, width), whose rows lie `apart`, transposed; 0 beyond. */
+static void transpose(const float *from, long apart, long count, long width, float *to, long stride)
+{
+    for (long d = 0; d < width; d++) {
+        long i = 0;
+        for (; i < count; i++)
+            to[d * stride + i] = from[i * apart + d];
+        for (; i < stride; i++)
+            to[d * stride + i] = 0.0f;
+    }
+}
+
+/* A row's tokens, for one head of keys: (tokens * group, width) from (tokens, heads, width), times a factor. */
+static void gather(const float *from, long tokens, long heads, long group, long width, float factor, float *to)
+{
+    for (long t = 0; t < tokens; t++)
+        for (long i = 0; i < group * width; i += LANES)
+            store(to + t * group * width + i, load(from + t * heads * width + i) * factor);
+}
+
+static void scatter(const float *from, long tokens, long heads, long group, long width, float factor, float *to)
+{
+    for (long t = 0; t < tokens; t++)
+        for (long i = 0; i < group * width; i += LANES)
+            store(to + t * heads * width + i, load(from + t * group * width + i) * factor);
+}
+
+typedef struct {
+    float *queries, *slopes, *by_queries, *outputs; /* (tokens * group, width) */
+    float *totals, *dots;                           /* (tokens * group) */
+    float *turned_keys, *turned_values;             /* of the prompt: (width, padded) */
+    float *own_keys, *own_values;                   /* (width, padded) */
+    float *by_own_keys, *by_own_values;             /* (padded, width) */
+    float *weights, *scores;                        /* (TILE, all keys), or (TILE, TILE) twice */
+} room;
+
+static float *take(float **from, long count)
+{
+    float *start = *from;
+    *from += (count + LANES - 1) / LANES * LANES;
+    return start;
+}
+
+static long room_size(const continuing *job)
+{
+    long queries = job->tokens * (job->heads / job->kv_heads), keys = padded(job->tokens), prompt = padded(job->longest);
+    return queries * (4 * job->width + 2) + job->width * (4 * keys + 2 * prompt) + TILE * (keys + prompt + TILE) +
+           16 * LANES;
+}
+
+static room arrange(const continuing *job, float *memory)
+{
+    long queries = job->tokens * (job->heads / job->kv_heads), keys = padded(job->tokens), prompt = padded(job->longest);
+    room r;
+    r.queries = take(&memory, queries * job->width);
+    r.slopes = take(&memory, queries * job->width);
+    r.by_queries = take(&memory, queries * job->width);
+    r.outputs = take(&memory, queries * job->width);
+    r.totals = take(&memory, queries);
+    r.dots = take(&memory, queries);
+    r.turned_keys = take(&memory, job->width * prompt);
+    r.turned_values = take(&memory, job->width * prompt);
+    r.own_keys = take(&memory, job->width * keys);
+    r.own_values = take(&memory, job->width * keys);
+    r.by_own_keys = take(&memory, job->width * keys);
+    r.by_own_values = take(&memory, job->width * keys);
+    r.weights = take(&memory, TILE * (keys + prompt));
+    r.scores = take(&memory, TILE * TILE);
+    return r;
+}
+
+static void attend_row(const continuing *job, long row, long question, long head, room r)
+{
+    const long group = job->heads / job->kv_heads, width = job->width, tokens = job->tokens;
+    const long length = job->lengths[question], prompt = padded(job->longest), stride = prompt + padded(tokens);
+    const float *values = job->prompt_values + question * job->of_question + head * job->of_head;
+    const float *own_keys = job->keys + (row * tokens * job->kv_heads + head) * width;
+    const float *own_values = job->values + (row * tokens * job->kv_heads + head) * width;
+    const long apart = job->kv_heads * width, at = (row * tokens * job->heads + head * group) * width;
+    gather(job->queries + at, tokens, job->heads, group, width, job->scale, r.queries);
+    transpose(own_keys, apart, tokens, width, r.own_keys, padded(tokens));
+    for (long m = 0; m < tokens * group; m += TILE) {
+        long count = least(TILE, tokens * group - m), seen = (m + count - 1) / group + 1;
+        long columns = (length + LANES - 1) / LANES * LANES, own = (seen + LANES - 1) / LANES * LANES;
+        float *query = r.queries + m * width, *output = r.outputs + m * width;
+        product(count, columns, width, query, width, 1, r.turned_keys, prompt, r.weights, stride);
+        product(count, own, width, query, width, 1, r.own_keys, padded(tokens), r.weights + prompt, stride);
+        for (long q = 0; q < count; q++) {
+            float *to_prompt = r.weights + q * stride, *to_own = to_prompt + prompt;
+            for (long j = length; j < columns; j++)
+                to_prompt[j] = -1e30f;
+            for (long j = (m + q) / group + 1; j < own; j++)
+                to_own[j] = -1e30f;
+            lanes top = load(to_own), sums = {0};
+            for (long j = 0; j < columns; j += LANES)
+                top = larger(load(to_prompt + j), top);
+            for (long j = 0; j < own; j += LANES)
+                top = larger(load(to_own + j), top);
+            float highest = max_of(top);
+            for (long j = 0; j < columns; j += LANES) {
+                lanes weight = exponential(load(to_prompt + j) - highest);
+                sums += weight;
+                store(to_prompt + j, weight);
+            }
+            for (long j = 0; j < own; j += LANES) {
+                lanes weight = exponential(load(to_own + j) - highest);
+                sums += weight;
+                store(to_own + j, weight);
+            }
+            float sum = sum_of(sums);
+            r.dots[m + q] = 1.0f / sum;
+            job->totals[(row * tokens + (m + q) / group) * job->heads + head * group + (m + q) % group] =
+                highest + logf(sum);
+        }
+        product(count, width, length, r.weights, stride, 1, values, job->of_token, output, width);
+        add_product(count, width, seen, r.weights + prompt, stride, 1, own_values, apart, output, width);
+        for (long q = 0; q < count; q++)
+            for (long d = 0; d < width; d += LANES)
+                store(output + q * width + d, load(output + q * width + d) * r.dots[m + q]);
+    }
+    scatter(r.outputs, tokens, job->heads, group, width, 1.0f, job->outputs + at);
+}
+
+/* One tile of queries and keys: the slopes of its queries, keys and values.  `valid` keys for the first query, one more
+ * for each further token; all of them where `causal` is 0. */
+static void tile_back(const continuing *job, room r, long m, long count, long n, const float *turned_keys,
+                      const float *turned_values, long stride, const float *keys, long apart, long valid, int causal,
+                      float *by_keys, float *by_values)
+{
+    const long width = job->width, group = job->heads / job->kv_heads;
+    const long columns = (n + LANES - 1) / LANES * LANES;
+    const float *query = r.queries + m * width, *slope = r.slopes + m * width;
+    float *weights = r.weights, *scores = r.scores;
+    product(count, columns, width, query, width, 1, turned_keys, stride, weights, TILE);
+    product(count, columns, width, slope, width, 1, turned_values, stride, scores, TILE);
+    for (long q = 0; q < count; q++) {
+        lanes total = all(r.totals[m + q]), dot = all(r.dots[m + q]);
+        float *weight = weights + q * TILE, *score = scores + q * TILE;
+        for (long j = 0; j < columns; j += LANES) {
+            lanes w = exponential(load(weight + j) - total);
+            store(weight + j, w);
+            store(score + j, w * (load(score + j) - dot));
+        }
+        for (long j = causal ? valid + (m + q) / group - m / group : valid; j < columns; j++)
+            weight[j] = score[j] = 0.0f;
+    }
+    add_product(count, width, n, scores, TILE, 1, keys, apart, r.by_queries + m * width, width);
+    add_product(n, width, count, scores, 1, TILE, query, width, by_keys, width);
+    add_product(n, width, count, weights, 1, TILE, slope, width, by_values, width);
+}
+
+static void attend_row_back(const continuing *job, long row, long question, long head, room r, float *by_prompt)
+{
+    const long group = job->heads / job->kv_heads, width = job->width, tokens = job->tokens;
+    const long queries = tokens * group, length = job->lengths[question], prompt = padded(job->longest);
+    const long apart = job->kv_heads * width, at = (row * tokens * job->heads + head * group) * width;
+    const long own_at = (row * tokens * job->kv_heads + head) * width;
+    const float *prompt_keys = job->prompt_keys + question * job->of_question + head * job->of_head;
+    gather(job->queries + at, tokens, job->heads, group, width, job->scale, r.queries);
+    gather(job->slopes + at, tokens, job->heads, group, width, 1.0f, r.slopes);
+    gather(job->outputs + at, tokens, job->heads, group, width, 1.0f, r.outputs);
+    for (long q = 0; q < queries; q++) {
+        lanes dots = {0};
+        for (long d = 0; d < width; d += LANES)
+            dots += load(r.slopes + q * width + d) * load(r.outputs + q * width + d);
+        r.dots[q] = sum_of(dots);
+        r.totals[q] = job->totals[(row * tokens + q / group) * job->heads + head * group + q % group];
+    }
+    memset(r.by_queries, 0, (size_t)(queries * width) * sizeof(float));
+    transpose(job->keys + own_at, apart, tokens, width, r.own_keys, padded(tokens));
+    transpose(job->values + own_at, apart, tokens, width, r.own_values, padded(tokens));
+    memset(r.by_own_keys, 0, (size_t)(padded(tokens) * width) * sizeof(float));
+    memset(r.by_own_values, 0, (size_t)(padded(tokens) * width) * sizeof(float));
+    for (long j = 0; j < length; j += TILE)
+        for (long m = 0; m < queries; m += TILE)
+            tile_back(job, r, m, least(TILE, queries - m), least(TILE, length - j), r.turned_keys + j,
+                      r.turned_values + j, prompt, prompt_keys + j * job->of_token, job->of_token,
+                      least(TILE, length - j), 0, by_prompt + j * width, by_prompt + (prompt + j) * width);
+    for (long j = 0; j < tokens; j += TILE)
+        for (long m = j * group; m < queries; m += TILE) /* a tile of keys is seen from its first token on */
+            tile_back(job, r, m, least(TILE, queries - m), least(TILE, tokens - j), r.own_keys + j, r.own_values + j,
+                      padded(tokens), job->keys + own_at + j * apart, apart, m / group - j + 1, 1,
+                      r.by_own_keys + j * width, r.by_own_values + j * width);
+    scatter(r.by_queries, tokens, job->heads, group, width, job->scale, job->by_queries + at);
+    scatter(r.by_own_keys, tokens, job->kv_heads, 1, width, 1.0f, job->by_keys + own_at);
+    scatter(r.by_own_values, tokens, job->kv_heads, 1, width, 1.0f, job->by_values + own_at);
+}
+
+/* Returns 0, or 1 where memory is short. */
+int continue_prompts(const continuing *job, int back)
+{
+    int failed = 0;
+    const long prompt = padded(job->longest);
+#pragma omp parallel reduction(| : failed)
+    {
+        float *memory = aligned_alloc(64, ((size_t)room_size(job) * sizeof(float) + 63) / 64 * 64);
+        failed = memory == NULL;
+#pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < job->tasks * job->kv_heads; i++) {
+            if (failed)
+                continue;
+            long task = i / job->kv_heads, head = i % job->kv_heads, question = job->question[task];
+            room r = arrange(job, memory);
+            const long from = question * job->of_question + head * job->of_head, length = job->lengths[question];
+            float *part = job->parts + i * 2 * prompt * job->width;
+            transpose(job->prompt_keys + from, job->of_token, length, job->width, r.turned_keys, prompt);
+            if (back) {
+                transpose(job->prompt_values + from, job->of_token, length, job->width, r.turned_values, prompt);
+                memset(part, 0, (size_t)(2 * prompt * job->width) * sizeof(float));
+            }
+            for (long row = job->first[task]; row < job->first[task] + job->count[task]; row++)
+                if (back)
+                    attend_row_back(job, row, question, head, r, part);
+                else
+                    attend_row(job, row, question, head, r);
+        }
+        free(memory);
+        if (back) {
+#pragma omp for schedule(static)
+            for (long i = 0; i < job->questions * job->kv_heads; i++) {
+                long question = i / job->kv_heads, head = i % job->kv_heads, size = job->longest * job->width;
+                float *by_keys = job->by_prompt_keys + i * size, *by_values = job->by_prompt_values + i * size;
+                memset(by_keys, 0, (size_t)size * sizeof(float));
+                memset(by_values, 0, (size_t)size * sizeof(float));
+                for (long task = 0; task < job->tasks; task++) {
+                    if (job->question[task] != question)
+                        continue;
+                    const float *part = job->parts + (task * job->kv_heads + head) * 2 * prompt * job->width;
+                    for (long d = 0; d < size; d += LANES) {
+                        store(by_keys + d, load(by_keys + d) + load(part + d));
+                        store(by_values + d, load(by_values + d) + load(part + prompt * job->width + d));
+                    }
+                }
+            }
+        }
     }
     return failed;
 }

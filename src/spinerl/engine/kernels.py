@@ -21,12 +21,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["DECODING_WIDTHS", "decode_attention", "gate", "library", "normalise", "rotate"]
+__all__ = [
+    "DECODING_WIDTHS",
+    "Continuing",
+    "continue_back",
+    "continue_prompts",
+    "decode_attention",
+    "gate",
+    "library",
+    "normalise",
+    "rotate",
+    "sums_weight_slopes",
+    "weight_slope",
+]
 
 DECODING_WIDTHS = (16, 32, 64, 128, 256)
 """Widths of a head that `decode_attention` knows."""
@@ -34,6 +47,7 @@ DECODING_WIDTHS = (16, 32, 64, 128, 256)
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _TUNING = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())  # what compilers know, best first
+_ROWS_PER_TASK = 4  # of one question: a thread attends for so many at a time
 _PARTS = 64  # sums over rows are made of so many, whatever the number of threads
 
 
@@ -112,6 +126,24 @@ class _Decoding(ctypes.Structure):
     )
 
 
+class _Continuing(ctypes.Structure):
+    """`continuing` of kernels.c, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("tokens", "heads", "kv_heads", "width")),
+        *((name, ctypes.c_void_p) for name in ("queries", "keys", "values", "prompt_keys", "prompt_values")),
+        *((name, ctypes.c_long) for name in ("of_question", "of_head", "of_token")),
+        ("lengths", ctypes.c_void_p),
+        ("longest", ctypes.c_long),
+        ("scale", ctypes.c_float),
+        ("tasks", ctypes.c_long),
+        ("questions", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("question", "first", "count")),
+        *((name, ctypes.c_void_p) for name in ("outputs", "totals", "slopes", "by_queries", "by_keys", "by_values")),
+        *((name, ctypes.c_void_p) for name in ("by_prompt_keys", "by_prompt_values", "parts")),
+    )
+
+
 def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     whole, real, place = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
     loops.norm_forward.argtypes = (whole, whole, place, place, real, place, place)
@@ -119,6 +151,8 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     loops.gate_forward.argtypes = (whole, place, place, place)
     loops.gate_backward.argtypes = (whole, place, place, place, place, place)
     loops.rotate.argtypes = (whole, whole, whole, place, place, place, ctypes.c_int, place)
+    loops.weight_slope.argtypes = (whole, whole, whole, place, place, place)
+    loops.continue_prompts.argtypes = (ctypes.POINTER(_Continuing), ctypes.c_int)
     loops.decode_attention.argtypes = (ctypes.POINTER(_Decoding), whole, whole)
     for name in ("norm_forward", "norm_backward", "gate_forward", "gate_backward", "rotate"):
         getattr(loops, name).restype = None
@@ -285,3 +319,103 @@ def decode_attention(
     if _loops().decode_attention(ctypes.byref(job), width, int(tasks[2].max())):
         raise MemoryError("attention found no room to work in")
     return output, total
+
+
+@functools.cache
+def sums_weight_slopes() -> bool:
+    """Whether `weight_slope` is there and was measured to be worth its while: on processors with AVX-512."""
+    loops = library()
+    return loops is not None and bool(loops.has_many_registers())
+
+
+def weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """slopes (m, n), transposed, times states (m, k), k a multiple of 16: (n, k)."""
+    found = slopes.new_empty(slopes.shape[1], states.shape[1])
+    places = (tensor.data_ptr() for tensor in (slopes, states, found))
+    if _loops().weight_slope(*slopes.shape, states.shape[1], *places):
+        raise MemoryError("a weight's slope found no room to work in")
+    return found
+
+
+@dataclass(frozen=True)
+class Continuing:
+    """Rows that continue prompts: what `continue_prompts` attends with and over.
+
+    `queries` (R, T, H, D), `keys` and `values` (R, T, Hkv, D), D a multiple of 16; `prompt_keys` and `prompt_values`
+    (Q, Hkv, L, D), their last axis in one piece and both laid out alike.  `spans` are prompts' numbers, and where
+    their rows begin and end: all rows, in order.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    prompt_keys: torch.Tensor
+    prompt_values: torch.Tensor
+    lengths: Sequence[int]
+    spans: Sequence[tuple[int, int, int]]
+    scaling: float
+
+    def run(self, back: bool, **others: torch.Tensor) -> None:
+        """Hand it all to the loop, with the tensors that it fills or reads beside."""
+        tasks = [
+            (question, first, min(_ROWS_PER_TASK, end - first))
+            for question, start, end in self.spans
+            for first in range(start, end, _ROWS_PER_TASK)
+        ]
+        of_tasks = torch.tensor(tasks).t().contiguous()
+        lengths = torch.tensor(self.lengths)
+        questions, kv_heads, longest, width = self.prompt_keys.shape
+        tiles = -(-longest // 64)
+        parts = self.queries.new_empty(len(tasks) * kv_heads * 2 * tiles * 64 * width if back else 0)
+        assert self.prompt_keys.stride() == self.prompt_values.stride()
+        inputs = ("queries", "keys", "values", "prompt_keys", "prompt_values")
+        job = _Continuing(
+            tokens=self.queries.shape[1],
+            heads=self.queries.shape[2],
+            kv_heads=kv_heads,
+            width=width,
+            **{name: getattr(self, name).data_ptr() for name in inputs},
+            of_question=self.prompt_keys.stride(0),
+            of_head=self.prompt_keys.stride(1),
+            of_token=self.prompt_keys.stride(2),
+            lengths=lengths.data_ptr(),
+            longest=longest,
+            scale=self.scaling,
+            tasks=len(tasks),
+            questions=questions,
+            question=of_tasks.data_ptr(),
+            first=of_tasks.data_ptr() + 8 * len(tasks),
+            count=of_tasks.data_ptr() + 16 * len(tasks),
+            parts=parts.data_ptr(),
+            **{name: tensor.data_ptr() for name, tensor in others.items()},
+        )
+        if _loops().continue_prompts(ctypes.byref(job), int(back)):
+            raise MemoryError("attention found no room to work in")
+
+
+def continue_prompts(job: Continuing) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (R, T, H, D) of causal attention over [prompt, row], and the logarithm of the weights' sum (R, T, H)."""
+    output = torch.empty_like(job.queries)
+    total = output.new_empty(output.shape[:-1])
+    job.run(False, outputs=output, totals=total)
+    return output, total
+
+
+def continue_back(
+    job: Continuing, slopes: torch.Tensor, output: torch.Tensor, total: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The slopes of queries, keys, values, and the prompts' keys and values (Q, Hkv, L, D), from the output's."""
+    by_queries, by_keys, by_values = (torch.empty_like(t) for t in (job.queries, job.keys, job.values))
+    by_prompts = [output.new_empty(job.prompt_keys.shape) for _ in range(2)]
+    job.run(
+        True,
+        outputs=output,
+        totals=total,
+        slopes=slopes,
+        by_queries=by_queries,
+        by_keys=by_keys,
+        by_values=by_values,
+        by_prompt_keys=by_prompts[0],
+        by_prompt_values=by_prompts[1],
+    )
+    return by_queries, by_keys, by_values, *by_prompts

@@ -19,15 +19,27 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from spinerl.config import OptimConfig
+from spinerl.engine import kernels
 from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.continued import continued_cache, spans
+from spinerl.engine.exchange import suits_cpu
 from spinerl.engine.head import head_logits
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.replay import Record, Replay, passing
 from spinerl.engine.trials import ability, agree, only_embeddings_learn
 from spinerl.types import Batch
 
-__all__ = ["MicroBatch", "Piece", "Prefix", "logits", "micro_batch", "plan", "states_and_gradient", "wanted_states"]
+__all__ = [
+    "MicroBatch",
+    "Piece",
+    "Prefix",
+    "continues_compiled",
+    "logits",
+    "micro_batch",
+    "plan",
+    "states_and_gradient",
+    "wanted_states",
+]
 
 _WORTH_SHARING = 0.9  # share prompts when that leaves at most this share of the tokens
 _ENOUGH_TOKENS = 2048  # a pass of so many runs at full speed: from here on it is cut rather than padded
@@ -133,7 +145,7 @@ class Prefix:
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
     `own_attention` says whether rows meet them by `spinerl.engine.continued`, without copies; None: where the model
-    allows it.  `replay` as for `wanted_states`.
+    allows it.  `compiled` says whether that is a compiled loop (`continues_compiled`).  `replay` as for `wanted_states`.
     """
 
     def __init__(
@@ -142,8 +154,10 @@ class Prefix:
         prefixes: Sequence[tuple[int, ...]],
         own_attention: bool | None = None,
         replay: Replay | None = None,
+        compiled: bool = False,
     ) -> None:
         self.own_attention = _continues(loaded) if own_attention is None else own_attention
+        self._compiled = compiled and self.own_attention
         self._device = loaded.device
         self._lengths = torch.tensor([len(p) for p in prefixes], device=loaded.device)
         width = int(self._lengths.max())
@@ -172,7 +186,7 @@ class Prefix:
         columns = torch.arange(micro.input_ids.shape[1], device=self._device)
         if self.own_attention:
             layers = [(layer.keys, layer.values) for layer in self._layers]
-            cache = continued_cache(layers, self._lengths.tolist(), spans(micro.prefix_of), replay)
+            cache = continued_cache(layers, self._lengths.tolist(), spans(micro.prefix_of), replay, self._compiled)
         else:
             cache = copy.copy(self._cache)
             cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
@@ -236,7 +250,14 @@ def _continues(loaded: LoadedModel) -> bool:
     return ability(loaded, "continued_attention", lambda: _sharing_trial(loaded, own_attention=True))
 
 
-def _sharing_trial(loaded: LoadedModel, own_attention: bool) -> bool:
+def continues_compiled(loaded: LoadedModel) -> bool:
+    """Whether they do so too where that attention is a compiled loop; False where nothing is compiled."""
+    if not suits_cpu(loaded) or kernels.library() is None or not _continues(loaded):
+        return False
+    return ability(loaded, "compiled_continuing", lambda: _sharing_trial(loaded, own_attention=True, compiled=True))
+
+
+def _sharing_trial(loaded: LoadedModel, own_attention: bool, compiled: bool = False) -> bool:
     """Two prompts of unlike lengths, two rows each: together, and every row with its prompt."""
     tokens = torch.arange(16).view(4, 4) + 2
     prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
@@ -245,18 +266,22 @@ def _sharing_trial(loaded: LoadedModel, own_attention: bool) -> bool:
     apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
     together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
     states, gradient = states_and_gradient(loaded, apart, own_attention)
-    shared_states, shared_gradient = states_and_gradient(loaded, together, own_attention)
+    shared_states, shared_gradient = states_and_gradient(loaded, together, own_attention, compiled=compiled)
     return agree(shared_states, states) and agree(shared_gradient, gradient)
 
 
 def states_and_gradient(
-    loaded: LoadedModel, pieces: list[Piece], own_attention: bool | None = None, replay: Replay | None = None
+    loaded: LoadedModel,
+    pieces: list[Piece],
+    own_attention: bool | None = None,
+    replay: Replay | None = None,
+    compiled: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Wanted states, by row and column, and a gradient of them that reaches the input embeddings: for trials."""
     found = {}
     with only_embeddings_learn(loaded) as weight:
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes, own_attention, replay) if piece.prefixes else None
+            prefix = Prefix(loaded, piece.prefixes, own_attention, replay, compiled) if piece.prefixes else None
             for micro in piece.micros:
                 states = wanted_states(loaded, micro, prefix, replay)
                 cells = zip(micro.row_of.tolist(), micro.column_of.tolist(), strict=True)

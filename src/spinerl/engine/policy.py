@@ -18,7 +18,7 @@ from spinerl.engine.fused import fused_loops
 from spinerl.engine.head import chunks
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.passes import Prefix, logits, plan, states_and_gradient, wanted_states
+from spinerl.engine.passes import Piece, Prefix, continues_compiled, logits, plan, states_and_gradient, wanted_states
 from spinerl.engine.products import fast_products, replayed_products
 from spinerl.engine.replay import Replay
 from spinerl.engine.sampler import sample_responses
@@ -57,7 +57,7 @@ def score(
     pieces = plan(loaded, batch, wanted, optim)
     with _fast(loaded, optim):
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+            prefix = _prefix(loaded, piece, optim)
             for micro in piece.micros:
                 states = wanted_states(loaded, micro, prefix)
                 tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
@@ -73,7 +73,7 @@ def embed_responses(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> to
     """A vector (B, d) for each response: the mean of its last hidden states, float32 on the CPU; 0 without tokens."""
     means: torch.Tensor | None = None
     for piece in plan(loaded, batch, batch.mask, optim):
-        prefix = Prefix(loaded, piece.prefixes) if piece.prefixes else None
+        prefix = _prefix(loaded, piece, optim)
         for micro in piece.micros:
             states = wanted_states(loaded, micro, prefix).float().cpu()
             found = row_means(states, micro.row_of, len(batch.tokens))
@@ -120,9 +120,9 @@ def update(
     replay = _replay(loaded, batch, optim)
     with _fast(loaded, optim, replay), _fast(exact_anchor, optim):
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes, replay=replay) if piece.prefixes else None
+            prefix = _prefix(loaded, piece, optim, replay)
             with torch.no_grad():
-                anchor_prefix = Prefix(exact_anchor, piece.prefixes) if exact_anchor and piece.prefixes else None
+                anchor_prefix = _prefix(exact_anchor, piece, optim) if exact_anchor else None
             for micro in piece.micros:
                 states = wanted_states(loaded, micro, prefix, replay)
                 with torch.no_grad():
@@ -164,6 +164,13 @@ def _fast(loaded: LoadedModel | None, optim: OptimConfig, replay: Replay | None 
         if loaded is not None and replay is not None:
             stack.enter_context(replayed_products(loaded, replay))
         yield
+
+
+def _prefix(loaded: LoadedModel, piece: Piece, optim: OptimConfig, replay: Replay | None = None) -> Prefix | None:
+    """The prompts that a piece's rows continue, if they do."""
+    if not piece.prefixes:
+        return None
+    return Prefix(loaded, piece.prefixes, replay=replay, compiled=optim.compiled and continues_compiled(loaded))
 
 
 def _replay(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> Replay | None:

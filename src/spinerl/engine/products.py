@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from spinerl.engine import kernels
 from spinerl.engine.cache import free_bytes
 from spinerl.engine.exchange import exchanged_forwards, suits_cpu, tried
 from spinerl.engine.loading import LoadedModel
@@ -164,6 +165,9 @@ def _weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """slopes (m, n), transposed, times states (m, k): (n, k), some rows at a time."""
     if not len(slopes):
         return slopes.new_zeros(slopes.shape[1], states.shape[1])
+    on_cpu = slopes.dtype == torch.float32 and slopes.device.type == "cpu"
+    if on_cpu and states.shape[1] % 16 == 0 and kernels.sums_weight_slopes():
+        return kernels.weight_slope(slopes.contiguous(), states.contiguous())
     wide = slopes.shape[1] > states.shape[1]  # of the two ways round, the one with more rows was measured to be slower
     total: torch.Tensor | None = None
     for few_slopes, few_states in zip(slopes.split(_ROWS_AT_ONCE), states.split(_ROWS_AT_ONCE), strict=True):
