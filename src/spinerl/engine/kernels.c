@@ -302,7 +302,16 @@ typedef struct {
     const int64_t *question, *first, *count; /* (tasks) rows order[first] to order[first + count - 1] */
     const int64_t *order;               /* (rows) */
     float *outputs, *totals;            /* (rows, heads, width), (rows, heads): logarithm of the weights' sum */
+    int in_order;                       /* whether queries, outputs and totals begin with row order[base] and follow */
+    long base;                          /* `order`, rather than the rows' numbers */
 } decoding;
+
+/* Where the queries of a task's row stand. */
+INLINE long place(const decoding *job, long task, long row)
+{
+    long at = job->first[task] + row;
+    return job->in_order ? at - job->base : job->order[at];
+}
 
 INLINE void decode_task(const decoding *job, const int parts, long task, long head, float *scratch)
 {
@@ -315,10 +324,11 @@ INLINE void decode_task(const decoding *job, const int parts, long task, long he
     float *query = scratch, *scores = query + queries * width, *output = scores + queries * stride;
     const lanes nothing = all(-1e30f);
 
-    for (long r = 0; r < rows; r++)
+    for (long r = 0; r < rows; r++) {
+        const float *from = job->queries + (place(job, task, r) * job->heads + head * group) * width;
         for (long i = 0; i < group * width; i += LANES)
-            store(query + r * group * width + i,
-                  load(job->queries + (order[r] * job->heads + head * group) * width + i) * job->scale);
+            store(query + r * group * width + i, load(from + i) * job->scale);
+    }
     const float *keys = job->prompt_keys + (question * job->kv_heads + head) * width * job->padded;
     for (long j = 0; j < length; j += 2 * LANES) {
 #define CALL(n) score_prompt(n, query + q * width, width, keys + j, job->padded, scores + q * stride + j, stride)
@@ -361,9 +371,8 @@ INLINE void decode_task(const decoding *job, const int parts, long task, long he
             store(its_own + j, weight);
         }
         float sum = sum_of(sums);
-        long to = order[q / group] * job->heads + head * group + q % group;
         if (job->totals)
-            job->totals[to] = highest + logf(sum);
+            job->totals[place(job, task, q / group) * job->heads + head * group + q % group] = highest + logf(sum);
         sums = all(1.0f / sum);
         for (long j = 0; j < columns; j += LANES)
             store(row + j, load(row + j) * sums);
@@ -385,37 +394,43 @@ INLINE void decode_task(const decoding *job, const int parts, long task, long he
             IN_LOTS(group, most, CALL);
 #undef CALL
         }
-        memcpy(job->outputs + (order[r] * job->heads + head * group) * width, to,
+        memcpy(job->outputs + (place(job, task, r) * job->heads + head * group) * width, to,
                (size_t)(group * width) * sizeof(float));
     }
 }
 
-/* Returns 0, or 1 where the width is not one it knows or memory is short. */
+static void attend_task(const decoding *job, long width, long task, long head, float *scratch)
+{
+    switch (width) {
+    case 16: decode_task(job, 1, task, head, scratch); break;
+    case 32: decode_task(job, 2, task, head, scratch); break;
+    case 64: decode_task(job, 4, task, head, scratch); break;
+    case 128: decode_task(job, 8, task, head, scratch); break;
+    case 256: decode_task(job, 16, task, head, scratch); break;
+    }
+}
+
+/* Numbers that a task needs room for, its rows being at most `most_rows`. */
+INLINE long task_size(const decoding *job, long width, long most_rows)
+{
+    const long stride = job->padded + (job->own + LANES - 1) / LANES * LANES;
+    return most_rows * (job->heads / job->kv_heads) * (2 * width + stride);
+}
+
+static float *find_room(long count) { return aligned_alloc(64, ((size_t)count * sizeof(float) + 63) / 64 * 64); }
+
+/* Returns 0, or 1 where memory is short.  The width is 16, 32, 64, 128 or 256. */
 int decode_attention(const decoding *job, long width, long most_rows)
 {
     int failed = 0;
-    const long group = job->heads / job->kv_heads, queries = most_rows * group;
-    const long stride = job->padded + (job->own + LANES - 1) / LANES * LANES;
-    const size_t size = (size_t)(queries * (2 * width + stride)) * sizeof(float);
-    if (width != 16 && width != 32 && width != 64 && width != 128 && width != 256)
-        return 1;
 #pragma omp parallel reduction(| : failed)
     {
-        float *scratch = aligned_alloc(64, (size + 63) / 64 * 64);
+        float *scratch = find_room(task_size(job, width, most_rows));
         failed = scratch == NULL;
 #pragma omp for schedule(dynamic, 1)
-        for (long i = 0; i < job->tasks * job->kv_heads; i++) {
-            long task = i / job->kv_heads, head = i % job->kv_heads;
-            if (failed)
-                continue;
-            switch (width) {
-            case 16: decode_task(job, 1, task, head, scratch); break;
-            case 32: decode_task(job, 2, task, head, scratch); break;
-            case 64: decode_task(job, 4, task, head, scratch); break;
-            case 128: decode_task(job, 8, task, head, scratch); break;
-            case 256: decode_task(job, 16, task, head, scratch); break;
-            }
-        }
+        for (long i = 0; i < job->tasks * job->kv_heads; i++)
+            if (!failed)
+                attend_task(job, width, i / job->kv_heads, i % job->kv_heads, scratch);
         free(scratch);
     }
     return failed;
@@ -509,7 +524,7 @@ int weight_slope(long rows, long n, long k, const float *slopes, const float *st
 #pragma omp parallel for schedule(static) reduction(| : failed)
     for (long part = 0; part < parts; part++) {
         const long first = part * down, m = least(down, n - first);
-        float *packed = m > 0 ? aligned_alloc(64, (size_t)(DEPTH * m * 4 + 63) / 64 * 64) : NULL;
+        float *packed = m > 0 ? find_room(DEPTH * m) : NULL;
         failed |= m > 0 && packed == NULL;
         for (long row = 0; row < rows && packed != NULL; row += DEPTH) {
             long depth = least(DEPTH, rows - row);
@@ -745,7 +760,7 @@ int continue_prompts(const continuing *job, int back)
     const long prompt = padded(job->longest);
 #pragma omp parallel reduction(| : failed)
     {
-        float *memory = aligned_alloc(64, ((size_t)room_size(job) * sizeof(float) + 63) / 64 * 64);
+        float *memory = find_room(room_size(job));
         failed = memory == NULL;
 #pragma omp for schedule(dynamic, 1)
         for (long i = 0; i < job->tasks * job->kv_heads; i++) {
@@ -785,6 +800,211 @@ int continue_prompts(const continuing *job, int back)
                 }
             }
         }
+    }
+    return failed;
+}
+
+/* ---- one new token per row through all layers of a decoder ----
+ *
+ * A thread takes some rows from the first layer to the last, for no row needs another: its numbers stay in its caches,
+ * and no thread waits for another but at the end.
+ */
+
+#define PANEL (VECTORS * LANES) /* columns of a packed matrix that lie together */
+
+long panel(void) { return PANEL; }
+
+/* to (panels, k, PANEL) = w (n, k), transposed, with columns of 0 beyond n. */
+void pack(long n, long k, const float *w, float *to)
+{
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < (n + PANEL - 1) / PANEL; p++)
+        for (long d = 0; d < k; d++)
+            for (long i = 0; i < PANEL; i++)
+                to[(p * k + d) * PANEL + i] = p * PANEL + i < n ? w[(p * PANEL + i) * k + d] : 0.0f;
+}
+
+typedef struct {                                      /* of one layer; biases and norms may be missing */
+    const float *first_norm, *attention, *attention_bias; /* packed [queries; keys; values] */
+    const float *query_norm, *key_norm;
+    const float *output, *output_bias;
+    const float *second_norm, *gates, *gates_bias;    /* packed [gate; up], each filled up to whole panels */
+    const float *down, *down_bias;
+} layer_weights;
+
+typedef struct {                                      /* of one layer, for these rows */
+    const float *prompt_keys, *prompt_values;
+    float *const *key_blocks, *const *value_blocks;
+    float *kept[9]; /* or NULL: slots for queries, keys, values, output, gate, up, down, what attention put out, totals */
+} layer_state;
+
+typedef struct {
+    long layers, hidden, inner;
+    float eps, head_eps;
+    const layer_weights *weights;
+    const layer_state *states;
+    const float *cosine, *sine;                       /* (rows, width) */
+    float *stream;                                    /* (rows, hidden): embeddings, then what the last layer put out */
+    long slot;                                        /* of row 0 */
+} decoder;
+
+INLINE long up_to(long n, long step) { return (n + step - 1) / step * step; }
+
+/* out (rows, n filled up) = in (rows, k) times a packed matrix, plus a bias (n filled up) that may be missing. */
+static void through(long rows, long n, long k, const float *in, const float *matrix, const float *bias, float *out)
+{
+    const long stride = up_to(n, PANEL);
+    for (long p = 0; p < stride; p += PANEL)
+        blocks_below(VECTORS, rows, k, in, k, 1, matrix + p * k, PANEL, out + p, stride, 0);
+    if (bias)
+        for (long row = 0; row < rows; row++)
+            for (long i = 0; i < stride; i += LANES)
+                store(out + row * stride + i, load(out + row * stride + i) + load(bias + i));
+}
+
+static void norm_rows(long rows, long width, const float *x, const float *w, float eps, float *y)
+{
+    for (long row = 0; row < rows; row++) {
+        float scale = inverse_root(x + row * width, width, eps);
+        for (long i = 0; i < width; i++)
+            y[row * width + i] = w[i] * (x[row * width + i] * scale);
+    }
+}
+
+static void add_rows(long rows, long width, float *x, const float *y, long stride)
+{
+    for (long row = 0; row < rows; row++)
+        for (long i = 0; i < width; i++)
+            x[row * width + i] += y[row * stride + i];
+}
+
+/* Rows' numbers (rows, width) from a matrix with this stride, each into its slot. */
+static void keep(float *kept, long slot, const int64_t *rows, long count, long width, const float *from, long stride)
+{
+    if (kept)
+        for (long r = 0; r < count; r++)
+            memcpy(kept + (slot + rows[r]) * width, from + r * stride, (size_t)width * sizeof(float));
+}
+
+INLINE void turn(float *x, const float *w, float eps, const float *c, const float *s, long width)
+{
+    long half = width / 2;
+    if (w)
+        norm_rows(1, width, x, w, eps, x);
+    for (long i = 0; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        x[i] = a * c[i] - b * s[i];
+        x[half + i] = b * c[half + i] + a * s[half + i];
+    }
+}
+
+static int decode_rows(const decoder *d, decoding job, long width, long from, long to)
+{
+    if (from >= to)
+        return 0;
+    const long first = job.first[from], rows = job.first[to - 1] + job.count[to - 1] - first;
+    const int64_t *order = job.order + first;
+    const long heads = job.heads, kv_heads = job.kv_heads, hidden = d->hidden, inner = d->inner;
+    const long asked = heads * width, known = kv_heads * width;
+    const long attention = up_to(asked + 2 * known, PANEL), wide = up_to(hidden, PANEL), gate = up_to(inner, PANEL);
+    long most = 0;
+    for (long task = from; task < to; task++)
+        most = job.count[task] > most ? job.count[task] : most;
+    const long sizes[] = {rows * hidden, rows * hidden, rows * attention, rows * asked, rows * asked, rows * heads,
+                          rows * wide, rows * 2 * gate, rows * inner, task_size(&job, width, most)};
+    float *parts[10];
+    long size = 0;
+    for (int i = 0; i < 10; i++)
+        size += up_to(sizes[i], LANES);
+    float *memory = find_room(size);
+    if (memory == NULL)
+        return 1;
+    size = 0;
+    for (int i = 0; i < 10; i++) {
+        parts[i] = memory + size;
+        size += up_to(sizes[i], LANES);
+    }
+    float *stream = parts[0], *normed = parts[1], *all_three = parts[2], *queries = parts[3], *found = parts[4];
+    float *totals = parts[5], *out = parts[6], *gates = parts[7], *active = parts[8], *scratch = parts[9];
+    job.queries = queries, job.outputs = found, job.totals = totals, job.in_order = 1, job.base = first;
+    for (long r = 0; r < rows; r++)
+        memcpy(stream + r * hidden, d->stream + order[r] * hidden, (size_t)hidden * sizeof(float));
+    const long block = (job.own - 1) / job.block_size, column = (job.own - 1) % job.block_size;
+    for (long number = 0; number < d->layers; number++) {
+        const layer_weights *w = d->weights + number;
+        const layer_state *state = d->states + number;
+        float *const *kept = state->kept;
+        norm_rows(rows, hidden, stream, w->first_norm, d->eps, normed);
+        through(rows, asked + 2 * known, hidden, normed, w->attention, w->attention_bias, all_three);
+        keep(kept[0], d->slot, order, rows, asked, all_three, attention);
+        keep(kept[1], d->slot, order, rows, known, all_three + asked, attention);
+        keep(kept[2], d->slot, order, rows, known, all_three + asked + known, attention);
+        for (long r = 0; r < rows; r++) {
+            const float *c = d->cosine + order[r] * width, *s = d->sine + order[r] * width;
+            float *query = all_three + r * attention, *key = query + asked, *value = key + known;
+            for (long head = 0; head < heads; head++)
+                turn(query + head * width, w->query_norm, d->head_eps, c, s, width);
+            memcpy(queries + r * asked, query, (size_t)asked * sizeof(float));
+            for (long head = 0; head < kv_heads; head++) {
+                long at = ((order[r] * kv_heads + head) * job.block_size + column) * width;
+                turn(key + head * width, w->key_norm, d->head_eps, c, s, width);
+                memcpy(state->key_blocks[block] + at, key + head * width, (size_t)width * sizeof(float));
+                memcpy(state->value_blocks[block] + at, value + head * width, (size_t)width * sizeof(float));
+            }
+        }
+        job.key_blocks = (const float *const *)state->key_blocks;
+        job.value_blocks = (const float *const *)state->value_blocks;
+        job.prompt_keys = state->prompt_keys, job.prompt_values = state->prompt_values;
+        for (long task = from; task < to; task++)
+            for (long head = 0; head < kv_heads; head++)
+                attend_task(&job, width, task, head, scratch);
+        keep(kept[7], d->slot, order, rows, asked, found, asked);
+        keep(kept[8], d->slot, order, rows, heads, totals, heads);
+        through(rows, hidden, asked, found, w->output, w->output_bias, out);
+        keep(kept[3], d->slot, order, rows, hidden, out, wide);
+        add_rows(rows, hidden, stream, out, wide);
+        norm_rows(rows, hidden, stream, w->second_norm, d->eps, normed);
+        through(rows, 2 * gate, hidden, normed, w->gates, w->gates_bias, gates);
+        keep(kept[4], d->slot, order, rows, inner, gates, 2 * gate);
+        keep(kept[5], d->slot, order, rows, inner, gates + gate, 2 * gate);
+        for (long r = 0; r < rows; r++) {
+            const float *g = gates + r * 2 * gate;
+            float *to_active = active + r * inner;
+            long i = 0;
+            for (; i + LANES <= inner; i += LANES)
+                store(to_active + i, load(g + i) * sigmoid(load(g + i)) * load(g + gate + i));
+            if (i < inner) { /* a panel's end is there to be read */
+                lanes last = load(g + i) * sigmoid(load(g + i)) * load(g + gate + i);
+                memcpy(to_active + i, &last, (size_t)(inner - i) * sizeof(float));
+            }
+        }
+        through(rows, hidden, inner, active, w->down, w->down_bias, out);
+        keep(kept[6], d->slot, order, rows, hidden, out, wide);
+        add_rows(rows, hidden, stream, out, wide);
+    }
+    for (long r = 0; r < rows; r++)
+        memcpy(d->stream + order[r] * hidden, stream + r * hidden, (size_t)hidden * sizeof(float));
+    free(memory);
+    return 0;
+}
+
+/* All rows, each thread about as many as any other.  Returns 0, or 1 where memory is short. */
+int decode_layers(const decoder *d, const decoding *job, long width)
+{
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        long threads = 1, number = 0;
+#ifdef _OPENMP
+        threads = omp_get_num_threads();
+        number = omp_get_thread_num();
+#endif
+        long from = 0, to;
+        while (from < job->tasks && job->first[from] * threads < number * job->rows)
+            from++;
+        for (to = from; to < job->tasks && job->first[to] * threads < (number + 1) * job->rows;)
+            to++;
+        failed = decode_rows(d, *job, width, from, to);
     }
     return failed;
 }

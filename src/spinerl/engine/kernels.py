@@ -29,13 +29,19 @@ import torch
 
 __all__ = [
     "DECODING_WIDTHS",
+    "PROMPT_KEYS_STEP",
     "Continuing",
+    "LayerState",
+    "LayerWeights",
     "continue_back",
     "continue_prompts",
     "decode_attention",
+    "decode_layers",
+    "filled_up",
     "gate",
     "library",
     "normalise",
+    "packed",
     "rotate",
     "sums_weight_slopes",
     "weight_slope",
@@ -43,6 +49,9 @@ __all__ = [
 
 DECODING_WIDTHS = (16, 32, 64, 128, 256)
 """Widths of a head that `decode_attention` knows."""
+
+PROMPT_KEYS_STEP = 32
+"""Of so many keys prompts' transposed ones must be a multiple."""
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -123,6 +132,40 @@ class _Decoding(ctypes.Structure):
         ("order", ctypes.c_void_p),
         ("outputs", ctypes.c_void_p),
         ("totals", ctypes.c_void_p),
+        ("in_order", ctypes.c_int),
+        ("base", ctypes.c_long),
+    )
+
+
+class LayerWeights(ctypes.Structure):
+    """`layer_weights` of kernels.c: addresses, None for what is missing."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in (
+            *("first_norm", "attention", "attention_bias", "query_norm", "key_norm", "output", "output_bias"),
+            *("second_norm", "gates", "gates_bias", "down", "down_bias"),
+        )
+    )
+
+
+class LayerState(ctypes.Structure):
+    """`layer_state` of kernels.c, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("prompt_keys", "prompt_values", "key_blocks", "value_blocks")),
+        ("kept", ctypes.c_void_p * 9),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    """`decoder` of kernels.c, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("layers", "hidden", "inner")),
+        *((name, ctypes.c_float) for name in ("eps", "head_eps")),
+        *((name, ctypes.c_void_p) for name in ("weights", "states", "cosine", "sine", "stream")),
+        ("slot", ctypes.c_long),
     )
 
 
@@ -151,6 +194,10 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     loops.gate_forward.argtypes = (whole, place, place, place)
     loops.gate_backward.argtypes = (whole, place, place, place, place, place)
     loops.rotate.argtypes = (whole, whole, whole, place, place, place, ctypes.c_int, place)
+    loops.pack.argtypes = (whole, whole, place, place)
+    loops.pack.restype = None
+    loops.panel.restype = whole
+    loops.decode_layers.argtypes = (ctypes.POINTER(_Decoder), ctypes.POINTER(_Decoding), whole)
     loops.weight_slope.argtypes = (whole, whole, whole, place, place, place)
     loops.continue_prompts.argtypes = (ctypes.POINTER(_Continuing), ctypes.c_int)
     loops.decode_attention.argtypes = (ctypes.POINTER(_Decoding), whole, whole)
@@ -279,7 +326,7 @@ def decode_attention(
     Args:
         queries: (R, H, D), D one of DECODING_WIDTHS; H a multiple of Hkv.
         blocks: keys and values of the rows' own tokens, (R or more, Hkv, size, D) each, `own` tokens in all.
-        prompt_keys: (Q, Hkv, D, n), n a multiple of 32, finite everywhere.
+        prompt_keys: (Q, Hkv, D, n), n a multiple of PROMPT_KEYS_STEP, finite everywhere.
         prompt_values: (Q, Hkv, L, D).
         lengths: (Q,) int64, of the prompts, at most L and n.
         tasks: (3, K) int64: a question, and where some of its rows begin in `order` and how many they are.
@@ -291,34 +338,114 @@ def decode_attention(
     pointers = ctypes.c_void_p * len(blocks)
     key_blocks = pointers(*(keys.data_ptr() for keys, _ in blocks))
     value_blocks = pointers(*(values.data_ptr() for _, values in blocks))
-    num_tasks = tasks.shape[1]
     job = _Decoding(
-        rows,
-        heads,
-        kv_heads,
-        queries.data_ptr(),
-        scaling,
-        len(blocks),
-        blocks[0][0].shape[2],
-        own,
-        ctypes.addressof(key_blocks),
-        ctypes.addressof(value_blocks),
-        prompt_keys.data_ptr(),
-        prompt_values.data_ptr(),
-        padded,
-        prompt_values.shape[2],
-        lengths.data_ptr(),
-        num_tasks,
-        tasks.data_ptr(),
-        tasks.data_ptr() + 8 * num_tasks,
-        tasks.data_ptr() + 16 * num_tasks,
-        order.data_ptr(),
-        output.data_ptr(),
-        total.data_ptr(),
+        rows=rows,
+        heads=heads,
+        kv_heads=kv_heads,
+        queries=queries.data_ptr(),
+        scale=scaling,
+        blocks=len(blocks),
+        block_size=blocks[0][0].shape[2],
+        own=own,
+        key_blocks=ctypes.addressof(key_blocks),
+        value_blocks=ctypes.addressof(value_blocks),
+        prompt_keys=prompt_keys.data_ptr(),
+        prompt_values=prompt_values.data_ptr(),
+        padded=padded,
+        longest=prompt_values.shape[2],
+        outputs=output.data_ptr(),
+        totals=total.data_ptr(),
+        **_where(lengths, tasks, order),
     )
     if _loops().decode_attention(ctypes.byref(job), width, int(tasks[2].max())):
         raise MemoryError("attention found no room to work in")
     return output, total
+
+
+def _where(lengths: torch.Tensor, tasks: torch.Tensor, order: torch.Tensor) -> dict[str, int]:
+    num_tasks = tasks.shape[1]
+    return {
+        "lengths": lengths.data_ptr(),
+        "tasks": num_tasks,
+        "question": tasks.data_ptr(),
+        "first": tasks.data_ptr() + 8 * num_tasks,
+        "count": tasks.data_ptr() + 16 * num_tasks,
+        "order": order.data_ptr(),
+    }
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """A weight (n, k) as `decode_layers` takes it: (n / panel, k, panel), with columns of 0 to fill the last panel."""
+    panel = int(_loops().panel())
+    n, k = weight.shape
+    found = weight.new_empty(-(-n // panel), k, panel)
+    weight = weight.contiguous()
+    _loops().pack(n, k, weight.data_ptr(), found.data_ptr())
+    return found
+
+
+def filled_up(values: torch.Tensor) -> torch.Tensor:
+    """(n,) with 0 up to a whole panel."""
+    panel = int(_loops().panel())
+    return torch.nn.functional.pad(values, (0, -len(values) % panel))
+
+
+def decode_layers(
+    stream: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    weights: Any,
+    states: Any,
+    sizes: tuple[int, int, int, int],
+    eps: tuple[float, float],
+    scaling: float,
+    own: int,
+    block_size: int,
+    prompts: tuple[int, int],
+    lengths: torch.Tensor,
+    tasks: torch.Tensor,
+    order: torch.Tensor,
+    slot: int,
+) -> None:
+    """Take `stream` (R, d), the embeddings of one new token per row, through all layers, in place.
+
+    Args:
+        cosines, sines: (R, D), of the tokens' positions.
+        weights, states: arrays of LayerWeights and LayerState, one for each layer.
+        sizes: the width inside the feed-forward blocks, heads, heads of keys, and D, one of DECODING_WIDTHS.
+        eps: of the norms, and of those of single heads.
+        own: the rows' own tokens, this one included; their keys and values lie in blocks of `block_size`.
+        prompts: columns of the prompts' keys, a multiple of PROMPT_KEYS_STEP, and rows of their values.
+        lengths, tasks, order: as for `decode_attention`.
+        slot: where what is kept of the first row goes; the others follow.
+    """
+    inner, heads, kv_heads, width = sizes
+    layers = _Decoder(
+        layers=len(weights),
+        hidden=stream.shape[1],
+        inner=inner,
+        eps=eps[0],
+        head_eps=eps[1],
+        weights=ctypes.addressof(weights),
+        states=ctypes.addressof(states),
+        cosine=cosines.data_ptr(),
+        sine=sines.data_ptr(),
+        stream=stream.data_ptr(),
+        slot=slot,
+    )
+    job = _Decoding(
+        rows=len(stream),
+        heads=heads,
+        kv_heads=kv_heads,
+        scale=scaling,
+        block_size=block_size,
+        own=own,
+        padded=prompts[0],
+        longest=prompts[1],
+        **_where(lengths, tasks, order),
+    )
+    if _loops().decode_layers(ctypes.byref(layers), ctypes.byref(job), width):
+        raise MemoryError("a token's layers found no room to work in")
 
 
 @functools.cache

@@ -116,7 +116,7 @@ class Recorder:
     def keep_attention(self, layer: int, output: torch.Tensor, total: torch.Tensor | None) -> None:
         """What attention put out for the rows of this pass, (R, H, D) and (R, H); None for what nobody knows."""
         self._attends &= total is not None
-        if total is None or not self._attends:
+        if total is None or not self._attends or not self._whole:
             return
         if layer not in self._attention:
             self._attention[layer] = output.new_empty(self._capacity, *output.shape[1:]), total.new_empty(
@@ -124,6 +124,33 @@ class Recorder:
             )
         for kept, found in zip(self._attention[layer], (output, total), strict=True):
             kept[self._pass] = found
+
+    def storage(self, layers: Sequence[Sequence[torch.nn.Linear]], heads: int, width: int) -> list[list[int]]:
+        """The addresses of the slots of these layers' outputs, of what attention put out and of its totals, layer by
+        layer, for a loop that fills them itself (`filled`); lists of none where nothing is kept any more."""
+        if not self._whole:
+            return [[] for _ in layers]
+        numbers = {id(layer): number for number, layer in enumerate(self._layers)}
+        found = []
+        for number, parts in enumerate(layers):
+            kept = [self._outputs[numbers[id(layer)]] for layer in parts]
+            if number not in self._attention:
+                like = next(tensor for tensor in kept if tensor is not None)  # a prompt has been through
+                room = self._capacity, heads
+                self._attention[number] = like.new_empty(*room, width), like.new_empty(*room)
+            kept += self._attention[number]
+            found.append([0 if tensor is None else tensor.data_ptr() for tensor in kept])
+        return found
+
+    def filled(self) -> int:
+        """The first slot of this pass, all of whose figures a loop fills by itself."""
+        self._kept = len(self._layers)
+        return self._pass.start
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this still keeps what comes."""
+        return self._whole
 
     def record(self) -> Record | None:
         """What was kept; None where some layer did not put out one row for each token of each pass."""

@@ -31,7 +31,7 @@ from spinerl.engine.fused import fused_loops
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.products import packed_weights
 from spinerl.engine.replay import Recorder, slots_for
-from spinerl.engine.shared import SharedDecoder, can_attend_compiled, can_share_prompts
+from spinerl.engine.shared import SharedDecoder, can_attend_compiled, can_share_prompts, compiled_layers
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
@@ -133,7 +133,8 @@ def _respond(
     recorder = _recorder(loaded, prompts, num_responses, max(manner.limits, default=0)) if record and shared else None
     if shared:
         compiled = rollout.compiled and can_attend_compiled(loaded)
-        decoding = SharedDecoder(loaded, rollout.compact, compiled, recorder)
+        layers = compiled_layers(loaded) if compiled else None
+        decoding = SharedDecoder(loaded, rollout.compact, compiled, recorder, layers)
     else:
         decoding = CopyingDecoder(loaded, rollout.compact)
     recording = nullcontext() if recorder is None else recorder.recording()

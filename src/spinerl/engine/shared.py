@@ -21,15 +21,17 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from spinerl.engine import kernels
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
 from spinerl.engine.exchange import suits_cpu
+from spinerl.engine.layers import CompiledLayers
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.replay import Recorder
 from spinerl.engine.trials import ability, agree
 
-__all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts"]
+__all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts", "compiled_layers"]
 
 _BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
 _QUERIES_AT_ONCE = 8  # of a head of keys: as many as meet a prompt's keys while those are in registers
+_ROWS_PER_THREAD = 4  # from so many on, each thread takes rows of its own through all layers
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
 
@@ -45,14 +47,27 @@ def can_attend_compiled(loaded: LoadedModel) -> bool:
     return ability(loaded, "compiled_attention", lambda: _trial(loaded, compiled=True))
 
 
+def compiled_layers(loaded: LoadedModel) -> CompiledLayers | None:
+    """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
+    for such a model, or finds no room."""
+    if not can_attend_compiled(loaded):
+        return None
+    if not ability(loaded, "compiled_layers", lambda: _trial(loaded, True, CompiledLayers(loaded))):
+        return None
+    try:
+        return CompiledLayers(loaded)
+    except ValueError:  # memory may have become short
+        return None
+
+
 @torch.no_grad()
-def _trial(loaded: LoadedModel, compiled: bool) -> bool:
+def _trial(loaded: LoadedModel, compiled: bool, layers: CompiledLayers | None = None) -> bool:
     """Two prompts of unlike lengths, the second entering two tokens after the first, two responses each."""
     prompts = ((3, 4, 5, 6, 7), (8, 9))
     vocabulary = loaded.model.config.get_text_config().vocab_size
     tokens = (torch.arange(16, device=loaded.device).view(4, 4) * 7 + 2) % vocabulary
     found: list[list[torch.Tensor]] = []
-    with SharedDecoder(loaded, compiled=compiled) as decoder:
+    with SharedDecoder(loaded, compiled=compiled, layers=layers, rows_per_thread=0) as decoder:
         for t in range(4):
             if t in (0, 2):
                 found.append([decoder.admit([prompts[t // 2]], 2).expand(2, -1)])
@@ -80,10 +95,14 @@ class SharedDecoder:
     max_cohorts = 8  # each costs some operations per layer and token
 
     def __init__(
-        self, loaded: LoadedModel, compact: bool = True, compiled: bool = False, recorder: Recorder | None = None
+        self, loaded: LoadedModel, compact: bool = True, compiled: bool = False, recorder: Recorder | None = None,
+        layers: CompiledLayers | None = None,
+        rows_per_thread: int = _ROWS_PER_THREAD,
     ) -> None:
+        self._rows_per_thread = rows_per_thread
         self._loaded = loaded
         self._recorder = recorder
+        self._layers = layers
         self._compact = compact
         self._compiled = compiled
         self._cohorts: list[_Cohort] = []
@@ -128,6 +147,8 @@ class SharedDecoder:
         for cohort in self._cohorts:
             cohort.begin_token()
         positions = torch.cat([cohort.positions for cohort in self._cohorts])
+        if self._layers is not None and len(tokens) >= self._rows_per_thread * torch.get_num_threads():
+            return self._step_compiled(self._layers, tokens, positions)
         output = self._loaded.model(
             input_ids=tokens.unsqueeze(1),
             position_ids=positions.unsqueeze(1),
@@ -135,6 +156,19 @@ class SharedDecoder:
             use_cache=True,
         )
         return output.logits[:, -1]
+
+    def _step_compiled(
+        self, layers: CompiledLayers, tokens: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        states = layers.embed(tokens)
+        angles = layers.angles(states, positions)
+        slot = 0 if self._recorder is None else self._recorder.filled()
+        start = 0
+        for cohort in self._cohorts:
+            rows = slice(start, start + cohort.num_rows)
+            cohort.advance(layers, states[rows], (angles[0][rows], angles[1][rows]), self._recorder, slot + start)
+            start = rows.stop
+        return layers.logits(states)
 
     def keep(self, going: torch.Tensor) -> torch.Tensor | None:
         """Let finished rows leave, where that pays; `going` (R,) on the CPU says which rows are not finished.
@@ -253,11 +287,28 @@ class _LayerState:
         self.prompt_values = self.prompt_values[:, :, :longest][questions].contiguous()
         self.turned = None
 
+    def turn(self) -> torch.Tensor:
+        """The prompts' keys as `kernels.decode_attention` takes them."""
+        if self.turned is None:
+            questions, kv_heads, longest, width = self.prompt_keys.shape
+            padded = -(-longest // kernels.PROMPT_KEYS_STEP) * kernels.PROMPT_KEYS_STEP
+            self.turned = self.prompt_keys.new_zeros(questions, kv_heads, width, padded)
+            self.turned[..., :longest] = self.prompt_keys.transpose(2, 3)
+        return self.turned
+
+    def make_room(self, num_rows: int, column: int, size: int) -> bool:
+        """Whether a block had to be added for this column."""
+        if column // size < len(self.blocks):
+            return False
+        shape = (num_rows, self.prompt_keys.shape[1], size)
+        of_keys, of_values = (t.new_empty(*shape, t.shape[3]) for t in (self.prompt_keys, self.prompt_values))
+        self.blocks.append((of_keys, of_values))
+        return True
+
     def write(self, column: int, size: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put one token's keys and values (R, Hkv, 1, D) into a column, blocks being of this size."""
+        self.make_room(len(keys), column, size)
         number, place = divmod(column, size)
-        if number == len(self.blocks):
-            self.blocks.append((_room(keys, size), _room(values, size)))
         for block, new in zip(self.blocks[number], (keys, values), strict=True):
             block[: len(new), :, place] = new[:, :, 0]
 
@@ -271,11 +322,6 @@ class _LayerState:
             if first < start:
                 pieces.append((keys[:num_rows].flatten(0, 1)[:, span], values[:num_rows].flatten(0, 1)[:, span]))
         return pieces
-
-
-def _room(one: torch.Tensor, size: int) -> torch.Tensor:
-    rows, heads, _, width = one.shape
-    return one.new_empty(rows, heads, size, width)
 
 
 class _Cohort:
@@ -335,6 +381,7 @@ class _Cohort:
     def release(self) -> None:
         """Give back the memory of rows that have left."""
         rows = self.num_rows
+        self._places = None
         for state in self.layers:
             state.blocks = [
                 (keys[:rows].clone(), values[:rows].clone()) if len(keys) > rows else (keys, values)
@@ -371,17 +418,56 @@ class _Cohort:
         self, state: _LayerState, queries: torch.Tensor, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention's output (R, H, D) and logarithm of the weights' sum (R, H) for queries (R, H, D), in one loop."""
-        if state.turned is None:
-            questions, kv_heads, longest, width = state.prompt_keys.shape
-            state.turned = queries.new_zeros(questions, kv_heads, width, -(-longest // 32) * 32)
-            state.turned[..., :longest] = state.prompt_keys.transpose(2, 3)
+        prompts = (state.turn(), state.prompt_values, self._prompt_lengths)
         group = queries.shape[1] // state.prompt_keys.shape[1]
-        if group not in self._tasks:
-            self._tasks[group] = _tasks(self._question_of, max(1, _QUERIES_AT_ONCE // group))
-        prompts = (state.turned, state.prompt_values, torch.tensor(self._lengths))
         return kernels.decode_attention(
-            queries.contiguous(), scaling, state.blocks, self._length, *prompts, *self._tasks[group]
+            queries.contiguous(), scaling, state.blocks, self._length, *prompts, *self._tasks(group)
         )
+
+    def advance(
+        self,
+        layers: CompiledLayers,
+        stream: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        recorder: Recorder | None,
+        slot: int,
+    ) -> None:
+        """Take the present tokens' embeddings (R, d) through all layers, in place."""
+        added = [state.make_room(self.num_rows, self._length - 1, _BLOCK_ON_CPU) for state in self.layers]
+        keeps = recorder is not None and recorder.keeps
+        if self._places is None or any(added) or keeps != self._places_keep:
+            _, heads, _, width = layers.sizes
+            kept = recorder.storage(layers.linear, heads, width) if keeps else [[] for _ in self.layers]
+            self._places_keep = keeps
+            self._places = layers.states(
+                [
+                    (
+                        state.turn().data_ptr(),
+                        state.prompt_values.data_ptr(),
+                        *([block[i].data_ptr() for block in state.blocks] for i in (0, 1)),
+                        slots,
+                    )
+                    for state, slots in zip(self.layers, kept, strict=True)
+                ]
+            )
+        tasks, order = self._tasks(layers.sizes[1] // layers.sizes[2])
+        layers.advance(
+            stream,
+            angles,
+            self._places,
+            own=self._length,
+            block_size=_BLOCK_ON_CPU,
+            prompts=(self.layers[0].turn().shape[3], self.layers[0].prompt_values.shape[2]),
+            lengths=self._prompt_lengths,
+            tasks=tasks,
+            order=order,
+            slot=slot,
+        )
+
+    def _tasks(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if group not in self._task_lists:
+            self._task_lists[group] = _tasks(self._question_of, max(1, _QUERIES_AT_ONCE // group))
+        return self._task_lists[group]
 
     def _sight(self, window: int | None) -> tuple[int, torch.Tensor | None]:
         """The first prompt column that any row sees, and which columns (Q, n) from there on a question's do not."""
@@ -406,7 +492,10 @@ class _Cohort:
     def _arrange(self) -> None:
         """Forget what depended on which rows there are."""
         self._groupings: dict[int, _Grouping] = {}
-        self._tasks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._task_lists: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._places: Any = None  # addresses of keys and values, for compiled layers
+        self._places_keep = False
+        self._prompt_lengths = torch.tensor(self._lengths)
         self._sights: dict[int | None, tuple[int, torch.Tensor | None]] = {}
         ends = torch.tensor(self._lengths) + self._offsets
         self._prompt_end_of_row = ends[self._question_of].to(self._device)

@@ -1,0 +1,145 @@
+"""One new token per row through all layers of a decoder in one compiled loop.
+
+A decoder of the usual make (pre-norms, rotary positions, grouped queries, gated feed-forward blocks: Llama, Qwen2,
+Qwen3, Mistral and their like) spends half of a decoding step between its products: in some sixty operators per layer,
+each a pass over memory, a wait for all threads and a call from Python.  Here each thread takes some of the rows from
+the first layer to the last.  Whether a model is of that make is read off its parts, and tried (`shared`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from spinerl.engine import kernels
+from spinerl.engine.cache import free_bytes
+from spinerl.engine.exchange import suits_cpu
+from spinerl.engine.loading import LoadedModel
+
+__all__ = ["CompiledLayers"]
+
+_SHARE_OF_MEMORY = 1 / 8  # of what is free, for a second copy of the weights
+_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class CompiledLayers:
+    """The layers of a decoder, its weights as they are now laid out for `kernels.decode_layers`.
+
+    Raises TypeError, ValueError or AttributeError for a model of another make, type or size.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        if not suits_cpu(loaded) or kernels.library() is None or loaded.vision is not None or loaded.without_adapters:
+            raise TypeError("only float32 language models on a CPU with a compiler")
+        self._model: Any = loaded.model
+        self._backbone: Any = loaded.model.base_model
+        layers = [_Parts(layer) for layer in self._backbone.layers]
+        size = sum(linear.weight.nbytes for parts in layers for linear in parts.linear)
+        if size > _SHARE_OF_MEMORY * free_bytes(loaded.device):
+            raise ValueError("no room for a second copy of the weights")
+        if len({parts.sizes for parts in layers}) != 1 or len({parts.manner for parts in layers}) != 1:
+            raise ValueError("layers of unlike sizes")
+        self.sizes = layers[0].sizes
+        self.eps, self.scaling = layers[0].manner
+        self.linear = [parts.linear for parts in layers]
+        self._alive: list[torch.Tensor] = []
+        self._weights = (kernels.LayerWeights * len(layers))(*(self._laid_out(parts) for parts in layers))
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(R, d) for tokens (R,)."""
+        return self._model.get_input_embeddings()(tokens).clone()
+
+    def angles(self, states: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (R, D) of positions (R,)."""
+        cos, sin = self._backbone.rotary_emb(states.unsqueeze(0), positions.unsqueeze(0))
+        if cos.shape != (1, len(states), self.sizes[3]):
+            raise ValueError("rotary positions of another kind")
+        return cos[0].contiguous(), sin[0].contiguous()
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(R, V) after the last layer."""
+        return self._model.get_output_embeddings()(self._backbone.norm(states))
+
+    def states(self, pointers: Sequence[tuple[int, int, list[int], list[int], list[int]]]) -> Any:
+        """An array of LayerState from each layer's addresses: prompts' keys and values, blocks of keys and of values,
+        what is kept (none, or nine)."""
+        found = (kernels.LayerState * len(pointers))()
+        found.alive = []  # the arrays that it points to
+        for state, (keys, values, key_blocks, value_blocks, kept) in zip(found, pointers, strict=True):
+            arrays = [(ctypes.c_void_p * len(blocks))(*blocks) for blocks in (key_blocks, value_blocks)]
+            found.alive += arrays
+            state.prompt_keys, state.prompt_values = keys, values
+            state.key_blocks, state.value_blocks = map(ctypes.addressof, arrays)
+            state.kept[: len(kept)] = kept
+        return found
+
+    def advance(self, stream: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], states: Any, **others: Any) -> None:
+        """`kernels.decode_layers` with this model's weights."""
+        kernels.decode_layers(
+            stream, *angles, self._weights, states, self.sizes, self.eps, self.scaling, **others
+        )
+
+    def _laid_out(self, parts: _Parts) -> kernels.LayerWeights:
+        q, k, v, o, gate, up, down = parts.linear
+        whole = [kernels.packed(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
+        for layer in (o, down):
+            whole.append(kernels.packed(layer.weight.detach()))
+        whole.append(torch.cat([kernels.packed(layer.weight.detach()) for layer in (gate, up)]))
+        self._alive += whole
+        attention, output, downward, gates = (tensor.data_ptr() for tensor in whole)
+        return kernels.LayerWeights(
+            first_norm=self._address(parts.first_norm.weight),
+            attention=attention,
+            attention_bias=self._biases([q, k, v], torch.cat),
+            query_norm=None if parts.query_norm is None else self._address(parts.query_norm.weight),
+            key_norm=None if parts.key_norm is None else self._address(parts.key_norm.weight),
+            output=output,
+            output_bias=self._biases([o], torch.cat),
+            second_norm=self._address(parts.second_norm.weight),
+            gates=gates,
+            gates_bias=self._biases([gate, up], lambda biases: torch.cat([kernels.filled_up(b) for b in biases])),
+            down=downward,
+            down_bias=self._biases([down], torch.cat),
+        )
+
+    def _biases(
+        self, layers: Sequence[torch.nn.Linear], join: Callable[[list[torch.Tensor]], torch.Tensor]
+    ) -> int | None:
+        if all(layer.bias is None for layer in layers):
+            return None
+        zeros = [layer.weight.new_zeros(layer.out_features) for layer in layers]
+        biases = [zero if layer.bias is None else layer.bias.detach() for layer, zero in zip(layers, zeros, strict=True)]
+        return self._address(kernels.filled_up(join(biases)))
+
+    def _address(self, tensor: torch.Tensor) -> int:
+        self._alive.append(tensor)
+        return tensor.data_ptr()
+
+
+class _Parts:
+    """One layer taken to pieces; AttributeError or TypeError where a piece is missing or one too many."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, feed_forward = layer.self_attn, layer.mlp
+        names = {name for name, _ in layer.named_children()}
+        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
+            raise TypeError(f"a layer made of {sorted(names)}")
+        if type(feed_forward.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+            raise TypeError("gates of another kind")
+        self.linear = [getattr(attention if name[0] in "qkvo" else feed_forward, name) for name in _LINEAR]
+        if any(type(linear) is not torch.nn.Linear for linear in self.linear):
+            raise TypeError("products of another kind")
+        self.first_norm, self.second_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.query_norm, self.key_norm = (getattr(attention, f"{name}_norm", None) for name in "qk")
+        norms = [norm for norm in (self.first_norm, self.second_norm, self.query_norm, self.key_norm) if norm is not None]
+        width = attention.head_dim
+        q, k, _, _, gate, _, _ = self.linear
+        if width not in kernels.DECODING_WIDTHS or any(norm.weight.shape[0] not in (width, q.in_features) for norm in norms):
+            raise ValueError("heads or norms of another size")
+        self.sizes = (gate.out_features, q.out_features // width, k.out_features // width, width)
+        eps = self.first_norm.variance_epsilon
+        of_heads = eps if self.query_norm is None else self.query_norm.variance_epsilon
+        self.manner = ((eps, of_heads), float(attention.scaling))
