@@ -214,228 +214,6 @@ void rotate(long tokens, long heads, long width, const float *x, const float *co
     }
 }
 
-/* ---- attention of one new token per row: to its question's prompt and to the row's own earlier tokens ---- */
-
-/* scores (N queries, 32 keys from `keys` on) of queries that lie `width` apart; keys lie transposed, `stride` apart. */
-INLINE void score_prompt(const int n, const float *queries, long width, const float *keys, long stride, float *scores,
-                         long score_stride)
-{
-    lanes sums[8][2] = {{{0}}};
-    for (long d = 0; d < width; d++) {
-        lanes first = load(keys + d * stride), second = load(keys + d * stride + LANES);
-        UNROLLED for (int q = 0; q < n; q++) {
-            lanes one = all(queries[q * width + d]);
-            sums[q][0] += one * first;
-            sums[q][1] += one * second;
-        }
-    }
-    UNROLLED for (int q = 0; q < n; q++) {
-        store(scores + q * score_stride, sums[q][0]);
-        store(scores + q * score_stride + LANES, sums[q][1]);
-    }
-}
-
-/* adds weights (N queries, keys) times values (keys, parts * 16) to outputs, which lie `width` apart. */
-INLINE void add_values(const int n, const int parts, const float *weights, long weight_stride, const float *values,
-                       long keys, float *outputs, long width)
-{
-    lanes sums[8][16];
-    UNROLLED for (int q = 0; q < n; q++)
-        UNROLLED for (int p = 0; p < parts; p++)
-            sums[q][p] = load(outputs + q * width + p * LANES);
-    for (long j = 0; j < keys; j++) {
-        lanes value[16];
-        UNROLLED for (int p = 0; p < parts; p++)
-            value[p] = load(values + j * width + p * LANES);
-        UNROLLED for (int q = 0; q < n; q++) {
-            lanes one = all(weights[q * weight_stride + j]);
-            UNROLLED for (int p = 0; p < parts; p++)
-                sums[q][p] += one * value[p];
-        }
-    }
-    UNROLLED for (int q = 0; q < n; q++)
-        UNROLLED for (int p = 0; p < parts; p++)
-            store(outputs + q * width + p * LANES, sums[q][p]);
-}
-
-/* scores (N queries, keys) of keys (keys, parts * 16) one after the other. */
-INLINE void score_own(const int n, const int parts, const float *queries, const float *keys, long count, float *scores,
-                      long score_stride)
-{
-    const long width = parts * LANES;
-    for (long j = 0; j < count; j++) {
-        lanes sums[8] = {{0}};
-        UNROLLED for (int p = 0; p < parts; p++) {
-            lanes key = load(keys + j * width + p * LANES);
-            UNROLLED for (int q = 0; q < n; q++)
-                sums[q] += key * load(queries + q * width + p * LANES);
-        }
-        UNROLLED for (int q = 0; q < n; q++)
-            scores[q * score_stride + j] = sum_of(sums[q]);
-    }
-}
-
-/* In lots of 4, 2 and 1 queries, as registers allow. */
-#define IN_LOTS(count, most, call)                                                                                     \
-    do {                                                                                                               \
-        long q = 0;                                                                                                    \
-        if (most >= 8)                                                                                                 \
-            for (; q + 8 <= (count); q += 8) { call(8); }                                                              \
-        if (most >= 4)                                                                                                 \
-            for (; q + 4 <= (count); q += 4) { call(4); }                                                              \
-        if (most >= 2)                                                                                                 \
-            for (; q + 2 <= (count); q += 2) { call(2); }                                                              \
-        for (; q < (count); q++) { call(1); }                                                                          \
-    } while (0)
-
-typedef struct {
-    long rows, heads, kv_heads;         /* queries (rows, heads, width) */
-    const float *queries;
-    float scale;
-    long blocks, block_size, own;       /* the rows' own tokens: so many, in blocks of (rows, kv_heads, block_size, width) */
-    const float *const *key_blocks, *const *value_blocks;
-    const float *prompt_keys;           /* (questions, kv_heads, width, padded), transposed */
-    const float *prompt_values;         /* (questions, kv_heads, longest, width) */
-    long padded, longest;               /* padded: a multiple of 32 */
-    const int64_t *lengths;             /* (questions) of the prompts */
-    long tasks;                         /* a task: some rows of one question, for one head of keys */
-    const int64_t *question, *first, *count; /* (tasks) rows order[first] to order[first + count - 1] */
-    const int64_t *order;               /* (rows) */
-    float *outputs, *totals;            /* (rows, heads, width), (rows, heads): logarithm of the weights' sum */
-    int in_order;                       /* whether queries, outputs and totals begin with row order[base] and follow */
-    long base;                          /* `order`, rather than the rows' numbers */
-} decoding;
-
-/* Where the queries of a task's row stand. */
-INLINE long place(const decoding *job, long task, long row)
-{
-    long at = job->first[task] + row;
-    return job->in_order ? at - job->base : job->order[at];
-}
-
-INLINE void decode_task(const decoding *job, const int parts, long task, long head, float *scratch)
-{
-    const int most = parts >= 16 ? 1 : parts >= 8 ? 2 : parts >= 4 ? 4 : 8;
-    const long width = parts * LANES, own = job->own, group = job->heads / job->kv_heads;
-    const long rows = job->count[task], queries = rows * group, question = job->question[task];
-    const int64_t *order = job->order + job->first[task];
-    const long own_padded = (own + LANES - 1) / LANES * LANES, stride = job->padded + own_padded;
-    const long length = job->lengths[question];
-    float *query = scratch, *scores = query + queries * width, *output = scores + queries * stride;
-    const lanes nothing = all(-1e30f);
-
-    for (long r = 0; r < rows; r++) {
-        const float *from = job->queries + (place(job, task, r) * job->heads + head * group) * width;
-        for (long i = 0; i < group * width; i += LANES)
-            store(query + r * group * width + i, load(from + i) * job->scale);
-    }
-    const float *keys = job->prompt_keys + (question * job->kv_heads + head) * width * job->padded;
-    for (long j = 0; j < length; j += 2 * LANES) {
-#define CALL(n) score_prompt(n, query + q * width, width, keys + j, job->padded, scores + q * stride + j, stride)
-        IN_LOTS(queries, 8, CALL);
-#undef CALL
-    }
-    for (long r = 0; r < rows; r++) {
-        float *to = scores + r * group * stride + job->padded;
-        const float *from = query + r * group * width;
-        for (long b = 0, done = 0; done < own; b++, done += job->block_size) {
-            long count = own - done < job->block_size ? own - done : job->block_size;
-            const float *block = job->key_blocks[b] + (order[r] * job->kv_heads + head) * job->block_size * width;
-#define CALL(n) score_own(n, parts, from + q * width, block, count, to + q * stride + done, stride)
-            IN_LOTS(group, 4, CALL);
-#undef CALL
-        }
-    }
-    long columns = (length + LANES - 1) / LANES * LANES;
-    for (long q = 0; q < queries; q++) {
-        float *row = scores + q * stride, *its_own = row + job->padded;
-        for (long j = length; j < columns; j++)
-            row[j] = -1e30f;
-        for (long j = own; j < own_padded; j++)
-            its_own[j] = -1e30f;
-        lanes top = nothing;
-        for (long j = 0; j < columns; j += LANES)
-            top = larger(load(row + j), top);
-        for (long j = 0; j < own_padded; j += LANES)
-            top = larger(load(its_own + j), top);
-        float highest = max_of(top);
-        lanes sums = {0};
-        for (long j = 0; j < columns; j += LANES) {
-            lanes weight = exponential(load(row + j) - highest);
-            sums += weight;
-            store(row + j, weight);
-        }
-        for (long j = 0; j < own_padded; j += LANES) {
-            lanes weight = exponential(load(its_own + j) - highest);
-            sums += weight;
-            store(its_own + j, weight);
-        }
-        float sum = sum_of(sums);
-        if (job->totals)
-            job->totals[place(job, task, q / group) * job->heads + head * group + q % group] = highest + logf(sum);
-        sums = all(1.0f / sum);
-        for (long j = 0; j < columns; j += LANES)
-            store(row + j, load(row + j) * sums);
-        for (long j = 0; j < own_padded; j += LANES)
-            store(its_own + j, load(its_own + j) * sums);
-    }
-    memset(output, 0, (size_t)(queries * width) * sizeof(float));
-    const float *values = job->prompt_values + (question * job->kv_heads + head) * job->longest * width;
-#define CALL(n) add_values(n, parts, scores + q * stride, stride, values, length, output + q * width, width)
-    IN_LOTS(queries, most, CALL);
-#undef CALL
-    for (long r = 0; r < rows; r++) {
-        const float *weights = scores + r * group * stride + job->padded;
-        float *to = output + r * group * width;
-        for (long b = 0, done = 0; done < own; b++, done += job->block_size) {
-            long count = own - done < job->block_size ? own - done : job->block_size;
-            const float *block = job->value_blocks[b] + (order[r] * job->kv_heads + head) * job->block_size * width;
-#define CALL(n) add_values(n, parts, weights + q * stride + done, stride, block, count, to + q * width, width)
-            IN_LOTS(group, most, CALL);
-#undef CALL
-        }
-        memcpy(job->outputs + (place(job, task, r) * job->heads + head * group) * width, to,
-               (size_t)(group * width) * sizeof(float));
-    }
-}
-
-static void attend_task(const decoding *job, long width, long task, long head, float *scratch)
-{
-    switch (width) {
-    case 16: decode_task(job, 1, task, head, scratch); break;
-    case 32: decode_task(job, 2, task, head, scratch); break;
-    case 64: decode_task(job, 4, task, head, scratch); break;
-    case 128: decode_task(job, 8, task, head, scratch); break;
-    case 256: decode_task(job, 16, task, head, scratch); break;
-    }
-}
-
-/* Numbers that a task needs room for, its rows being at most `most_rows`. */
-INLINE long task_size(const decoding *job, long width, long most_rows)
-{
-    const long stride = job->padded + (job->own + LANES - 1) / LANES * LANES;
-    return most_rows * (job->heads / job->kv_heads) * (2 * width + stride);
-}
-
-static float *find_room(long count) { return aligned_alloc(64, ((size_t)count * sizeof(float) + 63) / 64 * 64); }
-
-/* Returns 0, or 1 where memory is short.  The width is 16, 32, 64, 128 or 256. */
-int decode_attention(const decoding *job, long width, long most_rows)
-{
-    int failed = 0;
-#pragma omp parallel reduction(| : failed)
-    {
-        float *scratch = find_room(task_size(job, width, most_rows));
-        failed = scratch == NULL;
-#pragma omp for schedule(dynamic, 1)
-        for (long i = 0; i < job->tasks * job->kv_heads; i++)
-            if (!failed)
-                attend_task(job, width, i / job->kv_heads, i % job->kv_heads, scratch);
-        free(scratch);
-    }
-    return failed;
-}
-
 /* ---- products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of 16 ---- */
 
 #ifdef __AVX512F__
@@ -445,6 +223,8 @@ int decode_attention(const decoding *job, long width, long most_rows)
 #define ROWS 3
 #define VECTORS 2
 #endif
+
+#define PANEL (VECTORS * LANES) /* columns of a packed matrix that lie together */
 
 /* Whether `weight_slope` is worth its while: with fewer registers, libraries do better. */
 int has_many_registers(void) { return ROWS == 6; }
@@ -506,6 +286,235 @@ static void add_product(long m, long n, long depth, const float *a, long a_row, 
 }
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
+
+/* ---- attention of one new token per row: to its question's prompt and to the row's own earlier tokens ---- */
+
+/* adds weights (N queries, keys) times values (keys, parts * 16) to outputs, which lie `width` apart. */
+INLINE void add_values(const int n, const int parts, const float *weights, long weight_stride, const float *values,
+                       long keys, float *outputs, long width)
+{
+    lanes sums[8][16];
+    UNROLLED for (int q = 0; q < n; q++)
+        UNROLLED for (int p = 0; p < parts; p++)
+            sums[q][p] = load(outputs + q * width + p * LANES);
+    for (long j = 0; j < keys; j++) {
+        lanes value[16];
+        UNROLLED for (int p = 0; p < parts; p++)
+            value[p] = load(values + j * width + p * LANES);
+        UNROLLED for (int q = 0; q < n; q++) {
+            lanes one = all(weights[q * weight_stride + j]);
+            UNROLLED for (int p = 0; p < parts; p++)
+                sums[q][p] += one * value[p];
+        }
+    }
+    UNROLLED for (int q = 0; q < n; q++)
+        UNROLLED for (int p = 0; p < parts; p++)
+            store(outputs + q * width + p * LANES, sums[q][p]);
+}
+
+/* Sums of 16 vectors, in their order: halves, quarters, ... of two are added up in one. */
+#define MERGE(a, b, first, second) (__builtin_shufflevector(a, b, first) + __builtin_shufflevector(a, b, second))
+#define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOW4 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define HIGH4 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#define LOW2 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29
+#define HIGH2 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+
+INLINE lanes sums_of(const lanes *x)
+{
+    lanes by8[8], by4[4], by2[2];
+    UNROLLED for (int i = 0; i < 8; i++)
+        by8[i] = MERGE(x[2 * i], x[2 * i + 1], LOW8, HIGH8);
+    UNROLLED for (int i = 0; i < 4; i++)
+        by4[i] = MERGE(by8[2 * i], by8[2 * i + 1], LOW4, HIGH4);
+    UNROLLED for (int i = 0; i < 2; i++)
+        by2[i] = MERGE(by4[2 * i], by4[2 * i + 1], LOW2, HIGH2);
+    return MERGE(by2[0], by2[1], EVEN, ODD);
+}
+
+/* scores (N queries, keys) of keys (keys, parts * 16) one after the other; N of 1, 2 or 4.  Keys up to a multiple of 16
+ * are read, and scored. */
+INLINE void score_own(const int n, const int parts, const float *queries, const float *keys, long count, float *scores,
+                      long score_stride)
+{
+    const long width = parts * LANES;
+    const int at_once = LANES / n;
+    for (long j = 0; j < count; j += at_once) {
+        lanes sums[LANES] = {{0}};
+        for (int p = 0; p < parts; p++)
+            UNROLLED for (int i = 0; i < at_once; i++) {
+                lanes key = load(keys + (j + i) * width + p * LANES);
+                UNROLLED for (int q = 0; q < n; q++)
+                    sums[q * at_once + i] += key * load(queries + q * width + p * LANES);
+            }
+        lanes found = sums_of(sums);
+        UNROLLED for (int q = 0; q < n; q++)
+            memcpy(scores + q * score_stride + j, (const float *)&found + q * at_once, at_once * sizeof(float));
+    }
+}
+
+/* In lots of 4, 2 and 1 queries, as registers allow. */
+#define IN_LOTS(count, most, call)                                                                                     \
+    do {                                                                                                               \
+        long q = 0;                                                                                                    \
+        if (most >= 4)                                                                                                 \
+            for (; q + 4 <= (count); q += 4) { call(4); }                                                              \
+        if (most >= 2)                                                                                                 \
+            for (; q + 2 <= (count); q += 2) { call(2); }                                                              \
+        for (; q < (count); q++) { call(1); }                                                                          \
+    } while (0)
+
+typedef struct {
+    long rows, heads, kv_heads;         /* queries (rows, heads, width) */
+    const float *queries;
+    float scale;
+    long blocks, block_size, own;       /* the rows' own tokens: so many, in blocks of (rows, kv_heads, block_size, width) */
+    const float *const *key_blocks, *const *value_blocks;
+    const float *prompt_keys;           /* (questions, kv_heads, padded / PANEL, width, PANEL): as `pack` lays them */
+    const float *prompt_values;         /* (questions, kv_heads, longest, width) */
+    long padded, longest;               /* padded: a multiple of PANEL */
+    const int64_t *lengths;             /* (questions) of the prompts */
+    long tasks;                         /* a task: some rows of one question, for one head of keys */
+    const int64_t *question, *first, *count; /* (tasks) rows order[first] to order[first + count - 1] */
+    const int64_t *order;               /* (rows) */
+    float *outputs, *totals;            /* (rows, heads, width), (rows, heads): logarithm of the weights' sum */
+    int in_order;                       /* whether queries, outputs and totals begin with row order[base] and follow */
+    long base;                          /* `order`, rather than the rows' numbers */
+} decoding;
+
+/* Where the queries of a task's row stand. */
+INLINE long place(const decoding *job, long task, long row)
+{
+    long at = job->first[task] + row;
+    return job->in_order ? at - job->base : job->order[at];
+}
+
+INLINE void decode_task(const decoding *job, const int parts, long task, long head, float *scratch)
+{
+    const int most = parts >= 16 ? 1 : parts >= 8 ? 2 : 4;
+    const long width = parts * LANES, own = job->own, group = job->heads / job->kv_heads;
+    const long rows = job->count[task], queries = rows * group, question = job->question[task];
+    const int64_t *order = job->order + job->first[task];
+    const long own_padded = (own + LANES - 1) / LANES * LANES, stride = job->padded + own_padded;
+    const long length = job->lengths[question];
+    float *query = scratch, *scores = query + queries * width, *output = scores + queries * stride;
+    float *shares = output + queries * width;
+    const lanes nothing = all(-1e30f);
+
+    for (long r = 0; r < rows; r++) {
+        const float *from = job->queries + (place(job, task, r) * job->heads + head * group) * width;
+        for (long i = 0; i < group * width; i += LANES)
+            store(query + r * group * width + i, load(from + i) * job->scale);
+    }
+    const float *keys = job->prompt_keys + (question * job->kv_heads + head) * width * job->padded;
+    for (long j = 0; j < length; j += PANEL) {
+        const float *some = keys + j * width;
+        if (length - j > PANEL / 2)
+            blocks_below(VECTORS, queries, width, query, width, 1, some, PANEL, scores + j, stride, 0);
+        else
+            for (long i = 0; i < length - j; i += LANES)
+                blocks_below(1, queries, width, query, width, 1, some + i, PANEL, scores + j + i, stride, 0);
+    }
+    for (long r = 0; r < rows; r++) {
+        float *to = scores + r * group * stride + job->padded;
+        const float *from = query + r * group * width;
+        for (long b = 0, done = 0; done < own; b++, done += job->block_size) {
+            long count = own - done < job->block_size ? own - done : job->block_size;
+            const float *block = job->key_blocks[b] + (order[r] * job->kv_heads + head) * job->block_size * width;
+#define CALL(n) score_own(n, parts, from + q * width, block, count, to + q * stride + done, stride)
+            IN_LOTS(group, 4, CALL);
+#undef CALL
+        }
+    }
+    long columns = (length + LANES - 1) / LANES * LANES;
+    for (long q = 0; q < queries; q++) {
+        float *row = scores + q * stride, *its_own = row + job->padded;
+        for (long j = length; j < columns; j++)
+            row[j] = -1e30f;
+        for (long j = own; j < own_padded; j++)
+            its_own[j] = -1e30f;
+        lanes top = nothing;
+        for (long j = 0; j < columns; j += LANES)
+            top = larger(load(row + j), top);
+        for (long j = 0; j < own_padded; j += LANES)
+            top = larger(load(its_own + j), top);
+        float highest = max_of(top);
+        lanes sums = {0};
+        for (long j = 0; j < columns; j += LANES) {
+            lanes weight = exponential(load(row + j) - highest);
+            sums += weight;
+            store(row + j, weight);
+        }
+        for (long j = 0; j < own_padded; j += LANES) {
+            lanes weight = exponential(load(its_own + j) - highest);
+            sums += weight;
+            store(its_own + j, weight);
+        }
+        float sum = sum_of(sums);
+        if (job->totals)
+            job->totals[place(job, task, q / group) * job->heads + head * group + q % group] = highest + logf(sum);
+        shares[q] = 1.0f / sum;
+    }
+    memset(output, 0, (size_t)(queries * width) * sizeof(float));
+    const float *values = job->prompt_values + (question * job->kv_heads + head) * job->longest * width;
+    add_product(queries, width, length, scores, stride, 1, values, width, output, width);
+    for (long r = 0; r < rows; r++) {
+        const float *weights = scores + r * group * stride + job->padded;
+        float *to = output + r * group * width;
+        for (long b = 0, done = 0; done < own; b++, done += job->block_size) {
+            long count = own - done < job->block_size ? own - done : job->block_size;
+            const float *block = job->value_blocks[b] + (order[r] * job->kv_heads + head) * job->block_size * width;
+#define CALL(n) add_values(n, parts, weights + q * stride + done, stride, block, count, to + q * width, width)
+            IN_LOTS(group, most, CALL);
+#undef CALL
+        }
+        float *at = job->outputs + (place(job, task, r) * job->heads + head * group) * width;
+        for (long i = 0; i < group * width; i += LANES)
+            store(at + i, load(to + i) * shares[r * group + i / width]);
+    }
+}
+
+static void attend_task(const decoding *job, long width, long task, long head, float *scratch)
+{
+    switch (width) {
+    case 16: decode_task(job, 1, task, head, scratch); break;
+    case 32: decode_task(job, 2, task, head, scratch); break;
+    case 64: decode_task(job, 4, task, head, scratch); break;
+    case 128: decode_task(job, 8, task, head, scratch); break;
+    case 256: decode_task(job, 16, task, head, scratch); break;
+    }
+}
+
+/* Numbers that a task needs room for, its rows being at most `most_rows`. */
+INLINE long task_size(const decoding *job, long width, long most_rows)
+{
+    const long stride = job->padded + (job->own + LANES - 1) / LANES * LANES;
+    return most_rows * (job->heads / job->kv_heads) * (2 * width + stride + 1);
+}
+
+static float *find_room(long count) { return aligned_alloc(64, ((size_t)count * sizeof(float) + 63) / 64 * 64); }
+
+/* Returns 0, or 1 where memory is short.  The width is 16, 32, 64, 128 or 256. */
+int decode_attention(const decoding *job, long width, long most_rows)
+{
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *scratch = find_room(task_size(job, width, most_rows));
+        failed = scratch == NULL;
+#pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < job->tasks * job->kv_heads; i++)
+            if (!failed)
+                attend_task(job, width, i / job->kv_heads, i % job->kv_heads, scratch);
+        free(scratch);
+    }
+    return failed;
+}
+
+/* ---- slopes of weights ---- */
 
 #define DEPTH 256 /* rows that are summed up at a time, and the most of a slope's that one thread then has at hand */
 #define DOWN 256
@@ -809,8 +818,6 @@ int continue_prompts(const continuing *job, int back)
  * A thread takes some rows from the first layer to the last, for no row needs another: its numbers stay in its caches,
  * and no thread waits for another but at the end.
  */
-
-#define PANEL (VECTORS * LANES) /* columns of a packed matrix that lie together */
 
 long panel(void) { return PANEL; }
 

@@ -29,7 +29,6 @@ import torch
 
 __all__ = [
     "DECODING_WIDTHS",
-    "PROMPT_KEYS_STEP",
     "Continuing",
     "LayerState",
     "LayerWeights",
@@ -49,9 +48,6 @@ __all__ = [
 
 DECODING_WIDTHS = (16, 32, 64, 128, 256)
 """Widths of a head that `decode_attention` knows."""
-
-PROMPT_KEYS_STEP = 32
-"""Of so many keys prompts' transposed ones must be a multiple."""
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -326,14 +322,14 @@ def decode_attention(
     Args:
         queries: (R, H, D), D one of DECODING_WIDTHS; H a multiple of Hkv.
         blocks: keys and values of the rows' own tokens, (R or more, Hkv, size, D) each, `own` tokens in all.
-        prompt_keys: (Q, Hkv, D, n), n a multiple of PROMPT_KEYS_STEP, finite everywhere.
+        prompt_keys: (Q, Hkv, n, D, panel): `packed` of each prompt's and head's keys.
         prompt_values: (Q, Hkv, L, D).
         lengths: (Q,) int64, of the prompts, at most L and n.
         tasks: (3, K) int64: a question, and where some of its rows begin in `order` and how many they are.
         order: (R,) int64, the rows by question.
     """
     rows, heads, width = queries.shape
-    kv_heads, padded = prompt_keys.shape[1], prompt_keys.shape[3]
+    kv_heads, padded = prompt_keys.shape[1], prompt_keys.shape[2] * prompt_keys.shape[4]
     output, total = torch.empty_like(queries), queries.new_empty(rows, heads)
     pointers = ctypes.c_void_p * len(blocks)
     key_blocks = pointers(*(keys.data_ptr() for keys, _ in blocks))
@@ -375,12 +371,13 @@ def _where(lengths: torch.Tensor, tasks: torch.Tensor, order: torch.Tensor) -> d
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
-    """A weight (n, k) as `decode_layers` takes it: (n / panel, k, panel), with columns of 0 to fill the last panel."""
+    """Matrices (..., n, k) as these loops take them: (..., n / panel, k, panel), with columns of 0 to fill the last panel."""
     panel = int(_loops().panel())
-    n, k = weight.shape
-    found = weight.new_empty(-(-n // panel), k, panel)
+    *more, n, k = weight.shape
+    found = weight.new_empty(*more, -(-n // panel), k, panel)
     weight = weight.contiguous()
-    _loops().pack(n, k, weight.data_ptr(), found.data_ptr())
+    for of, to in zip(weight.view(-1, n, k), found.view(-1, *found.shape[-3:]), strict=True):
+        _loops().pack(n, k, of.data_ptr(), to.data_ptr())
     return found
 
 
@@ -415,7 +412,7 @@ def decode_layers(
         sizes: the width inside the feed-forward blocks, heads, heads of keys, and D, one of DECODING_WIDTHS.
         eps: of the norms, and of those of single heads.
         own: the rows' own tokens, this one included; their keys and values lie in blocks of `block_size`.
-        prompts: columns of the prompts' keys, a multiple of PROMPT_KEYS_STEP, and rows of their values.
+        prompts: columns of the prompts' packed keys, and rows of their values.
         lengths, tasks, order: as for `decode_attention`.
         slot: where what is kept of the first row goes; the others follow.
     """

@@ -30,7 +30,7 @@ __all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts", "compile
 
 _BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
-_QUERIES_AT_ONCE = 8  # of a head of keys: as many as meet a prompt's keys while those are in registers
+_QUERIES_AT_ONCE = 16  # of a head of keys: as many as meet a prompt's keys while those are at hand
 _ROWS_PER_THREAD = 4  # from so many on, each thread takes rows of its own through all layers
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
@@ -279,22 +279,19 @@ class _LayerState:
     prompt_keys: torch.Tensor  # (Q, Hkv, L, D)
     prompt_values: torch.Tensor
     blocks: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    turned: torch.Tensor | None = None  # the prompts' keys as `kernels.decode_attention` takes them, once it did
+    packed_keys: torch.Tensor | None = None  # the prompts' keys as `kernels.decode_attention` takes them, once it did
 
     def keep_prompts(self, questions: torch.Tensor, longest: int) -> None:
         """Forget all prompts but these, cut to this length."""
         self.prompt_keys = self.prompt_keys[:, :, :longest][questions]
         self.prompt_values = self.prompt_values[:, :, :longest][questions].contiguous()
-        self.turned = None
+        self.packed_keys = None
 
-    def turn(self) -> torch.Tensor:
+    def packed(self) -> torch.Tensor:
         """The prompts' keys as `kernels.decode_attention` takes them."""
-        if self.turned is None:
-            questions, kv_heads, longest, width = self.prompt_keys.shape
-            padded = -(-longest // kernels.PROMPT_KEYS_STEP) * kernels.PROMPT_KEYS_STEP
-            self.turned = self.prompt_keys.new_zeros(questions, kv_heads, width, padded)
-            self.turned[..., :longest] = self.prompt_keys.transpose(2, 3)
-        return self.turned
+        if self.packed_keys is None:
+            self.packed_keys = kernels.packed(self.prompt_keys)
+        return self.packed_keys
 
     def make_room(self, num_rows: int, column: int, size: int) -> bool:
         """Whether a block had to be added for this column."""
@@ -418,7 +415,7 @@ class _Cohort:
         self, state: _LayerState, queries: torch.Tensor, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention's output (R, H, D) and logarithm of the weights' sum (R, H) for queries (R, H, D), in one loop."""
-        prompts = (state.turn(), state.prompt_values, self._prompt_lengths)
+        prompts = (state.packed(), state.prompt_values, self._prompt_lengths)
         group = queries.shape[1] // state.prompt_keys.shape[1]
         return kernels.decode_attention(
             queries.contiguous(), scaling, state.blocks, self._length, *prompts, *self._tasks(group)
@@ -442,7 +439,7 @@ class _Cohort:
             self._places = layers.states(
                 [
                     (
-                        state.turn().data_ptr(),
+                        state.packed().data_ptr(),
                         state.prompt_values.data_ptr(),
                         *([block[i].data_ptr() for block in state.blocks] for i in (0, 1)),
                         slots,
@@ -457,7 +454,7 @@ class _Cohort:
             self._places,
             own=self._length,
             block_size=_BLOCK_ON_CPU,
-            prompts=(self.layers[0].turn().shape[3], self.layers[0].prompt_values.shape[2]),
+            prompts=(self.layers[0].packed()[0, 0, ..., 0, :].numel(), self.layers[0].prompt_values.shape[2]),
             lengths=self._prompt_lengths,
             tasks=tasks,
             order=order,
