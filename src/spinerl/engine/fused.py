@@ -19,7 +19,7 @@ from spinerl.engine import kernels
 from spinerl.engine.exchange import exchanged_forwards, suits_cpu, tried
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["fused_loops"]
+__all__ = ["fused_loops", "gated_layers", "is_gated"]
 
 _ROTATION = "apply_rotary_pos_emb"
 
@@ -45,7 +45,7 @@ def _exchange(model: torch.nn.Module) -> Iterator[None]:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             pairs.append((module, _norm(module)))
-        elif _is_gated(module):
+        elif is_gated(module):
             pairs.append((module, _gated(module)))
         source = sys.modules.get(type(module).__module__)
         if source is not None and hasattr(source, _ROTATION):
@@ -61,9 +61,15 @@ def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda states: kernels.normalise(states, module.weight, module.variance_epsilon)
 
 
-def _is_gated(module: Any) -> bool:
+def is_gated(module: Any) -> bool:
+    """Whether a module is a feed-forward block down(silu(gate(x)) * up(x)), by the names of its parts."""
     silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-    return silu and all(isinstance(getattr(module, f"{n}_proj", None), torch.nn.Module) for n in ("gate", "up", "down"))
+    return silu and all(isinstance(part, torch.nn.Module) for part in gated_layers(module))
+
+
+def gated_layers(module: Any) -> list[Any]:
+    """Its gate, up and down."""
+    return [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
 
 
 def _gated(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:

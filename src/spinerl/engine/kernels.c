@@ -136,22 +136,17 @@ void norm_backward(long rows, long width, const float *x, const float *w, const 
 
 INLINE void copy_in(float *to, const float *from, long count) { memcpy(to, from, (size_t)count * sizeof(float)); }
 
-void gate_forward(long size, const float *gate, const float *up, float *y)
+INLINE void gate_row(long size, const float *gate, const float *up, float *y)
 {
-    long blocks = (size + LANES - 1) / LANES;
-#pragma omp parallel for schedule(static) if (size > 16384)
-    for (long block = 0; block < blocks; block++) {
-        long i = block * LANES, count = size - i < LANES ? size - i : LANES;
-        if (count == LANES) {
-            lanes g = load(gate + i);
-            store(y + i, g * sigmoid(g) * load(up + i));
-        } else {
-            float a[LANES] = {0}, b[LANES] = {0}, c[LANES];
-            copy_in(a, gate + i, count);
-            copy_in(b, up + i, count);
-            store(c, load(a) * sigmoid(load(a)) * load(b));
-            copy_in(y + i, c, count);
-        }
+    long i = 0;
+    for (; i + LANES <= size; i += LANES)
+        store(y + i, load(gate + i) * sigmoid(load(gate + i)) * load(up + i));
+    if (i < size) {
+        float a[LANES] = {0}, b[LANES] = {0}, c[LANES];
+        copy_in(a, gate + i, size - i);
+        copy_in(b, up + i, size - i);
+        store(c, load(a) * sigmoid(load(a)) * load(b));
+        copy_in(y + i, c, size - i);
     }
 }
 
@@ -162,24 +157,54 @@ INLINE void gate_slopes(const float *gate, const float *up, const float *slope, 
     store(by_gate, d * u * s * (1.0f + g * (1.0f - s)));
 }
 
+INLINE void gate_row_back(long size, const float *gate, const float *up, const float *slope, float *by_gate,
+                          float *by_up)
+{
+    long i = 0;
+    for (; i + LANES <= size; i += LANES)
+        gate_slopes(gate + i, up + i, slope + i, by_gate + i, by_up + i);
+    if (i < size) {
+        float in[3][LANES] = {{0}}, out[2][LANES];
+        copy_in(in[0], gate + i, size - i);
+        copy_in(in[1], up + i, size - i);
+        copy_in(in[2], slope + i, size - i);
+        gate_slopes(in[0], in[1], in[2], out[0], out[1]);
+        copy_in(by_gate + i, out[0], size - i);
+        copy_in(by_up + i, out[1], size - i);
+    }
+}
+
+#define STRETCH 4096 /* numbers that a thread takes at a time */
+
+void gate_forward(long size, const float *gate, const float *up, float *y)
+{
+#pragma omp parallel for schedule(static) if (size > 16384)
+    for (long i = 0; i < size; i += STRETCH)
+        gate_row(size - i < STRETCH ? size - i : STRETCH, gate + i, up + i, y + i);
+}
+
 void gate_backward(long size, const float *gate, const float *up, const float *slope, float *by_gate, float *by_up)
 {
-    long blocks = (size + LANES - 1) / LANES;
 #pragma omp parallel for schedule(static) if (size > 16384)
-    for (long block = 0; block < blocks; block++) {
-        long i = block * LANES, count = size - i < LANES ? size - i : LANES;
-        if (count == LANES) {
-            gate_slopes(gate + i, up + i, slope + i, by_gate + i, by_up + i);
-        } else {
-            float in[3][LANES] = {{0}}, out[2][LANES];
-            copy_in(in[0], gate + i, count);
-            copy_in(in[1], up + i, count);
-            copy_in(in[2], slope + i, count);
-            gate_slopes(in[0], in[1], in[2], out[0], out[1]);
-            copy_in(by_gate + i, out[0], count);
-            copy_in(by_up + i, out[1], count);
-        }
-    }
+    for (long i = 0; i < size; i += STRETCH)
+        gate_row_back(size - i < STRETCH ? size - i : STRETCH, gate + i, up + i, slope + i, by_gate + i, by_up + i);
+}
+
+/* The same for rows whose gates and ups lie in the rows `places` of larger matrices. */
+void gate_forward_at(long rows, long width, const int64_t *places, const float *gate, const float *up, float *y)
+{
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++)
+        gate_row(width, gate + places[row] * width, up + places[row] * width, y + row * width);
+}
+
+void gate_backward_at(long rows, long width, const int64_t *places, const float *gate, const float *up,
+                      const float *slope, float *by_gate, float *by_up)
+{
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++)
+        gate_row_back(width, gate + places[row] * width, up + places[row] * width, slope + row * width,
+                      by_gate + row * width, by_up + row * width);
 }
 
 /* ---- rotations: halves (a, b) of each head to (a cos - b sin, b cos + a sin), or the transpose of that ---- */
@@ -216,6 +241,7 @@ void rotate(long tokens, long heads, long width, const float *x, const float *co
 
 /* ---- products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of 16 ---- */
 
+#define AHEAD 16 /* rows of b that are fetched before they are wanted */
 #ifdef __AVX512F__
 #define ROWS 6 /* of a block whose sums are kept in registers, and vectors in each */
 #define VECTORS 4
@@ -230,7 +256,7 @@ void rotate(long tokens, long heads, long width, const float *x, const float *co
 int has_many_registers(void) { return ROWS == 6; }
 
 INLINE void block(const int rows, const int vectors, long depth, const float *a, long a_row, long a_depth,
-                  const float *b, long b_depth, float *c, long c_row, const int add)
+                  const float *b, long b_depth, float *c, long c_row, const int add, const int ahead)
 {
     lanes sums[ROWS][VECTORS];
     UNROLLED for (int i = 0; i < rows; i++)
@@ -240,6 +266,9 @@ INLINE void block(const int rows, const int vectors, long depth, const float *a,
         lanes from[VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++)
             from[v] = load(b + d * b_depth + v * LANES);
+        if (ahead)
+            UNROLLED for (int v = 0; v < vectors; v++)
+                __builtin_prefetch(b + (d + AHEAD) * b_depth + v * LANES);
         UNROLLED for (int i = 0; i < rows; i++) {
             lanes one = all(a[i * a_row + d * a_depth]);
             UNROLLED for (int v = 0; v < vectors; v++)
@@ -255,12 +284,16 @@ INLINE void blocks_below(const int vectors, long m, long depth, const float *a, 
                          const float *b, long b_depth, float *c, long c_row, const int add)
 {
     long i = 0;
+    if (vectors == VECTORS && m >= ROWS) { /* the first block fetches b for the others */
+        block(ROWS, vectors, depth, a, a_row, a_depth, b, b_depth, c, c_row, add, 1);
+        i = ROWS;
+    }
     for (; i + ROWS <= m; i += ROWS)
-        block(ROWS, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add);
+        block(ROWS, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0);
     for (; i + 2 <= m; i += 2)
-        block(2, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add);
+        block(2, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0);
     for (; i < m; i++)
-        block(1, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add);
+        block(1, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0);
 }
 
 INLINE void multiply(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b,
@@ -551,6 +584,42 @@ int weight_slope(long rows, long n, long k, const float *slopes, const float *st
     return failed;
 }
 
+#define CHUNK 96 /* rows that a thread takes through all panels of a matrix */
+
+/* out (rows, n) = or += slopes (rows, k) times weight (k, n), n a multiple of 16.  1 where memory is short. */
+int slopes_back(long rows, long k, long n, const float *slopes, const float *weight, float *out, int add)
+{
+    const long panels = (n + PANEL - 1) / PANEL;
+    float *packed = find_room(panels * k * PANEL);
+    if (packed == NULL)
+        return 1;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (long i = 0; i < panels * k; i++) {
+            long panel = i / k, row = i % k;
+            memcpy(packed + i * PANEL, weight + row * n + panel * PANEL,
+                   (size_t)least(PANEL, n - panel * PANEL) * sizeof(float));
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (long chunk = 0; chunk < (rows + CHUNK - 1) / CHUNK; chunk++) {
+            const long m = least(CHUNK, rows - chunk * CHUNK);
+            const float *from = slopes + chunk * CHUNK * k;
+            for (long p = 0; p < panels; p++) {
+                float *to = out + chunk * CHUNK * n + p * PANEL;
+                const long columns = least(PANEL, n - p * PANEL);
+                const float *some = packed + p * k * PANEL;
+                if (add)
+                    multiply(m, columns, k, from, k, 1, some, PANEL, to, n, 1);
+                else
+                    multiply(m, columns, k, from, k, 1, some, PANEL, to, n, 0);
+            }
+        }
+    }
+    free(packed);
+    return 0;
+}
+
 /* ---- attention of finished responses to their question's prompt and, under the causal mask, to themselves ---- */
 
 #define TILE 64 /* queries and keys that meet at once */
@@ -753,10 +822,12 @@ static void attend_row_back(const continuing *job, long row, long question, long
                       r.turned_values + j, prompt, prompt_keys + j * job->of_token, job->of_token,
                       least(TILE, length - j), 0, by_prompt + j * width, by_prompt + (prompt + j) * width);
     for (long j = 0; j < tokens; j += TILE)
-        for (long m = j * group; m < queries; m += TILE) /* a tile of keys is seen from its first token on */
-            tile_back(job, r, m, least(TILE, queries - m), least(TILE, tokens - j), r.own_keys + j, r.own_values + j,
+        for (long m = j * group; m < queries; m += TILE) { /* a tile of keys is seen from its first token on */
+            long count = least(TILE, queries - m), seen = (m + count - 1) / group - j + 1;
+            tile_back(job, r, m, count, least(TILE, least(tokens - j, seen)), r.own_keys + j, r.own_values + j,
                       padded(tokens), job->keys + own_at + j * apart, apart, m / group - j + 1, 1,
                       r.by_own_keys + j * width, r.by_own_values + j * width);
+        }
     scatter(r.by_queries, tokens, job->heads, group, width, job->scale, job->by_queries + at);
     scatter(r.by_own_keys, tokens, job->kv_heads, 1, width, 1.0f, job->by_keys + own_at);
     scatter(r.by_own_values, tokens, job->kv_heads, 1, width, 1.0f, job->by_values + own_at);
@@ -976,14 +1047,7 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
         keep(kept[5], d->slot, order, rows, inner, gates + gate, 2 * gate);
         for (long r = 0; r < rows; r++) {
             const float *g = gates + r * 2 * gate;
-            float *to_active = active + r * inner;
-            long i = 0;
-            for (; i + LANES <= inner; i += LANES)
-                store(to_active + i, load(g + i) * sigmoid(load(g + i)) * load(g + gate + i));
-            if (i < inner) { /* a panel's end is there to be read */
-                lanes last = load(g + i) * sigmoid(load(g + i)) * load(g + gate + i);
-                memcpy(to_active + i, &last, (size_t)(inner - i) * sizeof(float));
-            }
+            gate_row(inner, g, g + gate, active + r * inner);
         }
         through(rows, hidden, inner, active, w->down, w->down_bias, out);
         keep(kept[6], d->slot, order, rows, hidden, out, wide);

@@ -38,11 +38,14 @@ __all__ = [
     "decode_layers",
     "filled_up",
     "gate",
+    "gate_at",
+    "gate_at_back",
     "library",
     "normalise",
     "packed",
+    "multiplies",
     "rotate",
-    "sums_weight_slopes",
+    "slopes_back",
     "weight_slope",
 ]
 
@@ -189,15 +192,20 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     loops.norm_backward.argtypes = (whole, whole, place, place, place, place, place, place, whole)
     loops.gate_forward.argtypes = (whole, place, place, place)
     loops.gate_backward.argtypes = (whole, place, place, place, place, place)
+    loops.gate_forward_at.argtypes = (whole, whole, place, place, place, place)
+    loops.gate_backward_at.argtypes = (whole, whole, place, place, place, place, place, place)
     loops.rotate.argtypes = (whole, whole, whole, place, place, place, ctypes.c_int, place)
     loops.pack.argtypes = (whole, whole, place, place)
-    loops.pack.restype = None
     loops.panel.restype = whole
     loops.decode_layers.argtypes = (ctypes.POINTER(_Decoder), ctypes.POINTER(_Decoding), whole)
     loops.weight_slope.argtypes = (whole, whole, whole, place, place, place)
     loops.continue_prompts.argtypes = (ctypes.POINTER(_Continuing), ctypes.c_int)
     loops.decode_attention.argtypes = (ctypes.POINTER(_Decoding), whole, whole)
-    for name in ("norm_forward", "norm_backward", "gate_forward", "gate_backward", "rotate"):
+    loops.slopes_back.argtypes = (whole, whole, whole, place, place, place, ctypes.c_int)
+    for name in ("norm", "gate"):
+        for way in ("forward", "backward"):
+            getattr(loops, f"{name}_{way}").restype = None
+    for name in ("gate_forward_at", "gate_backward_at", "rotate", "pack"):
         getattr(loops, name).restype = None
     return loops
 
@@ -275,6 +283,24 @@ class _Gate(torch.autograd.Function):
         places = (tensor.data_ptr() for tensor in (gates, states, slopes, *found))
         _loops().gate_backward(gates.numel(), *places)
         return found
+
+
+def gate_at(places: torch.Tensor, gates: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """`gate` of the rows `places` (m,) of gates and states (N, n): (m, n); without a gradient."""
+    found = gates.new_empty(len(places), gates.shape[1])
+    inputs = (tensor.data_ptr() for tensor in (places, gates, states))
+    _loops().gate_forward_at(*found.shape, *inputs, found.data_ptr())
+    return found
+
+
+def gate_at_back(
+    places: torch.Tensor, gates: torch.Tensor, states: torch.Tensor, slopes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slopes of those rows of gates and states, (m, n) each, from the slopes of `gate_at` (m, n)."""
+    found = torch.empty_like(slopes), torch.empty_like(slopes)
+    places_of = (tensor.data_ptr() for tensor in (places, gates, states, slopes, *found))
+    _loops().gate_backward_at(*slopes.shape, *places_of)
+    return found
 
 
 def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
@@ -446,8 +472,8 @@ def decode_layers(
 
 
 @functools.cache
-def sums_weight_slopes() -> bool:
-    """Whether `weight_slope` is there and was measured to be worth its while: on processors with AVX-512."""
+def multiplies() -> bool:
+    """Whether `weight_slope` and `slopes_back` are there and worth their while: on processors with AVX-512."""
     loops = library()
     return loops is not None and bool(loops.has_many_registers())
 
@@ -543,3 +569,12 @@ def continue_back(
         by_prompt_values=by_prompts[1],
     )
     return by_queries, by_keys, by_values, *by_prompts
+
+
+def slopes_back(slopes: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    """slopes (m, k) times weight (k, n), n a multiple of 16, added to `into` (m, n) if that is given."""
+    found = slopes.new_empty(len(slopes), weight.shape[1]) if into is None else into
+    places = (tensor.data_ptr() for tensor in (slopes, weight, found))
+    if _loops().slopes_back(*slopes.shape, weight.shape[1], *places, int(into is not None)):
+        raise MemoryError("slopes found no room to work in")
+    return found

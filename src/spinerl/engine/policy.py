@@ -162,7 +162,7 @@ def _fast(loaded: LoadedModel | None, optim: OptimConfig, replay: Replay | None 
         if loaded is not None and optim.compiled:
             stack.enter_context(fused_loops(loaded))
         if loaded is not None and replay is not None:
-            stack.enter_context(replayed_products(loaded, replay))
+            stack.enter_context(replayed_products(loaded, replay, optim.compiled))
         yield
 
 
@@ -193,7 +193,7 @@ def _replay_trial(loaded: LoadedModel) -> bool:
     if rollout.record is None:
         return False
     replay = Replay(rollout.record)
-    with replayed_products(loaded, replay):
+    with replayed_products(loaded, replay, compiled=True):
         found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), replay=replay)
     return all(agree(a, b) for a, b in zip(found, plain, strict=True))
 

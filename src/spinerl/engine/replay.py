@@ -206,27 +206,27 @@ class Replay:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self._slots: torch.Tensor | None = None
+        self.slots: torch.Tensor | None = None  # (b, L) of the pass that runs
 
     @contextmanager
     def over(self, slots: torch.Tensor) -> Iterator[None]:
         """Inside, a pass runs whose tokens (b, L) have these slots."""
-        self._slots = slots
+        self.slots = slots
         try:
             yield
         finally:
-            self._slots = None
+            self.slots = None
 
     def output(self, layer: int) -> torch.Tensor | None:
         """What a linear layer put out for the tokens of the pass, (b, L, n); None outside of one."""
-        return None if self._slots is None else _taken(self.record.outputs[layer], self._slots)
+        return None if self.slots is None else _taken(self.record.outputs[layer], self.slots)
 
     def attention(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(b, L, H, D) and (b, L, H) for the tokens of the pass, those of prompts being meaningless."""
-        if self._slots is None or self.record.attention is None:
+        if self.slots is None or self.record.attention is None:
             return None
         output, total = self.record.attention[layer]
-        return _taken(output, self._slots), _taken(total, self._slots)
+        return _taken(output, self.slots), _taken(total, self.slots)
 
 
 def _taken(kept: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
