@@ -5,9 +5,14 @@ from __future__ import annotations
 import types
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from spinerl.engine.kernels import library
+
+needs_loops = pytest.mark.skipif(library() is None, reason="compiled loops need a C compiler")
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gemma2", "gpt2", "mistral")
 
@@ -37,7 +42,12 @@ def byte_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
 
 
 def write_model(
-    architecture: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, spread: float = 0.3
+    architecture: str,
+    folder: Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 0.3,
+    head_dim: int = 8,
 ) -> Path:
     """A two-layer model of this architecture with random weights, saved as safetensors.
 
@@ -51,7 +61,7 @@ def write_model(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 8,
+        "head_dim": head_dim,
         "max_position_embeddings": 512,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

@@ -42,6 +42,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     import torch
 
     from spinerl import __version__
+    from spinerl.engine.kernels import library
     from spinerl.engine.machine import bfloat16_support, tune_allocator
 
     rows = [
@@ -57,6 +58,10 @@ def diagnose() -> list[tuple[str, str, bool]]:
     advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
     rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
+    compiled = library() is not None
+    rows.append(
+        ("compiled loops", "yes" if compiled else "no C compiler: CPU runs are slower; install gcc or clang", True)
+    )
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)

@@ -5,18 +5,19 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.attention import ATTENTION
-from spinerl.engine.continued import _Attention, spans
+from spinerl.engine.continued import _attended, _Attention, _CompiledAttention, spans
 from spinerl.engine.loading import load_model
 from spinerl.engine.passes import _continues
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, needs_loops
 
 PREFIX_OF = torch.tensor([1, 1, 1, 0, 0])
 LENGTHS = [7, 4]
 
 
-def tensors(dtype, kv_heads):
+def tensors(dtype, kv_heads, width=8, tokens=6):
     generator = torch.Generator().manual_seed(3)
-    shapes = [(5, 4, 6, 8), (5, kv_heads, 6, 8), (5, kv_heads, 6, 8), (2, kv_heads, 7, 8), (2, kv_heads, 7, 8)]
+    of_rows, of_prompts = (5, kv_heads, tokens, width), (2, kv_heads, 7, width)
+    shapes = [(5, 4, tokens, width), of_rows, of_rows, of_prompts, of_prompts]
     return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
 
 
@@ -40,7 +41,7 @@ def plain(query, keys, values, prompt_keys, prompt_values, scaling):
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_output_and_every_gradient(dtype, limit, kv_heads):
     given = tensors(dtype, kv_heads)
-    found = _Attention.apply(*given, LENGTHS, spans(PREFIX_OF), 0.3)
+    found = _Attention.apply(*given, LENGTHS, spans(PREFIX_OF), 0.3, None)
     expected = plain(*given, 0.3)
     slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4), dtype=dtype)
     assert (found - expected).abs().max() <= limit
@@ -49,18 +50,51 @@ def test_output_and_every_gradient(dtype, limit, kv_heads):
         assert (a - b).abs().max() <= limit
 
 
+@needs_loops
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("width", "tokens"), [(16, 6), (32, 70), (48, 33), (64, 130)])
+def test_the_compiled_one_does_the_same(width, tokens, kv_heads):
+    """Tiles of queries and keys, whole and in part, and key heads that serve one, two and four query heads."""
+    given = tensors(torch.float32, kv_heads, width, tokens)
+    wide = [tensor.detach().double().requires_grad_() for tensor in given]
+    expected = plain(*wide, 0.3)
+    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    expected_gradients = torch.autograd.grad(expected, wide, slope.double())
+    found = _CompiledAttention.apply(*given, LENGTHS, spans(PREFIX_OF), 0.3, None)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(found, given, slope), expected_gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("attention", [_Attention, pytest.param(_CompiledAttention, marks=needs_loops)])
+def test_what_is_known_is_not_computed_and_the_gradient_is_the_same(attention):
+    """All but the rows' first tokens are known."""
+    given = tensors(torch.float32, 2, width=16)
+    others = LENGTHS, spans(PREFIX_OF), 0.3
+    expected = attention.apply(*given, *others, None)
+    totals = _attended(given[0].transpose(1, 2).contiguous(), tuple(given[1:3]), tuple(given[3:]), *others)[1].detach()
+    known = expected.detach().clone(), totals.clone()
+    for tensor in known:
+        tensor[:, 0] = torch.nan
+    found = attention.apply(*given, *others, known)
+    assert torch.allclose(found, expected, atol=1e-6)
+    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    for a, b in zip(torch.autograd.grad(found, given, slope), torch.autograd.grad(expected, given, slope), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
 def test_a_prompt_far_more_attractive_than_the_response_leaves_finite_numbers():
     given = tensors(torch.float32, 2)
     with torch.no_grad():
         given[3] *= 1000.0
-    found = _Attention.apply(*given, LENGTHS, spans(PREFIX_OF), 1.0)
+    found = _Attention.apply(*given, LENGTHS, spans(PREFIX_OF), 1.0, None)
     assert torch.allclose(found, plain(*given, 1.0), atol=1e-3)
     assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), given))
 
 
 def test_gradcheck():
     given = tensors(torch.float64, 2)
-    torch.autograd.gradcheck(lambda *t: _Attention.apply(*t, LENGTHS, spans(PREFIX_OF), 0.3), given)
+    torch.autograd.gradcheck(lambda *t: _Attention.apply(*t, LENGTHS, spans(PREFIX_OF), 0.3, None), given)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

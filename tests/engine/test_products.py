@@ -10,7 +10,7 @@ from spinerl.engine.adapters import add_adapters
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.policy import score, update
-from spinerl.engine.products import fast_products, packed_weights
+from spinerl.engine.products import fast_products, packed_weights, product
 from spinerl.engine.sampler import sample_responses
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
@@ -135,8 +135,6 @@ def test_adapters_learn_through_onednn_with_the_base_as_anchor(model_folders):
 
 def test_biases_many_rows_and_wide_layers():
     """Slopes of weights are summed up 1,024 rows at a time, either way round; by hand against torch's own."""
-    from spinerl.engine.products import _Product
-
     generator = torch.Generator().manual_seed(0)
     for inside, outside in ((24, 7), (7, 24), (16, 16)):
         states = torch.randn(3, 900, inside, generator=generator, requires_grad=True)
@@ -144,12 +142,12 @@ def test_biases_many_rows_and_wide_layers():
         slopes = torch.randn(3, 900, outside, generator=generator)
         inputs = [states, layer.weight, layer.bias]
         expected = torch.autograd.grad(layer(states), inputs, slopes)
-        found = torch.autograd.grad(_Product.apply(states, layer.weight, layer.bias), inputs, slopes)
+        found = torch.autograd.grad(product(states, layer.weight, layer.bias), inputs, slopes)
         for a, b in zip(found, expected, strict=True):
             assert a.shape == b.shape
             assert torch.allclose(a, b, atol=2e-4, rtol=1e-5)
         # Slopes that are one number for all, as sums give them.
-        (a,) = torch.autograd.grad(_Product.apply(states, layer.weight, None).sum(), [layer.weight])
+        (a,) = torch.autograd.grad(product(states, layer.weight, None).sum(), [layer.weight])
         (b,) = torch.autograd.grad(torch.nn.functional.linear(states, layer.weight).sum(), [layer.weight])
         assert torch.allclose(a, b, atol=2e-4, rtol=1e-5)
 

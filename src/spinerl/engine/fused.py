@@ -81,7 +81,9 @@ def _rotating(source: Any) -> Iterator[None]:
     """Inside, the functions of this file of transformers turn queries and keys by one loop where they can."""
     ordinary = getattr(source, _ROTATION)
 
-    def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **others: Any) -> Any:
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **others: Any
+    ) -> Any:
         if more or others or not all(_can_turn(states, cos, sin) for states in (q, k)):
             return ordinary(q, k, cos, sin, *more, **others)
         angles = [t.expand(len(q), -1, -1) for t in (cos, sin)]

@@ -48,7 +48,7 @@ INLINE float max_of(lanes x)
     return most;
 }
 
-/* exp(x) to 2e-7 of itself, for x up to 88; 0 (or the smallest normal number) under -87. */
+/* exp(x) to 2e-7 of itself, for x up to 88; under -87.3 what it is there, the smallest normal number. */
 INLINE lanes exponential(lanes x)
 {
     x = larger(x, all(-87.3f));
@@ -67,7 +67,7 @@ INLINE lanes exponential(lanes x)
     return value * (lanes)(power << 23);
 }
 
-INLINE lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(larger(-x, all(-87.0f)))); }
+INLINE lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-larger(x, all(-87.3f)))); }
 
 /* ---- norms: y = w * x / sqrt(mean(x^2) + eps) for rows of `width` numbers ---- */
 

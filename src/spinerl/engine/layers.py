@@ -76,11 +76,11 @@ class CompiledLayers:
             state.kept[: len(kept)] = kept
         return found
 
-    def advance(self, stream: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], states: Any, **others: Any) -> None:
+    def advance(
+        self, stream: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], states: Any, **others: Any
+    ) -> None:
         """`kernels.decode_layers` with this model's weights."""
-        kernels.decode_layers(
-            stream, *angles, self._weights, states, self.sizes, self.eps, self.scaling, **others
-        )
+        kernels.decode_layers(stream, *angles, self._weights, states, self.sizes, self.eps, self.scaling, **others)
 
     def _laid_out(self, parts: _Parts) -> kernels.LayerWeights:
         q, k, v, o, gate, up, down = parts.linear
@@ -111,7 +111,9 @@ class CompiledLayers:
         if all(layer.bias is None for layer in layers):
             return None
         zeros = [layer.weight.new_zeros(layer.out_features) for layer in layers]
-        biases = [zero if layer.bias is None else layer.bias.detach() for layer, zero in zip(layers, zeros, strict=True)]
+        biases = [
+            zero if layer.bias is None else layer.bias.detach() for layer, zero in zip(layers, zeros, strict=True)
+        ]
         return self._address(kernels.filled_up(join(biases)))
 
     def _address(self, tensor: torch.Tensor) -> int:
@@ -134,10 +136,14 @@ class _Parts:
             raise TypeError("products of another kind")
         self.first_norm, self.second_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.query_norm, self.key_norm = (getattr(attention, f"{name}_norm", None) for name in "qk")
-        norms = [norm for norm in (self.first_norm, self.second_norm, self.query_norm, self.key_norm) if norm is not None]
+        norms = [
+            norm for norm in (self.first_norm, self.second_norm, self.query_norm, self.key_norm) if norm is not None
+        ]
         width = attention.head_dim
         q, k, _, _, gate, _, _ = self.linear
-        if width not in kernels.DECODING_WIDTHS or any(norm.weight.shape[0] not in (width, q.in_features) for norm in norms):
+        if width not in kernels.DECODING_WIDTHS or any(
+            norm.weight.shape[0] not in (width, q.in_features) for norm in norms
+        ):
             raise ValueError("heads or norms of another size")
         self.sizes = (gate.out_features, q.out_features // width, k.out_features // width, width)
         eps = self.first_norm.variance_epsilon

@@ -125,7 +125,11 @@ def wanted_states(
         more = loaded.image_inputs(micro.prompts, ids.shape[1])
     own_attention = prefix is not None and prefix.own_attention
     known = None if replay is None else micro.slots(replay.record)
-    with passing(replay, known), loaded.acting(), exchanged(loaded.model, ATTENTION) if own_attention else nullcontext():
+    with (
+        passing(replay, known),
+        loaded.acting(),
+        exchanged(loaded.model, ATTENTION) if own_attention else nullcontext(),
+    ):
         if _splits_head(loaded):
             states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:

@@ -75,7 +75,9 @@ def replayed_products(loaded: LoadedModel, replay: Replay, compiled: bool) -> Ab
         return forward
 
     layers = linear_layers(loaded)
-    exchanges: list[tuple[torch.nn.Module, _Forward]] = [(layer, forward_of(i, layer)) for i, layer in enumerate(layers)]
+    exchanges: list[tuple[torch.nn.Module, _Forward]] = [
+        (layer, forward_of(i, layer)) for i, layer in enumerate(layers)
+    ]
     if compiled and suits_cpu(loaded) and kernels.library() is not None:
         numbers = {layer: number for number, layer in enumerate(layers)}
         exchanges += [

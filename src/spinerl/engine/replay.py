@@ -119,8 +119,9 @@ class Recorder:
         if total is None or not self._attends or not self._whole:
             return
         if layer not in self._attention:
-            self._attention[layer] = output.new_empty(self._capacity, *output.shape[1:]), total.new_empty(
-                self._capacity, total.shape[1]
+            self._attention[layer] = (
+                output.new_empty(self._capacity, *output.shape[1:]),
+                total.new_empty(self._capacity, total.shape[1]),
             )
         for kept, found in zip(self._attention[layer], (output, total), strict=True):
             kept[self._pass] = found

@@ -50,7 +50,7 @@ def can_attend_compiled(loaded: LoadedModel) -> bool:
 def compiled_layers(loaded: LoadedModel) -> CompiledLayers | None:
     """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
     for such a model, or finds no room."""
-    if not can_attend_compiled(loaded):
+    if not can_attend_compiled(loaded) or any(window is not None for window in _windows(loaded.model)):
         return None
     if not ability(loaded, "compiled_layers", lambda: _trial(loaded, True, CompiledLayers(loaded))):
         return None
@@ -95,7 +95,11 @@ class SharedDecoder:
     max_cohorts = 8  # each costs some operations per layer and token
 
     def __init__(
-        self, loaded: LoadedModel, compact: bool = True, compiled: bool = False, recorder: Recorder | None = None,
+        self,
+        loaded: LoadedModel,
+        compact: bool = True,
+        compiled: bool = False,
+        recorder: Recorder | None = None,
         layers: CompiledLayers | None = None,
         rows_per_thread: int = _ROWS_PER_THREAD,
     ) -> None:
@@ -108,7 +112,9 @@ class SharedDecoder:
         self._cohorts: list[_Cohort] = []
         windows = _windows(loaded.model)
         self._num_layers = len(windows)
-        self._cache = Cache(layers=[_SharedLayer(i, window, self._cohorts, recorder) for i, window in enumerate(windows)])
+        self._cache = Cache(
+            layers=[_SharedLayer(i, window, self._cohorts, recorder) for i, window in enumerate(windows)]
+        )
         self._ordinary = implementation(loaded.model)
 
     def __enter__(self) -> SharedDecoder:
@@ -157,9 +163,7 @@ class SharedDecoder:
         )
         return output.logits[:, -1]
 
-    def _step_compiled(
-        self, layers: CompiledLayers, tokens: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
+    def _step_compiled(self, layers: CompiledLayers, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         states = layers.embed(tokens)
         angles = layers.angles(states, positions)
         slot = 0 if self._recorder is None else self._recorder.filled()
@@ -575,9 +579,7 @@ def _weighted(
 class _SharedLayer(AttendingLayer):
     """One layer of all cohorts."""
 
-    def __init__(
-        self, number: int, window: int | None, cohorts: list[_Cohort], recorder: Recorder | None
-    ) -> None:
+    def __init__(self, number: int, window: int | None, cohorts: list[_Cohort], recorder: Recorder | None) -> None:
         super().__init__()
         self._recorder = recorder
         self._number = number

@@ -1,0 +1,274 @@
+"""Compiled loops against their formulas in float64, on every kind of size, and the same whatever the threads."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+
+import pytest
+import torch
+
+from spinerl.config import load_config
+from spinerl.engine import kernels
+from spinerl.engine.fused import fused_loops
+from spinerl.engine.loading import load_model
+from spinerl.engine.sampler import sample_responses
+from spinerl.engine.shared import compiled_layers
+from spinerl.types import Question
+from tests.models import needs_loops, write_model
+
+pytestmark = needs_loops
+
+QUESTIONS = tuple(Question(str(i), "") for i in range(3))
+PROMPTS = ((3, 4, 5, 6, 7, 8, 9), (9, 8, 7), (11, 12, 13, 14, 15))
+
+
+@pytest.fixture(scope="module")
+def plain_loops(tmp_path_factory):
+    """The loops as compiled for processors of which nothing is known."""
+    file = tmp_path_factory.mktemp("loops") / "plain.so"
+    command = ["cc", *kernels._FLAGS, "-o", str(file), str(kernels._SOURCE), "-lm"]
+    subprocess.run(command, check=True, capture_output=True)
+    return kernels._declared(ctypes.CDLL(str(file)))
+
+
+@pytest.fixture(params=["this machine's", "any machine's"])
+def loops(request, monkeypatch):
+    """The loops as they run here, and as they would anywhere."""
+    if request.param == "any machine's":
+        plain = request.getfixturevalue("plain_loops")
+        assert not plain.has_many_registers()
+        monkeypatch.setattr(kernels, "library", lambda: plain)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients_agree(loop, formula, *inputs, limit=1e-5):
+    """Value and slopes of a loop, and of a formula in float64."""
+    narrow = [tensor.clone().requires_grad_() for tensor in inputs]
+    wide = [tensor.double().requires_grad_() for tensor in inputs]
+    found, expected = loop(*narrow), formula(*wide)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= limit
+    slope = randn(*expected.shape, seed=9)
+    for a, b in zip(
+        torch.autograd.grad(found, narrow, slope), torch.autograd.grad(expected, wide, slope.double()), strict=True
+    ):
+        assert (a - b).abs().max() <= limit * max(1.0, float(b.abs().max()))
+    with torch.no_grad():
+        assert torch.equal(loop(*inputs), found)
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (2, 5, 33), (70, 7), (1, 256), (400, 48)])
+def test_norms(loops, shape):
+    def formula(states, weight):
+        return weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-5)
+
+    gradients_agree(lambda s, w: kernels.normalise(s, w, 1e-5), formula, randn(*shape), randn(shape[-1], seed=1))
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (2, 5, 33), (1, 7), (50, 400)])
+def test_gates(loops, shape):
+    def formula(gates, states):
+        return torch.nn.functional.silu(gates) * states
+
+    gradients_agree(kernels.gate, formula, 5 * randn(*shape), randn(*shape, seed=1))
+
+
+def test_gates_of_large_numbers_are_finite(loops):
+    gates = torch.tensor([[-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4]])
+    found = kernels.gate(gates, torch.ones_like(gates))
+    assert torch.allclose(found, torch.nn.functional.silu(gates), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [16, 33, 9])
+def test_gates_in_places(loops, width):
+    gates, states, places = randn(9, width), randn(9, width, seed=1), torch.tensor([8, 0, 3, 3])
+    found = kernels.gate_at(places, gates, states)
+    assert torch.allclose(found, kernels.gate(gates[places], states[places]))
+    slopes = randn(4, width, seed=2)
+    inputs = [gates[places].requires_grad_(), states[places].requires_grad_()]
+    expected = torch.autograd.grad(kernels.gate(*inputs), inputs, slopes)
+    for a, b in zip(kernels.gate_at_back(places, gates, states, slopes), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("width", [8, 32, 36, 64])
+def test_rotations(loops, width):
+    cosines, sines = randn(2, 5, width, seed=1), randn(2, 5, width, seed=2)
+
+    def formula(states):
+        a, b = states.chunk(2, dim=-1)
+        turned = torch.cat([-b, a], dim=-1)
+        return states * cosines.double().unsqueeze(2) + turned * sines.double().unsqueeze(2)
+
+    gradients_agree(lambda s: kernels.rotate(s, cosines, sines), formula, randn(2, 5, 3, width))
+
+
+@pytest.mark.parametrize("width", kernels.DECODING_WIDTHS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (7, 1), (12, 2)])
+@pytest.mark.parametrize("own", [1, 16, 21])
+def test_decoding(loops, width, heads, kv_heads, own):
+    """Prompts of unlike lengths, questions with unlike numbers of rows, own tokens in one block and in two."""
+    question_of = torch.tensor([1, 0, 1, 2, 1, 1])
+    lengths = [70, 3, 64]
+    rows, block = len(question_of), 16
+    prompt_keys, prompt_values = randn(3, kv_heads, 70, width), randn(3, kv_heads, 70, width, seed=1)
+    blocks = [
+        (randn(8, kv_heads, block, width, seed=2 + i), randn(8, kv_heads, block, width, seed=7 + i)) for i in (0, 1)
+    ]
+    blocks = blocks[: -(-own // block)]
+    queries = randn(rows, heads, width, seed=5)
+    order = question_of.argsort(stable=True)
+    tasks = torch.tensor([[0, 1, 1, 2], [0, 1, 3, 5], [1, 2, 2, 1]])
+    found, total = kernels.decode_attention(
+        queries, 0.3, blocks, own, kernels.packed(prompt_keys), prompt_values, torch.tensor(lengths), tasks, order
+    )
+    for row, question in enumerate(question_of.tolist()):
+        for head in range(heads):
+            of_keys = head // (heads // kv_heads)
+            keys, values = (
+                torch.cat([prompt[question, of_keys, : lengths[question]], *(b[i][row, of_keys] for b in blocks)])
+                for i, prompt in enumerate((prompt_keys, prompt_values))
+            )
+            seen = lengths[question] + own
+            scores = 0.3 * keys[:seen].double() @ queries[row, head].double()
+            assert total[row, head] == pytest.approx(float(scores.logsumexp(0)), abs=1e-5)
+            assert torch.allclose(found[row, head].double(), scores.softmax(0) @ values[:seen].double(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 1, 16), (7, 5, 48), (300, 13, 80), (1000, 130, 64), (257, 600, 16)])
+def test_products(loops, rows, n, k):
+    slopes, states, weight = randn(rows, n), randn(rows, k, seed=1), randn(n, k, seed=2)
+    expected = slopes.double().t() @ states.double()
+    limit = 1e-5 * float(expected.abs().max() + 1)
+    assert (kernels.weight_slope(slopes, states) - expected).abs().max() <= limit
+    back = slopes.double() @ weight.double()
+    into = randn(rows, k, seed=3)
+    assert (kernels.slopes_back(slopes, weight) - back).abs().max() <= 1e-5 * float(back.abs().max())
+    found = kernels.slopes_back(slopes, weight, into.clone())
+    assert (found - back - into).abs().max() <= 1e-5 * float(back.abs().max() + 1)
+
+
+def test_packed_matrices(loops):
+    panel = int(kernels.library().panel())
+    weight = randn(panel + 3, 5)
+    found = kernels.packed(weight)
+    assert found.shape == (2, 5, panel)
+    assert torch.equal(found.transpose(1, 2).flatten(0, 1)[: len(weight)], weight)
+    assert found[1, :, 3:].abs().max() == 0
+
+
+def test_threads_change_nothing():
+    slopes, states = randn(700, 130), randn(700, 64, seed=1)
+    norm = randn(300, 256).requires_grad_(), randn(256, seed=1).requires_grad_()
+
+    def everything():
+        normed = kernels.normalise(*norm, 1e-6)
+        by_norm = torch.autograd.grad(normed.square().sum(), norm)
+        return [kernels.weight_slope(slopes, states), kernels.slopes_back(slopes, randn(130, 64)), normed, *by_norm]
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for found in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+def opened(folder, *words):
+    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=70", *words])
+    return load_model(config.model), config
+
+
+@pytest.fixture(scope="module")
+def wide_models(tmp_path_factory):
+    """Models whose heads are 16 wide, as the loops for attention want them."""
+    made = {}
+
+    def folder(architecture):
+        if architecture not in made:
+            made[architecture] = write_model(
+                architecture, tmp_path_factory.mktemp(architecture), spread=0.1, head_dim=16
+            )
+        return made[architecture]
+
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [("qwen2", True), ("qwen3", True), ("llama", True), ("gemma2", False), ("mistral", False), ("gpt2", False)],
+)
+@pytest.mark.parametrize("budget", [0, 300], ids=["all at once", "some after others"])
+def test_compiled_loops_change_no_sample(wide_models, architecture, layers, budget):
+    """Responses of unlike lengths: rows leave, questions enter, blocks of 64 tokens are filled."""
+    loaded, config = opened(wide_models(architecture), f"rollout.max_cache_tokens={budget}")
+    plain = config.rollout.model_copy(update={"compiled": False})
+    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 5, plain, ("k",))
+    assert "compiled_attention" not in loaded.abilities
+    found = sample_responses(loaded, QUESTIONS, PROMPTS, 5, config.rollout, ("k",))
+    assert loaded.abilities["compiled_attention"]
+    assert loaded.abilities["fused_loops"]
+    assert (compiled_layers(loaded) is not None) == layers
+    assert torch.equal(found.tokens, expected.tokens)
+    assert len(set(found.mask.sum(1).tolist())) > 1
+    assert torch.allclose(found.logprobs, expected.logprobs, atol=1e-4)
+    assert torch.allclose(found.entropies, expected.entropies, atol=1e-4)
+
+
+def test_a_model_that_computes_otherwise_keeps_its_own_functions(wide_models):
+    """The parts have the names; what they compute is another thing."""
+    loaded, config = opened(wide_models("llama"))
+    for layer in loaded.model.model.layers:
+        ordinary = layer.mlp.forward
+        layer.mlp.forward = lambda states, ordinary=ordinary: 2 * ordinary(states)
+    with torch.no_grad(), fused_loops(loaded):
+        assert loaded.abilities["fused_loops"] is False
+    assert compiled_layers(loaded) is None
+    assert loaded.abilities["compiled_layers"] is False
+    plain = config.rollout.model_copy(update={"compiled": False})
+    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 4, plain, ("k",))
+    assert torch.equal(sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("k",)).tokens, expected.tokens)
+
+
+def test_modules_are_their_own_again_afterwards(wide_models):
+    loaded, _ = opened(wide_models("qwen3"))
+    from transformers.models.qwen3 import modeling_qwen3
+
+    ordinary = modeling_qwen3.apply_rotary_pos_emb
+    with pytest.raises(RuntimeError, match="inside"), fused_loops(loaded):
+        assert loaded.abilities["fused_loops"]
+        assert modeling_qwen3.apply_rotary_pos_emb is not ordinary
+        raise RuntimeError("inside")
+    assert modeling_qwen3.apply_rotary_pos_emb is ordinary
+    assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+
+
+def test_without_a_compiler_torch_does_it(wide_models, monkeypatch):
+    loaded, config = opened(wide_models("qwen2"))
+    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 3, config.rollout, ("k",))
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    loaded, _ = opened(wide_models("qwen2"))
+    found = sample_responses(loaded, QUESTIONS, PROMPTS, 3, config.rollout, ("k",))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert not {"fused_loops", "compiled_attention", "compiled_layers"} & loaded.abilities.keys()
+
+
+def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernels.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    assert kernels.library.__wrapped__() is None
+    monkeypatch.delenv("CC")
+    assert kernels.library.__wrapped__() is not None
+    assert [file.suffix for file in (tmp_path / "cache" / "spinerl").iterdir()] == [".so"]

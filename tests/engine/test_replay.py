@@ -1,0 +1,162 @@
+"""An update from what sampling computed is the update that computes it once more."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from spinerl.answers import Equivalence
+from spinerl.config import LoraConfig, load_config
+from spinerl.engine import replay as replay_room
+from spinerl.engine.adapters import add_adapters
+from spinerl.engine.loading import load_model
+from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.sampler import sample_responses
+from spinerl.step import StepState, freeze_targets, train_step, trained_rows
+from tests.engine.test_savings import relative_gap
+from tests.engine.test_update import QUESTIONS, REWARDS, TEXTS, gradient
+from tests.models import ARCHITECTURES, compute_norms_in_float64, needs_loops, write_model
+
+WORDS = ("group_size=4", "rollout.max_new_tokens=20", "band.weight=0.2", "optim.max_grad_norm=0")
+
+
+def recorded(folder, *words, dtype=torch.float32, adapters=False):
+    """(config, policy, batch with a record, targets) of a rollout that was recorded."""
+    config = load_config(overrides=[f"model={folder}", *WORDS, *words])
+    policy = load_model(config.model)
+    policy.model.to(dtype)
+    if dtype == torch.float64:
+        compute_norms_in_float64(policy.model)
+    if adapters:
+        add_adapters(policy.model, LoraConfig(rank=2), 0)
+    prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
+    votes = config.num_votes
+    rollout = sample_responses(policy, QUESTIONS, prompts, votes, config.rollout, ("u",), record=True)
+    batch, old, entropies = trained_rows(rollout, config)
+    targets, _ = freeze_targets(None, batch, REWARDS, old, entropies, config, StepState())
+    return config, policy, batch, targets
+
+
+def compared(config, policy, batch, targets):
+    """The gap between the gradient with a record and without, and the losses."""
+    assert batch.record is not None
+    found_loss, found = gradient(config, policy, None, batch, targets)
+    assert policy.abilities["replay"]
+    loss, expected = gradient(config, policy, None, dataclasses.replace(batch, record=None), targets)
+    return relative_gap(found, expected), abs(found_loss - loss)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.float64, 1e-10)], ids=["f32", "f64"])
+@pytest.mark.parametrize("head_dim", [8, pytest.param(16, marks=needs_loops)])
+def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_dim):
+    """Heads of 16 go through compiled attention and layers, where the model is of their make."""
+    softmax = torch.nn.functional.softmax
+    monkeypatch.setattr(  # eager attention takes its softmax in float32
+        torch.nn.functional,
+        "softmax",
+        lambda s, dim, dtype=None, **_: softmax(s, dim=dim, dtype=None if s.dtype == torch.float64 else dtype),
+    )
+    folder = write_model(architecture, tmp_path, spread=0.1, head_dim=head_dim)
+    if architecture == "gpt2":  # its products are no linear layers
+        assert recorded(folder, dtype=dtype)[2].record is None
+        return
+    gap, loss_gap = compared(*recorded(folder, dtype=dtype))
+    assert gap <= limit
+    assert loss_gap <= limit
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.share_prompts=false"],
+        ["optim.micro_batch_rows=2"],
+        ["optim.micro_batch_tokens=60", "optim.trim=false", "optim.skip=false"],
+        ["rollout.max_cache_tokens=150"],
+        ["rollout.num_votes=7"],
+        ["rollout.compact=false"],
+        ["method=ttrl"],
+        ["optim.compiled=false"],
+        ["rollout.compiled=false"],
+        ["optim.fast_products=false", "rollout.pack_weights=false"],
+    ],
+    ids=" ".join,
+)
+def test_however_it_was_sampled_and_is_computed(tmp_path, words):
+    folder = write_model("qwen3", tmp_path, spread=0.1, head_dim=16)
+    gap, loss_gap = compared(*recorded(folder, *words))
+    assert gap <= 2e-6
+    assert loss_gap <= 2e-6
+
+
+def test_adapters_too(tmp_path):
+    pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
+    folder = write_model("llama", tmp_path, spread=0.1)
+    gap, _ = compared(*recorded(folder, adapters=True))
+    assert gap <= 5e-6
+
+
+def test_a_record_serves_the_weights_it_was_made_with_alone(model_folders):
+    config, policy, batch, targets = recorded(model_folders("qwen2"))
+    assert batch.record.serves(policy)
+    with torch.no_grad():
+        policy.model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1.5)
+    assert not batch.record.serves(policy)
+    _, found = gradient(config, policy, None, batch, targets)
+    _, expected = gradient(config, policy, None, dataclasses.replace(batch, record=None), targets)
+    assert relative_gap(found, expected) == 0.0
+    assert "replay" not in policy.abilities
+
+
+def test_what_does_not_fit_is_not_kept(model_folders, monkeypatch):
+    """Memory for some tokens, not for all: the rollout is as ever, without a record."""
+    _, _, batch, _ = recorded(model_folders("qwen2"))
+    monkeypatch.setattr(replay_room, "free_bytes", lambda _: 4 * 4 * 100 * 2 * (4 * 32 + 2 * 64))
+    _, _, other, _ = recorded(model_folders("qwen2"))
+    assert other.record is None
+    assert torch.equal(other.tokens, batch.tokens)
+    monkeypatch.setattr(replay_room, "free_bytes", lambda _: 1)
+    assert recorded(model_folders("qwen2"))[2].record is None
+
+
+def test_a_layer_that_is_not_run_once_per_token_leaves_no_record(model_folders):
+    policy = load_model(load_config(overrides=[f"model={model_folders('llama')}"]).model)
+    block = policy.model.model.layers[0].mlp
+    ordinary = block.forward
+    block.forward = lambda states: ordinary(states) + block.down_proj(0 * block.up_proj(states))
+    config = load_config(overrides=[f"model={model_folders('llama')}", *WORDS, "rollout.compiled=false"])
+    prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
+    rollout = sample_responses(policy, QUESTIONS, prompts, 2, config.rollout, ("u",), record=True)
+    assert rollout.record is None
+
+
+def test_a_step_uses_it_and_lets_go_of_it(model_folders):
+    """Two minibatches: the first update is of the weights that sampled, the second is not."""
+    results = {}
+    for replay in ("true", "false"):
+        words = [*WORDS, "optim.lr=1e-3", "optim.minibatches=2", f"optim.replay={replay}", "answer.kind=text"]
+        config = load_config(overrides=[f"model={model_folders('qwen3')}", *words, "answer.truncated=count"])
+        policy = load_model(config.model)
+        prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
+        optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
+        with Equivalence() as equivalence:
+            rewards = {"rewards": REWARDS}
+            record, _ = train_step(
+                policy,
+                None,
+                optimiser,
+                equivalence,
+                QUESTIONS,
+                prompts,
+                config,
+                0,
+                StepState(),
+                oracle=lambda _questions, _votes, given=rewards: given["rewards"],
+            )
+        assert record.rollout.record is None
+        assert policy.abilities.get("replay", False) == (replay == "true")
+        results[replay] = policy.model.state_dict()
+    for name, tensor in results["true"].items():
+        assert torch.allclose(tensor, results["false"][name], atol=2e-5), name
