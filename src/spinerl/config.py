@@ -269,7 +269,7 @@ class OptimConfig(_Section):
     )
     replay: bool = Field(
         True,
-        description="on a CPU, the first update takes what the layers put out from the rollout, where it fits in memory",
+        description="on a CPU, the first update takes what layers put out from the rollout, where it fits in memory",
     )
     head_chunk: int = Field(
         0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"

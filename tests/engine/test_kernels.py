@@ -61,30 +61,34 @@ def gradients_agree(loop, formula, *inputs, limit=1e-5):
         assert torch.equal(loop(*inputs), found)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("shape", [(3, 16), (2, 5, 33), (70, 7), (1, 256), (400, 48)])
-def test_norms(loops, shape):
+def test_norms(shape):
     def formula(states, weight):
         return weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-5)
 
     gradients_agree(lambda s, w: kernels.normalise(s, w, 1e-5), formula, randn(*shape), randn(shape[-1], seed=1))
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("shape", [(3, 16), (2, 5, 33), (1, 7), (50, 400)])
-def test_gates(loops, shape):
+def test_gates(shape):
     def formula(gates, states):
         return torch.nn.functional.silu(gates) * states
 
     gradients_agree(kernels.gate, formula, 5 * randn(*shape), randn(*shape, seed=1))
 
 
-def test_gates_of_large_numbers_are_finite(loops):
+@pytest.mark.usefixtures("loops")
+def test_gates_of_large_numbers_are_finite():
     gates = torch.tensor([[-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4]])
     found = kernels.gate(gates, torch.ones_like(gates))
     assert torch.allclose(found, torch.nn.functional.silu(gates), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", [16, 33, 9])
-def test_gates_in_places(loops, width):
+def test_gates_in_places(width):
     gates, states, places = randn(9, width), randn(9, width, seed=1), torch.tensor([8, 0, 3, 3])
     found = kernels.gate_at(places, gates, states)
     assert torch.allclose(found, kernels.gate(gates[places], states[places]))
@@ -95,8 +99,9 @@ def test_gates_in_places(loops, width):
         assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", [8, 32, 36, 64])
-def test_rotations(loops, width):
+def test_rotations(width):
     cosines, sines = randn(2, 5, width, seed=1), randn(2, 5, width, seed=2)
 
     def formula(states):
@@ -107,10 +112,11 @@ def test_rotations(loops, width):
     gradients_agree(lambda s: kernels.rotate(s, cosines, sines), formula, randn(2, 5, 3, width))
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", kernels.DECODING_WIDTHS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (7, 1), (12, 2)])
 @pytest.mark.parametrize("own", [1, 16, 21])
-def test_decoding(loops, width, heads, kv_heads, own):
+def test_decoding(width, heads, kv_heads, own):
     """Prompts of unlike lengths, questions with unlike numbers of rows, own tokens in one block and in two."""
     question_of = torch.tensor([1, 0, 1, 2, 1, 1])
     lengths = [70, 3, 64]
@@ -139,8 +145,9 @@ def test_decoding(loops, width, heads, kv_heads, own):
             assert torch.allclose(found[row, head].double(), scores.softmax(0) @ values[:seen].double(), atol=1e-5)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 1, 16), (7, 5, 48), (300, 13, 80), (1000, 130, 64), (257, 600, 16)])
-def test_products(loops, rows, n, k):
+def test_products(rows, n, k):
     slopes, states, weight = randn(rows, n), randn(rows, k, seed=1), randn(n, k, seed=2)
     expected = slopes.double().t() @ states.double()
     limit = 1e-5 * float(expected.abs().max() + 1)
@@ -152,7 +159,8 @@ def test_products(loops, rows, n, k):
     assert (found - back - into).abs().max() <= 1e-5 * float(back.abs().max() + 1)
 
 
-def test_packed_matrices(loops):
+@pytest.mark.usefixtures("loops")
+def test_packed_matrices():
     panel = int(kernels.library().panel())
     weight = randn(panel + 3, 5)
     found = kernels.packed(weight)
@@ -243,9 +251,10 @@ def test_modules_are_their_own_again_afterwards(wide_models):
     from transformers.models.qwen3 import modeling_qwen3
 
     ordinary = modeling_qwen3.apply_rotary_pos_emb
-    with pytest.raises(RuntimeError, match="inside"), fused_loops(loaded):
+    with fused_loops(loaded):
         assert loaded.abilities["fused_loops"]
         assert modeling_qwen3.apply_rotary_pos_emb is not ordinary
+    with pytest.raises(RuntimeError, match="inside"), fused_loops(loaded):
         raise RuntimeError("inside")
     assert modeling_qwen3.apply_rotary_pos_emb is ordinary
     assert not any("forward" in module.__dict__ for module in loaded.model.modules())

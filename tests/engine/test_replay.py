@@ -91,6 +91,22 @@ def test_however_it_was_sampled_and_is_computed(tmp_path, words):
     assert loss_gap <= 2e-6
 
 
+@needs_loops
+def test_what_was_never_written_is_never_read(tmp_path):
+    """Rows of unlike lengths, padded: slots of prompts hold no attention, and those left over hold nothing."""
+    config, policy, batch, targets = recorded(
+        write_model("qwen3", tmp_path, spread=0.1, head_dim=16), "rollout.max_new_tokens=150"
+    )
+    assert batch.record.attention is not None
+    assert len(set(batch.mask.sum(1).tolist())) > 1
+    written = torch.zeros(len(batch.record.outputs[0]), dtype=torch.bool)
+    written[batch.record.slots[batch.record.slots >= 0]] = True
+    for kept in [tensor for pair in batch.record.attention for tensor in pair]:
+        kept[~written] = torch.nan
+    gap, _ = compared(config, policy, batch, targets)
+    assert gap <= 2e-6
+
+
 def test_adapters_too(tmp_path):
     pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
     folder = write_model("llama", tmp_path, spread=0.1)

@@ -167,7 +167,7 @@ class _CompiledAttention(torch.autograd.Function):
         prompts = [prompt_keys, prompt_values]
         if prompt_keys.stride() != prompt_values.stride() or prompt_keys.stride(-1) != 1:
             prompts = [tensor.contiguous() for tensor in prompts]
-        job = kernels.Continuing(queries, keys, values, *prompts, lengths, rows, scaling)
+        job = kernels.Continuing(queries, keys, values, prompts[0], prompts[1], lengths, rows, scaling)
         if known is None:
             output, total = kernels.continue_prompts(job)
         else:
@@ -180,10 +180,12 @@ class _CompiledAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *tensors, output, total = ctx.saved_tensors
-        job = kernels.Continuing(*tensors, *ctx.others)
+        queries, keys, values, prompt_keys, prompt_values, output, total = ctx.saved_tensors
+        lengths, rows, scaling = ctx.others
+        job = kernels.Continuing(queries, keys, values, prompt_keys, prompt_values, lengths, rows, scaling)
         found = kernels.continue_back(job, gradient.contiguous(), output, total)
-        return *(slopes.transpose(1, 2) for slopes in found[:3]), *found[3:], None, None, None, None
+        by_rows = (slopes.transpose(1, 2) for slopes in found[:3])
+        return *by_rows, *found[3:], None, None, None, None
 
 
 def _attended(
@@ -196,7 +198,8 @@ def _attended(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (R, T, H, D) and normaliser (R, T, H) of queries (R, T, H, D), the rest as for `_Attention`."""
     heads = query.shape[2]
-    output, total = _flash(query, *(_repeated(t, heads) for t in own), scaling, causal=True)
+    own_keys, own_values = (_repeated(tensor, heads) for tensor in own)
+    output, total = _flash(query, own_keys, own_values, scaling, causal=True)
     for question, start, end in rows:
         of_keys, of_values = (_repeated(t[question, :, : lengths[question]][None], heads) for t in prompts)
         found, found_total = _flash(_joined(query[start:end]), of_keys, of_values, scaling, causal=False)

@@ -252,7 +252,7 @@ void rotate(long tokens, long heads, long width, const float *x, const float *co
 
 #define PANEL (VECTORS * LANES) /* columns of a packed matrix that lie together */
 
-/* Whether `weight_slope` is worth its while: with fewer registers, libraries do better. */
+/* Whether `weight_slope` and `slopes_back` are worth their while: with fewer registers, libraries do better. */
 int has_many_registers(void) { return ROWS == 6; }
 
 INLINE void block(const int rows, const int vectors, long depth, const float *a, long a_row, long a_depth,
@@ -319,6 +319,35 @@ static void add_product(long m, long n, long depth, const float *a, long a_row, 
 }
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
+
+/* Scores of keys to weights, in place: those of the prompt and the row's own, so many of them seen, with room up to
+ * multiples of 16.  Gives the logarithm of the weights' sum, and what to multiply the weights by for a sum of 1. */
+INLINE float weigh(float *prompt, long length, long columns, float *own, long seen, long own_columns, float *share)
+{
+    for (long j = length; j < columns; j++)
+        prompt[j] = -1e30f;
+    for (long j = seen; j < own_columns; j++)
+        own[j] = -1e30f;
+    lanes top = load(own), sums = {0};
+    for (long j = 0; j < columns; j += LANES)
+        top = larger(load(prompt + j), top);
+    for (long j = 0; j < own_columns; j += LANES)
+        top = larger(load(own + j), top);
+    const float highest = max_of(top);
+    for (long j = 0; j < columns; j += LANES) {
+        lanes weight = exponential(load(prompt + j) - highest);
+        sums += weight;
+        store(prompt + j, weight);
+    }
+    for (long j = 0; j < own_columns; j += LANES) {
+        lanes weight = exponential(load(own + j) - highest);
+        sums += weight;
+        store(own + j, weight);
+    }
+    const float sum = sum_of(sums);
+    *share = 1.0f / sum;
+    return highest + logf(sum);
+}
 
 /* ---- attention of one new token per row: to its question's prompt and to the row's own earlier tokens ---- */
 
@@ -435,7 +464,6 @@ INLINE void decode_task(const decoding *job, const int parts, long task, long he
     const long length = job->lengths[question];
     float *query = scratch, *scores = query + queries * width, *output = scores + queries * stride;
     float *shares = output + queries * width;
-    const lanes nothing = all(-1e30f);
 
     for (long r = 0; r < rows; r++) {
         const float *from = job->queries + (place(job, task, r) * job->heads + head * group) * width;
@@ -465,31 +493,8 @@ INLINE void decode_task(const decoding *job, const int parts, long task, long he
     long columns = (length + LANES - 1) / LANES * LANES;
     for (long q = 0; q < queries; q++) {
         float *row = scores + q * stride, *its_own = row + job->padded;
-        for (long j = length; j < columns; j++)
-            row[j] = -1e30f;
-        for (long j = own; j < own_padded; j++)
-            its_own[j] = -1e30f;
-        lanes top = nothing;
-        for (long j = 0; j < columns; j += LANES)
-            top = larger(load(row + j), top);
-        for (long j = 0; j < own_padded; j += LANES)
-            top = larger(load(its_own + j), top);
-        float highest = max_of(top);
-        lanes sums = {0};
-        for (long j = 0; j < columns; j += LANES) {
-            lanes weight = exponential(load(row + j) - highest);
-            sums += weight;
-            store(row + j, weight);
-        }
-        for (long j = 0; j < own_padded; j += LANES) {
-            lanes weight = exponential(load(its_own + j) - highest);
-            sums += weight;
-            store(its_own + j, weight);
-        }
-        float sum = sum_of(sums);
-        if (job->totals)
-            job->totals[place(job, task, q / group) * job->heads + head * group + q % group] = highest + logf(sum);
-        shares[q] = 1.0f / sum;
+        job->totals[place(job, task, q / group) * job->heads + head * group + q % group] =
+            weigh(row, length, columns, its_own, own, own_padded, shares + q);
     }
     memset(output, 0, (size_t)(queries * width) * sizeof(float));
     const float *values = job->prompt_values + (question * job->kv_heads + head) * job->longest * width;
@@ -732,30 +737,8 @@ static void attend_row(const continuing *job, long row, long question, long head
         product(count, own, width, query, width, 1, r.own_keys, padded(tokens), r.weights + prompt, stride);
         for (long q = 0; q < count; q++) {
             float *to_prompt = r.weights + q * stride, *to_own = to_prompt + prompt;
-            for (long j = length; j < columns; j++)
-                to_prompt[j] = -1e30f;
-            for (long j = (m + q) / group + 1; j < own; j++)
-                to_own[j] = -1e30f;
-            lanes top = load(to_own), sums = {0};
-            for (long j = 0; j < columns; j += LANES)
-                top = larger(load(to_prompt + j), top);
-            for (long j = 0; j < own; j += LANES)
-                top = larger(load(to_own + j), top);
-            float highest = max_of(top);
-            for (long j = 0; j < columns; j += LANES) {
-                lanes weight = exponential(load(to_prompt + j) - highest);
-                sums += weight;
-                store(to_prompt + j, weight);
-            }
-            for (long j = 0; j < own; j += LANES) {
-                lanes weight = exponential(load(to_own + j) - highest);
-                sums += weight;
-                store(to_own + j, weight);
-            }
-            float sum = sum_of(sums);
-            r.dots[m + q] = 1.0f / sum;
             job->totals[(row * tokens + (m + q) / group) * job->heads + head * group + (m + q) % group] =
-                highest + logf(sum);
+                weigh(to_prompt, length, columns, to_own, (m + q) / group + 1, own, r.dots + m + q);
         }
         product(count, width, length, r.weights, stride, 1, values, job->of_token, output, width);
         add_product(count, width, seen, r.weights + prompt, stride, 1, own_values, apart, output, width);

@@ -304,7 +304,7 @@ def gate_at_back(
 
 
 def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """states * cosines + rotate_half(states) * sines, as rotary positions are: states (R, T, H, D), others (R, T, D)."""
+    """states * cosines + rotate_half(states) * sines: states (R, T, H, D) at rotary positions (R, T, D)."""
     if torch.is_grad_enabled() and states.requires_grad:
         return _Rotation.apply(states, cosines, sines)  # pyright: ignore[reportReturnType]
     return _rotated(states, cosines, sines, back=False)
@@ -397,7 +397,7 @@ def _where(lengths: torch.Tensor, tasks: torch.Tensor, order: torch.Tensor) -> d
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
-    """Matrices (..., n, k) as these loops take them: (..., n / panel, k, panel), with columns of 0 to fill the last panel."""
+    """Matrices (..., n, k) as these loops take them: (..., n / panel, k, panel), the last panel filled up with 0."""
     panel = int(_loops().panel())
     *more, n, k = weight.shape
     found = weight.new_empty(*more, -(-n // panel), k, panel)

@@ -63,13 +63,13 @@ class CompiledLayers:
         """(R, V) after the last layer."""
         return self._model.get_output_embeddings()(self._backbone.norm(states))
 
-    def states(self, pointers: Sequence[tuple[int, int, list[int], list[int], list[int]]]) -> Any:
-        """An array of LayerState from each layer's addresses: prompts' keys and values, blocks of keys and of values,
-        what is kept (none, or nine)."""
-        found = (kernels.LayerState * len(pointers))()
+    def states(self, pointers: Sequence[tuple[int, int, list[list[int]]]]) -> Any:
+        """An array of LayerState from each layer's addresses: prompts' keys, prompts' values, and lists of those of
+        blocks of keys, of blocks of values, and of what is kept (none, or nine)."""
+        found: Any = (kernels.LayerState * len(pointers))()
         found.alive = []  # the arrays that it points to
-        for state, (keys, values, key_blocks, value_blocks, kept) in zip(found, pointers, strict=True):
-            arrays = [(ctypes.c_void_p * len(blocks))(*blocks) for blocks in (key_blocks, value_blocks)]
+        for state, (keys, values, (*blocks, kept)) in zip(found, pointers, strict=True):
+            arrays = [(ctypes.c_void_p * len(some))(*some) for some in blocks]
             found.alive += arrays
             state.prompt_keys, state.prompt_values = keys, values
             state.key_blocks, state.value_blocks = map(ctypes.addressof, arrays)

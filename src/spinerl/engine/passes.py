@@ -65,16 +65,15 @@ class MicroBatch:
     rows: tuple[int, ...]
 
     def slots(self, record: Record) -> torch.Tensor:
-        """(b, L) where a record of the batch keeps what the layers put out for each token; 0, which is some slot, for
-        padding."""
-        slots = torch.zeros_like(self.input_ids)
+        """(b, L) where a record of the batch keeps what the layers put out for each token; -1 for padding."""
+        slots = torch.full_like(self.input_ids, -1)
         for row, number, prompt in zip(slots, self.rows, self.prompts, strict=True):
             head = record.places(prompt, len(prompt))
             if self.prefix_of is not None:
                 head = head[-1:]
             row[: len(head)] = head
             tail = row[len(head) :]
-            found = record.slots[number, : len(tail)].clamp_min(0)
+            found = record.slots[number, : len(tail)]
             tail[: len(found)] = found
         return slots
 
@@ -149,7 +148,8 @@ class Prefix:
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
     `own_attention` says whether rows meet them by `spinerl.engine.continued`, without copies; None: where the model
-    allows it.  `compiled` says whether that is a compiled loop (`continues_compiled`).  `replay` as for `wanted_states`.
+    allows it.  `compiled` says whether that is a compiled loop (`continues_compiled`).  `replay` as for
+    `wanted_states`.
     """
 
     def __init__(

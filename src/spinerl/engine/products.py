@@ -185,7 +185,7 @@ class _GatedBlock(torch.autograd.Function):
         slots: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(states, gate, up, down)
-        ctx.kept = *kept, slots.flatten()
+        ctx.kept = *kept, slots.flatten().clamp_min(0)
         return known
 
     @staticmethod

@@ -25,6 +25,7 @@ from spinerl.engine.loading import LoadedModel, state_of
 
 __all__ = ["Record", "Recorder", "Replay", "linear_layers", "passing", "slots_for"]
 
+_MUCH = 1e30  # as the logarithm of a sum of weights: each weight is then 0
 _SHARE_OF_MEMORY = 1 / 4  # of what is free
 
 
@@ -37,8 +38,8 @@ def linear_layers(loaded: LoadedModel) -> list[torch.nn.Linear]:
 class Record:
     """N tokens' figures, in slots, and where each response's tokens are.
 
-    `outputs` (N, n) of each linear layer; `attention`, by layer, (N, H, D) and the logarithm of the weights' sum (N, H),
-    of response tokens alone (None: not kept).  `slots` (B, T) of response tokens, -1 where there is none;
+    `outputs` (N, n) of each linear layer; `attention`, by layer, (N, H, D) and the logarithm of the weights' sum
+    (N, H), of response tokens alone (None: not kept).  `slots` (B, T) of response tokens, -1 where there is none;
     `prompt_slots` is where each prompt begins, with and without its last token.
     """
 
@@ -57,8 +58,8 @@ class Record:
         return self.weights == state_of(loaded.model)
 
     def places(self, prompt: tuple[int, ...], width: int) -> torch.Tensor:
-        """The slots (width,) of a prompt's tokens; 0, which is some slot, beyond them."""
-        places = torch.zeros(width, dtype=torch.int64)
+        """The slots (width,) of a prompt's tokens; -1 beyond them."""
+        places = torch.full((width,), -1)
         places[: len(prompt)] = self.prompt_slots[prompt] + torch.arange(len(prompt))
         return places
 
@@ -211,7 +212,7 @@ class Replay:
 
     @contextmanager
     def over(self, slots: torch.Tensor) -> Iterator[None]:
-        """Inside, a pass runs whose tokens (b, L) have these slots."""
+        """Inside, a pass runs whose tokens (b, L) have these slots, -1 being padding."""
         self.slots = slots
         try:
             yield
@@ -226,12 +227,14 @@ class Replay:
         """(b, L, H, D) and (b, L, H) for the tokens of the pass, those of prompts being meaningless."""
         if self.slots is None or self.record.attention is None:
             return None
-        output, total = self.record.attention[layer]
-        return _taken(output, self.slots), _taken(total, self.slots)
+        output, total = (_taken(kept, self.slots) for kept in self.record.attention[layer])
+        padding = self.slots < 0
+        output[padding], total[padding] = 0.0, _MUCH  # what was never written may be no number
+        return output, total
 
 
 def _taken(kept: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    return kept.index_select(0, slots.flatten()).view(*slots.shape, *kept.shape[1:])
+    return kept.index_select(0, slots.flatten().clamp_min(0)).view(*slots.shape, *kept.shape[1:])
 
 
 def passing(replay: Replay | None, slots: torch.Tensor | None) -> AbstractContextManager[None]:

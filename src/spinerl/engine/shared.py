@@ -435,22 +435,15 @@ class _Cohort:
     ) -> None:
         """Take the present tokens' embeddings (R, d) through all layers, in place."""
         added = [state.make_room(self.num_rows, self._length - 1, _BLOCK_ON_CPU) for state in self.layers]
-        keeps = recorder is not None and recorder.keeps
-        if self._places is None or any(added) or keeps != self._places_keep:
+        kept = recorder is not None and recorder.keeps
+        if self._places is None or any(added) or kept != self._places_keep:
             _, heads, _, width = layers.sizes
-            kept = recorder.storage(layers.linear, heads, width) if keeps else [[] for _ in self.layers]
-            self._places_keep = keeps
-            self._places = layers.states(
-                [
-                    (
-                        state.packed().data_ptr(),
-                        state.prompt_values.data_ptr(),
-                        *([block[i].data_ptr() for block in state.blocks] for i in (0, 1)),
-                        slots,
-                    )
-                    for state, slots in zip(self.layers, kept, strict=True)
-                ]
-            )
+            slots = [[] for _ in self.layers] if recorder is None else recorder.storage(layers.linear, heads, width)
+            places = []
+            for state, own_slots in zip(self.layers, slots, strict=True):
+                blocks = [[pair[i].data_ptr() for pair in state.blocks] for i in (0, 1)]
+                places.append((state.packed().data_ptr(), state.prompt_values.data_ptr(), [*blocks, own_slots]))
+            self._places, self._places_keep = layers.states(places), kept
         tasks, order = self._tasks(layers.sizes[1] // layers.sizes[2])
         layers.advance(
             stream,

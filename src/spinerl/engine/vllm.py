@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from spinerl.config import Config, RolloutConfig
 from spinerl.engine.adapters import adapted_weights, base_of
-from spinerl.engine.loading import LoadedModel, resolve_name
+from spinerl.engine.loading import LoadedModel, resolve_name, state_of
 from spinerl.engine.policy import score
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError
