@@ -101,8 +101,9 @@ def test_what_was_never_written_is_never_read(tmp_path):
     assert len(set(batch.mask.sum(1).tolist())) > 1
     written = torch.zeros(len(batch.record.outputs[0]), dtype=torch.bool)
     written[batch.record.slots[batch.record.slots >= 0]] = True
-    for kept in [tensor for pair in batch.record.attention for tensor in pair]:
-        kept[~written] = torch.nan
+    with torch.inference_mode():
+        for kept in [tensor for pair in batch.record.attention for tensor in pair]:
+            kept[~written] = torch.nan
     gap, _ = compared(config, policy, batch, targets)
     assert gap <= 2e-6
 
