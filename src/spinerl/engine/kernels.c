@@ -433,7 +433,7 @@ typedef struct {
     long rows, heads, kv_heads;         /* queries (rows, heads, width) */
     const float *queries;
     float scale;
-    long blocks, block_size, own;       /* the rows' own tokens: so many, in blocks of (rows, kv_heads, block_size, width) */
+    long block_size, own;               /* the rows' own tokens: so many, in blocks of (rows, kv_heads, block_size, width) */
     const float *const *key_blocks, *const *value_blocks;
     const float *prompt_keys;           /* (questions, kv_heads, padded / PANEL, width, PANEL): as `pack` lays them */
     const float *prompt_values;         /* (questions, kv_heads, longest, width) */

@@ -2,7 +2,7 @@
 
 A model's norms, gates and rotations are five to ten operators each, every one a pass over memory; one new token's
 attention to a shared prompt and to its own past is twenty.  Each is one loop here.  The C compiler of the machine
-compiles them at first use (two seconds) and the result is kept in the user's cache folder; without a compiler
+compiles them at first use (four seconds) and the result is kept in the user's cache folder; without a compiler
 `library` is None and torch's operators do it all.
 
 float32 on a CPU only.  Every function here takes contiguous tensors unless it says otherwise.
@@ -114,7 +114,6 @@ class _Decoding(ctypes.Structure):
         ("kv_heads", ctypes.c_long),
         ("queries", ctypes.c_void_p),
         ("scale", ctypes.c_float),
-        ("blocks", ctypes.c_long),
         ("block_size", ctypes.c_long),
         ("own", ctypes.c_long),
         ("key_blocks", ctypes.c_void_p),
@@ -221,12 +220,14 @@ def normalise(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
     """weight * states / sqrt(mean(states^2) + eps) over the last axis: states (..., n), weight (n,)."""
     if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
         return _Norm.apply(states, weight, eps)  # pyright: ignore[reportReturnType]
-    states = states.contiguous()
-    found = torch.empty_like(states)
-    width = states.shape[-1]
-    _loops().norm_forward(
-        states.numel() // width, width, states.data_ptr(), weight.data_ptr(), eps, found.data_ptr(), None
-    )
+    return _normalised(states.contiguous(), weight, eps, None)
+
+
+def _normalised(states: torch.Tensor, weight: torch.Tensor, eps: float, inverse: torch.Tensor | None) -> torch.Tensor:
+    """The same without a gradient; `inverse` (...), if given, is filled with 1 / sqrt(mean(states^2) + eps)."""
+    found, width = torch.empty_like(states), states.shape[-1]
+    places = (states.data_ptr(), weight.data_ptr(), eps, found.data_ptr())
+    _loops().norm_forward(states.numel() // width, width, *places, None if inverse is None else inverse.data_ptr())
     return found
 
 
@@ -236,10 +237,8 @@ class _Norm(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         states = states.contiguous()
-        found, inverse = torch.empty_like(states), states.new_empty(states.shape[:-1])
-        width = states.shape[-1]
-        arguments = (states.data_ptr(), weight.data_ptr(), eps, found.data_ptr(), inverse.data_ptr())
-        _loops().norm_forward(inverse.numel(), width, *arguments)
+        inverse = states.new_empty(states.shape[:-1])
+        found = _normalised(states, weight, eps, inverse)
         ctx.save_for_backward(states, weight, inverse)
         return found
 
@@ -258,7 +257,10 @@ def gate(gates: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """silu(gates) * states, of one shape."""
     if torch.is_grad_enabled() and (states.requires_grad or gates.requires_grad):
         return _Gate.apply(gates, states)  # pyright: ignore[reportReturnType]
-    gates, states = gates.contiguous(), states.contiguous()
+    return _gated(gates.contiguous(), states.contiguous())
+
+
+def _gated(gates: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     found = torch.empty_like(gates)
     _loops().gate_forward(gates.numel(), gates.data_ptr(), states.data_ptr(), found.data_ptr())
     return found
@@ -271,9 +273,7 @@ class _Gate(torch.autograd.Function):
     ) -> torch.Tensor:
         gates, states = gates.contiguous(), states.contiguous()
         ctx.save_for_backward(gates, states)
-        found = torch.empty_like(gates)
-        _loops().gate_forward(gates.numel(), gates.data_ptr(), states.data_ptr(), found.data_ptr())
-        return found
+        return _gated(gates, states)
 
     @staticmethod
     def backward(ctx: Any, slopes: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -366,7 +366,6 @@ def decode_attention(
         kv_heads=kv_heads,
         queries=queries.data_ptr(),
         scale=scaling,
-        blocks=len(blocks),
         block_size=blocks[0][0].shape[2],
         own=own,
         key_blocks=ctypes.addressof(key_blocks),
