@@ -23,7 +23,7 @@ from spinerl.engine import kernels
 from spinerl.engine.attention import AttendingLayer
 from spinerl.engine.replay import Replay
 
-__all__ = ["continued_cache", "spans"]
+__all__ = ["ContinuedLayer", "Span", "attend_compiled", "continued_cache", "laid_out_alike", "spans"]
 
 Span = tuple[int, int, int]
 """A prompt's number, and where its rows begin and end."""
@@ -56,10 +56,10 @@ def continued_cache(
         compiled: whether to attend by `kernels.continue_prompts`; float32 and heads of a multiple of 16 alone.
     """
     parts = enumerate(layers)
-    return Cache(layers=[_ContinuedLayer(*pair, lengths, rows, i, replay, compiled) for i, pair in parts])
+    return Cache(layers=[ContinuedLayer(*pair, lengths, rows, i, replay, compiled) for i, pair in parts])
 
 
-class _ContinuedLayer(AttendingLayer):
+class ContinuedLayer(AttendingLayer):
     """One layer's keys and values of the prompts, and during a pass those of the rows."""
 
     def __init__(
@@ -73,25 +73,26 @@ class _ContinuedLayer(AttendingLayer):
         compiled: bool,
     ) -> None:
         super().__init__()
-        self._attention = _CompiledAttention if compiled and prompt_keys.shape[-1] % 16 == 0 else _Attention
+        self.compiled = compiled and prompt_keys.shape[-1] % 16 == 0
+        self.prompts = prompt_keys, prompt_values
+        self.lengths = lengths
+        self.rows = rows
         self._number = number
         self._replay = replay
-        self._prompts = prompt_keys, prompt_values
-        self._lengths = lengths
-        self._rows = rows
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
         self._own = key_states, value_states
         return self, self
 
     def get_seq_length(self) -> int:
-        return max(self._lengths)
+        return max(self.lengths)
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         if softcap or window:
             raise ValueError("only plain causal attention continues prompts in this way")
         known = None if self._replay is None else self._replay.attention(self._number)
-        output = self._attention.apply(query, *self._own, *self._prompts, self._lengths, self._rows, scaling, known)
+        attention = _CompiledAttention if self.compiled else _Attention
+        output = attention.apply(query, *self._own, *self.prompts, self.lengths, self.rows, scaling, known)
         assert isinstance(output, torch.Tensor)
         return output
 
@@ -164,16 +165,9 @@ class _CompiledAttention(torch.autograd.Function):
         known: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         queries, keys, values = (tensor.transpose(1, 2).contiguous() for tensor in (query, keys, values))
-        prompts = [prompt_keys, prompt_values]
-        if prompt_keys.stride() != prompt_values.stride() or prompt_keys.stride(-1) != 1:
-            prompts = [tensor.contiguous() for tensor in prompts]
-        job = kernels.Continuing(queries, keys, values, prompts[0], prompts[1], lengths, rows, scaling)
-        if known is None:
-            output, total = kernels.continue_prompts(job)
-        else:
-            output, total = known
-            firsts = {name: getattr(job, name)[:, :1].contiguous() for name in ("queries", "keys", "values")}
-            output[:, :1], total[:, :1] = kernels.continue_prompts(replace(job, **firsts))
+        prompts = laid_out_alike(prompt_keys, prompt_values)
+        job = kernels.Continuing(queries, keys, values, *prompts, lengths, rows, scaling)
+        output, total = attend_compiled(job, known)
         ctx.save_for_backward(queries, keys, values, *prompts, output, total)
         ctx.others = lengths, rows, scaling
         return output
@@ -186,6 +180,25 @@ class _CompiledAttention(torch.autograd.Function):
         found = kernels.continue_back(job, gradient.contiguous(), output, total)
         by_rows = (slopes.transpose(1, 2) for slopes in found[:3])
         return *by_rows, *found[3:], None, None, None, None
+
+
+def laid_out_alike(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, as `kernels.Continuing` takes them."""
+    if keys.stride() == values.stride() and keys.stride(-1) == 1:
+        return keys, values
+    return keys.contiguous(), values.contiguous()
+
+
+def attend_compiled(
+    job: kernels.Continuing, known: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`kernels.continue_prompts`; `known` is its result but for the rows' first tokens, which are put in."""
+    if known is None:
+        return kernels.continue_prompts(job)
+    output, total = known
+    firsts = {name: getattr(job, name)[:, :1].contiguous() for name in ("queries", "keys", "values")}
+    output[:, :1], total[:, :1] = kernels.continue_prompts(replace(job, **firsts))
+    return output, total
 
 
 def _attended(

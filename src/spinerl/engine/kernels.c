@@ -23,7 +23,7 @@ typedef float loose __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE lanes load(const float *at) { return *(const loose *)at; }
 INLINE void store(float *at, lanes x) { *(loose *)at = x; }
-INLINE lanes all(float x) { return (lanes){0} + x; }
+INLINE lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 INLINE float sum_of(lanes x)
 {
@@ -69,66 +69,99 @@ INLINE lanes exponential(lanes x)
 
 INLINE lanes sigmoid(lanes x) { return 1.0f / (1.0f + exponential(-larger(x, all(-87.3f)))); }
 
-/* ---- norms: y = w * x / sqrt(mean(x^2) + eps) for rows of `width` numbers ---- */
+/* ---- norms: y = w * x / sqrt(mean(x^2) + eps) for rows of `width` numbers ----
+ *
+ * Where `kept` is given, x is the sum of x and of the rows `places` of kept.
+ */
 
-INLINE float inverse_root(const float *x, long width, float eps)
+INLINE lanes plus(const float *x, const float *more, long i) { return more ? load(x + i) + load(more + i) : load(x + i); }
+INLINE float plus_one(const float *x, const float *more, long i) { return more ? x[i] + more[i] : x[i]; }
+INLINE const float *kept_row(const float *kept, const int64_t *places, long row, long width)
+{
+    return kept ? kept + places[row] * width : NULL;
+}
+
+INLINE float inverse_root(const float *x, const float *more, long width, float eps)
 {
     lanes squares = {0};
     long i = 0;
     for (; i + LANES <= width; i += LANES)
-        squares += load(x + i) * load(x + i);
+        squares += plus(x, more, i) * plus(x, more, i);
     float total = sum_of(squares);
     for (; i < width; i++)
-        total += x[i] * x[i];
+        total += plus_one(x, more, i) * plus_one(x, more, i);
     return 1.0f / sqrtf(total / (float)width + eps);
 }
 
-void norm_forward(long rows, long width, const float *x, const float *w, float eps, float *y, float *inverse)
+void norm_forward(long rows, long width, const float *x, const int64_t *places, const float *kept, const float *w,
+                  float eps, float *y, float *inverse)
 {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (long row = 0; row < rows; row++) {
-        const float *from = x + row * width;
+        const float *from = x + row * width, *more = kept_row(kept, places, row, width);
         float *to = y + row * width;
-        float scale = inverse_root(from, width, eps);
+        float scale = inverse_root(from, more, width, eps);
         if (inverse)
             inverse[row] = scale;
         long i = 0;
         for (; i + LANES <= width; i += LANES)
-            store(to + i, load(w + i) * (load(from + i) * scale));
+            store(to + i, load(w + i) * (plus(from, more, i) * scale));
         for (; i < width; i++)
-            to[i] = w[i] * (from[i] * scale);
+            to[i] = w[i] * (plus_one(from, more, i) * scale);
     }
 }
 
-/* by_x of each row; by_w as `parts` sums over rows, (parts, width), which the caller has set to 0 and adds up. */
-void norm_backward(long rows, long width, const float *x, const float *w, const float *inverse, const float *slope,
-                   float *by_x, float *by_w, long parts)
+/* by_x of each row, with `residual` added to it where that is given; by_w as `parts` sums over rows, (parts, width),
+ * which the caller has set to 0 and adds up. */
+void norm_backward(long rows, long width, const float *x, const int64_t *places, const float *kept, const float *w,
+                   const float *inverse, const float *slope, const float *residual, float *by_x, float *by_w, long parts)
 {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (long part = 0; part < parts; part++) {
         float *sums = by_w + part * width;
         for (long row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
-            const float *from = x + row * width, *g = slope + row * width;
+            const float *from = x + row * width, *more = kept_row(kept, places, row, width), *g = slope + row * width;
+            const float *beside = residual ? residual + row * width : NULL;
             float *to = by_x + row * width;
             float scale = inverse[row];
             lanes dots = {0};
             long i = 0;
             for (; i + LANES <= width; i += LANES) {
-                lanes product = load(g + i) * load(from + i);
+                lanes product = load(g + i) * plus(from, more, i);
                 dots += product * load(w + i);
                 store(sums + i, load(sums + i) + product * scale);
             }
             float dot = sum_of(dots);
             for (; i < width; i++) {
-                dot += g[i] * from[i] * w[i];
-                sums[i] += g[i] * from[i] * scale;
+                float product = g[i] * plus_one(from, more, i);
+                dot += product * w[i];
+                sums[i] += product * scale;
             }
             float back = dot * scale * scale * scale / (float)width;
-            for (i = 0; i + LANES <= width; i += LANES)
-                store(to + i, load(g + i) * load(w + i) * scale - load(from + i) * back);
-            for (; i < width; i++)
-                to[i] = g[i] * w[i] * scale - from[i] * back;
+            for (i = 0; i + LANES <= width; i += LANES) {
+                lanes found = load(g + i) * load(w + i) * scale - plus(from, more, i) * back;
+                store(to + i, beside ? load(beside + i) + found : found);
+            }
+            for (; i < width; i++) {
+                float found = g[i] * w[i] * scale - plus_one(from, more, i) * back;
+                to[i] = beside ? beside[i] + found : found;
+            }
         }
+    }
+}
+
+/* y = x + a + b, of which a and b are the rows `places` of larger matrices. */
+void add_at(long rows, long width, const int64_t *places, const float *x, const float *a, const float *b, float *y)
+{
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (long row = 0; row < rows; row++) {
+        const float *from = x + row * width, *p = a + places[row] * width, *q = b + places[row] * width;
+        float *to = y + row * width;
+        long i = 0;
+        for (; i + LANES <= width; i += LANES)
+            store(to + i, load(from + i) + load(p + i) + load(q + i));
+        for (; i < width; i++)
+            to[i] = from[i] + p[i] + q[i];
     }
 }
 
@@ -239,6 +272,83 @@ void rotate(long tokens, long heads, long width, const float *x, const float *co
     }
 }
 
+/* A head's norm, if it has one, and its rotation: y, which may be x. */
+INLINE void turn(const float *x, const float *w, float eps, const float *c, const float *s, long width, float *y)
+{
+    const long half = width / 2;
+    const float scale = w ? inverse_root(x, NULL, width, eps) : 1.0f;
+    long i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        lanes a = load(x + i), b = load(x + half + i);
+        if (w)
+            a = load(w + i) * (a * scale), b = load(w + half + i) * (b * scale);
+        store(y + i, a * load(c + i) - b * load(s + i));
+        store(y + half + i, b * load(c + half + i) + a * load(s + half + i));
+    }
+    for (; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        if (w)
+            a = w[i] * (a * scale), b = w[half + i] * (b * scale);
+        y[i] = a * c[i] - b * s[i];
+        y[half + i] = b * c[half + i] + a * s[half + i];
+    }
+}
+
+/* Its slopes, from those of y; those of w are added to by_w. */
+INLINE void turn_back(const float *x, const float *w, float eps, const float *c, const float *s, long width,
+                      const float *slope, float *by_x, float *by_w)
+{
+    const long half = width / 2;
+    for (long i = 0; i < half; i++) {
+        float a = slope[i], b = slope[half + i];
+        by_x[i] = a * c[i] + b * s[half + i];
+        by_x[half + i] = b * c[half + i] - a * s[i];
+    }
+    if (w == NULL)
+        return;
+    const float scale = inverse_root(x, NULL, width, eps);
+    lanes dots = {0};
+    long i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        lanes product = load(by_x + i) * load(x + i);
+        dots += product * load(w + i);
+        store(by_w + i, load(by_w + i) + product * scale);
+    }
+    float dot = sum_of(dots);
+    for (; i < width; i++) {
+        dot += by_x[i] * x[i] * w[i];
+        by_w[i] += by_x[i] * x[i] * scale;
+    }
+    const float back = dot * scale * scale * scale / (float)width;
+    for (i = 0; i < width; i++)
+        by_x[i] = by_x[i] * w[i] * scale - x[i] * back;
+}
+
+/* y (tokens, heads, width): `turn` of the rows `places` of a larger matrix; angles (tokens, width). */
+void turn_at(long tokens, long heads, long width, const int64_t *places, const float *kept, const float *w, float eps,
+             const float *cosine, const float *sine, float *y)
+{
+#pragma omp parallel for schedule(static) if (tokens * heads * width > 16384)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads; head++)
+            turn(kept + (places[token] * heads + head) * width, w, eps, cosine + token * width, sine + token * width,
+                 width, y + (token * heads + head) * width);
+}
+
+/* by_w as for `norm_backward`. */
+void turn_back_at(long tokens, long heads, long width, const int64_t *places, const float *kept, const float *w,
+                  float eps, const float *cosine, const float *sine, const float *slope, float *by_x, float *by_w,
+                  long parts)
+{
+#pragma omp parallel for schedule(static) if (tokens * heads * width > 16384)
+    for (long part = 0; part < parts; part++)
+        for (long token = tokens * part / parts; token < tokens * (part + 1) / parts; token++)
+            for (long head = 0; head < heads; head++)
+                turn_back(kept + (places[token] * heads + head) * width, w, eps, cosine + token * width,
+                          sine + token * width, width, slope + (token * heads + head) * width,
+                          by_x + (token * heads + head) * width, by_w + part * width);
+}
+
 /* ---- products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of 16 ---- */
 
 #define AHEAD 16 /* rows of b that are fetched before they are wanted */
@@ -255,14 +365,53 @@ void rotate(long tokens, long heads, long width, const float *x, const float *co
 /* Whether `weight_slope` and `slopes_back` are worth their while: with fewer registers, libraries do better. */
 int has_many_registers(void) { return ROWS == 6; }
 
+/* Memory that will be wanted next: stretches of it, taken line by line beside products, which leave memory idle. */
+typedef struct {
+    const char *at, *end;                             /* of the present stretch */
+    long number, count;                               /* of the stretches taken, and of all */
+    const float **starts;
+    long *sizes;                                      /* in numbers */
+} errands;
+
+/* Up to `most` lines from here on are wanted, and taken care of. */
+INLINE const char *next_lines(errands *some, long most, long *lines)
+{
+    while (some->at >= some->end) {
+        if (some->number == some->count)
+            return *lines = 0, NULL;
+        some->at = (const char *)some->starts[some->number];
+        some->end = some->at + some->sizes[some->number++] * sizeof(float);
+    }
+    const char *at = some->at;
+    const long left = (some->end - at + 63) / 64;
+    *lines = left < most ? left : most;
+    some->at = at + *lines * 64;
+    return at;
+}
+
 INLINE void block(const int rows, const int vectors, long depth, const float *a, long a_row, long a_depth,
-                  const float *b, long b_depth, float *c, long c_row, const int add, const int ahead)
+                  const float *b, long b_depth, float *c, long c_row, const int add, const int ahead, errands *some)
 {
     lanes sums[ROWS][VECTORS];
     UNROLLED for (int i = 0; i < rows; i++)
         UNROLLED for (int v = 0; v < vectors; v++)
             sums[i][v] = add ? load(c + i * c_row + v * LANES) : (lanes){0};
-    for (long d = 0; d < depth; d++) {
+    long lines = 0, d = 0;
+    if (some) {
+        const char *wanted = next_lines(some, depth, &lines);
+        for (; d < lines; d++) {
+            lanes from[VECTORS];
+            UNROLLED for (int v = 0; v < vectors; v++)
+                from[v] = load(b + d * b_depth + v * LANES);
+            __builtin_prefetch(wanted + d * 64, 0, 2);
+            UNROLLED for (int i = 0; i < rows; i++) {
+                lanes one = all(a[i * a_row + d * a_depth]);
+                UNROLLED for (int v = 0; v < vectors; v++)
+                    sums[i][v] += one * from[v];
+            }
+        }
+    }
+    for (; d < depth; d++) {
         lanes from[VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++)
             from[v] = load(b + d * b_depth + v * LANES);
@@ -281,19 +430,19 @@ INLINE void block(const int rows, const int vectors, long depth, const float *a,
 }
 
 INLINE void blocks_below(const int vectors, long m, long depth, const float *a, long a_row, long a_depth,
-                         const float *b, long b_depth, float *c, long c_row, const int add)
+                         const float *b, long b_depth, float *c, long c_row, const int add, errands *some)
 {
     long i = 0;
     if (vectors == VECTORS && m >= ROWS) { /* the first block fetches b for the others */
-        block(ROWS, vectors, depth, a, a_row, a_depth, b, b_depth, c, c_row, add, 1);
+        block(ROWS, vectors, depth, a, a_row, a_depth, b, b_depth, c, c_row, add, 1, NULL);
         i = ROWS;
     }
     for (; i + ROWS <= m; i += ROWS)
-        block(ROWS, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0);
+        block(ROWS, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0, some);
     for (; i + 2 <= m; i += 2)
-        block(2, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0);
+        block(2, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0, NULL);
     for (; i < m; i++)
-        block(1, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0);
+        block(1, vectors, depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, add, 0, NULL);
 }
 
 INLINE void multiply(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b,
@@ -301,9 +450,9 @@ INLINE void multiply(long m, long n, long depth, const float *a, long a_row, lon
 {
     long j = 0;
     for (; j + VECTORS * LANES <= n; j += VECTORS * LANES)
-        blocks_below(VECTORS, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add);
+        blocks_below(VECTORS, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add, NULL);
     for (; j + LANES <= n; j += LANES)
-        blocks_below(1, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add);
+        blocks_below(1, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add, NULL);
 }
 
 static void product(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b, long b_depth,
@@ -474,10 +623,10 @@ INLINE void decode_task(const decoding *job, const int parts, long task, long he
     for (long j = 0; j < length; j += PANEL) {
         const float *some = keys + j * width;
         if (length - j > PANEL / 2)
-            blocks_below(VECTORS, queries, width, query, width, 1, some, PANEL, scores + j, stride, 0);
+            blocks_below(VECTORS, queries, width, query, width, 1, some, PANEL, scores + j, stride, 0, NULL);
         else
             for (long i = 0; i < length - j; i += LANES)
-                blocks_below(1, queries, width, query, width, 1, some + i, PANEL, scores + j + i, stride, 0);
+                blocks_below(1, queries, width, query, width, 1, some + i, PANEL, scores + j + i, stride, 0, NULL);
     }
     for (long r = 0; r < rows; r++) {
         float *to = scores + r * group * stride + job->padded;
@@ -912,11 +1061,12 @@ typedef struct {
 INLINE long up_to(long n, long step) { return (n + step - 1) / step * step; }
 
 /* out (rows, n filled up) = in (rows, k) times a packed matrix, plus a bias (n filled up) that may be missing. */
-static void through(long rows, long n, long k, const float *in, const float *matrix, const float *bias, float *out)
+static void through(long rows, long n, long k, const float *in, const float *matrix, const float *bias, float *out,
+                    errands *some)
 {
     const long stride = up_to(n, PANEL);
     for (long p = 0; p < stride; p += PANEL)
-        blocks_below(VECTORS, rows, k, in, k, 1, matrix + p * k, PANEL, out + p, stride, 0);
+        blocks_below(VECTORS, rows, k, in, k, 1, matrix + p * k, PANEL, out + p, stride, 0, some);
     if (bias)
         for (long row = 0; row < rows; row++)
             for (long i = 0; i < stride; i += LANES)
@@ -926,7 +1076,7 @@ static void through(long rows, long n, long k, const float *in, const float *mat
 static void norm_rows(long rows, long width, const float *x, const float *w, float eps, float *y)
 {
     for (long row = 0; row < rows; row++) {
-        float scale = inverse_root(x + row * width, width, eps);
+        float scale = inverse_root(x + row * width, NULL, width, eps);
         for (long i = 0; i < width; i++)
             y[row * width + i] = w[i] * (x[row * width + i] * scale);
     }
@@ -947,16 +1097,21 @@ static void keep(float *kept, long slot, const int64_t *rows, long count, long w
             memcpy(kept + (slot + rows[r]) * width, from + r * stride, (size_t)width * sizeof(float));
 }
 
-INLINE void turn(float *x, const float *w, float eps, const float *c, const float *s, long width)
+/* Where the keys and values lie that a layer's attention will meet, in the order in which it will. */
+static void run_errands(errands *some, const decoding *job, const layer_state *state, long width, long from, long to)
 {
-    long half = width / 2;
-    if (w)
-        norm_rows(1, width, x, w, eps, x);
-    for (long i = 0; i < half; i++) {
-        float a = x[i], b = x[half + i];
-        x[i] = a * c[i] - b * s[i];
-        x[half + i] = b * c[half + i] + a * s[half + i];
-    }
+    long count = 0;
+    for (long task = from; task < to; task++)
+        for (long head = 0; head < job->kv_heads; head++)
+            for (int kind = 0; kind < 2; kind++)
+                for (long r = 0; r < job->count[task]; r++)
+                    for (long b = 0, done = 0; done < job->own; b++, done += job->block_size) {
+                        const float *block = (kind ? state->value_blocks : state->key_blocks)[b];
+                        const long row = job->order[job->first[task] + r];
+                        some->starts[count] = block + (row * job->kv_heads + head) * job->block_size * width;
+                        some->sizes[count++] = least(job->block_size, job->own - done) * width;
+                    }
+    some->count = count, some->number = 0, some->at = some->end = NULL;
 }
 
 static int decode_rows(const decoder *d, decoding job, long width, long from, long to)
@@ -975,6 +1130,10 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
                           rows * wide, rows * 2 * gate, rows * inner, task_size(&job, width, most)};
     float *parts[10];
     long size = 0;
+    errands some;
+    long stretches = rows * job.kv_heads * 2 * ((job.own + job.block_size - 1) / job.block_size);
+    some.starts = malloc(stretches * sizeof(float *)), some.sizes = malloc(stretches * sizeof(long));
+    run_errands(&some, &job, d->states, width, from, to);
     for (int i = 0; i < 10; i++)
         size += up_to(sizes[i], LANES);
     float *memory = find_room(size);
@@ -996,7 +1155,7 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
         const layer_state *state = d->states + number;
         float *const *kept = state->kept;
         norm_rows(rows, hidden, stream, w->first_norm, d->eps, normed);
-        through(rows, asked + 2 * known, hidden, normed, w->attention, w->attention_bias, all_three);
+        through(rows, asked + 2 * known, hidden, normed, w->attention, w->attention_bias, all_three, &some);
         keep(kept[0], d->slot, order, rows, asked, all_three, attention);
         keep(kept[1], d->slot, order, rows, known, all_three + asked, attention);
         keep(kept[2], d->slot, order, rows, known, all_three + asked + known, attention);
@@ -1004,12 +1163,10 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
             const float *c = d->cosine + order[r] * width, *s = d->sine + order[r] * width;
             float *query = all_three + r * attention, *key = query + asked, *value = key + known;
             for (long head = 0; head < heads; head++)
-                turn(query + head * width, w->query_norm, d->head_eps, c, s, width);
-            memcpy(queries + r * asked, query, (size_t)asked * sizeof(float));
+                turn(query + head * width, w->query_norm, d->head_eps, c, s, width, queries + r * asked + head * width);
             for (long head = 0; head < kv_heads; head++) {
                 long at = ((order[r] * kv_heads + head) * job.block_size + column) * width;
-                turn(key + head * width, w->key_norm, d->head_eps, c, s, width);
-                memcpy(state->key_blocks[block] + at, key + head * width, (size_t)width * sizeof(float));
+                turn(key + head * width, w->key_norm, d->head_eps, c, s, width, state->key_blocks[block] + at);
                 memcpy(state->value_blocks[block] + at, value + head * width, (size_t)width * sizeof(float));
             }
         }
@@ -1019,25 +1176,27 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
         for (long task = from; task < to; task++)
             for (long head = 0; head < kv_heads; head++)
                 attend_task(&job, width, task, head, scratch);
+        run_errands(&some, &job, d->states + (number + 1) % d->layers, width, from, to);
         keep(kept[7], d->slot, order, rows, asked, found, asked);
         keep(kept[8], d->slot, order, rows, heads, totals, heads);
-        through(rows, hidden, asked, found, w->output, w->output_bias, out);
+        through(rows, hidden, asked, found, w->output, w->output_bias, out, &some);
         keep(kept[3], d->slot, order, rows, hidden, out, wide);
         add_rows(rows, hidden, stream, out, wide);
         norm_rows(rows, hidden, stream, w->second_norm, d->eps, normed);
-        through(rows, 2 * gate, hidden, normed, w->gates, w->gates_bias, gates);
+        through(rows, 2 * gate, hidden, normed, w->gates, w->gates_bias, gates, &some);
         keep(kept[4], d->slot, order, rows, inner, gates, 2 * gate);
         keep(kept[5], d->slot, order, rows, inner, gates + gate, 2 * gate);
         for (long r = 0; r < rows; r++) {
             const float *g = gates + r * 2 * gate;
             gate_row(inner, g, g + gate, active + r * inner);
         }
-        through(rows, hidden, inner, active, w->down, w->down_bias, out);
+        through(rows, hidden, inner, active, w->down, w->down_bias, out, &some);
         keep(kept[6], d->slot, order, rows, hidden, out, wide);
         add_rows(rows, hidden, stream, out, wide);
     }
     for (long r = 0; r < rows; r++)
         memcpy(d->stream + order[r] * hidden, stream + r * hidden, (size_t)hidden * sizeof(float));
+    free(some.starts), free(some.sizes);
     free(memory);
     return 0;
 }

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ __all__ = [
     "Continuing",
     "LayerState",
     "LayerWeights",
+    "Rows",
+    "Turning",
+    "add_at",
     "continue_back",
     "continue_prompts",
     "decode_attention",
@@ -43,9 +46,13 @@ __all__ = [
     "library",
     "multiplies",
     "normalise",
+    "normalise_back",
+    "normalise_sum",
     "packed",
     "rotate",
     "slopes_back",
+    "turn",
+    "turn_back",
     "weight_slope",
 ]
 
@@ -187,8 +194,11 @@ class _Continuing(ctypes.Structure):
 
 def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     whole, real, place = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
-    loops.norm_forward.argtypes = (whole, whole, place, place, real, place, place)
-    loops.norm_backward.argtypes = (whole, whole, place, place, place, place, place, place, whole)
+    loops.norm_forward.argtypes = (whole, whole, *(place,) * 4, real, place, place)
+    loops.norm_backward.argtypes = (whole, whole, *(place,) * 9, whole)
+    loops.add_at.argtypes = (whole, whole, *(place,) * 5)
+    loops.turn_at.argtypes = (whole, whole, whole, place, place, place, real, place, place, place)
+    loops.turn_back_at.argtypes = (whole, whole, whole, place, place, place, real, *(place,) * 5, whole)
     loops.gate_forward.argtypes = (whole, place, place, place)
     loops.gate_backward.argtypes = (whole, place, place, place, place, place)
     loops.gate_forward_at.argtypes = (whole, whole, place, place, place, place)
@@ -204,7 +214,7 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("norm", "gate"):
         for way in ("forward", "backward"):
             getattr(loops, f"{name}_{way}").restype = None
-    for name in ("gate_forward_at", "gate_backward_at", "rotate", "pack"):
+    for name in ("gate_forward_at", "gate_backward_at", "rotate", "pack", "add_at", "turn_at", "turn_back_at"):
         getattr(loops, name).restype = None
     return loops
 
@@ -226,9 +236,13 @@ def normalise(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
 def _normalised(states: torch.Tensor, weight: torch.Tensor, eps: float, inverse: torch.Tensor | None) -> torch.Tensor:
     """The same without a gradient; `inverse` (...), if given, is filled with 1 / sqrt(mean(states^2) + eps)."""
     found, width = torch.empty_like(states), states.shape[-1]
-    places = (states.data_ptr(), weight.data_ptr(), eps, found.data_ptr())
-    _loops().norm_forward(states.numel() // width, width, *places, None if inverse is None else inverse.data_ptr())
+    inputs = (*_addresses(states, None, None, weight), eps, *_addresses(found, inverse))
+    _loops().norm_forward(states.numel() // width, width, *inputs)
     return found
+
+
+def _addresses(*tensors: torch.Tensor | None) -> Iterator[int | None]:
+    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 class _Norm(torch.autograd.Function):
@@ -245,12 +259,44 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slopes: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         states, weight, inverse = ctx.saved_tensors
-        slopes = slopes.contiguous()
-        by_states, width = torch.empty_like(states), states.shape[-1]
-        by_weight = weight.new_zeros(_PARTS, width)
-        inputs = (tensor.data_ptr() for tensor in (states, weight, inverse, slopes))
-        _loops().norm_backward(inverse.numel(), width, *inputs, by_states.data_ptr(), by_weight.data_ptr(), _PARTS)
-        return by_states, by_weight.sum(0), None
+        return *normalise_back(slopes.contiguous(), states, weight, inverse), None
+
+
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Rows of a larger matrix: their numbers (m,), and the matrix (N, ...)."""
+
+
+def normalise_sum(
+    states: torch.Tensor, kept: Rows | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`normalise` of states (m, n) plus those rows, without a gradient; and (m,) 1 / sqrt(mean(sum^2) + eps)."""
+    found, inverse = torch.empty_like(states), states.new_empty(len(states))
+    places = (*_addresses(states, *(kept or (None, None)), weight), eps, *_addresses(found, inverse))
+    _loops().norm_forward(*states.shape, *places)
+    return found, inverse
+
+
+def normalise_back(
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    inverse: torch.Tensor,
+    kept: Rows | None = None,
+    residual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slopes of states, and of the weight, from those of `normalise_sum`; `residual` is added to the first."""
+    by_states, width = torch.empty_like(states), states.shape[-1]
+    by_weight = weight.new_zeros(_PARTS, width)
+    places = _addresses(states, *(kept or (None, None)), weight, inverse, slopes, residual, by_states, by_weight)
+    _loops().norm_backward(inverse.numel(), width, *places, _PARTS)
+    return by_states, by_weight.sum(0)
+
+
+def add_at(states: torch.Tensor, places: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """states (m, n) plus the rows `places` (m,) of two matrices (N, n)."""
+    found = torch.empty_like(states)
+    _loops().add_at(*states.shape, *_addresses(places, states, first, second, found))
+    return found
 
 
 def gate(gates: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -330,6 +376,35 @@ def _rotated(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, b
     places = (tensor.data_ptr() for tensor in (states, cosines, sines))
     _loops().rotate(rows * tokens, heads, width, *places, int(back), found.data_ptr())
     return found
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How heads of queries or keys are turned: their norm, if `weight` (D,) is given, and angles (m, D) each."""
+
+    weight: torch.Tensor | None
+    eps: float
+    cosines: torch.Tensor
+    sines: torch.Tensor
+
+
+def turn(kept: Rows, heads: int, how: Turning) -> torch.Tensor:
+    """Those rows (m, H * D), each head normalised and turned: (m, H, D); without a gradient."""
+    places, rows = kept
+    found = rows.new_empty(len(places), heads, rows.shape[1] // heads)
+    angles = _addresses(how.cosines, how.sines, found)
+    _loops().turn_at(*found.shape, *_addresses(places, rows, how.weight), how.eps, *angles)
+    return found
+
+
+def turn_back(kept: Rows, how: Turning, slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The slopes of those rows (m, H * D) and of the weight, from the slopes of `turn` (m, H, D)."""
+    places, rows = kept
+    by_rows = torch.empty_like(slopes)
+    by_weight = None if how.weight is None else slopes.new_zeros(_PARTS, slopes.shape[2])
+    angles = _addresses(how.cosines, how.sines, slopes, by_rows, by_weight)
+    _loops().turn_back_at(*slopes.shape, *_addresses(places, rows, how.weight), how.eps, *angles, _PARTS)
+    return by_rows.flatten(1), None if by_weight is None else by_weight.sum(0)
 
 
 def decode_attention(
@@ -506,10 +581,11 @@ class Continuing:
 
     def run(self, back: bool, **others: torch.Tensor) -> None:
         """Hand it all to the loop, with the tensors that it fills or reads beside."""
+        most = _ROWS_PER_TASK if self.prompt_keys.shape[2] else 1  # no prompt is laid out for more than one
         tasks = [
-            (question, first, min(_ROWS_PER_TASK, end - first))
+            (question, first, min(most, end - first))
             for question, start, end in self.spans
-            for first in range(start, end, _ROWS_PER_TASK)
+            for first in range(start, end, most)
         ]
         of_tasks = torch.tensor(tasks).t().contiguous()
         lengths = torch.tensor(self.lengths)

@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from spinerl.engine import kernels
 from spinerl.engine.cache import free_bytes
 from spinerl.engine.exchange import suits_cpu
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["CompiledLayers"]
+__all__ = ["CompiledLayers", "LayerParts", "decoder_parts"]
 
 _SHARE_OF_MEMORY = 1 / 8  # of what is free, for a second copy of the weights
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -32,16 +34,12 @@ class CompiledLayers:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        if not suits_cpu(loaded) or kernels.library() is None or loaded.vision is not None or loaded.without_adapters:
-            raise TypeError("only float32 language models on a CPU with a compiler")
         self._model: Any = loaded.model
         self._backbone: Any = loaded.model.base_model
-        layers = [_Parts(layer) for layer in self._backbone.layers]
+        layers = decoder_parts(loaded)
         size = sum(linear.weight.nbytes for parts in layers for linear in parts.linear)
         if size > _SHARE_OF_MEMORY * free_bytes(loaded.device):
             raise ValueError("no room for a second copy of the weights")
-        if len({parts.sizes for parts in layers}) != 1 or len({parts.manner for parts in layers}) != 1:
-            raise ValueError("layers of unlike sizes")
         self.sizes = layers[0].sizes
         self.eps, self.scaling = layers[0].manner
         self.linear = [parts.linear for parts in layers]
@@ -82,7 +80,7 @@ class CompiledLayers:
         """`kernels.decode_layers` with this model's weights."""
         kernels.decode_layers(stream, *angles, self._weights, states, self.sizes, self.eps, self.scaling, **others)
 
-    def _laid_out(self, parts: _Parts) -> kernels.LayerWeights:
+    def _laid_out(self, parts: LayerParts) -> kernels.LayerWeights:
         q, k, v, o, gate, up, down = parts.linear
         whole = [kernels.packed(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
         for layer in (o, down):
@@ -121,7 +119,24 @@ class CompiledLayers:
         return tensor.data_ptr()
 
 
-class _Parts:
+def decoder_parts(loaded: LoadedModel) -> list[LayerParts]:
+    """The parts of each layer of a decoder of the usual make, all of them alike and seeing all that was before.
+
+    TypeError, ValueError or AttributeError for other models, other types than float32, other devices than a CPU, and
+    where nothing is compiled.
+    """
+    if not suits_cpu(loaded) or kernels.library() is None or loaded.vision is not None or loaded.without_adapters:
+        raise TypeError("only float32 language models on a CPU with a compiler")
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=loaded.model.config).layers):
+        raise TypeError("attention of another kind")
+    backbone: Any = loaded.model.base_model
+    layers = [LayerParts(layer) for layer in backbone.layers]
+    if len({parts.sizes for parts in layers}) != 1 or len({parts.manner for parts in layers}) != 1:
+        raise ValueError("layers of unlike sizes")
+    return layers
+
+
+class LayerParts:
     """One layer taken to pieces; AttributeError or TypeError where a piece is missing or one too many."""
 
     def __init__(self, layer: Any) -> None:

@@ -8,8 +8,8 @@ chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -21,6 +21,7 @@ from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.passes import Piece, Prefix, continues_compiled, logits, plan, states_and_gradient, wanted_states
 from spinerl.engine.products import fast_products, replayed_products
 from spinerl.engine.replay import Replay
+from spinerl.engine.replayed import replayed_layers
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.trials import ability, agree
 from spinerl.errors import NonFiniteError
@@ -162,7 +163,8 @@ def _fast(loaded: LoadedModel | None, optim: OptimConfig, replay: Replay | None 
         if loaded is not None and optim.compiled:
             stack.enter_context(fused_loops(loaded))
         if loaded is not None and replay is not None:
-            stack.enter_context(replayed_products(loaded, replay, optim.compiled))
+            layers = optim.compiled and loaded.abilities.get("replayed_layers")
+            stack.enter_context((replayed_layers if layers else replayed_products)(loaded, replay))
         yield
 
 
@@ -178,10 +180,14 @@ def _replay(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> Replay | N
     record = batch.record
     if not optim.replay or record is None or loaded.model.training or not record.serves(loaded):
         return None
-    return Replay(record) if ability(loaded, "replay", lambda: _replay_trial(loaded)) else None
+    if optim.compiled:
+        ability(loaded, "replayed_layers", lambda: _replay_trial(loaded, replayed_layers))
+    return Replay(record) if ability(loaded, "replay", lambda: _replay_trial(loaded, replayed_products)) else None
 
 
-def _replay_trial(loaded: LoadedModel) -> bool:
+def _replay_trial(
+    loaded: LoadedModel, replaying: Callable[[LoadedModel, Replay], AbstractContextManager[None]]
+) -> bool:
     """Two questions, two responses each: states and a gradient from what sampling computed, and computed anew."""
     prompts = ((3, 4, 5, 6), (9, 8, 7))
     questions = tuple(Question(str(number), "") for number in range(len(prompts)))
@@ -193,8 +199,9 @@ def _replay_trial(loaded: LoadedModel) -> bool:
     if rollout.record is None:
         return False
     replay = Replay(rollout.record)
-    with replayed_products(loaded, replay, compiled=True):
-        found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), replay=replay)
+    with replaying(loaded, replay):
+        pieces, compiled = plan(loaded, batch, batch.mask, optim), continues_compiled(loaded)
+        found = states_and_gradient(loaded, pieces, replay=replay, compiled=compiled)
     return all(agree(a, b) for a, b in zip(found, plain, strict=True))
 
 

@@ -11,7 +11,7 @@ as the first one did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -20,11 +20,20 @@ import torch
 from spinerl.engine import kernels
 from spinerl.engine.cache import free_bytes
 from spinerl.engine.exchange import exchanged_forwards, suits_cpu, tried
-from spinerl.engine.fused import gated_layers, is_gated
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.replay import Replay, linear_layers
 
-__all__ = ["fast_products", "multiply", "packed_weights", "product", "replayed_products"]
+__all__ = [
+    "fast_products",
+    "live_rows",
+    "multiply",
+    "packed_weights",
+    "product",
+    "put_back",
+    "replayed_products",
+    "slopes_back",
+    "weight_slope",
+]
 
 _Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -61,9 +70,9 @@ def fast_products(loaded: LoadedModel) -> Iterator[None]:
         yield
 
 
-def replayed_products(loaded: LoadedModel, replay: Replay, compiled: bool) -> AbstractContextManager[None]:
+def replayed_products(loaded: LoadedModel, replay: Replay) -> AbstractContextManager[None]:
     """Inside, the backbone's linear layers put out what the replay knows, and compute what it does not; their gradients
-    are the ordinary ones.  `compiled`: gated feed-forward blocks do so as a whole, where loops are compiled."""
+    are the ordinary ones."""
 
     def forward_of(number: int, layer: torch.nn.Linear) -> _Forward:
         ordinary = layer.forward
@@ -74,32 +83,7 @@ def replayed_products(loaded: LoadedModel, replay: Replay, compiled: bool) -> Ab
 
         return forward
 
-    layers = linear_layers(loaded)
-    exchanges: list[tuple[torch.nn.Module, _Forward]] = [
-        (layer, forward_of(i, layer)) for i, layer in enumerate(layers)
-    ]
-    if compiled and suits_cpu(loaded) and kernels.library() is not None:
-        numbers = {layer: number for number, layer in enumerate(layers)}
-        exchanges += [
-            (block, _known_block(block, [numbers[layer] for layer in gated_layers(block)], replay))
-            for block in loaded.model.base_model.modules()
-            if is_gated(block) and all(layer in numbers and layer.bias is None for layer in gated_layers(block))
-        ]
-    return exchanged_forwards(exchanges)
-
-
-def _known_block(block: torch.nn.Module, numbers: Sequence[int], replay: Replay) -> _Forward:
-    ordinary = block.forward
-    weights = [layer.weight for layer in gated_layers(block)]
-
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        known = replay.output(numbers[2])
-        if known is None or replay.slots is None:
-            return ordinary(states)
-        kept = tuple(replay.record.outputs[number] for number in numbers[:2])
-        return _GatedBlock.apply(states, *weights, known, kept, replay.slots)  # pyright: ignore[reportReturnType]
-
-    return forward
+    return exchanged_forwards((layer, forward_of(i, layer)) for i, layer in enumerate(linear_layers(loaded)))
 
 
 def _layers(loaded: LoadedModel) -> list[torch.nn.Linear]:
@@ -156,58 +140,14 @@ class _Product(torch.autograd.Function):
         states, weight = ctx.saved_tensors
         of_states, of_weight, of_bias, _ = ctx.needs_input_grad
         rows, inputs = slopes.contiguous().flatten(0, -2), states.flatten(0, -2)
-        live = _live(rows)
+        live = live_rows(rows)
         if live is not None:
             rows, inputs = rows[live], inputs[live] if of_weight else inputs
         return (
-            _put_back(_slopes_back(rows, weight), live, states.shape) if of_states else None,
-            _weight_slope(rows, inputs) if of_weight else None,
+            put_back(slopes_back(rows, weight), live, slopes.shape[:-1].numel()).view(states.shape) if of_states else None,
+            weight_slope(rows, inputs) if of_weight else None,
             rows.sum(0) if of_bias else None,
             None,
-        )
-
-
-class _GatedBlock(torch.autograd.Function):
-    """What a gated feed-forward block is known to put out, and its gradient.
-
-    Its gates are neither computed nor taken out of the record before the backward pass, which reads them there.
-    """
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        states: torch.Tensor,
-        gate: torch.Tensor,
-        up: torch.Tensor,
-        down: torch.Tensor,
-        known: torch.Tensor,
-        kept: tuple[torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(states, gate, up, down)
-        ctx.kept = *kept, slots.flatten().clamp_min(0)
-        return known
-
-    @staticmethod
-    def backward(ctx: Any, slopes: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        states, gate, up, down = ctx.saved_tensors
-        gates, ups, slots = ctx.kept
-        of_states, of_gate, of_up, of_down, *_ = ctx.needs_input_grad
-        rows, inputs = slopes.contiguous().flatten(0, -2), states.flatten(0, -2)
-        live = _live(rows)
-        if live is not None:
-            rows, inputs, slots = rows[live], inputs[live], slots[live]
-        by_down = _weight_slope(rows, kernels.gate_at(slots, gates, ups)) if of_down else None
-        by_gates, by_ups = kernels.gate_at_back(slots, gates, ups, _slopes_back(rows, down))
-        by_states = None
-        if of_states:
-            by_states = _put_back(_slopes_back(by_ups, up, _slopes_back(by_gates, gate)), live, states.shape)
-        return (
-            by_states,
-            _weight_slope(by_gates, inputs) if of_gate else None,
-            _weight_slope(by_ups, inputs) if of_up else None,
-            by_down,
-            *(None,) * 3,
         )
 
 
@@ -222,7 +162,7 @@ def _by_loops(slopes: torch.Tensor, width: int) -> bool:
     return on_cpu and width % 16 == 0 and len(slopes) > 0 and kernels.multiplies()
 
 
-def _slopes_back(slopes: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+def slopes_back(slopes: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
     """slopes (m, n) times weight (n, k), added to `into` (m, k) if that is given."""
     if _by_loops(slopes, weight.shape[1]):
         return kernels.slopes_back(slopes.contiguous(), weight.contiguous(), into)
@@ -230,12 +170,12 @@ def _slopes_back(slopes: torch.Tensor, weight: torch.Tensor, into: torch.Tensor 
     return found if into is None else into.add_(found)
 
 
-def _put_back(rows: torch.Tensor, live: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
-    """Rows (m, k) in their places `live` among rows of 0; all of them in order if that is None."""
-    return (rows if live is None else rows.new_zeros(shape).flatten(0, -2).index_copy_(0, live, rows)).view(shape)
+def put_back(rows: torch.Tensor, live: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Rows (m, k) in their places `live` among so many rows of 0; as they are if that is None."""
+    return rows if live is None else rows.new_zeros(count, rows.shape[1]).index_copy_(0, live, rows)
 
 
-def _live(slopes: torch.Tensor) -> torch.Tensor | None:
+def live_rows(slopes: torch.Tensor) -> torch.Tensor | None:
     """Which rows of slopes (m, n) are not all 0, where few enough are; else None.
 
     A model's last layer has slopes at the selected tokens alone, from where its attention has taken its queries on.
@@ -247,7 +187,7 @@ def _live(slopes: torch.Tensor) -> torch.Tensor | None:
     return live.nonzero().squeeze(1) if live.float().mean() <= _FEW_ARE_LIVE else None
 
 
-def _weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+def weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """slopes (m, n), transposed, times states (m, k): (n, k), some rows at a time."""
     if not len(slopes):
         return slopes.new_zeros(slopes.shape[1], states.shape[1])

@@ -49,6 +49,16 @@ class Record:
     prompt_slots: dict[tuple[int, ...], int]
     weights: object
 
+    def attended(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`attention` of a layer (b, L, H, D) and (b, L, H) in these slots (b, L), those of prompts being meaningless;
+        None where it was not kept."""
+        if self.attention is None:
+            return None
+        output, total = (_taken(kept, slots) for kept in self.attention[layer])
+        padding = slots < 0
+        output[padding], total[padding] = 0.0, _MUCH  # what was never written may be no number
+        return output, total
+
     def of_rows(self, rows: torch.Tensor) -> Record:
         """The same for some of the responses."""
         return replace(self, slots=self.slots[rows])
@@ -224,13 +234,8 @@ class Replay:
         return None if self.slots is None else _taken(self.record.outputs[layer], self.slots)
 
     def attention(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(b, L, H, D) and (b, L, H) for the tokens of the pass, those of prompts being meaningless."""
-        if self.slots is None or self.record.attention is None:
-            return None
-        output, total = (_taken(kept, self.slots) for kept in self.record.attention[layer])
-        padding = self.slots < 0
-        output[padding], total[padding] = 0.0, _MUCH  # what was never written may be no number
-        return output, total
+        """`Record.attended` for the tokens of the pass; None outside of one."""
+        return None if self.slots is None else self.record.attended(layer, self.slots)
 
 
 def _taken(kept: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ def can_attend_compiled(loaded: LoadedModel) -> bool:
 def compiled_layers(loaded: LoadedModel) -> CompiledLayers | None:
     """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
     for such a model, or finds no room."""
-    if not can_attend_compiled(loaded) or any(window is not None for window in _windows(loaded.model)):
+    if not can_attend_compiled(loaded):
         return None
     if not ability(loaded, "compiled_layers", lambda: _trial(loaded, True, CompiledLayers(loaded))):
         return None
