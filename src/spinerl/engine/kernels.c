@@ -183,27 +183,32 @@ INLINE void gate_row(long size, const float *gate, const float *up, float *y)
     }
 }
 
-INLINE void gate_slopes(const float *gate, const float *up, const float *slope, float *by_gate, float *by_up)
+/* y too, unless that is NULL. */
+INLINE void gate_slopes(const float *gate, const float *up, const float *slope, float *by_gate, float *by_up, float *y)
 {
     lanes g = load(gate), u = load(up), d = load(slope), s = sigmoid(g);
+    if (y)
+        store(y, g * s * u);
     store(by_up, d * g * s);
     store(by_gate, d * u * s * (1.0f + g * (1.0f - s)));
 }
 
 INLINE void gate_row_back(long size, const float *gate, const float *up, const float *slope, float *by_gate,
-                          float *by_up)
+                          float *by_up, float *y)
 {
     long i = 0;
     for (; i + LANES <= size; i += LANES)
-        gate_slopes(gate + i, up + i, slope + i, by_gate + i, by_up + i);
+        gate_slopes(gate + i, up + i, slope + i, by_gate + i, by_up + i, y ? y + i : NULL);
     if (i < size) {
-        float in[3][LANES] = {{0}}, out[2][LANES];
+        float in[3][LANES] = {{0}}, out[3][LANES];
         copy_in(in[0], gate + i, size - i);
         copy_in(in[1], up + i, size - i);
         copy_in(in[2], slope + i, size - i);
-        gate_slopes(in[0], in[1], in[2], out[0], out[1]);
+        gate_slopes(in[0], in[1], in[2], out[0], out[1], out[2]);
         copy_in(by_gate + i, out[0], size - i);
         copy_in(by_up + i, out[1], size - i);
+        if (y)
+            copy_in(y + i, out[2], size - i);
     }
 }
 
@@ -220,24 +225,18 @@ void gate_backward(long size, const float *gate, const float *up, const float *s
 {
 #pragma omp parallel for schedule(static) if (size > 16384)
     for (long i = 0; i < size; i += STRETCH)
-        gate_row_back(size - i < STRETCH ? size - i : STRETCH, gate + i, up + i, slope + i, by_gate + i, by_up + i);
+        gate_row_back(size - i < STRETCH ? size - i : STRETCH, gate + i, up + i, slope + i, by_gate + i, by_up + i, NULL);
 }
 
-/* The same for rows whose gates and ups lie in the rows `places` of larger matrices. */
-void gate_forward_at(long rows, long width, const int64_t *places, const float *gate, const float *up, float *y)
+/* y and the slopes for rows whose gates and ups lie in the rows `places` of larger matrices. */
+void gate_both_at(long rows, long width, const int64_t *places, const float *gate, const float *up, const float *slope,
+                  float *y, float *by_gate, float *by_up)
 {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
-    for (long row = 0; row < rows; row++)
-        gate_row(width, gate + places[row] * width, up + places[row] * width, y + row * width);
-}
-
-void gate_backward_at(long rows, long width, const int64_t *places, const float *gate, const float *up,
-                      const float *slope, float *by_gate, float *by_up)
-{
-#pragma omp parallel for schedule(static) if (rows * width > 16384)
-    for (long row = 0; row < rows; row++)
-        gate_row_back(width, gate + places[row] * width, up + places[row] * width, slope + row * width,
-                      by_gate + row * width, by_up + row * width);
+    for (long row = 0; row < rows; row++) {
+        const float *g = gate + places[row] * width, *u = up + places[row] * width;
+        gate_row_back(width, g, u, slope + row * width, by_gate + row * width, by_up + row * width, y + row * width);
+    }
 }
 
 /* ---- rotations: halves (a, b) of each head to (a cos - b sin, b cos + a sin), or the transpose of that ---- */
@@ -809,19 +808,39 @@ static void transpose(const float *from, long apart, long count, long width, flo
     }
 }
 
-/* A row's tokens, for one head of keys: (tokens * group, width) from (tokens, heads, width), times a factor. */
-static void gather(const float *from, long tokens, long heads, long group, long width, float factor, float *to)
+/* Some of a row's tokens (`which`, or the first), for one head of keys: (tokens * group, width) from (..., heads, width),
+ * times a factor; and back. */
+static void gather(const float *from, const long *which, long tokens, long heads, long group, long width, float factor,
+                   float *to)
 {
     for (long t = 0; t < tokens; t++)
         for (long i = 0; i < group * width; i += LANES)
-            store(to + t * group * width + i, load(from + t * heads * width + i) * factor);
+            store(to + t * group * width + i, load(from + (which ? which[t] : t) * heads * width + i) * factor);
 }
 
-static void scatter(const float *from, long tokens, long heads, long group, long width, float factor, float *to)
+static void scatter(const float *from, const long *which, long tokens, long heads, long group, long width, float factor,
+                    float *to)
 {
     for (long t = 0; t < tokens; t++)
         for (long i = 0; i < group * width; i += LANES)
-            store(to + t * heads * width + i, load(from + t * group * width + i) * factor);
+            store(to + (which ? which[t] : t) * heads * width + i, load(from + t * group * width + i) * factor);
+}
+
+/* Which of a row's tokens have slopes other than 0, in order; how many they are. */
+static long find_live(const float *slopes, long tokens, long heads, long group, long width, long *which)
+{
+    long count = 0;
+    for (long t = 0; t < tokens; t++) {
+        ints some = {0};
+        for (long i = 0; i < group * width; i += LANES)
+            some |= load(slopes + t * heads * width + i) != (lanes){0};
+        int any = 0;
+        for (int i = 0; i < LANES; i++)
+            any |= some[i];
+        which[count] = t;
+        count += any != 0;
+    }
+    return count;
 }
 
 typedef struct {
@@ -831,6 +850,7 @@ typedef struct {
     float *own_keys, *own_values;                   /* (width, padded) */
     float *by_own_keys, *by_own_values;             /* (padded, width) */
     float *weights, *scores;                        /* (TILE, all keys), or (TILE, TILE) twice */
+    long *which;                                    /* (tokens) backward: those with slopes */
 } room;
 
 static float *take(float **from, long count)
@@ -844,7 +864,7 @@ static long room_size(const continuing *job)
 {
     long queries = job->tokens * (job->heads / job->kv_heads), keys = padded(job->tokens), prompt = padded(job->longest);
     return queries * (4 * job->width + 2) + job->width * (4 * keys + 2 * prompt) + TILE * (keys + prompt + TILE) +
-           16 * LANES;
+           2 * job->tokens + 17 * LANES;
 }
 
 static room arrange(const continuing *job, float *memory)
@@ -865,6 +885,7 @@ static room arrange(const continuing *job, float *memory)
     r.by_own_values = take(&memory, job->width * keys);
     r.weights = take(&memory, TILE * (keys + prompt));
     r.scores = take(&memory, TILE * TILE);
+    r.which = (long *)take(&memory, 2 * job->tokens);
     return r;
 }
 
@@ -876,7 +897,7 @@ static void attend_row(const continuing *job, long row, long question, long head
     const float *own_keys = job->keys + (row * tokens * job->kv_heads + head) * width;
     const float *own_values = job->values + (row * tokens * job->kv_heads + head) * width;
     const long apart = job->kv_heads * width, at = (row * tokens * job->heads + head * group) * width;
-    gather(job->queries + at, tokens, job->heads, group, width, job->scale, r.queries);
+    gather(job->queries + at, NULL, tokens, job->heads, group, width, job->scale, r.queries);
     transpose(own_keys, apart, tokens, width, r.own_keys, padded(tokens));
     for (long m = 0; m < tokens * group; m += TILE) {
         long count = least(TILE, tokens * group - m), seen = (m + count - 1) / group + 1;
@@ -895,14 +916,14 @@ static void attend_row(const continuing *job, long row, long question, long head
             for (long d = 0; d < width; d += LANES)
                 store(output + q * width + d, load(output + q * width + d) * r.dots[m + q]);
     }
-    scatter(r.outputs, tokens, job->heads, group, width, 1.0f, job->outputs + at);
+    scatter(r.outputs, NULL, tokens, job->heads, group, width, 1.0f, job->outputs + at);
 }
 
-/* One tile of queries and keys: the slopes of its queries, keys and values.  `valid` keys for the first query, one more
- * for each further token; all of them where `causal` is 0. */
+/* One tile of queries and n keys: the slopes of its queries, keys and values.  A token sees the keys up to its own, where
+ * the first key is that of token `from`; all of them where that is negative. */
 static void tile_back(const continuing *job, room r, long m, long count, long n, const float *turned_keys,
-                      const float *turned_values, long stride, const float *keys, long apart, long valid, int causal,
-                      float *by_keys, float *by_values)
+                      const float *turned_values, long stride, const float *keys, long apart, long from, float *by_keys,
+                      float *by_values)
 {
     const long width = job->width, group = job->heads / job->kv_heads;
     const long columns = (n + LANES - 1) / LANES * LANES;
@@ -918,7 +939,7 @@ static void tile_back(const continuing *job, room r, long m, long count, long n,
             store(weight + j, w);
             store(score + j, w * (load(score + j) - dot));
         }
-        for (long j = causal ? valid + (m + q) / group - m / group : valid; j < columns; j++)
+        for (long j = from < 0 ? n : least(n, r.which[(m + q) / group] - from + 1); j < columns; j++)
             weight[j] = score[j] = 0.0f;
     }
     add_product(count, width, n, scores, TILE, 1, keys, apart, r.by_queries + m * width, width);
@@ -929,19 +950,20 @@ static void tile_back(const continuing *job, room r, long m, long count, long n,
 static void attend_row_back(const continuing *job, long row, long question, long head, room r, float *by_prompt)
 {
     const long group = job->heads / job->kv_heads, width = job->width, tokens = job->tokens;
-    const long queries = tokens * group, length = job->lengths[question], prompt = padded(job->longest);
+    const long length = job->lengths[question], prompt = padded(job->longest);
     const long apart = job->kv_heads * width, at = (row * tokens * job->heads + head * group) * width;
     const long own_at = (row * tokens * job->kv_heads + head) * width;
     const float *prompt_keys = job->prompt_keys + question * job->of_question + head * job->of_head;
-    gather(job->queries + at, tokens, job->heads, group, width, job->scale, r.queries);
-    gather(job->slopes + at, tokens, job->heads, group, width, 1.0f, r.slopes);
-    gather(job->outputs + at, tokens, job->heads, group, width, 1.0f, r.outputs);
+    const long live = find_live(job->slopes + at, tokens, job->heads, group, width, r.which), queries = live * group;
+    gather(job->queries + at, r.which, live, job->heads, group, width, job->scale, r.queries);
+    gather(job->slopes + at, r.which, live, job->heads, group, width, 1.0f, r.slopes);
+    gather(job->outputs + at, r.which, live, job->heads, group, width, 1.0f, r.outputs);
     for (long q = 0; q < queries; q++) {
         lanes dots = {0};
         for (long d = 0; d < width; d += LANES)
             dots += load(r.slopes + q * width + d) * load(r.outputs + q * width + d);
         r.dots[q] = sum_of(dots);
-        r.totals[q] = job->totals[(row * tokens + q / group) * job->heads + head * group + q % group];
+        r.totals[q] = job->totals[(row * tokens + r.which[q / group]) * job->heads + head * group + q % group];
     }
     memset(r.by_queries, 0, (size_t)(queries * width) * sizeof(float));
     transpose(job->keys + own_at, apart, tokens, width, r.own_keys, padded(tokens));
@@ -951,18 +973,24 @@ static void attend_row_back(const continuing *job, long row, long question, long
     for (long j = 0; j < length; j += TILE)
         for (long m = 0; m < queries; m += TILE)
             tile_back(job, r, m, least(TILE, queries - m), least(TILE, length - j), r.turned_keys + j,
-                      r.turned_values + j, prompt, prompt_keys + j * job->of_token, job->of_token,
-                      least(TILE, length - j), 0, by_prompt + j * width, by_prompt + (prompt + j) * width);
-    for (long j = 0; j < tokens; j += TILE)
-        for (long m = j * group; m < queries; m += TILE) { /* a tile of keys is seen from its first token on */
-            long count = least(TILE, queries - m), seen = (m + count - 1) / group - j + 1;
-            tile_back(job, r, m, count, least(TILE, least(tokens - j, seen)), r.own_keys + j, r.own_values + j,
-                      padded(tokens), job->keys + own_at + j * apart, apart, m / group - j + 1, 1,
-                      r.by_own_keys + j * width, r.by_own_values + j * width);
+                      r.turned_values + j, prompt, prompt_keys + j * job->of_token, job->of_token, -1,
+                      by_prompt + j * width, by_prompt + (prompt + j) * width);
+    long first = 0;
+    for (long j = 0; j < tokens; j += TILE) {
+        while (first < live && r.which[first] < j) /* a tile of keys is seen from its first token on */
+            first++;
+        for (long m = first * group; m < queries; m += TILE) {
+            const long count = least(TILE, queries - m), seen = r.which[(m + count - 1) / group] - j + 1;
+            tile_back(job, r, m, count, least(TILE, seen), r.own_keys + j, r.own_values + j, padded(tokens),
+                      job->keys + own_at + j * apart, apart, j, r.by_own_keys + j * width, r.by_own_values + j * width);
         }
-    scatter(r.by_queries, tokens, job->heads, group, width, job->scale, job->by_queries + at);
-    scatter(r.by_own_keys, tokens, job->kv_heads, 1, width, 1.0f, job->by_keys + own_at);
-    scatter(r.by_own_values, tokens, job->kv_heads, 1, width, 1.0f, job->by_values + own_at);
+    }
+    if (live < tokens)
+        for (long t = 0; t < tokens; t++)
+            memset(job->by_queries + at + t * job->heads * width, 0, (size_t)(group * width) * sizeof(float));
+    scatter(r.by_queries, r.which, live, job->heads, group, width, job->scale, job->by_queries + at);
+    scatter(r.by_own_keys, NULL, tokens, job->kv_heads, 1, width, 1.0f, job->by_keys + own_at);
+    scatter(r.by_own_values, NULL, tokens, job->kv_heads, 1, width, 1.0f, job->by_values + own_at);
 }
 
 /* Returns 0, or 1 where memory is short. */

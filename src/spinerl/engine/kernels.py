@@ -41,8 +41,7 @@ __all__ = [
     "decode_layers",
     "filled_up",
     "gate",
-    "gate_at",
-    "gate_at_back",
+    "gate_both",
     "library",
     "multiplies",
     "normalise",
@@ -201,8 +200,7 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     loops.turn_back_at.argtypes = (whole, whole, whole, place, place, place, real, *(place,) * 5, whole)
     loops.gate_forward.argtypes = (whole, place, place, place)
     loops.gate_backward.argtypes = (whole, place, place, place, place, place)
-    loops.gate_forward_at.argtypes = (whole, whole, place, place, place, place)
-    loops.gate_backward_at.argtypes = (whole, whole, place, place, place, place, place, place)
+    loops.gate_both_at.argtypes = (whole, whole, *(place,) * 7)
     loops.rotate.argtypes = (whole, whole, whole, place, place, place, ctypes.c_int, place)
     loops.pack.argtypes = (whole, whole, place, place)
     loops.panel.restype = whole
@@ -214,7 +212,7 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("norm", "gate"):
         for way in ("forward", "backward"):
             getattr(loops, f"{name}_{way}").restype = None
-    for name in ("gate_forward_at", "gate_backward_at", "rotate", "pack", "add_at", "turn_at", "turn_back_at"):
+    for name in ("gate_both_at", "rotate", "pack", "add_at", "turn_at", "turn_back_at"):
         getattr(loops, name).restype = None
     return loops
 
@@ -331,21 +329,14 @@ class _Gate(torch.autograd.Function):
         return found
 
 
-def gate_at(places: torch.Tensor, gates: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """`gate` of the rows `places` (m,) of gates and states (N, n): (m, n); without a gradient."""
-    found = gates.new_empty(len(places), gates.shape[1])
-    inputs = (tensor.data_ptr() for tensor in (places, gates, states))
-    _loops().gate_forward_at(*found.shape, *inputs, found.data_ptr())
-    return found
+def gate_both(kept: tuple[torch.Tensor, torch.Tensor, torch.Tensor], slopes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`gate` of some rows, and their slopes from its slopes (m, n): (m, n) each; without a gradient.
 
-
-def gate_at_back(
-    places: torch.Tensor, gates: torch.Tensor, states: torch.Tensor, slopes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The slopes of those rows of gates and states, (m, n) each, from the slopes of `gate_at` (m, n)."""
-    found = torch.empty_like(slopes), torch.empty_like(slopes)
-    places_of = (tensor.data_ptr() for tensor in (places, gates, states, slopes, *found))
-    _loops().gate_backward_at(*slopes.shape, *places_of)
+    Args:
+        kept: the rows' numbers (m,), and gates and states (N, n).
+    """
+    found = tuple(torch.empty_like(slopes) for _ in range(3))
+    _loops().gate_both_at(*slopes.shape, *_addresses(*kept, slopes, *found))
     return found
 
 

@@ -164,8 +164,8 @@ class _Layer(torch.autograd.Function):
         seen, beneath = (places, stream) if live is None else (places[live], stream[live])
         rows = rows if live is None else rows[live]
         gates, ups = known.kept[4:6]
-        learn(6, rows, kernels.gate_at(seen, gates, ups))
-        by_gates, by_ups = kernels.gate_at_back(seen, gates, ups, slopes_back(rows, matrices[6]))
+        inside, by_gates, by_ups = kernels.gate_both((seen, gates, ups), slopes_back(rows, matrices[6]))
+        learn(6, rows, inside)
         kept = seen, known.kept[3]
         normed, inverse = kernels.normalise_sum(beneath, kept, second_norm, eps)
         learn(4, by_gates, normed)
