@@ -298,7 +298,13 @@ INLINE void turn_back(const float *x, const float *w, float eps, const float *c,
                       const float *slope, float *by_x, float *by_w)
 {
     const long half = width / 2;
-    for (long i = 0; i < half; i++) {
+    long i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        lanes a = load(slope + i), b = load(slope + half + i);
+        store(by_x + i, a * load(c + i) + b * load(s + half + i));
+        store(by_x + half + i, b * load(c + half + i) - a * load(s + i));
+    }
+    for (; i < half; i++) {
         float a = slope[i], b = slope[half + i];
         by_x[i] = a * c[i] + b * s[half + i];
         by_x[half + i] = b * c[half + i] - a * s[i];
@@ -307,8 +313,7 @@ INLINE void turn_back(const float *x, const float *w, float eps, const float *c,
         return;
     const float scale = inverse_root(x, NULL, width, eps);
     lanes dots = {0};
-    long i = 0;
-    for (; i + LANES <= width; i += LANES) {
+    for (i = 0; i + LANES <= width; i += LANES) {
         lanes product = load(by_x + i) * load(x + i);
         dots += product * load(w + i);
         store(by_w + i, load(by_w + i) + product * scale);
@@ -319,7 +324,9 @@ INLINE void turn_back(const float *x, const float *w, float eps, const float *c,
         by_w[i] += by_x[i] * x[i] * scale;
     }
     const float back = dot * scale * scale * scale / (float)width;
-    for (i = 0; i < width; i++)
+    for (i = 0; i + LANES <= width; i += LANES)
+        store(by_x + i, load(by_x + i) * load(w + i) * scale - load(x + i) * back);
+    for (; i < width; i++)
         by_x[i] = by_x[i] * w[i] * scale - x[i] * back;
 }
 
@@ -395,21 +402,22 @@ INLINE void block(const int rows, const int vectors, long depth, const float *a,
     UNROLLED for (int i = 0; i < rows; i++)
         UNROLLED for (int v = 0; v < vectors; v++)
             sums[i][v] = add ? load(c + i * c_row + v * LANES) : (lanes){0};
-    long lines = 0, d = 0;
-    if (some) {
-        const char *wanted = next_lines(some, depth, &lines);
-        for (; d < lines; d++) {
+    long lines, d = 0;
+    for (const char *wanted; some && d < depth && (wanted = next_lines(some, depth - d, &lines));)
+        for (const long stop = d + lines; d < stop; d++, wanted += 64) {
             lanes from[VECTORS];
             UNROLLED for (int v = 0; v < vectors; v++)
                 from[v] = load(b + d * b_depth + v * LANES);
-            __builtin_prefetch(wanted + d * 64, 0, 2);
+            __builtin_prefetch(wanted, 0, 2);
+            if (ahead)
+                UNROLLED for (int v = 0; v < vectors; v++)
+                    __builtin_prefetch(b + (d + AHEAD) * b_depth + v * LANES);
             UNROLLED for (int i = 0; i < rows; i++) {
                 lanes one = all(a[i * a_row + d * a_depth]);
                 UNROLLED for (int v = 0; v < vectors; v++)
                     sums[i][v] += one * from[v];
             }
         }
-    }
     for (; d < depth; d++) {
         lanes from[VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++)
@@ -433,7 +441,7 @@ INLINE void blocks_below(const int vectors, long m, long depth, const float *a, 
 {
     long i = 0;
     if (vectors == VECTORS && m >= ROWS) { /* the first block fetches b for the others */
-        block(ROWS, vectors, depth, a, a_row, a_depth, b, b_depth, c, c_row, add, 1, NULL);
+        block(ROWS, vectors, depth, a, a_row, a_depth, b, b_depth, c, c_row, add, 1, some);
         i = ROWS;
     }
     for (; i + ROWS <= m; i += ROWS)

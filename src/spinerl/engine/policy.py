@@ -43,6 +43,8 @@ from spinerl.types import Batch, Question, Targets
 
 __all__ = ["Terms", "embed_responses", "score", "update", "wanted_tokens", "weigh_terms"]
 
+_LONGER_PASSES = 3  # than `optim.micro_batch_tokens` where layers are replayed: they keep no more than others at a third
+
 
 @torch.no_grad()
 def score(
@@ -117,8 +119,10 @@ def update(
     optim = config.optim
     optimiser.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
-    pieces = plan(loaded, batch, wanted, optim)
     replay = _replay(loaded, batch, optim)
+    if replay is not None and _replays_layers(loaded, optim):
+        optim = optim.model_copy(update={"micro_batch_tokens": _LONGER_PASSES * optim.micro_batch_tokens})
+    pieces = plan(loaded, batch, wanted, optim)
     with _fast(loaded, optim, replay), _fast(exact_anchor, optim):
         for piece in pieces:
             prefix = _prefix(loaded, piece, optim, replay)
@@ -163,8 +167,8 @@ def _fast(loaded: LoadedModel | None, optim: OptimConfig, replay: Replay | None 
         if loaded is not None and optim.compiled:
             stack.enter_context(fused_loops(loaded))
         if loaded is not None and replay is not None:
-            layers = optim.compiled and loaded.abilities.get("replayed_layers")
-            stack.enter_context((replayed_layers if layers else replayed_products)(loaded, replay))
+            replaying = replayed_layers if _replays_layers(loaded, optim) else replayed_products
+            stack.enter_context(replaying(loaded, replay))
         yield
 
 
@@ -180,9 +184,12 @@ def _replay(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> Replay | N
     record = batch.record
     if not optim.replay or record is None or loaded.model.training or not record.serves(loaded):
         return None
-    if optim.compiled:
-        ability(loaded, "replayed_layers", lambda: _replay_trial(loaded, replayed_layers))
     return Replay(record) if ability(loaded, "replay", lambda: _replay_trial(loaded, replayed_products)) else None
+
+
+def _replays_layers(loaded: LoadedModel, optim: OptimConfig) -> bool:
+    """Whether a replay is one of whole layers."""
+    return optim.compiled and ability(loaded, "replayed_layers", lambda: _replay_trial(loaded, replayed_layers))
 
 
 def _replay_trial(

@@ -30,7 +30,7 @@ __all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts", "compile
 
 _BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
-_QUERIES_AT_ONCE = 16  # of a head of keys: as many as meet a prompt's keys while those are at hand
+_QUERIES_AT_ONCE = 32  # of a head of keys: as many as meet a prompt's keys while those are at hand
 _ROWS_PER_THREAD = 4  # from so many on, each thread takes rows of its own through all layers
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
