@@ -5,6 +5,7 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.attention import ATTENTION
+from spinerl.engine import kernels
 from spinerl.engine.continued import _attended, _Attention, _CompiledAttention, spans
 from spinerl.engine.loading import load_model
 from spinerl.engine.passes import _continues
@@ -51,19 +52,40 @@ def test_output_and_every_gradient(dtype, limit, kv_heads):
 
 
 @needs_loops
+@pytest.mark.parametrize("share", [1.0, 0.2], ids=["all slopes", "few slopes"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(("width", "tokens"), [(16, 6), (32, 70), (48, 33), (64, 130)])
-def test_the_compiled_one_does_the_same(width, tokens, kv_heads):
-    """Tiles of queries and keys, whole and in part, and key heads that serve one, two and four query heads."""
+def test_the_compiled_one_does_the_same(width, tokens, kv_heads, share):
+    """Tiles of queries and keys, whole and in part, key heads that serve one, two and four query heads; tokens without
+    slopes, and a row of such alone."""
     given = tensors(torch.float32, kv_heads, width, tokens)
     wide = [tensor.detach().double().requires_grad_() for tensor in given]
     expected = plain(*wide, 0.3)
     slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    slope *= torch.rand(slope.shape[:2], generator=torch.Generator().manual_seed(5))[..., None, None] <= share
+    slope[1] *= share == 1.0
     expected_gradients = torch.autograd.grad(expected, wide, slope.double())
     found = _CompiledAttention.apply(*given, LENGTHS, spans(PREFIX_OF), 0.3, None)
     assert torch.allclose(found.double(), expected, atol=1e-5)
     for a, b in zip(torch.autograd.grad(found, given, slope), expected_gradients, strict=True):
         assert (a - b).abs().max() <= 1e-5 * max(1.0, float(b.abs().max()))
+
+
+@needs_loops
+def test_rows_that_continue_nothing():
+    """Causal attention alone, by the same loop."""
+    queries, keys, values = (torch.randn(3, 70, heads, 32) for heads in (4, 2, 2))
+    nothing = torch.empty(1, 2, 0, 32)
+    job = kernels.Continuing(queries, keys, values, nothing, nothing, (0,), ((0, 0, 3),), 0.3)
+    output, total = kernels.continue_prompts(job)
+    wide = [tensor.double().transpose(1, 2).requires_grad_() for tensor in (queries, keys, values)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=0.3, enable_gqa=True)
+    assert torch.allclose(output.double(), expected.transpose(1, 2), atol=1e-5)
+    slope = torch.randn(output.shape)
+    found = kernels.continue_back(job, slope, output, total)
+    assert found[3].shape == nothing.shape
+    for a, b in zip(found[:3], torch.autograd.grad(expected, wide, slope.double().transpose(1, 2)), strict=True):
+        assert torch.allclose(a.double(), b.transpose(1, 2), atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", [_Attention, pytest.param(_CompiledAttention, marks=needs_loops)])

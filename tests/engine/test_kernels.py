@@ -88,15 +88,59 @@ def test_gates_of_large_numbers_are_finite():
 
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", [16, 33, 9])
-def test_gates_in_places(width):
-    gates, states, places = randn(9, width), randn(9, width, seed=1), torch.tensor([8, 0, 3, 3])
-    found = kernels.gate_at(places, gates, states)
-    assert torch.allclose(found, kernels.gate(gates[places], states[places]))
-    slopes = randn(4, width, seed=2)
+def test_gates_and_their_slopes_in_places(width):
+    gates, states, places, slopes = randn(9, width), randn(9, width, seed=1), torch.tensor([8, 0, 3, 3]), randn(4, width)
+    found, *by_both = kernels.gate_both((places, gates, states), slopes)
     inputs = [gates[places].requires_grad_(), states[places].requires_grad_()]
-    expected = torch.autograd.grad(kernels.gate(*inputs), inputs, slopes)
-    for a, b in zip(kernels.gate_at_back(places, gates, states, slopes), expected, strict=True):
+    expected = kernels.gate(*inputs)
+    assert torch.allclose(found, expected)
+    for a, b in zip(by_both, torch.autograd.grad(expected, inputs, slopes), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("width", [16, 33, 7])
+def test_norms_of_sums_in_places(width):
+    """The norm of states and kept rows, and its slopes with a residual's beside, against autograd in float64."""
+    places, kept, residual, slopes = torch.tensor([4, 0, 0]), randn(5, width), randn(3, width, seed=1), randn(3, width)
+    states, weight = randn(3, width, seed=2), randn(width, seed=3)
+    found, inverse = kernels.normalise_sum(states, (places, kept), weight, 1e-5)
+    by_states, by_weight = kernels.normalise_back(slopes, states, weight, inverse, (places, kept), residual)
+    wide = states.double().requires_grad_(), weight.double().requires_grad_()
+    whole = wide[0] + kept.double()[places]
+    expected = wide[1] * whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + 1e-5)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    of_states, of_weight = torch.autograd.grad(expected, wide, slopes.double())
+    assert torch.allclose(by_states.double(), of_states + residual, atol=1e-5)
+    assert torch.allclose(by_weight.double(), of_weight, atol=1e-5)
+    other = randn(5, width, seed=4)
+    assert torch.equal(kernels.add_at(states, places, kept, other), states + kept[places] + other[places])
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("width", [8, 32, 36, 64])
+@pytest.mark.parametrize("normed", [True, False])
+def test_turned_heads(width, normed):
+    """Norm and rotation of kept heads, and their slopes, against autograd in float64."""
+    places, kept, slopes = torch.tensor([3, 3, 0, 1]), randn(4, 3 * width), randn(4, 3, width, seed=1)
+    weight = randn(width, seed=2) if normed else None
+    how = kernels.Turning(weight, 1e-5, randn(4, width, seed=3), randn(4, width, seed=4))
+    found = kernels.turn((places, kept), 3, how)
+    by_rows, by_weight = kernels.turn_back((places, kept), how, slopes)
+    rows = kept.double()[places].view(4, 3, width).requires_grad_()
+    wide = [rows] if weight is None else [rows, weight.double().requires_grad_()]
+    states = rows
+    if normed:
+        states = wide[1] * rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-5)
+    a, b = states.chunk(2, dim=-1)
+    angles = [angle.double().unsqueeze(1) for angle in (how.cosines, how.sines)]
+    expected = states * angles[0] + torch.cat([-b, a], dim=-1) * angles[1]
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    of_rows, *of_weight = torch.autograd.grad(expected, wide, slopes.double())
+    assert torch.allclose(by_rows.double().view_as(of_rows), of_rows, atol=2e-5)
+    assert (by_weight is None) == (not normed)
+    for slope in of_weight:
+        assert torch.allclose(by_weight.double(), slope, atol=2e-5)
 
 
 @pytest.mark.usefixtures("loops")

@@ -63,9 +63,12 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
     if architecture == "gpt2":  # its products are no linear layers
         assert recorded(folder, dtype=dtype)[2].record is None
         return
-    gap, loss_gap = compared(*recorded(folder, dtype=dtype))
+    config, policy, *others = recorded(folder, dtype=dtype)
+    gap, loss_gap = compared(config, policy, *others)
     assert gap <= limit
     assert loss_gap <= limit
+    usual = architecture in {"qwen2", "qwen3", "llama"} and dtype == torch.float32 and head_dim == 16
+    assert policy.abilities["replayed_layers"] == usual
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 typedef float lanes __attribute__((vector_size(64)));
@@ -1052,7 +1055,7 @@ int continue_prompts(const continuing *job, int back)
     return failed;
 }
 
-/* ---- one new token per row through all layers of a decoder ----
+/* ---- one new token per row through all layers of a decoder, to the logits of the next ----
  *
  * A thread takes some rows from the first layer to the last, for no row needs another: its numbers stay in its caches,
  * and no thread waits for another but at the end.
@@ -1090,8 +1093,12 @@ typedef struct {
     const layer_weights *weights;
     const layer_state *states;
     const float *cosine, *sine;                       /* (rows, width) */
-    float *stream;                                    /* (rows, hidden): embeddings, then what the last layer put out */
+    const float *stream;                              /* (rows, hidden): embeddings */
     long slot;                                        /* of row 0 */
+    float last_eps;
+    const float *last_norm, *head;                    /* after the layers; the head packed */
+    long vocabulary;
+    float *logits;                                    /* (rows, vocabulary filled up to whole panels) */
 } decoder;
 
 INLINE long up_to(long n, long step) { return (n + step - 1) / step * step; }
@@ -1125,12 +1132,25 @@ static void add_rows(long rows, long width, float *x, const float *y, long strid
             x[row * width + i] += y[row * stride + i];
 }
 
+/* Copies what nobody reads soon past the caches, where that is possible. */
+INLINE void put_away(float *to, const float *from, long count)
+{
+#ifdef __AVX512F__
+    if (count % LANES == 0 && (uintptr_t)to % 64 == 0) {
+        for (long i = 0; i < count; i += LANES)
+            _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+        return;
+    }
+#endif
+    memcpy(to, from, (size_t)count * sizeof(float));
+}
+
 /* Rows' numbers (rows, width) from a matrix with this stride, each into its slot. */
 static void keep(float *kept, long slot, const int64_t *rows, long count, long width, const float *from, long stride)
 {
     if (kept)
         for (long r = 0; r < count; r++)
-            memcpy(kept + (slot + rows[r]) * width, from + r * stride, (size_t)width * sizeof(float));
+            put_away(kept + (slot + rows[r]) * width, from + r * stride, width);
 }
 
 /* Where the keys and values lie that a layer's attention will meet, in the order in which it will. */
@@ -1230,8 +1250,15 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
         keep(kept[6], d->slot, order, rows, hidden, out, wide);
         add_rows(rows, hidden, stream, out, wide);
     }
-    for (long r = 0; r < rows; r++)
-        memcpy(d->stream + order[r] * hidden, stream + r * hidden, (size_t)hidden * sizeof(float));
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+    norm_rows(rows, hidden, stream, d->last_norm, d->last_eps, normed);
+    for (long p = 0; p < up_to(d->vocabulary, PANEL); p += PANEL) {
+        through(rows, PANEL, hidden, normed, d->head + p * hidden, NULL, out, NULL);
+        for (long r = 0; r < rows; r++)
+            memcpy(d->logits + order[r] * up_to(d->vocabulary, PANEL) + p, out + r * PANEL, PANEL * sizeof(float));
+    }
     free(some.starts), free(some.sizes);
     free(memory);
     return 0;

@@ -170,6 +170,10 @@ class _Decoder(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("eps", "head_eps")),
         *((name, ctypes.c_void_p) for name in ("weights", "states", "cosine", "sine", "stream")),
         ("slot", ctypes.c_long),
+        ("last_eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("last_norm", "head")),
+        ("vocabulary", ctypes.c_long),
+        ("logits", ctypes.c_void_p),
     )
 
 
@@ -494,8 +498,10 @@ def decode_layers(
     tasks: torch.Tensor,
     order: torch.Tensor,
     slot: int,
+    last: tuple[torch.Tensor, float, torch.Tensor],
+    logits: torch.Tensor,
 ) -> None:
-    """Take `stream` (R, d), the embeddings of one new token per row, through all layers, in place.
+    """Take `stream` (R, d), the embeddings of one new token per row, through all layers: to the next token's `logits`.
 
     Args:
         cosines, sines: (R, D), of the tokens' positions.
@@ -506,6 +512,8 @@ def decode_layers(
         prompts: columns of the prompts' packed keys, and rows of their values.
         lengths, tasks, order: as for `decode_attention`.
         slot: where what is kept of the first row goes; the others follow.
+        last: the last norm's weight and eps, and the `packed` head.
+        logits: (R, V filled up to whole panels), to be filled.
     """
     inner, heads, kv_heads, width = sizes
     layers = _Decoder(
@@ -520,6 +528,11 @@ def decode_layers(
         sine=sines.data_ptr(),
         stream=stream.data_ptr(),
         slot=slot,
+        last_eps=last[1],
+        last_norm=last[0].data_ptr(),
+        head=last[2].data_ptr(),
+        vocabulary=logits.shape[1],
+        logits=logits.data_ptr(),
     )
     job = _Decoding(
         rows=len(stream),

@@ -1,4 +1,4 @@
-"""One new token per row through all layers of a decoder in one compiled loop.
+"""One new token per row through all layers of a decoder, and its head, in one compiled loop.
 
 A decoder of the usual make (pre-norms, rotary positions, grouped queries, gated feed-forward blocks: Llama, Qwen2,
 Qwen3, Mistral and their like) spends half of a decoding step between its products: in some sixty operators per layer,
@@ -37,7 +37,10 @@ class CompiledLayers:
         self._model: Any = loaded.model
         self._backbone: Any = loaded.model.base_model
         layers = decoder_parts(loaded)
-        size = sum(linear.weight.nbytes for parts in layers for linear in parts.linear)
+        head = self._model.get_output_embeddings()
+        if type(head) is not torch.nn.Linear or head.bias is not None:
+            raise TypeError("a head of another kind")
+        size = sum(linear.weight.nbytes for linear in (head, *(one for parts in layers for one in parts.linear)))
         if size > _SHARE_OF_MEMORY * free_bytes(loaded.device):
             raise ValueError("no room for a second copy of the weights")
         self.sizes = layers[0].sizes
@@ -45,10 +48,13 @@ class CompiledLayers:
         self.linear = [parts.linear for parts in layers]
         self._alive: list[torch.Tensor] = []
         self._weights = (kernels.LayerWeights * len(layers))(*(self._laid_out(parts) for parts in layers))
+        norm = self._backbone.norm
+        self._last = norm.weight.detach(), float(norm.variance_epsilon), kernels.packed(head.weight.detach())
+        self._vocabulary = head.out_features
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """(R, d) for tokens (R,)."""
-        return self._model.get_input_embeddings()(tokens).clone()
+        return self._model.get_input_embeddings()(tokens)
 
     def angles(self, states: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (R, D) of positions (R,)."""
@@ -57,9 +63,14 @@ class CompiledLayers:
             raise ValueError("rotary positions of another kind")
         return cos[0].contiguous(), sin[0].contiguous()
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """(R, V) after the last layer."""
-        return self._model.get_output_embeddings()(self._backbone.norm(states))
+    def room(self, rows: int) -> torch.Tensor:
+        """Where `advance` puts the logits of so many rows: (R, V) filled up to whole panels."""
+        _, _, packed = self._last
+        return packed.new_empty(rows, packed.shape[0] * packed.shape[2])
+
+    def logits(self, room: torch.Tensor) -> torch.Tensor:
+        """(R, V) of it."""
+        return room[:, : self._vocabulary]
 
     def states(self, pointers: Sequence[tuple[int, int, list[list[int]]]]) -> Any:
         """An array of LayerState from each layer's addresses: prompts' keys, prompts' values, and lists of those of
@@ -78,7 +89,8 @@ class CompiledLayers:
         self, stream: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], states: Any, **others: Any
     ) -> None:
         """`kernels.decode_layers` with this model's weights."""
-        kernels.decode_layers(stream, *angles, self._weights, states, self.sizes, self.eps, self.scaling, **others)
+        sizes = self.sizes, self.eps, self.scaling
+        kernels.decode_layers(stream, *angles, self._weights, states, *sizes, last=self._last, **others)
 
     def _laid_out(self, parts: LayerParts) -> kernels.LayerWeights:
         q, k, v, o, gate, up, down = parts.linear

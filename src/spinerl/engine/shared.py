@@ -167,12 +167,13 @@ class SharedDecoder:
         states = layers.embed(tokens)
         angles = layers.angles(states, positions)
         slot = 0 if self._recorder is None else self._recorder.filled()
-        start = 0
+        start, logits = 0, layers.room(len(tokens))
         for cohort in self._cohorts:
             rows = slice(start, start + cohort.num_rows)
-            cohort.advance(layers, states[rows], (angles[0][rows], angles[1][rows]), self._recorder, slot + start)
+            those = (angles[0][rows], angles[1][rows])
+            cohort.advance(layers, states[rows], those, self._recorder, slot + start, logits[rows])
             start = rows.stop
-        return layers.logits(states)
+        return layers.logits(logits)
 
     def keep(self, going: torch.Tensor) -> torch.Tensor | None:
         """Let finished rows leave, where that pays; `going` (R,) on the CPU says which rows are not finished.
@@ -432,8 +433,9 @@ class _Cohort:
         angles: tuple[torch.Tensor, torch.Tensor],
         recorder: Recorder | None,
         slot: int,
+        logits: torch.Tensor,
     ) -> None:
-        """Take the present tokens' embeddings (R, d) through all layers, in place."""
+        """Take the present tokens' embeddings (R, d) through all layers: to the logits that follow (R, V or more)."""
         added = [state.make_room(self.num_rows, self._length - 1, _BLOCK_ON_CPU) for state in self.layers]
         kept = recorder is not None and recorder.keeps
         if self._places is None or any(added) or kept != self._places_keep:
@@ -456,6 +458,7 @@ class _Cohort:
             tasks=tasks,
             order=order,
             slot=slot,
+            logits=logits,
         )
 
     def _tasks(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
