@@ -18,7 +18,7 @@ from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies
 from spinerl.types import Question
-from tests.models import byte_tokenizer
+from tests.models import byte_tokenizer, needs_loops
 
 TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with some more words in it than others.", "What is 7?", "And 9?")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
@@ -224,15 +224,21 @@ def test_every_token_is_reported(model_folders):
         assert sum(seen) == int(rollout.mask.sum())
 
 
+COMPILED = pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=needs_loops)], ids=["by torch", "by a loop"]
+)
+
+
+@COMPILED
 @pytest.mark.parametrize("vocabulary", [64, 1000, 5003, 151_936])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_drawn_figures_equal_their_definitions(vocabulary, temperature):
+def test_drawn_figures_equal_their_definitions(vocabulary, temperature, compiled):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, vocabulary, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 16, 3]).unsqueeze(1)
     logits[6, ::3] = float("-inf")
     uniforms = torch.rand(7, generator=generator)
     log_dist = log_distribution(logits.double(), temperature)
-    drawn = draw(logits, temperature, uniforms)
+    drawn = draw(logits, temperature, uniforms, compiled=compiled)
     assert (drawn.logprobs - pick_logprobs(log_dist, drawn.tokens)).abs().max() < 1e-5
     assert (drawn.entropies - shannon_entropies(log_dist)).abs().max() < 1e-5
     cumulative = log_dist.exp().cumsum(-1)
@@ -244,22 +250,25 @@ def test_drawn_figures_equal_their_definitions(vocabulary, temperature):
     assert (likeliest.logprobs - pick_logprobs(log_dist, likeliest.tokens)).abs().max() < 1e-5
 
 
+@COMPILED
 @pytest.mark.parametrize("vocabulary", [5, 130, 5003])
-def test_the_ends_of_the_unit_interval_draw_possible_tokens(vocabulary):
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(vocabulary, compiled):
     last = 1 - 2**-24
     for first, count in product((0, vocabulary // 2), (1, 2, vocabulary // 2)):
         logits = torch.full((3, vocabulary), float("-inf"))
         logits[:, first : first + count] = torch.linspace(-20, 20, count)
-        drawn = draw(logits, 1.0, torch.tensor([0.0, 0.5, last]))
+        drawn = draw(logits, 1.0, torch.tensor([0.0, 0.5, last]), compiled=compiled)
         assert (drawn.tokens >= first).all()
         assert (drawn.tokens < first + count).all()
         assert drawn.logprobs.isfinite().all()
 
 
-def test_drawn_frequencies_follow_a_large_vocabulary():
+@COMPILED
+def test_drawn_frequencies_follow_a_large_vocabulary(compiled):
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(5003, generator=generator)
-    drawn = draw(logits.expand(20_000, -1), 1.0, torch.rand(20_000, generator=generator))
+    uniforms = torch.rand(20_000, generator=generator)
+    drawn = draw(logits.expand(20_000, -1), 1.0, uniforms, compiled=compiled)
     expected = 20_000 * logits.double().softmax(-1)
     likely = expected > 5
     counts = torch.bincount(drawn.tokens, minlength=5003)

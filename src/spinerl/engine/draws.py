@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from spinerl.engine import kernels
 from spinerl.maths import self_certainty
 
 __all__ = ["Drawn", "Truncation", "draw"]
@@ -37,6 +38,8 @@ def draw(
     uniforms: torch.Tensor | None,
     truncate: Truncation | None = None,
     certainties: bool = False,
+    *,
+    compiled: bool = False,
 ) -> Drawn:
     """One token for each row of `logits` (R, V).
 
@@ -47,7 +50,10 @@ def draw(
         uniforms: (R,) numbers in [0, 1): a row's token is the first whose cumulative probability exceeds its
             number.  None: the likeliest token.
         certainties: whether to take `spinerl.maths.self_certainty` too, which costs passes over the vocabulary.
+        compiled: whether a compiled loop may do it: float32 logits on a CPU, without anything but tokens to draw.
     """
+    if compiled and uniforms is not None and truncate is None and not certainties and logits.dtype == torch.float32:
+        return Drawn(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0))
     rows, vocabulary = logits.shape
     step = max(1, (_PIECE_ON_CPU if logits.device.type == "cpu" else _PIECE) // vocabulary)
     pieces = [

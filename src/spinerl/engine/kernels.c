@@ -26,6 +26,7 @@ typedef float loose __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE lanes load(const float *at) { return *(const loose *)at; }
 INLINE void store(float *at, lanes x) { *(loose *)at = x; }
+INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 INLINE float sum_of(lanes x)
@@ -358,6 +359,87 @@ void turn_back_at(long tokens, long heads, long width, const int64_t *places, co
                           by_x + (token * heads + head) * width, by_w + part * width);
 }
 
+/* ---- drawing a token from the logits of each row ---- */
+
+#define SPAN 128 /* neighbouring tokens whose weights are added up before the drawn one is looked for */
+
+INLINE lanes weights_of(lanes scores, float top, lanes *rest)
+{
+    lanes x = scores - top;
+    *rest = larger(x, all(-1e4f)); /* 0 times minus infinity is not a number */
+    lanes w = exponential(x);
+    return (lanes)((ints)w & (x > all(-87.0f)));
+}
+
+INLINE lanes some_scores(const float *logits, long left, float factor)
+{
+    if (left >= LANES)
+        return load(logits) * factor;
+    float tail[LANES];
+    for (long i = 0; i < LANES; i++)
+        tail[i] = i < left ? logits[i] : -INFINITY;
+    return load(tail) * factor;
+}
+
+/* Of softmax(logits * factor), each row's logits `apart` from the next row's: the first token whose cumulative
+ * probability exceeds the row's number in [0, 1), its log-probability, and the entropy.  1 where memory is short. */
+int draw(long rows, long vocabulary, long apart, const float *logits, float factor, const float *numbers,
+         int64_t *tokens, float *logprobs, float *entropies)
+{
+    const long spans = (vocabulary + SPAN - 1) / SPAN;
+    int failed = 0;
+#pragma omp parallel for schedule(static) reduction(| : failed) if (rows * vocabulary > 16384)
+    for (long row = 0; row < rows; row++) {
+        const float *from = logits + row * apart;
+        float *sums = malloc((size_t)spans * sizeof(float));
+        failed |= sums == NULL;
+        if (sums == NULL)
+            continue;
+        lanes most = all(-INFINITY);
+        for (long i = 0; i < vocabulary; i += LANES)
+            most = larger(some_scores(from + i, vocabulary - i, factor), most);
+        const float top = max_of(most);
+        double total = 0.0, mean = 0.0;
+        for (long span = 0; span < spans; span++) {
+            lanes sum = {0}, weighted = {0}, rest;
+            for (long i = span * SPAN; i < least(vocabulary, (span + 1) * SPAN); i += LANES) {
+                lanes w = weights_of(some_scores(from + i, vocabulary - i, factor), top, &rest);
+                sum += w;
+                weighted += w * rest;
+            }
+            total += sums[span] = sum_of(sum);
+            mean += sum_of(weighted);
+        }
+        const double wanted = numbers[row] * total;
+        double before = 0.0;
+        long token = -1, last = 0;
+        for (long span = 0; span < spans && token < 0; span++) {
+            if (!(before + sums[span] > wanted) && span + 1 < spans) {
+                before += sums[span];
+                continue;
+            }
+            float weights[SPAN] = {0};
+            lanes rest;
+            const long first = span * SPAN, count = least(SPAN, vocabulary - first);
+            for (long i = 0; i < count; i += LANES)
+                store(weights + i, weights_of(some_scores(from + first + i, vocabulary - first - i, factor), top, &rest));
+            for (long i = 0; i < count && token < 0; i++) {
+                before += weights[i];
+                if (weights[i] > 0.0f)
+                    last = first + i; /* rounding may leave the sum just short of the number */
+                if (weights[i] > 0.0f && before > wanted)
+                    token = first + i;
+            }
+        }
+        token = token < 0 ? last : token;
+        tokens[row] = token;
+        logprobs[row] = (float)((double)(from[token] * factor) - top - log(total));
+        entropies[row] = (float)(log(total) - mean / total);
+        free(sums);
+    }
+    return failed;
+}
+
 /* ---- products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of 16 ---- */
 
 #define AHEAD 16 /* rows of b that are fetched before they are wanted */
@@ -476,8 +558,6 @@ static void add_product(long m, long n, long depth, const float *a, long a_row, 
 {
     multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 1);
 }
-
-INLINE long least(long a, long b) { return a < b ? a : b; }
 
 /* Scores of keys to weights, in place: those of the prompt and the row's own, so many of them seen, with room up to
  * multiples of 16.  Gives the logarithm of the weights' sum, and what to multiply the weights by for a sum of 1. */

@@ -39,6 +39,7 @@ __all__ = [
     "continue_prompts",
     "decode_attention",
     "decode_layers",
+    "draw",
     "filled_up",
     "gate",
     "gate_both",
@@ -212,6 +213,7 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
     loops.weight_slope.argtypes = (whole, whole, whole, place, place, place)
     loops.continue_prompts.argtypes = (ctypes.POINTER(_Continuing), ctypes.c_int)
     loops.decode_attention.argtypes = (ctypes.POINTER(_Decoding), whole, whole)
+    loops.draw.argtypes = (whole, whole, whole, place, real, *(place,) * 4)
     loops.slopes_back.argtypes = (whole, whole, whole, place, place, place, ctypes.c_int)
     for name in ("norm", "gate"):
         for way in ("forward", "backward"):
@@ -547,6 +549,22 @@ def decode_layers(
     )
     if _loops().decode_layers(ctypes.byref(layers), ctypes.byref(job), width):
         raise MemoryError("a token's layers found no room to work in")
+
+
+def draw(
+    logits: torch.Tensor, temperature: float, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first token whose cumulative probability exceeds its row's number, its log-probability, and the entropy.
+
+    (R,) each, of softmax(logits / temperature): logits (R, V), rows of which may lie apart; uniforms (R,) in [0, 1).
+    """
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    tokens = uniforms.new_empty(len(logits), dtype=torch.int64)
+    figures = torch.empty_like(uniforms), torch.empty_like(uniforms)
+    places = _addresses(uniforms.contiguous(), tokens, *figures)
+    if _loops().draw(*logits.shape, logits.stride(0), logits.data_ptr(), 1.0 / temperature, *places):
+        raise MemoryError("drawing found no room to work in")
+    return tokens, *figures
 
 
 @functools.cache

@@ -25,8 +25,10 @@ from transformers.generation.logits_process import (
 )
 
 from spinerl.config import RolloutConfig
+from spinerl.engine import kernels
 from spinerl.engine.cache import CopyingDecoder, fitting_tokens
 from spinerl.engine.draws import Truncation, draw
+from spinerl.engine.exchange import suits_cpu
 from spinerl.engine.fused import fused_loops
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.products import packed_weights
@@ -80,7 +82,8 @@ def sample_responses(
     if loaded.engine is not None:
         return loaded.engine.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
-    manner = _Manner(rollout.temperature, _truncation(rollout, loaded), streams, certainties, most)
+    compiled = rollout.compiled and suits_cpu(loaded) and kernels.library() is not None
+    manner = _Manner(rollout.temperature, _truncation(rollout, loaded), streams, certainties, most, compiled)
     return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check, record)
 
 
@@ -113,6 +116,7 @@ class _Manner:
     streams: Sequence[tuple[object, ...]] | None  # the name of each response's random stream; None: greedy
     certainties: bool
     limits: Sequence[int]  # the most tokens of a response, by question
+    compiled: bool = False  # whether a compiled loop may draw
 
 
 def _respond(
@@ -301,7 +305,8 @@ class _Run:
         rows, manner = self._rows, self._manner
         column = rows.drawn
         uniforms = None if manner.streams is None else rows.uniforms.gather(1, column.unsqueeze(1)).squeeze(1)
-        drawn = draw(logits, manner.temperature, uniforms, manner.truncate, manner.certainties)
+        how = manner.truncate, manner.certainties
+        drawn = draw(logits, manner.temperature, uniforms, *how, compiled=manner.compiled)
         tokens = drawn.tokens
         ended = torch.isin(tokens, self._end_ids)
         if self._stop is not None:
