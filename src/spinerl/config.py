@@ -254,7 +254,9 @@ class OptimConfig(_Section):
     epochs: int = Field(1, ge=1, description="passes over each rollout")
     minibatches: int = Field(1, ge=1, description="optimiser updates per pass; the questions are split among them")
     micro_batch_rows: int = Field(0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens")
-    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens per forward and backward; three times as many where replay leaves out what they would keep")
+    micro_batch_tokens: int = Field(
+        8192, ge=1, description="padded tokens per forward and backward; three times as many where layers are replayed"
+    )
     share_prompts: bool = Field(
         True, description="a prompt is computed once for all its responses, where the model allows it and it pays"
     )

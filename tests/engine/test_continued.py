@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine.attention import ATTENTION
 from spinerl.engine import kernels
+from spinerl.engine.attention import ATTENTION
 from spinerl.engine.continued import _attended, _Attention, _CompiledAttention, spans
 from spinerl.engine.loading import load_model
 from spinerl.engine.passes import _continues

@@ -43,7 +43,7 @@ from spinerl.types import Batch, Question, Targets
 
 __all__ = ["Terms", "embed_responses", "score", "update", "wanted_tokens", "weigh_terms"]
 
-_LONGER_PASSES = 3  # than `optim.micro_batch_tokens` where layers are replayed: they keep no more than others at a third
+_LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where layers are replayed: they keep less than others at once
 
 
 @torch.no_grad()

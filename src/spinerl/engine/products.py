@@ -143,8 +143,11 @@ class _Product(torch.autograd.Function):
         live = live_rows(rows)
         if live is not None:
             rows, inputs = rows[live], inputs[live] if of_weight else inputs
+        by_states = None
+        if of_states:
+            by_states = put_back(slopes_back(rows, weight), live, slopes.shape[:-1].numel()).view(states.shape)
         return (
-            put_back(slopes_back(rows, weight), live, slopes.shape[:-1].numel()).view(states.shape) if of_states else None,
+            by_states,
             weight_slope(rows, inputs) if of_weight else None,
             rows.sum(0) if of_bias else None,
             None,
