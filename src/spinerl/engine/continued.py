@@ -196,8 +196,11 @@ def attend_compiled(
     if known is None:
         return kernels.continue_prompts(job)
     output, total = known
-    firsts = {name: getattr(job, name)[:, :1].contiguous() for name in ("queries", "keys", "values")}
-    output[:, :1], total[:, :1] = kernels.continue_prompts(replace(job, **firsts))
+    heads = {name: getattr(job, name) for name in ("queries", "keys", "values")}
+    flat = {name: tensor.view(-1, *tensor.shape[-2:])[job.firsts] for name, tensor in heads.items()}
+    found = kernels.continue_prompts(replace(job, **flat, starts=torch.arange(len(job.firsts) + 1)))
+    for whole, part in zip((output, total), found, strict=True):
+        whole.view(-1, *part.shape[1:])[job.firsts] = part
     return output, total
 
 

@@ -869,8 +869,9 @@ int slopes_back(long rows, long k, long n, const float *slopes, const float *wei
 #define TILE 64 /* queries and keys that meet at once */
 
 typedef struct {
-    long tokens, heads, kv_heads, width;           /* of each row; width a multiple of 16 */
-    const float *queries, *keys, *values;          /* (rows, tokens, heads or kv_heads, width) */
+    const int64_t *starts;                         /* (rows + 1) row i has the tokens starts[i] to starts[i + 1] - 1 */
+    long longest_row, heads, kv_heads, width;      /* width a multiple of 16 */
+    const float *queries, *keys, *values;          /* (tokens, heads or kv_heads, width) */
     const float *prompt_keys, *prompt_values;      /* (questions, kv_heads, longest, width), with these strides: */
     long of_question, of_head, of_token;
     const int64_t *lengths;                        /* (questions) of the prompts */
@@ -878,7 +879,7 @@ typedef struct {
     float scale;
     long tasks, questions;                         /* a task: some rows of one question */
     const int64_t *question, *first, *count;       /* (tasks) rows first to first + count - 1 */
-    float *outputs, *totals;                       /* (rows, tokens, heads, width), (rows, tokens, heads) */
+    float *outputs, *totals;                       /* (tokens, heads, width), (tokens, heads) */
     const float *slopes;                           /* from here on: backward.  Of outputs */
     float *by_queries, *by_keys, *by_values;       /* as queries, keys, values */
     float *by_prompt_keys, *by_prompt_values;      /* (questions, kv_heads, longest, width), in one piece each */
@@ -953,14 +954,16 @@ static float *take(float **from, long count)
 
 static long room_size(const continuing *job)
 {
-    long queries = job->tokens * (job->heads / job->kv_heads), keys = padded(job->tokens), prompt = padded(job->longest);
+    long tokens = job->longest_row, queries = tokens * (job->heads / job->kv_heads);
+    long keys = padded(tokens), prompt = padded(job->longest);
     return queries * (4 * job->width + 2) + job->width * (4 * keys + 2 * prompt) + TILE * (keys + prompt + TILE) +
-           2 * job->tokens + 17 * LANES;
+           2 * tokens + 17 * LANES;
 }
 
 static room arrange(const continuing *job, float *memory)
 {
-    long queries = job->tokens * (job->heads / job->kv_heads), keys = padded(job->tokens), prompt = padded(job->longest);
+    long tokens = job->longest_row, queries = tokens * (job->heads / job->kv_heads);
+    long keys = padded(tokens), prompt = padded(job->longest);
     room r;
     r.queries = take(&memory, queries * job->width);
     r.slopes = take(&memory, queries * job->width);
@@ -976,18 +979,19 @@ static room arrange(const continuing *job, float *memory)
     r.by_own_values = take(&memory, job->width * keys);
     r.weights = take(&memory, TILE * (keys + prompt));
     r.scores = take(&memory, TILE * TILE);
-    r.which = (long *)take(&memory, 2 * job->tokens);
+    r.which = (long *)take(&memory, 2 * tokens);
     return r;
 }
 
 static void attend_row(const continuing *job, long row, long question, long head, room r)
 {
-    const long group = job->heads / job->kv_heads, width = job->width, tokens = job->tokens;
+    const long group = job->heads / job->kv_heads, width = job->width;
+    const long start = job->starts[row], tokens = job->starts[row + 1] - start;
     const long length = job->lengths[question], prompt = padded(job->longest), stride = prompt + padded(tokens);
     const float *values = job->prompt_values + question * job->of_question + head * job->of_head;
-    const float *own_keys = job->keys + (row * tokens * job->kv_heads + head) * width;
-    const float *own_values = job->values + (row * tokens * job->kv_heads + head) * width;
-    const long apart = job->kv_heads * width, at = (row * tokens * job->heads + head * group) * width;
+    const float *own_keys = job->keys + (start * job->kv_heads + head) * width;
+    const float *own_values = job->values + (start * job->kv_heads + head) * width;
+    const long apart = job->kv_heads * width, at = (start * job->heads + head * group) * width;
     gather(job->queries + at, NULL, tokens, job->heads, group, width, job->scale, r.queries);
     transpose(own_keys, apart, tokens, width, r.own_keys, padded(tokens));
     for (long m = 0; m < tokens * group; m += TILE) {
@@ -998,7 +1002,7 @@ static void attend_row(const continuing *job, long row, long question, long head
         product(count, own, width, query, width, 1, r.own_keys, padded(tokens), r.weights + prompt, stride);
         for (long q = 0; q < count; q++) {
             float *to_prompt = r.weights + q * stride, *to_own = to_prompt + prompt;
-            job->totals[(row * tokens + (m + q) / group) * job->heads + head * group + (m + q) % group] =
+            job->totals[(start + (m + q) / group) * job->heads + head * group + (m + q) % group] =
                 weigh(to_prompt, length, columns, to_own, (m + q) / group + 1, own, r.dots + m + q);
         }
         product(count, width, length, r.weights, stride, 1, values, job->of_token, output, width);
@@ -1040,10 +1044,11 @@ static void tile_back(const continuing *job, room r, long m, long count, long n,
 
 static void attend_row_back(const continuing *job, long row, long question, long head, room r, float *by_prompt)
 {
-    const long group = job->heads / job->kv_heads, width = job->width, tokens = job->tokens;
+    const long group = job->heads / job->kv_heads, width = job->width;
+    const long start = job->starts[row], tokens = job->starts[row + 1] - start;
     const long length = job->lengths[question], prompt = padded(job->longest);
-    const long apart = job->kv_heads * width, at = (row * tokens * job->heads + head * group) * width;
-    const long own_at = (row * tokens * job->kv_heads + head) * width;
+    const long apart = job->kv_heads * width, at = (start * job->heads + head * group) * width;
+    const long own_at = (start * job->kv_heads + head) * width;
     const float *prompt_keys = job->prompt_keys + question * job->of_question + head * job->of_head;
     const long live = find_live(job->slopes + at, tokens, job->heads, group, width, r.which), queries = live * group;
     gather(job->queries + at, r.which, live, job->heads, group, width, job->scale, r.queries);
@@ -1054,7 +1059,7 @@ static void attend_row_back(const continuing *job, long row, long question, long
         for (long d = 0; d < width; d += LANES)
             dots += load(r.slopes + q * width + d) * load(r.outputs + q * width + d);
         r.dots[q] = sum_of(dots);
-        r.totals[q] = job->totals[(row * tokens + r.which[q / group]) * job->heads + head * group + q % group];
+        r.totals[q] = job->totals[(start + r.which[q / group]) * job->heads + head * group + q % group];
     }
     memset(r.by_queries, 0, (size_t)(queries * width) * sizeof(float));
     transpose(job->keys + own_at, apart, tokens, width, r.own_keys, padded(tokens));

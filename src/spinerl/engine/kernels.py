@@ -182,7 +182,8 @@ class _Continuing(ctypes.Structure):
     """`continuing` of kernels.c, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_long) for name in ("tokens", "heads", "kv_heads", "width")),
+        ("starts", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("longest_row", "heads", "kv_heads", "width")),
         *((name, ctypes.c_void_p) for name in ("queries", "keys", "values", "prompt_keys", "prompt_values")),
         *((name, ctypes.c_long) for name in ("of_question", "of_head", "of_token")),
         ("lengths", ctypes.c_void_p),
@@ -587,7 +588,8 @@ def weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 class Continuing:
     """Rows that continue prompts: what `continue_prompts` attends with and over.
 
-    `queries` (R, T, H, D), `keys` and `values` (R, T, Hkv, D), D a multiple of 16; `prompt_keys` and `prompt_values`
+    `queries` (R, T, H, D), `keys` and `values` (R, T, Hkv, D), D a multiple of 16; or (N, H, D) and (N, Hkv, D) with
+    `starts` (R + 1,) int64, where rows of unlike lengths begin and the last ends.  `prompt_keys` and `prompt_values`
     (Q, Hkv, L, D), their last axis in one piece and both laid out alike.  `spans` are prompts' numbers, and where
     their rows begin and end: all rows, in order.
     """
@@ -600,6 +602,19 @@ class Continuing:
     lengths: Sequence[int]
     spans: Sequence[tuple[int, int, int]]
     scaling: float
+    starts: torch.Tensor | None = None
+
+    @property
+    def firsts(self) -> torch.Tensor:
+        """(R,) where rows begin among all tokens."""
+        return self._starts[:-1]
+
+    @property
+    def _starts(self) -> torch.Tensor:
+        if self.starts is not None:
+            return self.starts
+        rows, tokens = self.queries.shape[:2]
+        return torch.arange(rows + 1) * tokens
 
     def run(self, back: bool, **others: torch.Tensor) -> None:
         """Hand it all to the loop, with the tensors that it fills or reads beside."""
@@ -610,15 +625,16 @@ class Continuing:
             for first in range(start, end, most)
         ]
         of_tasks = torch.tensor(tasks).t().contiguous()
-        lengths = torch.tensor(self.lengths)
+        lengths, starts = torch.tensor(self.lengths), self._starts
         questions, kv_heads, longest, width = self.prompt_keys.shape
         tiles = -(-longest // 64)
         parts = self.queries.new_empty(len(tasks) * kv_heads * 2 * tiles * 64 * width if back else 0)
         assert self.prompt_keys.stride() == self.prompt_values.stride()
         inputs = ("queries", "keys", "values", "prompt_keys", "prompt_values")
         job = _Continuing(
-            tokens=self.queries.shape[1],
-            heads=self.queries.shape[2],
+            starts=starts.data_ptr(),
+            longest_row=int(starts.diff().max()),
+            heads=self.queries.shape[-2],
             kv_heads=kv_heads,
             width=width,
             **{name: getattr(self, name).data_ptr() for name in inputs},
@@ -641,7 +657,7 @@ class Continuing:
 
 
 def continue_prompts(job: Continuing) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (R, T, H, D) of causal attention over [prompt, row], and the logarithm of the weights' sum (R, T, H)."""
+    """Output (like queries) of causal attention over [prompt, row], and the logarithm of the weights' sum (.., H)."""
     output = torch.empty_like(job.queries)
     total = output.new_empty(output.shape[:-1])
     job.run(False, outputs=output, totals=total)

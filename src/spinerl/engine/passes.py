@@ -53,7 +53,7 @@ class MicroBatch:
     `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
     the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
     prefix that each row continues, or None where rows carry their prompts, `prompts` (b of them).  `rows` (b of them)
-    are the batch's.
+    are the batch's, `lengths` (b of them) how long they are without padding.
     """
 
     row_of: torch.Tensor
@@ -63,16 +63,17 @@ class MicroBatch:
     prefix_of: torch.Tensor | None
     prompts: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
+    lengths: tuple[int, ...]
 
     def slots(self, record: Record) -> torch.Tensor:
         """(b, L) where a record of the batch keeps what the layers put out for each token; -1 for padding."""
         slots = torch.full_like(self.input_ids, -1)
-        for row, number, prompt in zip(slots, self.rows, self.prompts, strict=True):
+        for row, number, prompt, length in zip(slots, self.rows, self.prompts, self.lengths, strict=True):
             head = record.places(prompt, len(prompt))
             if self.prefix_of is not None:
                 head = head[-1:]
             row[: len(head)] = head
-            tail = row[len(head) :]
+            tail = row[len(head) : length]
             found = record.slots[number, : len(tail)]
             tail[: len(found)] = found
         return slots
@@ -399,7 +400,8 @@ def micro_batch(
         rows = sorted(rows, key=lambda row: number[batch.prompts[row]])
     prompts = tuple(batch.prompts[row] for row in rows)
     heads = prompts if number is None else [prompt[-1:] for prompt in prompts]
-    width = max(len(head) + ends[row] for head, row in zip(heads, rows, strict=True))
+    lengths = tuple(len(head) + ends[row] for head, row in zip(heads, rows, strict=True))
+    width = max(lengths)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     for i, (head, row) in enumerate(zip(heads, rows, strict=True)):
         ids[i, : len(head)] = torch.tensor(head)
@@ -414,4 +416,5 @@ def micro_batch(
         prefix_of=None if number is None else torch.tensor([number[prompt] for prompt in prompts]),
         prompts=prompts,
         rows=tuple(rows),
+        lengths=lengths,
     )

@@ -37,13 +37,13 @@ def replayed_layers(loaded: LoadedModel, replay: Replay) -> AbstractContextManag
     numbers = {layer: number for number, layer in enumerate(linear_layers(loaded))}
     layers: Any = loaded.model.base_model.layers
     return exchanged_forwards(
-        (layer, _forward(layer, number, parts, [numbers[linear] for linear in parts.linear], replay))
+        (layer, _forward(layer, number, len(layers), parts, [numbers[linear] for linear in parts.linear], replay))
         for number, (layer, parts) in enumerate(zip(layers, decoder_parts(loaded), strict=True))
     )
 
 
 def _forward(
-    layer: torch.nn.Module, number: int, parts: LayerParts, linear: Sequence[int], replay: Replay
+    layer: torch.nn.Module, number: int, count: int, parts: LayerParts, linear: Sequence[int], replay: Replay
 ) -> Callable[..., torch.Tensor]:
     ordinary = layer.forward
     norms = (parts.first_norm, parts.second_norm, parts.query_norm, parts.key_norm)
@@ -64,12 +64,23 @@ def _forward(
             prompts, lengths, spans = (nothing, nothing), (0,), ((0, 0, len(states)),)
         else:
             return ordinary(states, **others)
-        kept = [replay.record.outputs[i] for i in linear]
-        cosines, sines = (t.expand(len(states), -1, -1).reshape(-1, parts.sizes[3]) for t in angles)
-        known = _Known(replay.record, replay.slots, number, parts, kept, cosines, sines, lengths, spans)
+        kept, slots, starts = [replay.record.outputs[i] for i in linear], replay.slots, None
+        cosines, sines = (t.expand(len(slots), -1, -1).reshape(-1, parts.sizes[3]) for t in angles)
+        real = (slots.flatten() >= 0).nonzero().squeeze(1)
+        packs = isinstance(held, ContinuedLayer) and len(real) < slots.numel()
+        if packs:  # from the first layer to the last, padding is left out
+            starts = torch.nn.functional.pad((slots >= 0).sum(1).cumsum(0), (1, 0))
+            if not number:
+                states = states.flatten(0, 1).index_select(0, real).unsqueeze(0)
+            cosines, sines = cosines[real], sines[real]
+        at = slots.flatten()[real] if packs else slots
+        known = _Known(replay.record, at, starts, number, parts, kept, cosines, sines, lengths, spans)
         output, keys, values = _Layer.apply(states, *laid_out_alike(*prompts), known, *weights)  # pyright: ignore
         if held is not None and keys is not None:
             held.update(keys, values)
+        if packs and number + 1 == count:
+            padded = output.new_zeros(slots.numel(), output.shape[-1])
+            output = padded.index_copy(0, real, output.squeeze(0)).view(*slots.shape, -1)
         return output
 
     return forward
@@ -77,11 +88,12 @@ def _forward(
 
 @dataclass(frozen=True)
 class _Known:
-    """What a pass of N = R * T tokens through a layer knows: the record, where it has them, and what is no tensor with
-    a gradient."""
+    """What a pass of N tokens through a layer knows: the record, where it has them, and what is no tensor with a
+    gradient."""
 
     record: Record
-    slots: torch.Tensor  # (R, T)
+    slots: torch.Tensor  # (R, T), or (N,) of rows of unlike lengths
+    starts: torch.Tensor | None  # (R + 1,) where those begin
     number: int  # of the layer
     parts: LayerParts
     kept: Sequence[torch.Tensor]  # what the seven linear layers put out
@@ -104,7 +116,7 @@ class _Known:
         return kernels.Turning(weight, self.parts.manner[0][1], self.cosines, self.sines)
 
     def heads(self, which: int, how: kernels.Turning | None) -> torch.Tensor:
-        """Queries (0), keys (1) or values (2) of the pass: (R, T, heads, D)."""
+        """Queries (0), keys (1) or values (2) of the pass: (R, T, heads, D), or (N, heads, D)."""
         _, heads, kv_heads, width = self.parts.sizes
         number = kv_heads if which else heads
         kept = self.places, self.kept[which]
@@ -113,7 +125,8 @@ class _Known:
 
 
 class _Layer(torch.autograd.Function):
-    """What a layer puts out (R, T, d), and keys and values (R, Hkv, T, D) where its tokens continue no prompt.
+    """What a layer puts out (R, T, d) or (1, N, d), and keys and values (R, Hkv, T, D) where its tokens continue no
+    prompt.
 
     The weights are those of four norms (before attention, before the feed-forward block, of queries, of keys), of the
     seven linear layers, and their biases; None for what is missing.
@@ -176,9 +189,8 @@ class _Layer(torch.autograd.Function):
         # Attention.
         turning = known.turning(query_norm), known.turning(key_norm)
         queries, keys, values = (known.heads(i, how) for i, how in enumerate((*turning, None)))
-        job = kernels.Continuing(
-            queries, keys, values, prompt_keys, prompt_values, known.lengths, known.spans, scaling
-        )
+        prompts = prompt_keys, prompt_values, known.lengths, known.spans
+        job = kernels.Continuing(queries, keys, values, *prompts, scaling, known.starts)
         attended = attend_compiled(job, known.record.attended(known.number, known.slots) if known.continues else None)
         output = attended[0].view(tokens, -1)
         learn(3, rows, output if live is None else output[live])
@@ -187,9 +199,10 @@ class _Layer(torch.autograd.Function):
         for i, more in ((1, of_keys), (2, of_values)):
             if more is not None:
                 by_heads[i] += more.transpose(1, 2)
-        by_rows = [by.flatten(2).flatten(0, 1) for by in by_heads[:3]]
+        by_rows = [by.view(tokens, -1) for by in by_heads[:3]]
         for i, how in enumerate(turning):
-            by_rows[i], found[2 + i] = kernels.turn_back((places, known.kept[i]), how, by_heads[i].flatten(0, 1))
+            slopes = by_heads[i].view(tokens, -1, by_heads[i].shape[-1])
+            by_rows[i], found[2 + i] = kernels.turn_back((places, known.kept[i]), how, slopes)
         normed, inverse = kernels.normalise_sum(stream, None, first_norm, eps)
         for i in (1, 2):
             learn(i, by_rows[i], normed)
