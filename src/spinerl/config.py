@@ -148,7 +148,8 @@ class RolloutConfig(_Section):
         True, description="on a CPU, the weights are laid out for small products while sampling, where memory allows it"
     )
     compiled: bool = Field(
-        True, description="on a CPU with a C compiler, norms, gates, rotations and attention are one compiled loop each"
+        True,
+        description="on a CPU with a C compiler, norms, gates, rotations, attention and draws are one compiled loop each",
     )
     compact: bool = Field(True, description="finished responses leave the batch")
     refill: bool = Field(True, description="waiting questions enter the batch when others finish")
@@ -267,7 +268,8 @@ class OptimConfig(_Section):
         True, description="on a CPU, float32 matrices are multiplied by oneDNN rather than by torch's default library"
     )
     compiled: bool = Field(
-        True, description="on a CPU with a C compiler, norms, gates and rotations are one compiled loop each"
+        True,
+        description="on a CPU with a C compiler, norms, gates, rotations and replayed layers are compiled loops",
     )
     replay: bool = Field(
         True,

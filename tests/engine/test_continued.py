@@ -72,6 +72,27 @@ def test_the_compiled_one_does_the_same(width, tokens, kv_heads, share):
 
 
 @needs_loops
+def test_rows_of_unlike_lengths_need_no_padding():
+    """Rows one after the other, against the same rows padded, whose padding has no slopes."""
+    given = [tensor.detach().transpose(1, 2) for tensor in tensors(torch.float32, 2, 32, 70)[:3]]
+    prompts = [tensor.detach() for tensor in tensors(torch.float32, 2, 32)[3:]]
+    lengths = torch.tensor([70, 1, 64, 65, 33])
+    real = torch.arange(70) < lengths.unsqueeze(1)
+    others = *prompts, LENGTHS, spans(PREFIX_OF), 0.3
+    padded = kernels.Continuing(*(tensor.contiguous() for tensor in given), *others)
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    packed = kernels.Continuing(*(tensor[real] for tensor in given), *others, starts)
+    expected, found = kernels.continue_prompts(padded), kernels.continue_prompts(packed)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b[real])
+    slope = torch.randn(expected[0].shape) * real[..., None, None]
+    by_padded = kernels.continue_back(padded, slope, *expected)
+    by_packed = kernels.continue_back(packed, slope[real], *found)
+    for i, (a, b) in enumerate(zip(by_packed, by_padded, strict=True)):
+        assert torch.equal(a, b[real] if i < 3 else b)
+
+
+@needs_loops
 def test_rows_that_continue_nothing():
     """Causal attention alone, by the same loop."""
     queries, keys, values = (torch.randn(3, 70, heads, 32) for heads in (4, 2, 2))

@@ -217,11 +217,22 @@ def test_packed_matrices():
 def test_threads_change_nothing():
     slopes, states = randn(700, 130), randn(700, 64, seed=1)
     norm = randn(300, 256).requires_grad_(), randn(256, seed=1).requires_grad_()
+    kept, by_heads = (torch.arange(300), randn(300, 4 * 32)), randn(300, 4, 32, seed=2)
+    how = kernels.Turning(randn(32), 1e-6, randn(300, 32), randn(300, 32, seed=1))
+    prompts = randn(2, 2, 70, 32), randn(2, 2, 70, 32, seed=1)
+    job = kernels.Continuing(
+        randn(300, 4, 32), randn(300, 2, 32), randn(300, 2, 32), *prompts, (70, 9), ((1, 0, 1), (0, 1, 5)), 0.3,
+        torch.tensor([0, 90, 100, 101, 200, 300]),
+    )  # fmt: skip
 
     def everything():
         normed = kernels.normalise(*norm, 1e-6)
         by_norm = torch.autograd.grad(normed.square().sum(), norm)
-        return [kernels.weight_slope(slopes, states), kernels.slopes_back(slopes, randn(130, 64)), normed, *by_norm]
+        products = kernels.weight_slope(slopes, states), kernels.slopes_back(slopes, randn(130, 64))
+        attended = kernels.continue_prompts(job)
+        by_attention = kernels.continue_back(job, by_heads, *attended)
+        drawn = kernels.draw(randn(60, 700), 0.8, torch.linspace(0, 0.99, 60))
+        return [*products, normed, *by_norm, *kernels.turn_back(kept, how, by_heads), *attended, *by_attention, *drawn]
 
     before = torch.get_num_threads()
     try:

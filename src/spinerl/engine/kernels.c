@@ -538,11 +538,11 @@ INLINE void blocks_below(const int vectors, long m, long depth, const float *a, 
 }
 
 INLINE void multiply(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b,
-                     long b_depth, float *c, long c_row, const int add)
+                     long b_depth, float *c, long c_row, const int add, errands *some)
 {
     long j = 0;
     for (; j + VECTORS * LANES <= n; j += VECTORS * LANES)
-        blocks_below(VECTORS, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add, NULL);
+        blocks_below(VECTORS, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add, some);
     for (; j + LANES <= n; j += LANES)
         blocks_below(1, m, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, add, NULL);
 }
@@ -550,13 +550,13 @@ INLINE void multiply(long m, long n, long depth, const float *a, long a_row, lon
 static void product(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b, long b_depth,
                     float *c, long c_row)
 {
-    multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 0);
+    multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 0, NULL);
 }
 
 static void add_product(long m, long n, long depth, const float *a, long a_row, long a_depth, const float *b,
                         long b_depth, float *c, long c_row)
 {
-    multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 1);
+    multiply(m, n, depth, a, a_row, a_depth, b, b_depth, c, c_row, 1, NULL);
 }
 
 /* Scores of keys to weights, in place: those of the prompt and the row's own, so many of them seen, with room up to
@@ -810,18 +810,24 @@ int weight_slope(long rows, long n, long k, const float *slopes, const float *st
 #pragma omp parallel for schedule(static) reduction(| : failed)
     for (long part = 0; part < parts; part++) {
         const long first = part * down, m = least(down, n - first);
+        const float *starts[DEPTH + 1];
+        long sizes[DEPTH + 1];
         float *packed = m > 0 ? find_room(DEPTH * m) : NULL;
         failed |= m > 0 && packed == NULL;
         for (long row = 0; row < rows && packed != NULL; row += DEPTH) {
-            long depth = least(DEPTH, rows - row);
+            const long depth = least(DEPTH, rows - row), next = least(DEPTH, rows - row - depth);
             const float *b = states + row * k;
             float *c = slope + first * k;
+            errands some = {.count = next + (next > 0), .starts = starts, .sizes = sizes};
+            for (long d = 0; d < next; d++)
+                starts[d] = slopes + (row + depth + d) * n + first, sizes[d] = m;
+            starts[next] = b + depth * k, sizes[next] = next * k;
             for (long d = 0; d < depth; d++)
                 memcpy(packed + d * m, slopes + (row + d) * n + first, (size_t)m * sizeof(float));
             if (row)
-                add_product(m, k, depth, packed, 1, m, b, k, c, k);
+                multiply(m, k, depth, packed, 1, m, b, k, c, k, 1, &some);
             else
-                product(m, k, depth, packed, 1, m, b, k, c, k);
+                multiply(m, k, depth, packed, 1, m, b, k, c, k, 0, &some);
         }
         free(packed);
     }
@@ -854,9 +860,9 @@ int slopes_back(long rows, long k, long n, const float *slopes, const float *wei
                 const long columns = least(PANEL, n - p * PANEL);
                 const float *some = packed + p * k * PANEL;
                 if (add)
-                    multiply(m, columns, k, from, k, 1, some, PANEL, to, n, 1);
+                    multiply(m, columns, k, from, k, 1, some, PANEL, to, n, 1, NULL);
                 else
-                    multiply(m, columns, k, from, k, 1, some, PANEL, to, n, 0);
+                    multiply(m, columns, k, from, k, 1, some, PANEL, to, n, 0, NULL);
             }
         }
     }
@@ -943,6 +949,9 @@ typedef struct {
     float *by_own_keys, *by_own_values;             /* (padded, width) */
     float *weights, *scores;                        /* (TILE, all keys), or (TILE, TILE) twice */
     long *which;                                    /* (tokens) backward: those with slopes */
+    const float **starts;                           /* (5 * tokens) errands for the next row */
+    long *sizes;
+    errands *some;
 } room;
 
 static float *take(float **from, long count)
@@ -957,7 +966,7 @@ static long room_size(const continuing *job)
     long tokens = job->longest_row, queries = tokens * (job->heads / job->kv_heads);
     long keys = padded(tokens), prompt = padded(job->longest);
     return queries * (4 * job->width + 2) + job->width * (4 * keys + 2 * prompt) + TILE * (keys + prompt + TILE) +
-           2 * tokens + 17 * LANES;
+           22 * tokens + 19 * LANES;
 }
 
 static room arrange(const continuing *job, float *memory)
@@ -980,6 +989,8 @@ static room arrange(const continuing *job, float *memory)
     r.weights = take(&memory, TILE * (keys + prompt));
     r.scores = take(&memory, TILE * TILE);
     r.which = (long *)take(&memory, 2 * tokens);
+    r.starts = (const float **)take(&memory, 10 * tokens);
+    r.sizes = (long *)take(&memory, 10 * tokens);
     return r;
 }
 
@@ -1024,8 +1035,8 @@ static void tile_back(const continuing *job, room r, long m, long count, long n,
     const long columns = (n + LANES - 1) / LANES * LANES;
     const float *query = r.queries + m * width, *slope = r.slopes + m * width;
     float *weights = r.weights, *scores = r.scores;
-    product(count, columns, width, query, width, 1, turned_keys, stride, weights, TILE);
-    product(count, columns, width, slope, width, 1, turned_values, stride, scores, TILE);
+    multiply(count, columns, width, query, width, 1, turned_keys, stride, weights, TILE, 0, r.some);
+    multiply(count, columns, width, slope, width, 1, turned_values, stride, scores, TILE, 0, r.some);
     for (long q = 0; q < count; q++) {
         lanes total = all(r.totals[m + q]), dot = all(r.dots[m + q]);
         float *weight = weights + q * TILE, *score = scores + q * TILE;
@@ -1040,6 +1051,21 @@ static void tile_back(const continuing *job, room r, long m, long count, long n,
     add_product(count, width, n, scores, TILE, 1, keys, apart, r.by_queries + m * width, width);
     add_product(n, width, count, scores, 1, TILE, query, width, by_keys, width);
     add_product(n, width, count, weights, 1, TILE, slope, width, by_values, width);
+}
+
+/* What going back through a row will read of its tokens. */
+static errands errands_for(const continuing *job, long row, long head, room r)
+{
+    const long group = job->heads / job->kv_heads, width = job->width;
+    const float *asking[] = {job->slopes, job->queries, job->outputs}, *asked[] = {job->keys, job->values};
+    long count = 0;
+    for (long t = job->starts[row]; t < job->starts[row + 1]; t++) {
+        for (int i = 0; i < 3; i++, count++)
+            r.starts[count] = asking[i] + (t * job->heads + head * group) * width, r.sizes[count] = group * width;
+        for (int i = 0; i < 2; i++, count++)
+            r.starts[count] = asked[i] + (t * job->kv_heads + head) * width, r.sizes[count] = width;
+    }
+    return (errands){.count = count, .starts = r.starts, .sizes = r.sizes};
 }
 
 static void attend_row_back(const continuing *job, long row, long question, long head, room r, float *by_prompt)
@@ -1111,11 +1137,16 @@ int continue_prompts(const continuing *job, int back)
                 transpose(job->prompt_values + from, job->of_token, length, job->width, r.turned_values, prompt);
                 memset(part, 0, (size_t)(2 * prompt * job->width) * sizeof(float));
             }
-            for (long row = job->first[task]; row < job->first[task] + job->count[task]; row++)
+            for (long row = job->first[task], end = row + job->count[task]; row < end; row++) {
+                errands some = {0};
+                r.some = &some;
+                if (back && row + 1 < end)
+                    some = errands_for(job, row + 1, head, r);
                 if (back)
                     attend_row_back(job, row, question, head, r, part);
                 else
                     attend_row(job, row, question, head, r);
+            }
         }
         free(memory);
         if (back) {

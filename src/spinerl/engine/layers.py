@@ -24,6 +24,8 @@ from spinerl.engine.loading import LoadedModel
 __all__ = ["CompiledLayers", "LayerParts", "decoder_parts"]
 
 _SHARE_OF_MEMORY = 1 / 8  # of what is free, for a second copy of the weights
+_UNCHANGING = {"default", "linear", "llama3", "yarn"}  # rotary positions that are the same however long texts are
+_POSITIONS = 256  # whose angles are computed at a time
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -51,6 +53,7 @@ class CompiledLayers:
         norm = self._backbone.norm
         self._last = norm.weight.detach(), float(norm.variance_epsilon), kernels.packed(head.weight.detach())
         self._vocabulary = head.out_features
+        self._angles: tuple[torch.Tensor, ...] = ()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """(R, d) for tokens (R,)."""
@@ -58,8 +61,17 @@ class CompiledLayers:
 
     def angles(self, states: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (R, D) of positions (R,)."""
+        if getattr(self._backbone.rotary_emb, "rope_type", None) not in _UNCHANGING:
+            return self._computed_angles(states, positions)
+        if not self._angles or int(positions.max()) >= len(self._angles[0]):
+            known = (int(positions.max()) // _POSITIONS + 1) * _POSITIONS
+            self._angles = self._computed_angles(states[:1], torch.arange(known))
+        cosines, sines = self._angles
+        return cosines[positions], sines[positions]
+
+    def _computed_angles(self, states: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self._backbone.rotary_emb(states.unsqueeze(0), positions.unsqueeze(0))
-        if cos.shape != (1, len(states), self.sizes[3]):
+        if cos.shape != (1, len(positions), self.sizes[3]):
             raise ValueError("rotary positions of another kind")
         return cos[0].contiguous(), sin[0].contiguous()
 

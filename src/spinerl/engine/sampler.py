@@ -267,6 +267,7 @@ class _Run:
     def records(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Record]:
         """Draw until every response is finished."""
         records: list[_Record] = []
+        told = 0
         logits = self._admit(None)
         while logits is not None:
             # A check falls where the next row reaches its limit, so that none is drawn for past it.
@@ -276,9 +277,11 @@ class _Run:
                 if turn:
                     logits = self._step(records[-1].tokens)
                 records.append(self._draw(logits))
-            on_tokens(_num_drawn(records[-turns:]))
             tokens = self._drop_finished(records[-1].tokens)
             logits = self._admit(self._step(tokens) if len(tokens) else None)
+            if logits is None or len(records) - told >= _TURNS_PER_CHECK:
+                on_tokens(_num_drawn(records[told:]))
+                told = len(records)
         return records
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
