@@ -149,7 +149,7 @@ class RolloutConfig(_Section):
     )
     compiled: bool = Field(
         True,
-        description="on a CPU with a C compiler, norms, gates, rotations, attention and draws are one compiled loop each",
+        description="on a CPU with a C compiler, norms, gates, rotations, attention and draws are compiled loops",
     )
     compact: bool = Field(True, description="finished responses leave the batch")
     refill: bool = Field(True, description="waiting questions enter the batch when others finish")

@@ -87,9 +87,14 @@ class Piece:
     micros: tuple[MicroBatch, ...]
 
 
-def plan(loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig) -> list[Piece]:
+def plan(
+    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, *, padding_is_free: bool = False
+) -> list[Piece]:
     """The passes that compute the wanted (B, T) tokens, each of at most `optim.micro_batch_tokens` padded tokens
-    (`optim.micro_batch_rows` rows where that is given); a single longer row still goes alone."""
+    (`optim.micro_batch_rows` rows where that is given); a single longer row still goes alone.
+
+    `padding_is_free`: rows that continue prompts run without it, so that unlike lengths may go together.
+    """
     if batch.tokens.shape[1] == 0:
         return []
     columns = torch.arange(batch.tokens.shape[1])
@@ -101,7 +106,7 @@ def plan(loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimCo
     # The output at position p predicts token p + 1: to predict response token t, a row needs t response tokens.
     ends = {row: t for row, t in enumerate(last.tolist()) if t >= 0}
     if optim.share_prompts and _pays(batch, ends) and _shares_prompts(loaded):
-        return _shared_pieces(batch, wanted, ends, optim, loaded)
+        return _shared_pieces(batch, wanted, ends, optim, loaded, padding_is_free)
     lengths = {row: len(batch.prompts[row]) + t for row, t in ends.items()}
     micros = [
         micro_batch(batch, wanted, rows, ends, loaded.pad_id, None)
@@ -313,7 +318,12 @@ def _pays(batch: Batch, ends: dict[int, int]) -> bool:
 
 
 def _shared_pieces(
-    batch: Batch, wanted: torch.Tensor, ends: dict[int, int], optim: OptimConfig, loaded: LoadedModel
+    batch: Batch,
+    wanted: torch.Tensor,
+    ends: dict[int, int],
+    optim: OptimConfig,
+    loaded: LoadedModel,
+    padding_is_free: bool = False,
 ) -> list[Piece]:
     """Whole questions together while they fit; the rows of a piece cut into micro-batches."""
     rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -326,7 +336,8 @@ def _shared_pieces(
         number = {prompt: i for i, prompt in enumerate(prompts)}
         rows = {row: lengths[row] for prompt in prompts for row in rows_of[prompt]}
         budget = max(1, optim.micro_batch_tokens - len(prompts) * max(map(len, prefixes)))
-        cuts = _cut(_ordered(rows, optim.sort), rows, optim.micro_batch_rows, budget)
+        least_filled = 0.0 if padding_is_free else _LITTLE_PADDING
+        cuts = _cut(_ordered(rows, optim.sort), rows, optim.micro_batch_rows, budget, least_filled)
         pieces.append(
             Piece(
                 prefixes,
@@ -363,8 +374,15 @@ def _ordered(lengths: dict[int, int], sort: bool) -> list[int]:
     return sorted(lengths, key=lambda row: (-lengths[row], row)) if sort else list(lengths)
 
 
-def _cut(rows: Sequence[int], lengths: dict[int, int], max_rows: int, max_tokens: int) -> Iterator[list[int]]:
-    """The rows in lots of at most `max_rows` rows, or else of at most `max_tokens` padded tokens and little padding."""
+def _cut(
+    rows: Sequence[int],
+    lengths: dict[int, int],
+    max_rows: int,
+    max_tokens: int,
+    least_filled: float = _LITTLE_PADDING,
+) -> Iterator[list[int]]:
+    """The rows in lots of at most `max_rows` rows, or else of at most `max_tokens` padded tokens, in which rows fill at
+    least this share of the width."""
     lot: list[int] = []
     width = 0
     for row in rows:
@@ -373,7 +391,7 @@ def _cut(rows: Sequence[int], lengths: dict[int, int], max_rows: int, max_tokens
             full = len(lot) == max_rows
         else:
             full = (len(lot) + 1) * wider > max_tokens or (
-                len(lot) * width >= _ENOUGH_TOKENS and lengths[row] < _LITTLE_PADDING * width
+                len(lot) * width >= _ENOUGH_TOKENS and lengths[row] < least_filled * width
             )
         if lot and full:
             yield lot

@@ -120,9 +120,10 @@ def update(
     optimiser.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
     replay = _replay(loaded, batch, optim)
-    if replay is not None and _replays_layers(loaded, optim):
+    replays_layers = replay is not None and _replays_layers(loaded, optim)
+    if replays_layers:
         optim = optim.model_copy(update={"micro_batch_tokens": _LONGER_PASSES * optim.micro_batch_tokens})
-    pieces = plan(loaded, batch, wanted, optim)
+    pieces = plan(loaded, batch, wanted, optim, padding_is_free=replays_layers and exact_anchor is None)
     with _fast(loaded, optim, replay), _fast(exact_anchor, optim):
         for piece in pieces:
             prefix = _prefix(loaded, piece, optim, replay)

@@ -56,7 +56,8 @@ class Record:
             return None
         output, total = (_taken(kept, slots) for kept in self.attention[layer])
         padding = slots < 0
-        output[padding], total[padding] = 0.0, _MUCH  # what was never written may be no number
+        if padding.any():  # what was never written may be no number
+            output[padding], total[padding] = 0.0, _MUCH
         return output, total
 
     def of_rows(self, rows: torch.Tensor) -> Record:
