@@ -480,6 +480,21 @@ INLINE const char *next_lines(errands *some, long most, long *lines)
     return at;
 }
 
+/* One number of each row's of a, times a row of b. */
+INLINE void add_outer(const int rows, const int vectors, const float *a, long a_row, const float *b,
+                      lanes (*sums)[VECTORS])
+{
+    lanes from[VECTORS];
+    UNROLLED for (int v = 0; v < vectors; v++)
+        from[v] = load(b + v * LANES);
+    UNROLLED for (int i = 0; i < rows; i++) {
+        lanes one = all(a[i * a_row]);
+        UNROLLED for (int v = 0; v < vectors; v++)
+            sums[i][v] += one * from[v];
+    }
+}
+
+/* `ahead`: whether to fetch b; `some`, or NULL: what else to fetch. */
 INLINE void block(const int rows, const int vectors, long depth, const float *a, long a_row, long a_depth,
                   const float *b, long b_depth, float *c, long c_row, const int add, const int ahead, errands *some)
 {
@@ -490,31 +505,17 @@ INLINE void block(const int rows, const int vectors, long depth, const float *a,
     long lines, d = 0;
     for (const char *wanted; some && d < depth && (wanted = next_lines(some, depth - d, &lines));)
         for (const long stop = d + lines; d < stop; d++, wanted += 64) {
-            lanes from[VECTORS];
-            UNROLLED for (int v = 0; v < vectors; v++)
-                from[v] = load(b + d * b_depth + v * LANES);
             __builtin_prefetch(wanted, 0, 2);
             if (ahead)
                 UNROLLED for (int v = 0; v < vectors; v++)
                     __builtin_prefetch(b + (d + AHEAD) * b_depth + v * LANES);
-            UNROLLED for (int i = 0; i < rows; i++) {
-                lanes one = all(a[i * a_row + d * a_depth]);
-                UNROLLED for (int v = 0; v < vectors; v++)
-                    sums[i][v] += one * from[v];
-            }
+            add_outer(rows, vectors, a + d * a_depth, a_row, b + d * b_depth, sums);
         }
     for (; d < depth; d++) {
-        lanes from[VECTORS];
-        UNROLLED for (int v = 0; v < vectors; v++)
-            from[v] = load(b + d * b_depth + v * LANES);
         if (ahead)
             UNROLLED for (int v = 0; v < vectors; v++)
                 __builtin_prefetch(b + (d + AHEAD) * b_depth + v * LANES);
-        UNROLLED for (int i = 0; i < rows; i++) {
-            lanes one = all(a[i * a_row + d * a_depth]);
-            UNROLLED for (int v = 0; v < vectors; v++)
-                sums[i][v] += one * from[v];
-        }
+        add_outer(rows, vectors, a + d * a_depth, a_row, b + d * b_depth, sums);
     }
     UNROLLED for (int i = 0; i < rows; i++)
         UNROLLED for (int v = 0; v < vectors; v++)
@@ -1298,26 +1299,26 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
     long most = 0;
     for (long task = from; task < to; task++)
         most = job.count[task] > most ? job.count[task] : most;
+    const long stretches = rows * kv_heads * 2 * ((job.own + job.block_size - 1) / job.block_size);
     const long sizes[] = {rows * hidden, rows * hidden, rows * attention, rows * asked, rows * asked, rows * heads,
-                          rows * wide, rows * 2 * gate, rows * inner, task_size(&job, width, most)};
-    float *parts[10];
+                          rows * wide, rows * 2 * gate, rows * inner, task_size(&job, width, most), 2 * stretches,
+                          2 * stretches};
+    float *parts[12];
     long size = 0;
-    errands some;
-    long stretches = rows * job.kv_heads * 2 * ((job.own + job.block_size - 1) / job.block_size);
-    some.starts = malloc(stretches * sizeof(float *)), some.sizes = malloc(stretches * sizeof(long));
-    run_errands(&some, &job, d->states, width, from, to);
-    for (int i = 0; i < 10; i++)
+    for (int i = 0; i < 12; i++)
         size += up_to(sizes[i], LANES);
     float *memory = find_room(size);
     if (memory == NULL)
         return 1;
     size = 0;
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < 12; i++) {
         parts[i] = memory + size;
         size += up_to(sizes[i], LANES);
     }
     float *stream = parts[0], *normed = parts[1], *all_three = parts[2], *queries = parts[3], *found = parts[4];
     float *totals = parts[5], *out = parts[6], *gates = parts[7], *active = parts[8], *scratch = parts[9];
+    errands some = {.starts = (const float **)parts[10], .sizes = (long *)parts[11]};
+    run_errands(&some, &job, d->states, width, from, to);
     job.queries = queries, job.outputs = found, job.totals = totals, job.in_order = 1, job.base = first;
     for (long r = 0; r < rows; r++)
         memcpy(stream + r * hidden, d->stream + order[r] * hidden, (size_t)hidden * sizeof(float));
@@ -1375,7 +1376,6 @@ static int decode_rows(const decoder *d, decoding job, long width, long from, lo
         for (long r = 0; r < rows; r++)
             memcpy(d->logits + order[r] * up_to(d->vocabulary, PANEL) + p, out + r * PANEL, PANEL * sizeof(float));
     }
-    free(some.starts), free(some.sizes);
     free(memory);
     return 0;
 }
