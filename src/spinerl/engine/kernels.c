@@ -115,6 +115,34 @@ void norm_forward(long rows, long width, const float *x, const int64_t *places, 
     }
 }
 
+/* by_x of a row, with `beside` added to it where that is given; slopes of w are added to sums.  by_x may be slope. */
+INLINE void norm_row_back(long width, const float *x, const float *more, const float *w, float scale, const float *slope,
+                          const float *beside, float *by_x, float *sums)
+{
+    lanes dots = {0};
+    long i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        lanes product = load(slope + i) * plus(x, more, i);
+        dots += product * load(w + i);
+        store(sums + i, load(sums + i) + product * scale);
+    }
+    float dot = sum_of(dots);
+    for (; i < width; i++) {
+        float product = slope[i] * plus_one(x, more, i);
+        dot += product * w[i];
+        sums[i] += product * scale;
+    }
+    const float back = dot * scale * scale * scale / (float)width;
+    for (i = 0; i + LANES <= width; i += LANES) {
+        lanes found = load(slope + i) * load(w + i) * scale - plus(x, more, i) * back;
+        store(by_x + i, beside ? load(beside + i) + found : found);
+    }
+    for (; i < width; i++) {
+        float found = slope[i] * w[i] * scale - plus_one(x, more, i) * back;
+        by_x[i] = beside ? beside[i] + found : found;
+    }
+}
+
 /* by_x of each row, with `residual` added to it where that is given; by_w as `parts` sums over rows, (parts, width),
  * which the caller has set to 0 and adds up. */
 void norm_backward(long rows, long width, const float *x, const int64_t *places, const float *kept, const float *w,
@@ -125,31 +153,8 @@ void norm_backward(long rows, long width, const float *x, const int64_t *places,
         float *sums = by_w + part * width;
         for (long row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
             const float *from = x + row * width, *more = kept_row(kept, places, row, width), *g = slope + row * width;
-            const float *beside = residual ? residual + row * width : NULL;
-            float *to = by_x + row * width;
-            float scale = inverse[row];
-            lanes dots = {0};
-            long i = 0;
-            for (; i + LANES <= width; i += LANES) {
-                lanes product = load(g + i) * plus(from, more, i);
-                dots += product * load(w + i);
-                store(sums + i, load(sums + i) + product * scale);
-            }
-            float dot = sum_of(dots);
-            for (; i < width; i++) {
-                float product = g[i] * plus_one(from, more, i);
-                dot += product * w[i];
-                sums[i] += product * scale;
-            }
-            float back = dot * scale * scale * scale / (float)width;
-            for (i = 0; i + LANES <= width; i += LANES) {
-                lanes found = load(g + i) * load(w + i) * scale - plus(from, more, i) * back;
-                store(to + i, beside ? load(beside + i) + found : found);
-            }
-            for (; i < width; i++) {
-                float found = g[i] * w[i] * scale - plus_one(from, more, i) * back;
-                to[i] = beside ? beside[i] + found : found;
-            }
+            norm_row_back(width, from, more, w, inverse[row], g, residual ? residual + row * width : NULL,
+                          by_x + row * width, sums);
         }
     }
 }
@@ -245,36 +250,6 @@ void gate_both_at(long rows, long width, const int64_t *places, const float *gat
 
 /* ---- rotations: halves (a, b) of each head to (a cos - b sin, b cos + a sin), or the transpose of that ---- */
 
-void rotate(long tokens, long heads, long width, const float *x, const float *cosine, const float *sine, int back,
-            float *y)
-{
-    long half = width / 2;
-#pragma omp parallel for schedule(static) if (tokens * heads * width > 16384)
-    for (long token = 0; token < tokens; token++) {
-        const float *c = cosine + token * width, *s = sine + token * width;
-        for (long head = 0; head < heads; head++) {
-            const float *a = x + (token * heads + head) * width, *b = a + half;
-            float *to = y + (token * heads + head) * width;
-            long i = 0;
-            for (; i + LANES <= half; i += LANES) {
-                lanes p = load(a + i), q = load(b + i);
-                if (back) {
-                    store(to + i, p * load(c + i) + q * load(s + half + i));
-                    store(to + half + i, q * load(c + half + i) - p * load(s + i));
-                } else {
-                    store(to + i, p * load(c + i) - q * load(s + i));
-                    store(to + half + i, q * load(c + half + i) + p * load(s + half + i));
-                }
-            }
-            for (; i < half; i++) {
-                float p = a[i], q = b[i];
-                to[i] = back ? p * c[i] + q * s[half + i] : p * c[i] - q * s[i];
-                to[half + i] = back ? q * c[half + i] - p * s[i] : q * c[half + i] + p * s[half + i];
-            }
-        }
-    }
-}
-
 /* A head's norm, if it has one, and its rotation: y, which may be x. */
 INLINE void turn(const float *x, const float *w, float eps, const float *c, const float *s, long width, float *y)
 {
@@ -313,25 +288,23 @@ INLINE void turn_back(const float *x, const float *w, float eps, const float *c,
         by_x[i] = a * c[i] + b * s[half + i];
         by_x[half + i] = b * c[half + i] - a * s[i];
     }
-    if (w == NULL)
-        return;
-    const float scale = inverse_root(x, NULL, width, eps);
-    lanes dots = {0};
-    for (i = 0; i + LANES <= width; i += LANES) {
-        lanes product = load(by_x + i) * load(x + i);
-        dots += product * load(w + i);
-        store(by_w + i, load(by_w + i) + product * scale);
-    }
-    float dot = sum_of(dots);
-    for (; i < width; i++) {
-        dot += by_x[i] * x[i] * w[i];
-        by_w[i] += by_x[i] * x[i] * scale;
-    }
-    const float back = dot * scale * scale * scale / (float)width;
-    for (i = 0; i + LANES <= width; i += LANES)
-        store(by_x + i, load(by_x + i) * load(w + i) * scale - load(x + i) * back);
-    for (; i < width; i++)
-        by_x[i] = by_x[i] * w[i] * scale - x[i] * back;
+    if (w)
+        norm_row_back(width, x, NULL, w, inverse_root(x, NULL, width, eps), by_x, NULL, by_x, by_w);
+}
+
+void rotate(long tokens, long heads, long width, const float *x, const float *cosine, const float *sine, int back,
+            float *y)
+{
+#pragma omp parallel for schedule(static) if (tokens * heads * width > 16384)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads; head++) {
+            const float *c = cosine + token * width, *s = sine + token * width;
+            const long at = (token * heads + head) * width;
+            if (back)
+                turn_back(NULL, NULL, 0.0f, c, s, width, x + at, y + at, NULL);
+            else
+                turn(x + at, NULL, 0.0f, c, s, width, y + at);
+        }
 }
 
 /* y (tokens, heads, width): `turn` of the rows `places` of a larger matrix; angles (tokens, width). */

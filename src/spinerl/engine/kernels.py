@@ -238,10 +238,12 @@ def normalise(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
     return _normalised(states.contiguous(), weight, eps, None)
 
 
-def _normalised(states: torch.Tensor, weight: torch.Tensor, eps: float, inverse: torch.Tensor | None) -> torch.Tensor:
+def _normalised(
+    states: torch.Tensor, weight: torch.Tensor, eps: float, inverse: torch.Tensor | None, kept: Rows | None = None
+) -> torch.Tensor:
     """The same without a gradient; `inverse` (...), if given, is filled with 1 / sqrt(mean(states^2) + eps)."""
     found, width = torch.empty_like(states), states.shape[-1]
-    inputs = (*_addresses(states, None, None, weight), eps, *_addresses(found, inverse))
+    inputs = (*_addresses(states, *(kept or (None, None)), weight), eps, *_addresses(found, inverse))
     _loops().norm_forward(states.numel() // width, width, *inputs)
     return found
 
@@ -275,10 +277,8 @@ def normalise_sum(
     states: torch.Tensor, kept: Rows | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`normalise` of states (m, n) plus those rows, without a gradient; and (m,) 1 / sqrt(mean(sum^2) + eps)."""
-    found, inverse = torch.empty_like(states), states.new_empty(len(states))
-    places = (*_addresses(states, *(kept or (None, None)), weight), eps, *_addresses(found, inverse))
-    _loops().norm_forward(*states.shape, *places)
-    return found, inverse
+    inverse = states.new_empty(len(states))
+    return _normalised(states, weight, eps, inverse, kept), inverse
 
 
 def normalise_back(
