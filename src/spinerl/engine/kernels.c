@@ -416,18 +416,30 @@ int draw(long rows, long vocabulary, long apart, const float *logits, float fact
 /* ---- products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of 16 ---- */
 
 #define AHEAD 16 /* rows of b that are fetched before they are wanted */
-#ifdef __AVX512F__
-#define ROWS 6 /* of a block whose sums are kept in registers, and vectors in each */
+/* ROWS of a block whose sums are kept in registers, VECTORS of 16 numbers in each, and the bytes of a register: compilers
+ * leave wider vectors than the processor has in memory. */
+#if defined(__AVX512F__)
+#define ROWS 6
 #define VECTORS 4
+#define REGISTER 64
+#elif defined(__AVX__)
+#define ROWS 6
+#define VECTORS 1
+#define REGISTER 32
 #else
 #define ROWS 3
-#define VECTORS 2
+#define VECTORS 1
+#define REGISTER 16
 #endif
+typedef float part __attribute__((vector_size(REGISTER)));
+typedef float loose_part __attribute__((vector_size(REGISTER), aligned(4), may_alias));
+#define PART (REGISTER / 4)          /* numbers in a register */
+#define PARTS (LANES / PART)         /* registers in a vector */
 
 #define PANEL (VECTORS * LANES) /* columns of a packed matrix that lie together */
 
-/* Whether `weight_slope` and `slopes_back` are worth their while: with fewer registers, libraries do better. */
-int has_many_registers(void) { return ROWS == 6; }
+/* Whether `weight_slope` and `slopes_back` are worth their while: with narrower registers, libraries do better. */
+int has_wide_registers(void) { return REGISTER >= 32; }
 
 /* Memory that will be wanted next: stretches of it, taken line by line beside products, which leave memory idle. */
 typedef struct {
@@ -455,14 +467,14 @@ INLINE const char *next_lines(errands *some, long most, long *lines)
 
 /* One number of each row's of a, times a row of b. */
 INLINE void add_outer(const int rows, const int vectors, const float *a, long a_row, const float *b,
-                      lanes (*sums)[VECTORS])
+                      part (*sums)[VECTORS * PARTS])
 {
-    lanes from[VECTORS];
-    UNROLLED for (int v = 0; v < vectors; v++)
-        from[v] = load(b + v * LANES);
+    part from[VECTORS * PARTS];
+    UNROLLED for (int v = 0; v < vectors * PARTS; v++)
+        from[v] = *(const loose_part *)(b + v * PART);
     UNROLLED for (int i = 0; i < rows; i++) {
-        lanes one = all(a[i * a_row]);
-        UNROLLED for (int v = 0; v < vectors; v++)
+        const float one = a[i * a_row];
+        UNROLLED for (int v = 0; v < vectors * PARTS; v++)
             sums[i][v] += one * from[v];
     }
 }
@@ -471,10 +483,10 @@ INLINE void add_outer(const int rows, const int vectors, const float *a, long a_
 INLINE void block(const int rows, const int vectors, long depth, const float *a, long a_row, long a_depth,
                   const float *b, long b_depth, float *c, long c_row, const int add, const int ahead, errands *some)
 {
-    lanes sums[ROWS][VECTORS];
+    part sums[ROWS][VECTORS * PARTS];
     UNROLLED for (int i = 0; i < rows; i++)
-        UNROLLED for (int v = 0; v < vectors; v++)
-            sums[i][v] = add ? load(c + i * c_row + v * LANES) : (lanes){0};
+        UNROLLED for (int v = 0; v < vectors * PARTS; v++)
+            sums[i][v] = add ? (part)*(const loose_part *)(c + i * c_row + v * PART) : (part){0};
     long lines, d = 0;
     for (const char *wanted; some && d < depth && (wanted = next_lines(some, depth - d, &lines));)
         for (const long stop = d + lines; d < stop; d++, wanted += 64) {
@@ -491,8 +503,8 @@ INLINE void block(const int rows, const int vectors, long depth, const float *a,
         add_outer(rows, vectors, a + d * a_depth, a_row, b + d * b_depth, sums);
     }
     UNROLLED for (int i = 0; i < rows; i++)
-        UNROLLED for (int v = 0; v < vectors; v++)
-            store(c + i * c_row + v * LANES, sums[i][v]);
+        UNROLLED for (int v = 0; v < vectors * PARTS; v++)
+            *(loose_part *)(c + i * c_row + v * PART) = sums[i][v];
 }
 
 INLINE void blocks_below(const int vectors, long m, long depth, const float *a, long a_row, long a_depth,

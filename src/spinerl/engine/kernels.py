@@ -572,7 +572,7 @@ def draw(
 def multiplies() -> bool:
     """Whether `weight_slope` and `slopes_back` are there and worth their while: on processors with AVX-512."""
     loops = library()
-    return loops is not None and bool(loops.has_many_registers())
+    return loops is not None and bool(loops.has_wide_registers())
 
 
 def weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
