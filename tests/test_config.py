@@ -36,6 +36,22 @@ def test_short_and_long_names_are_one():
     assert load_config(overrides=words[::-1]) == load_config(overrides=words)
 
 
+def test_old_names_are_read_with_a_notice(caplog):
+    config = load_config({"loss": {"normaliser": "response", "clip_low": 0.1}})
+    assert (config.loss.normalizer, config.loss.clip_low) == ("response", 0.1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "loss.normaliser is called loss.normalizer now; the old name goes with the next release"
+    ]
+    assert load_config(overrides=["method=prefix-tree"]) == load_config(overrides=["method=tempo"])
+
+
+def test_each_side_of_the_band_has_its_weight():
+    config = load_config(overrides=["band.weight=0.2", "band.weight_high=0.5"])
+    assert config.band.weights == (0.2, 0.5)
+    assert config.band.coefficient == 0.5
+    assert load_config(overrides=["method=ttrl"]).band.coefficient == 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_resolved_yaml_resolves_to_itself(method, tmp_path):
     config = load_config(overrides=[f"method={method}", "seed=3"])
@@ -51,7 +67,10 @@ def test_resolved_yaml_resolves_to_itself(method, tmp_path):
         ("band.wieght=1", 'did you mean "weight"'),
         ("data.columns.questoin=x", 'did you mean "question"'),
         ("weight=1", 'did you mean "'),
-        ("group_size=1", "greater than or equal to 2"),
+        ("group_size=1", "leaves a response nothing to be compared with"),
+        ("group_size=0", "greater than or equal to 1"),
+        ("rollout.scored=half", "rollout.scored"),
+        ("band.weight_low=-1", "band.weight_low"),
         ("method=spin", 'did you mean "spine"'),
         ("forks.fraction=0", "greater than 0"),
         ("forks.fraction=1.5", "less than or equal to 1"),
@@ -100,7 +119,10 @@ def test_missing_recipe_is_named():
         load_config("nowhere.yaml")
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+RECIPES = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "studies")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_recipes_resolve_and_are_sparse(recipe):
     config = load_config(recipe)
     given = yaml.safe_load(recipe.read_text())
@@ -122,3 +144,15 @@ def test_run_folder_has_a_telling_name():
 def test_light_modules_do_not_import_torch(module):
     code = f"import spinerl.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_methods_row_wins_over_a_recipe():
+    recipe = ROOT / "configs" / "paper" / "qwen3-1.7b.yaml"
+    for method in ("ttrl", "lmsi"):
+        config = load_config(recipe, [f"method={method}"])
+        assert (config.forks.selector, config.band.coefficient) == ("all", 0)
+        assert (config.rollout.temperature, config.optim.lr, config.group_size) == (0.7, 1e-6, 8)
+    assert config.loss.form == "nll"
+    assert config.anchor.weight == 0
+    assert load_config(recipe, ["method=ttrl", "anchor.scope=all"]).anchor.weight == 0.01
+    assert load_config(recipe, ["method=ttrl", "band.weight=0.5"]).band.coefficient == 0.5  # words win over all

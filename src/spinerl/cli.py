@@ -336,7 +336,8 @@ def export_verl(
 
     Gold answers are not written.  verl need not be installed here.
 
-    Examples: spinerl export verl configs/qwen3-1.7b.yaml --out jobs/qwen | spinerl export verl method=ttrl --out job
+    Examples: spinerl export verl model=Qwen/Qwen3-1.7B data=math-500 --out jobs/qwen | spinerl export verl
+    method=ttrl --out job
     """
     from spinerl.bridges.verl_export import export
 
@@ -366,16 +367,28 @@ def report(
 
 @app.command("config")
 def config_command(
-    words: Words = None, keys: Annotated[bool, typer.Option("--keys", help="list every key instead")] = False
+    words: Words = None,
+    keys: Annotated[bool, typer.Option("--keys", help="list every key instead")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="say beside each value where it comes from")] = False,
 ) -> None:
-    """Print the resolved configuration, or explain every key."""
+    """Print the resolved configuration, or explain every key.
+
+    Examples: spinerl config method=ttrl | spinerl config configs/paper/qwen3-1.7b.yaml --sources
+    """
     if keys:
         table = Table("key", "type", "default", "meaning", show_edge=False)
         for key, kind, default, description in describe_keys():
             table.add_row(key, kind, "null" if default is None else str(default), description)
         out.print(table)
         return
-    sys.stdout.write(dump_yaml(_config(words)))
+    config = _config(words)
+    if sources:
+        from spinerl.sources import list_sources, source_lines
+
+        recipe, overrides = _split_words(words)
+        sys.stdout.write("\n".join(source_lines(list_sources(config, recipe, overrides))) + "\n")
+        return
+    sys.stdout.write(dump_yaml(config))
 
 
 @app.command("bench")
@@ -462,12 +475,18 @@ def _check_writable(*files: Path | None) -> None:
 
 
 def _config(words: list[str] | None) -> Config:
-    """The configuration of `[RECIPE] [KEY=VALUE]...`: the first word without '=' names the recipe."""
-    rest = list(words or [])
-    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
+    """The configuration of `[RECIPE] [KEY=VALUE]...`."""
+    recipe, overrides = _split_words(words)
     if recipe is not None and not Path(recipe).is_file():
         raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value words")
-    return _resolved(recipe, rest)
+    return _resolved(recipe, overrides)
+
+
+def _split_words(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """(recipe, overrides): the first word without '=' names the recipe."""
+    rest = list(words or [])
+    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
+    return recipe, rest
 
 
 def _resolved(recipe: Mapping[str, Any] | str | None, words: Sequence[str]) -> Config:

@@ -1,13 +1,15 @@
 """The configuration: one frozen tree of typed keys, read from sparse YAML and key=value words.  No torch here.
 
 A run's configuration is laid over in this order, later layers winning: the defaults below, what a bundled model
-sets for itself, the method's row, the recipe file, the command line.  `model=X`, `data=X` are short for
+sets for itself, the method's row, the recipe file, the command line.  Where the command line names another method
+than the recipe does, that method's row wins over the recipe.  `model=X`, `data=X` are short for
 `model.name=X`, `data.name=X`, and `loss=X` for the keys of a row of `spinerl.methods.LOSSES`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from spinerl.errors import InputError, did_you_mean
-from spinerl.methods import LOSSES, METHODS
+from spinerl.methods import ALIASES, LOSSES, METHODS
 
 __all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "read_recipe"]
 
@@ -110,6 +112,9 @@ class PromptConfig(_Section):
     instruction: str | None = Field(
         None, description="answer instruction after the question; null: the answer kind's own; '': none"
     )
+    reference_question: bool = Field(
+        False, description="whether the model that reads a group's responses (CaT) sees the question too"
+    )
     examples: list[ExampleConfig] = Field([], description="worked examples before the question: {question, answer}")
     chat_template: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         "auto", description="auto: use it if the tokenizer has one"
@@ -136,6 +141,17 @@ class RolloutConfig(_Section):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1: off")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: off")
     min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens under min_p times the likeliest; 0: off")
+    scored: Literal["full", "truncated"] = Field(
+        "full",
+        description="whose log-probabilities the policy term has where top_p, top_k or min_p truncate: the full "
+        "distribution's, or those of the truncated and renormalized one that was sampled",
+    )
+    reuse: int = Field(
+        1,
+        ge=0,
+        description="passes over the questions that learn from the same responses; 1: each step samples its own; 0: "
+        "all responses are sampled once, before step 1",
+    )
     max_new_tokens: int = Field(1024, ge=1, description="a longer response is truncated (tokens)")
     stop: list[str] = Field([], description="texts that end a response where they appear")
     max_cache_tokens: int = Field(
@@ -185,31 +201,43 @@ class VoteConfig(_Section):
 
 
 class AdvantageConfig(_Section):
-    scale: Literal["std", "none"] = Field("std", description="std: standardised; none: only centred")
+    scale: Literal["std", "none", "raw"] = Field(
+        "std", description="std: standardised; none: only centred; raw: the reward itself"
+    )
     eps: float = Field(1e-6, gt=0, description="added to the standard deviation")
     scope: Literal["group", "batch"] = Field("group", description="centred within each question, or within the step")
     credit: Literal["response", "prefix-tree"] = Field(
         "response", description="one advantage per response, or more where responses part (TEMPO)"
     )
     entropy: Literal["none", "reshape"] = Field("none", description="reshape: certain responses count more (ETTRL)")
+    entropy_range: float = Field(
+        0.0, ge=0, description="reshape's factor stays within 1 +- this; 0: it is only kept from falling under 0"
+    )
     bound: float = Field(0.0, ge=0, description="advantages are clipped to +-bound; 0: off")
 
 
 class ForksConfig(_Section):
-    selector: str = Field("top-entropy", description="top-entropy, all, low-entropy, random, or module:function")
-    fraction: float = Field(0.2, gt=0, le=1, description="rho: share of tokens that are forks")
+    selector: str = Field(
+        "top-entropy", description="top-entropy, otsu, all, first, low-entropy, random, or module:function"
+    )
+    fraction: float = Field(0.2, gt=0, le=1, description="rho: share of tokens that are forks (otsu finds its own)")
+    num_tokens: int = Field(8, ge=1, description="tokens of each response that selector=first takes")
     scope: Literal["response", "batch"] = Field("response", description="top rho of each response, or of the batch")
 
 
 class LossConfig(_Section):
-    form: Literal["token", "sequence", "cispo"] = Field(
-        "token", description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO)"
+    form: Literal["token", "sequence", "cispo", "nll"] = Field(
+        "token",
+        description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO); nll: no "
+        "ratio, advantage times log-likelihood (fine-tuning)",
     )
     clip_low: float = Field(0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge")
     clip_high: float = Field(0.2, ge=0, description="ratios over 1 + clip_high are clipped")
-    normaliser: Literal["token", "response", "budget"] = Field(
+    normalizer: Literal["token", "response", "budget", "response-tokens"] = Field(
         "token",
-        description="mean over the update's selected tokens, over its responses' means, or sum over a fixed budget",
+        description="each term: mean over the update's selected tokens, over its responses' means, or (policy) sum "
+        "over a fixed budget; response-tokens, as SPINE prints it: policy, band and entropy over all response tokens with "
+        "the mask inside, the anchor a mean over its own",
     )
 
 
@@ -221,11 +249,28 @@ class AnchorConfig(_Section):
 
 class BandConfig(_Section):
     weight: float = Field(0.0, ge=0, description="lambda_band; 0: no band")
+    weight_low: float | None = Field(None, ge=0, description="beta_l, weight under the lower edge; null: band.weight")
+    weight_high: float | None = Field(None, ge=0, description="beta_u, weight over the upper edge; null: band.weight")
     low: float = Field(0.10, ge=0, le=1, description="quantile of a response's fork entropies: lower edge")
     high: float = Field(0.50, ge=0, le=1, description="quantile: upper edge")
-    edges: Literal["current", "initial", "ema"] = Field("current", description="whose entropies give the edges")
+    edges: Literal["current", "initial", "ema", "median-mad"] = Field(
+        "current",
+        description="whose entropies give the edges; median-mad: the median and 1.4826 median deviations under it "
+        "(SPINE's second version) in place of quantiles",
+    )
     ema_decay: float = Field(0.9, ge=0, lt=1, description="weight of the past in edges=ema")
     shape: Literal["hinge", "squared"] = Field("hinge", description="penalty outside the band")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(under the lower edge, over the upper edge)."""
+        low, high = (self.weight if own is None else own for own in (self.weight_low, self.weight_high))
+        return low, high
+
+    @property
+    def coefficient(self) -> float:
+        """The larger of the two weights; 0: no band."""
+        return max(self.weights)
 
 
 class EntropyConfig(_Section):
@@ -349,12 +394,12 @@ class Config(_Section):
     seed: int = Field(0, ge=0, description="of every random choice in the run")
     steps: int = Field(60, ge=0, description="training steps; 0 only evaluates")
     questions_per_step: int = Field(8, ge=1, description="questions of one step")
-    group_size: int = Field(8, ge=2, description="G: responses trained on, per question (paper: 8)")
+    group_size: int = Field(8, ge=1, description="G: responses trained on, per question (paper: 8)")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one or all, whichever is faster")
     reward: str = Field(
         "majority",
-        description="majority, leave-one-out, frequency, empo, ttrv, evol, entropy, self-certainty, reference, gold, "
-        "or module:function",
+        description="majority, leave-one-out, frequency, empo, ttrv, evol, entropy, self-certainty, similarity, "
+        "constant, reference, none, gold, or module:function",
     )
     prompt: PromptConfig = PromptConfig()  # pyright: ignore[reportCallIssue]
     answer: AnswerConfig = AnswerConfig()  # pyright: ignore[reportCallIssue]
@@ -401,6 +446,7 @@ class Config(_Section):
         return Path("runs") / f"{self.method}-{model}-{data}-seed{self.seed}"
 
 
+_RENAMED = {"loss.normaliser": "loss.normalizer"}  # old names, read for one release
 _HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
 # What a bundled model needs beside the defaults above, which suit models a thousand times its size.
@@ -435,17 +481,24 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     >>> load_config(overrides=["method=ttrl", "data.columns.question=problem"]).forks.selector
     'all'
     """
-    given = _merge({}, _expand(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {}))
+    from_recipe = _renamed(_expand(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {}))
+    from_words: dict[str, Any] = {}
     for word in overrides:
-        given = _merge(given, _expand(_parse_override(word)))
+        from_words = _merge(from_words, _renamed(_expand(_parse_override(word))))
+    given = _merge(from_recipe, from_words)
     method = given.get("method", Config.model_fields["method"].default)
+    if isinstance(method, str) and method in ALIASES:
+        method = from_words["method"] = ALIASES[method]
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(
             f"method={method!r} is not a method{did_you_mean(str(method), METHODS)}; allowed: {', '.join(METHODS)}"
         )
     model = given.get("model", {})
     model_name = model.get("name", ModelConfig.model_fields["name"].default) if isinstance(model, dict) else None
-    layers = [PROFILES.get(_profile(str(model_name)), {}), METHODS[method].sets, given]
+    layers = [METHODS[method].sets, from_recipe]
+    if from_recipe.get("method", method) != method:  # it was written for another method
+        layers.reverse()
+    layers = [PROFILES.get(_profile(str(model_name)), {}), *layers, from_words]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
@@ -567,6 +620,20 @@ def _expand(layer: Mapping[str, Any]) -> dict[str, Any]:
     return expanded
 
 
+def _renamed(layer: dict[str, Any]) -> dict[str, Any]:
+    """The layer under today's names of keys, with a line of notice for each old one."""
+    for old, new in _RENAMED.items():
+        section, _, name = old.partition(".")
+        own = layer.get(section)
+        if isinstance(own, Mapping) and name in own:
+            logging.getLogger(__name__).warning(
+                "%s is called %s now; the old name goes with the next release", old, new
+            )
+            kept = {key: value for key, value in own.items() if key != name}
+            layer = {**layer, section: {new.partition(".")[2]: own[name], **kept}}
+    return layer
+
+
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` laid over `base`, section by section; neither is changed."""
     merged = dict(base)
@@ -610,6 +677,18 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         (
             config.advantage.credit == "response" or config.advantage.scope == "group",
             "advantage.credit=prefix-tree needs advantage.scope=group: its tree is that of one question's responses",
+        ),
+        (
+            config.advantage.credit == "response" or config.advantage.scale != "raw",
+            "advantage.credit=prefix-tree needs advantage.scale=std or none: it shares out what is centred",
+        ),
+        (
+            config.group_size > 1 or config.advantage.scale == "raw" or config.reward == "none" or config.steps == 0,
+            "group_size=1 leaves a response nothing to be compared with: set 2 or more, or advantage.scale=raw",
+        ),
+        (
+            config.rollout.reuse == 1 or not config.stream.on,
+            f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
         ),
         (
             config.method != "none" or config.steps == 0,

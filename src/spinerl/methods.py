@@ -1,7 +1,8 @@
 """The table of methods, and that of losses.  A row is what it changes of the configuration's defaults, nothing more.
 
 All methods run the same loop (`spinerl.step`): the rollout plan, the reward, the advantage, the token selector, the
-loss and its further terms are configuration keys, and a row here sets them.  Keys a user gives win over the row.
+loss and its further terms are configuration keys, and a row here sets them.  Keys a user gives win over the row,
+those of a recipe for another method excepted.
 Formulas and sources: docs/method.md.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LOSSES", "METHODS", "Method"]
+__all__ = ["ALIASES", "LOSSES", "METHODS", "Method"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class Method:
     sets: Mapping[str, Any]
 
 
-_ALL_TOKENS = {"forks": {"selector": "all"}, "band": {"weight": 0.0}}
+_NO_BAND = {"weight": 0.0, "weight_low": None, "weight_high": None}
+_ALL_TOKENS = {"forks": {"selector": "all"}, "band": _NO_BAND}
 _VOTE_ON_ALL = {"reward": "majority", **_ALL_TOKENS}
 _FORKS = {"selector": "top-entropy", "fraction": 0.2, "scope": "response"}
+_EAR = {"entropy": "reshape", "entropy_range": 0.2}
+_FINE_TUNING = {**_ALL_TOKENS, "advantage": {"scale": "raw"}, "loss": {"form": "nll"}, "anchor": {"weight": 0.0}}
 
 METHODS: dict[str, Method] = {
     "spine": Method(
@@ -37,12 +41,27 @@ METHODS: dict[str, Method] = {
     "spine-no-band": Method(
         summary="SPINE's forks without its band",
         source="arXiv 2511.17938, ablation",
-        sets={"reward": "majority", "forks": _FORKS, "band": {"weight": 0.0}},
+        sets={"reward": "majority", "forks": _FORKS, "band": _NO_BAND},
+    ),
+    "spine-v2": Method(
+        summary="SPINE's second version, as one reader has it: forks by Otsu's threshold, band from the median",
+        source="arXiv 2511.17938v2, known from an independent re-implementation only",
+        sets={
+            "reward": "majority",
+            "forks": {"selector": "otsu", "scope": "response"},
+            "band": {"weight": 0.01, "edges": "median-mad"},
+            "loss": {"normalizer": "response-tokens"},
+        },
     ),
     "ttrl": Method(
         summary="majority vote, all tokens, no band",
         source="arXiv 2504.16084",
         sets=_VOTE_ON_ALL,
+    ),
+    "ttrl-paper": Method(
+        summary="SPINE's baseline: TTRL with a KL anchor on all tokens",
+        source="arXiv 2511.17938, section 4.1; weight and estimator: EasyR1's defaults",
+        sets={**_VOTE_ON_ALL, "anchor": {"weight": 0.01, "estimator": "k3", "scope": "all"}},
     ),
     "ttrl-loo": Method(
         summary="TTRL whose responses do not vote for themselves",
@@ -67,22 +86,33 @@ METHODS: dict[str, Method] = {
     "ettrl": Method(
         summary="TTRL whose certain responses count for more (EAR, reshaped)",
         source="arXiv 2508.11356",
-        sets={**_VOTE_ON_ALL, "advantage": {"entropy": "reshape"}},
+        sets={**_VOTE_ON_ALL, "advantage": _EAR},
     ),
     "ettrl-clip": Method(
         summary="TTRL with bounded advantages (EAR, clipped)",
         source="arXiv 2508.11356",
-        sets={**_VOTE_ON_ALL, "advantage": {"bound": 1.0}},
+        sets={**_VOTE_ON_ALL, "advantage": {"bound": 2.0}},
     ),
     "ettrl-etmr": Method(
         summary="TTRL on tree rollouts that branch at forks and share prefixes, with EAR",
         source="arXiv 2508.11356",
-        sets={**_VOTE_ON_ALL, "advantage": {"entropy": "reshape"}, "tree": {"bases": -1, "forks": 3, "branches": 1}},
+        sets={
+            **_VOTE_ON_ALL,
+            "advantage": _EAR,
+            "tree": {"bases": 12, "forks": 2, "branches": 2},
+            "rollout": {"num_votes": 60},
+        },
     ),
     "evol": Method(
         summary="the majority decides the sign of the reward, novelty its size",
         source="arXiv 2509.15194",
-        sets={**_VOTE_ON_ALL, "reward": "evol"},
+        # Clip and bonus: the options that its code is published with (YujunZhou/EVOL-RL, README).
+        sets={
+            **_VOTE_ON_ALL,
+            "reward": "evol",
+            "loss": {"clip_high": 0.28},
+            "entropy": {"weight": -0.003, "scope": "all"},
+        },
     ),
     "80-20": Method(
         summary="TTRL on the fifth of the batch's tokens with the highest entropy",
@@ -105,14 +135,39 @@ METHODS: dict[str, Method] = {
         sets={**_VOTE_ON_ALL, "reward": "self-certainty"},
     ),
     "tempo": Method(
-        summary="TTRL whose credit goes to the tokens where responses part",
-        source="arXiv 2509.18314",
+        summary="TTRL whose credit goes to the tokens where responses part; also called prefix-tree",
+        source="TEMPO (arXiv 2509.18314; the TEMPO of arXiv 2604.19295 is another, which uses labels)",
         sets={**_VOTE_ON_ALL, "advantage": {"credit": "prefix-tree"}},
     ),
     "cat": Method(
         summary="reward: agreement with a reference that the frozen initial model writes from the group",
         source="Compute as Teacher (arXiv 2509.14234)",
         sets={**_VOTE_ON_ALL, "reward": "reference"},
+    ),
+    "lmsi": Method(
+        summary="fine-tuning on the majority's responses, all sampled once from the initial model",
+        source="LMSI (arXiv 2210.11610)",
+        sets={"reward": "majority", **_FINE_TUNING, "rollout": {"reuse": 0}},
+    ),
+    "sealong": Method(
+        summary="fine-tuning on the response nearest to all others (minimum Bayes risk), sampled once",
+        source="SEALONG (arXiv 2411.08147), on the model's own hidden states",
+        sets={"reward": "similarity", **_FINE_TUNING, "rollout": {"reuse": 0}},
+    ),
+    "roirl": Method(
+        summary="rounds of fine-tuning on the majority's responses, sampled anew after every other pass",
+        source="RoiRL (arXiv 2510.02892) with g(r) = r",
+        sets={"reward": "majority", **_FINE_TUNING, "rollout": {"reuse": 2}},
+    ),
+    "upft": Method(
+        summary="fine-tuning on the first tokens of one response per question; no vote",
+        source="UPFT (arXiv 2503.02875), MITT (arXiv 2505.15508)",
+        sets={
+            "reward": "constant",
+            **_FINE_TUNING,
+            "forks": {"selector": "first", "num_tokens": 8},
+            "group_size": 1,
+        },
     ),
     "grpo-gold": Method(
         summary="USES GOLD ANSWERS: what labels would give, an upper bound to compare with",
@@ -126,30 +181,33 @@ METHODS: dict[str, Method] = {
     ),
 }
 
+ALIASES = {"prefix-tree": "tempo"}
+"""Other names of methods."""
+
 LOSSES: dict[str, Method] = {
     "grpo": Method(
         summary="ratios clipped per token, mean over responses of means over tokens",
         source="arXiv 2402.03300",
-        sets={"loss": {"form": "token", "normaliser": "response", "clip_low": 0.2, "clip_high": 0.2}},
+        sets={"loss": {"form": "token", "normalizer": "response", "clip_low": 0.2, "clip_high": 0.2}},
     ),
     "dr-grpo": Method(
         summary="GRPO without division by the deviation or by lengths",
         source="arXiv 2503.20783",
-        sets={"loss": {"form": "token", "normaliser": "budget"}, "advantage": {"scale": "none"}},
+        sets={"loss": {"form": "token", "normalizer": "budget"}, "advantage": {"scale": "none"}},
     ),
     "dapo": Method(
         summary="higher upper edge, mean over all tokens",
         source="arXiv 2503.14476",
-        sets={"loss": {"form": "token", "normaliser": "token", "clip_low": 0.2, "clip_high": 0.28}},
+        sets={"loss": {"form": "token", "normalizer": "token", "clip_low": 0.2, "clip_high": 0.28}},
     ),
     "gspo": Method(
         summary="ratios of whole responses, clipped narrowly",
         source="arXiv 2507.18071",
-        sets={"loss": {"form": "sequence", "normaliser": "response", "clip_low": 3e-4, "clip_high": 4e-4}},
+        sets={"loss": {"form": "sequence", "normalizer": "response", "clip_low": 3e-4, "clip_high": 4e-4}},
     ),
     "cispo": Method(
         summary="the ratio is clipped, not the update: every token keeps its gradient",
         source="arXiv 2506.13585",
-        sets={"loss": {"form": "cispo", "normaliser": "token", "clip_low": 1.0, "clip_high": 0.2}},
+        sets={"loss": {"form": "cispo", "normalizer": "token", "clip_low": 1.0, "clip_high": 0.2}},
     ),
 }

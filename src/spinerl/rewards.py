@@ -25,11 +25,11 @@ from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.policy import embed_responses
 from spinerl.engine.sampler import sample_responses
-from spinerl.maths import low_entropy_reward, novelty_scores, self_certainty_reward
+from spinerl.maths import consensus_scores, low_entropy_reward, novelty_scores, self_certainty_reward
 from spinerl.plugins import find
 from spinerl.types import Batch, Question, Rollout, Vote
 
-__all__ = ["STEP_REWARDS", "RewardContext", "Rewards", "check_reward", "give_rewards"]
+__all__ = ["STEP_REWARDS", "RewardContext", "Rewards", "check_reward", "give_rewards", "reference_prompt"]
 
 Rewards = tuple[tuple[float, ...], ...]
 """Per question, per response."""
@@ -72,6 +72,30 @@ def _no_reward(context: RewardContext) -> Rewards:
     return tuple((0.0,) * len(vote.classes) for vote in context.votes)
 
 
+def _constant_reward(context: RewardContext) -> Rewards:
+    """1.0 for everyone: for fine-tuning on whatever was sampled (UPFT)."""
+    return tuple((1.0,) * len(vote.classes) for vote in context.votes)
+
+
+def _similarity_reward(context: RewardContext) -> Rewards:
+    """1.0 for the response whose embedding is nearest to all others' on average, the first of equals; else 0.0.
+
+    SEALONG (arXiv 2411.08147).  Embeddings are the initial model's hidden states, averaged over each response.
+    """
+    assert context.anchor is not None, "the initial model is kept when reward=similarity"
+    chosen = [int(consensus_scores(own).argmax()) for own in _embeddings(context, context.anchor)]
+    n = context.rollout.num_responses
+    return tuple(tuple(float(j == best) for j in range(n)) for best in chosen)
+
+
+def _embeddings(context: RewardContext, model: LoadedModel) -> torch.Tensor:
+    """(P, N, d): the mean of the model's last hidden states over each response."""
+    rollout, config, n = context.rollout, context.config, context.rollout.num_responses
+    prompts = tuple(rollout.prompts[row // n] for row in range(len(rollout.tokens)))
+    batch = Batch(prompts, rollout.tokens, rollout.mask, config.rollout.temperature)
+    return embed_responses(model, batch, config.optim).view(len(context.votes), n, -1)
+
+
 def _entropy_reward(context: RewardContext) -> Rewards:
     rollout = context.rollout
     return _by_question(low_entropy_reward(rollout.entropies, rollout.mask), rollout)
@@ -85,11 +109,7 @@ def _certainty_reward(context: RewardContext) -> Rewards:
 
 def _evol_reward(context: RewardContext) -> Rewards:
     """Novelty is measured on the policy's own hidden states, averaged over each response."""
-    rollout, config = context.rollout, context.config
-    n = rollout.num_responses
-    prompts = tuple(rollout.prompts[row // n] for row in range(len(rollout.tokens)))
-    batch = Batch(prompts, rollout.tokens, rollout.mask, config.rollout.temperature)
-    embeddings = embed_responses(context.policy, batch, config.optim).view(len(context.votes), n, -1)
+    embeddings = _embeddings(context, context.policy)
     return tuple(
         evol_reward(vote, novelty_scores(own, torch.tensor(evol_sides(vote))).tolist())
         for vote, own in zip(context.votes, embeddings, strict=True)
@@ -102,7 +122,7 @@ def _reference_reward(context: RewardContext) -> Rewards:
     assert anchor is not None, "the initial model is kept when reward=reference"
     n = rollout.num_responses
     prompts = [
-        _reference_prompt(anchor, question, rollout.prompts[p], rollout.texts[p * n : (p + 1) * n], config)
+        reference_prompt(anchor, question, rollout.prompts[p], rollout.texts[p * n : (p + 1) * n], config)
         for p, question in enumerate(rollout.questions)
     ]
     written = sample_responses(
@@ -120,13 +140,14 @@ def _reference_reward(context: RewardContext) -> Rewards:
     return tuple(rewards)
 
 
-def _reference_prompt(
+def reference_prompt(
     anchor: LoadedModel, question: Question, prompt: tuple[int, ...], texts: Sequence[str], config: Config
 ) -> tuple[int, ...]:
     """As many of the group's responses as fit under the prompt limit, and the request for one better response.
 
-    A tokenizer without a chat template gets the responses in front of the question's own prompt: a base model
-    continues, it does not follow requests.
+    The question itself is left out, as in the source (Compute as Teacher, arXiv 2509.14234, appendix A.4), unless
+    prompt.reference_question is set.  A tokenizer without a chat template gets the responses and the beginning of a
+    next one, or the question's own prompt: a base model continues, it does not follow requests.
     """
     tokenizer = anchor.tokenizer
     positions = (
@@ -134,11 +155,13 @@ def _reference_prompt(
     )
     limit = max(len(prompt), min(config.prompt.max_tokens, positions - config.rollout.max_new_tokens))
     for shown in range(len(texts), -1, -1):
+        shows_question = config.prompt.reference_question or not shown
         drafts = "\n\n".join(f"Response {i + 1}: {text}" for i, text in enumerate(texts[:shown]))
         if getattr(tokenizer, "chat_template", None):
+            asked = f"{question.text}\n\nOthers answered:" if shows_question else "These responses answer one question:"
             request = (
-                f"{question.text}\n\nOthers answered:\n\n{drafts}\n\nSome of these may be wrong. Weigh them, correct "
-                "what is wrong, and write one complete response of your own that ends with the final answer."
+                f"{asked}\n\n{drafts}\n\nSome of these may be wrong. Weigh them, correct what is wrong, and write one "
+                "complete response of your own that ends with the final answer."
             )
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
@@ -146,7 +169,8 @@ def _reference_prompt(
             ids: list[int] = tokenizer(str(text), add_special_tokens=False)["input_ids"]  # pyright: ignore
         else:
             before: list[int] = tokenizer(f"{drafts}\n\n")["input_ids"] if shown else []  # pyright: ignore
-            ids = [*before, *prompt]
+            cue: list[int] = tokenizer(f"Response {shown + 1}:", add_special_tokens=False)["input_ids"]  # pyright: ignore
+            ids = [*before, *(prompt if shows_question else cue)]
         if len(ids) <= limit:
             return tuple(ids)
     return prompt
@@ -158,9 +182,11 @@ def _by_question(rewards: torch.Tensor, rollout: Rollout) -> Rewards:
 
 STEP_REWARDS: dict[str, Callable[[RewardContext], Rewards]] = {
     "none": _no_reward,
+    "constant": _constant_reward,
     "entropy": _entropy_reward,
     "self-certainty": _certainty_reward,
     "evol": _evol_reward,
+    "similarity": _similarity_reward,
     "reference": _reference_reward,
 }
 """Rewards by name that need more than a vote."""

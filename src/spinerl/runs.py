@@ -4,6 +4,7 @@ config.yaml     the resolved configuration; running it again repeats the run
 manifest.json   versions, seed, device, model and data fingerprints, whether it finished
 metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
 samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
+tokens.jsonl    a line per logged step: its token entropies as a histogram, its most frequent forks
 labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl  a line per look at the probe
 stream.jsonl    with stream.on: a line per question, answered before it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
@@ -35,7 +36,15 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFolder", "explain_disk_errors", "read_lines", "total_bytes", "write_json", "write_rows", "write_text"]
 
-STREAMS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "stream.jsonl", "labels.jsonl", "guard.jsonl")
+STREAMS = (
+    "metrics.jsonl",
+    "eval.jsonl",
+    "samples.jsonl",
+    "tokens.jsonl",
+    "stream.jsonl",
+    "labels.jsonl",
+    "guard.jsonl",
+)
 
 
 class RunFolder:
@@ -122,9 +131,15 @@ class RunFolder:
                 write_rows(file, [row for row in read_lines(file) if row["step"] <= step])
 
     def save_checkpoint(
-        self, step: int, model: torch.nn.Module, optimiser: Optimiser, state: Mapping[str, Any], keep: int
+        self,
+        step: int,
+        model: torch.nn.Module,
+        optimiser: Optimiser,
+        state: Mapping[str, Any],
+        keep: int,
+        more: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write checkpoints/step-N and delete all but the newest `keep`.
+        """Write checkpoints/step-N, with what `more` writes there, and delete all but the newest `keep`.
 
         The folder appears under its name only when every byte of it is on the disk.
         """
@@ -133,6 +148,8 @@ class RunFolder:
         def fill(folder: Path) -> None:
             save_learned(model, folder / "model.safetensors")
             torch.save(optimiser.state_dict(), folder / "optimiser.pt")
+            if more is not None:
+                more(folder)
             write_json(folder / "state.json", {"step": step, **state})
             sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
             write_json(folder / "checksums.json", sums)
@@ -141,8 +158,10 @@ class RunFolder:
         for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
 
-    def load_checkpoint(self, model: torch.nn.Module, optimiser: Optimiser) -> dict[str, Any] | None:
-        """Restore the newest undamaged checkpoint; its state, or None if the run never wrote one.
+    def load_checkpoint(
+        self, model: torch.nn.Module, optimiser: Optimiser, more: Callable[[Path], None] | None = None
+    ) -> dict[str, Any] | None:
+        """Restore the newest undamaged checkpoint, `more` taking its own; its state, or None if none was ever written.
 
         A damaged one (checksums differ, files missing) is renamed to `...damaged` and the one before it is used.
         Raises CheckpointError if all are damaged.
@@ -156,6 +175,8 @@ class RunFolder:
                 continue
             load_learned(model, folder / "model.safetensors")
             optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
+            if more is not None:
+                more(folder)
             return json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if found:
             raise CheckpointError(

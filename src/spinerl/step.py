@@ -16,9 +16,10 @@ import torch
 
 from spinerl.answers import Equivalence, count_vote, vote_metrics
 from spinerl.config import AnswerConfig, Config, VoteConfig
+from spinerl.engine.draws import truncation_of
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
+from spinerl.engine.policy import score, score_with_mass, update
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.tree import tree_responses
 from spinerl.maths import (
@@ -32,6 +33,7 @@ from spinerl.maths import (
     group_advantages,
     importance_weights,
     masked_mean,
+    median_mad_edges,
     mismatch_figures,
     prefix_tree_advantages,
     response_means,
@@ -75,15 +77,19 @@ def train_step(
     state: StepState,
     on_tokens: Callable[[int], None] | None = None,
     oracle: Callable[[Sequence[Question], Sequence[Vote]], Rewards] | None = None,
+    draw: Callable[[], tuple[Rollout, int]] | None = None,
 ) -> tuple[StepRecord, StepState]:
     """Sample, vote, reward, select, update; the record of it and the state for the next step.
 
-    `oracle` gives the rewards for reward=gold, which nothing here could: a step has no gold answers.
+    Args:
+        oracle: gives the rewards for reward=gold, which nothing here could: a step has no gold answers.
+        draw: gives the responses, and how many steps ago they were sampled, where they are not sampled here
+            (rollout.reuse, `spinerl.rounds`).
 
     Raises NonFiniteError before the weights change if the loss or the gradient is not finite.
     """
     watch = _Stopwatch()
-    rollout = sample(policy, questions, prompts, config, step, on_tokens)
+    rollout, age = (sample(policy, questions, prompts, config, step, on_tokens), 0) if draw is None else draw()
     watch.lap("rollout")
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
     if oracle is not None:
@@ -94,9 +100,11 @@ def train_step(
     watch.lap("answers")
     batch, old_logprobs, entropies = trained_rows(rollout, config)
     num_updates = config.optim.epochs * min(config.optim.minibatches, len(questions))
-    if config.loss.form == "sequence" and num_updates > 1:
+    if config.loss.form == "sequence" and num_updates > 1 and not age:
         # Its edges are narrower than what sampling and teacher forcing may differ by in bfloat16.
-        old_logprobs, _ = score(policy, batch, batch.mask, config.optim)
+        truncate = truncation_of(config.rollout, policy) if config.rollout.scored == "truncated" else None
+        old_logprobs, _, log_mass = score_with_mass(policy, batch, batch.mask, config.optim, truncate)
+        old_logprobs = old_logprobs - log_mass
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
@@ -105,7 +113,7 @@ def train_step(
     updates: list[dict[str, float]] = []
     for _ in range(config.optim.epochs):
         for rows in minibatches:
-            sampled_by_it = not updates  # the weights are still those that sampled
+            sampled_by_it = not updates and not age  # the weights are still those that sampled
             updates.append(
                 update(policy, anchor, batch, targets, optimiser, config, rows.flatten(), on_policy=sampled_by_it)
             )
@@ -118,6 +126,7 @@ def train_step(
         **mismatch,
         **_mean_over(updates),
         "optim/updates": float(len(updates)),
+        **({} if draw is None else {"rollout/age": float(age)}),
         **watch.figures(rollout),
     }
     return StepRecord(step, metrics, replace(rollout, record=None), votes, rewards, targets), state
@@ -136,6 +145,9 @@ def sample(
     certainties = config.reward == "self-certainty"
     if config.tree_bases:
         return tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
+    limits = None
+    if config.reward == "constant" and config.forks.selector == "first":  # nothing reads what comes after those tokens
+        limits = [min(config.forks.num_tokens, config.rollout.max_new_tokens)] * len(questions)
     return sample_responses(
         policy,
         questions,
@@ -145,7 +157,8 @@ def sample(
         seed,
         on_tokens,
         certainties=certainties,
-        record=config.optim.replay and not config.model.gradient_checkpointing,
+        limits=limits,
+        record=config.optim.replay and not config.model.gradient_checkpointing and config.rollout.reuse == 1,
     )
 
 
@@ -177,13 +190,15 @@ def count_votes(
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     """(batch, sampler's log-probabilities, entropies) of the first `group_size` responses to each question.
 
+    The log-probabilities are of the full distribution or of the truncated one (rollout.scored), entropies of the full.
     Responses to a question are exchangeable draws, so the first are as good as any to train on; all have voted.
     """
     rows = _trained(rollout, config)
     prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in rows.tolist())
     record = None if rollout.record is None else rollout.record.of_rows(rows)
     batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature, record)
-    return batch, rollout.logprobs[rows], rollout.entropies[rows]
+    logprobs = rollout.sampled_logprobs if config.rollout.scored == "truncated" else rollout.logprobs
+    return batch, logprobs[rows], rollout.entropies[rows]
 
 
 def _trained(rollout: Rollout, config: Config) -> torch.Tensor:
@@ -208,24 +223,30 @@ def freeze_targets(
     """
     advantages = _advantages(rewards, batch, entropies, config)
     select = find(SELECTORS, config.forks.selector, "forks.selector")
-    forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope)
+    counted = {"num_tokens": config.forks.num_tokens} if config.forks.selector == "first" else {}
+    forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope, **counted)
+    # Fine-tuning is a mean over the responses kept: those that count for nothing have no weight either.
+    policy_mask = forks & (advantages != 0) if config.loss.form == "nll" else forks
 
     anchor_mask = None
     if config.anchor.weight:
         anchor_mask = forks if config.anchor.scope == "forks" else batch.mask
     anchor_logprobs = anchor_entropies = None
-    initial_edges = bool(config.band.weight) and config.band.edges == "initial"
+    initial_edges = bool(config.band.coefficient) and config.band.edges == "initial"
     if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
         wanted = forks if anchor_mask is None else forks | anchor_mask
         ask = anchor if callable(anchor) else partial(score, anchor, optim=config.optim)
         anchor_logprobs, anchor_entropies = ask(batch, wanted)
 
     band_mask = low = high = None
-    if config.band.weight:
+    if config.band.coefficient:
         band_mask = forks
         source = anchor_entropies if config.band.edges == "initial" else entropies
         assert source is not None
-        low, high = band_edges(source, forks, config.band.low, config.band.high)
+        if config.band.edges == "median-mad":
+            low, high = median_mad_edges(source, forks)
+        else:
+            low, high = band_edges(source, forks, config.band.low, config.band.high)
         if config.band.edges == "ema":
             present = forks.any(dim=1)
             now = (masked_mean(low, present), masked_mean(high, present))
@@ -236,7 +257,7 @@ def freeze_targets(
         advantages=advantages,
         old_logprobs=old_logprobs,
         fork_mask=forks,
-        policy_mask=forks,
+        policy_mask=policy_mask,
         anchor_mask=anchor_mask,
         anchor_logprobs=anchor_logprobs,
         band_mask=band_mask,
@@ -255,9 +276,10 @@ def correct_mismatch(targets: Targets, rollout: Rollout, config: Config) -> tupl
     if rollout.sampler_logprobs is None:
         return targets, {}
     cap = config.rollout.importance_cap
-    figures = mismatch_figures(rollout.logprobs, rollout.sampler_logprobs, rollout.mask, cap)
+    own = rollout.sampled_logprobs  # truncation is no disagreement
+    figures = mismatch_figures(own, rollout.sampler_logprobs, rollout.mask, cap)
     rows = _trained(rollout, config)
-    weights = importance_weights(rollout.logprobs[rows], rollout.sampler_logprobs[rows], rollout.mask[rows], cap)
+    weights = importance_weights(own[rows], rollout.sampler_logprobs[rows], rollout.mask[rows], cap)
     corrected = replace(targets, advantages=targets.advantages * weights)
     return corrected, {f"mismatch/{name}": value for name, value in figures.items()}
 
@@ -269,13 +291,15 @@ def _advantages(
     given = torch.tensor(rewards, dtype=torch.float64)
     keys = config.advantage
     if keys.credit == "prefix-tree":
+        assert keys.scale != "raw"  # refused by the configuration
         advantages = prefix_tree_advantages(given, batch.tokens, batch.mask, keys.scale, keys.eps)
     else:
         centre = batch_advantages if keys.scope == "batch" else group_advantages
         advantages = centre(given, keys.scale, keys.eps).view(-1, 1).expand(batch.mask.shape)
     if keys.entropy == "reshape":
         means = response_means(entropies, batch.mask).double().view(given.shape)
-        advantages = advantages * entropy_advantages(torch.ones_like(given), means).view(-1, 1)
+        bounds = (max(0.0, 1.0 - keys.entropy_range), 1.0 + keys.entropy_range) if keys.entropy_range else ()
+        advantages = advantages * entropy_advantages(torch.ones_like(given), means, *bounds).view(-1, 1)
     if keys.bound:
         advantages = bounded_advantages(advantages, keys.bound)
     return advantages * batch.mask
@@ -292,7 +316,14 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/response_length_max": float(lengths.max()),
         "rollout/truncated_frac": float((~rollout.finished_mask).double().mean()),
         "rollout/entropy": masked_mean(rollout.entropies, rollout.mask),
+        **({} if rollout.log_mass is None else {"rollout/truncated_mass": _truncated_mass(rollout)}),
     }
+
+
+def _truncated_mass(rollout: Rollout) -> float:
+    """The mean probability of tokens that could not be drawn (top-p, top-k, min-p)."""
+    assert rollout.log_mass is not None
+    return masked_mean(-torch.expm1(rollout.log_mass.double()), rollout.mask)
 
 
 def target_metrics(

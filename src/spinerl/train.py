@@ -26,16 +26,19 @@ from spinerl.engine.optimiser import Optimiser
 from spinerl.errors import InputError
 from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
 from spinerl.guard.watch import Guard
-from spinerl.maths import SELECTORS, VOTE_WEIGHTS
+from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
 from spinerl.plugins import find
 from spinerl.rewards import check_reward
+from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
-from spinerl.step import StepState, train_step
+from spinerl.step import StepState, train_step, trained_rows
 from spinerl.types import ImagePrompt, StepRecord
 from spinerl.workload import Observer, Workload, open_workload
 
 __all__ = ["adapt"]
+
+_WORDS_LOGGED = 60  # tokens that are most often forks, in a row of tokens.jsonl
 
 
 def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None, overwrite: bool = False) -> RunFolder:
@@ -91,8 +94,9 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             return Optimiser(loaded.model.parameters(), config.optim, num_updates)
 
         optimiser, done, state = new_optimiser(), 0, StepState()
+        rounds = Rounds(config, work, ranks, per_step) if config.rollout.reuse != 1 else None
         if resume:
-            saved = run.load_checkpoint(loaded.model, optimiser)
+            saved = run.load_checkpoint(loaded.model, optimiser, rounds and rounds.load)
             if saved is not None:
                 edges = saved["band_edges"]
                 done, state = saved["step"], StepState(tuple(edges) if edges else None)
@@ -126,6 +130,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 state,
                 observer.tokens,
                 oracle,
+                rounds and partial(rounds.draw, step, last, observer.tokens),
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
             if guard is not None:
@@ -135,13 +140,15 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             run.append("metrics.jsonl", metrics)
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config, run))
+                run.append("tokens.jsonl", _token_counts(record, loaded, config))
             observer.step(metrics, last)
             if guard is not None:
                 last = guard.look(step, last)
             if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
             if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):
-                run.save_checkpoint(step, loaded.model, optimiser, asdict(state), config.checkpoint.keep)
+                keep, more = config.checkpoint.keep, rounds and rounds.save
+                run.save_checkpoint(step, loaded.model, optimiser, asdict(state), keep, more)
         if guard is not None:
             outcome = guard.end(last)
             observer.note(outcome.text)
@@ -166,8 +173,8 @@ def _needs_anchor(config: Config) -> bool:
     """Whether anything asks the initial model: otherwise no second copy is kept in memory."""
     if config.steps == 0:
         return False
-    band = config.band.weight > 0 and config.band.edges == "initial"
-    return config.anchor.weight > 0 or band or config.reward == "reference"
+    band = config.band.coefficient > 0 and config.band.edges == "initial"
+    return config.anchor.weight > 0 or band or config.reward in ("reference", "similarity")
 
 
 def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
@@ -281,6 +288,23 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFo
             }
         )
     return rows
+
+
+def _token_counts(record: StepRecord, loaded: LoadedModel, config: Config) -> dict[str, Any]:
+    """The row of tokens.jsonl: histograms of all tokens trained on and of the forks, and the most frequent forks."""
+    batch, _, entropies = trained_rows(record.rollout, config)
+    fork_mask, edges = record.targets.fork_mask, torch.tensor(ENTROPY_EDGES)
+    columns = fork_tokens(batch.tokens, entropies, batch.mask, fork_mask, _WORDS_LOGGED)
+    return {
+        "step": record.step,
+        "edges": list(ENTROPY_EDGES),
+        "tokens": entropy_histogram(entropies, batch.mask, edges).tolist(),
+        "forks": entropy_histogram(entropies, fork_mask, edges).tolist(),
+        "words": [
+            {"token": loaded.tokenizer.decode([i]), "id": i, "seen": seen, "forks": forks, "entropy": round(mean, 4)}
+            for i, seen, forks, mean in zip(*(column.tolist() for column in columns), strict=True)
+        ],
+    }
 
 
 def _now() -> str:

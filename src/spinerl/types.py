@@ -9,8 +9,8 @@ like), that is softmax(logits / temperature).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
@@ -142,7 +142,8 @@ class Rollout:
     for a response cut off by the token limit.  `texts` are decoded without special tokens.  `certainties` are there
     when asked for.  `num_drawn` is the number of tokens drawn, where responses share some of theirs (None: all of
     them are their own).  `sampler_logprobs` are there where another engine sampled: the tokens' log-probabilities by
-    its account, while `logprobs` and `entropies` are the learning model's.
+    its account, while `logprobs` and `entropies` are the learning model's.  `log_mass` is there where sampling was
+    truncated: the log-probability log S of the tokens that could be drawn; the sampled distribution is softmax / S.
     """
 
     questions: tuple[Question, ...]
@@ -157,7 +158,30 @@ class Rollout:
     certainties: torch.Tensor | None = None  # (P*N, T) float32, KL(uniform || distribution) in nats
     num_drawn: int | None = None
     sampler_logprobs: torch.Tensor | None = None  # (P*N, T) float32
+    log_mass: torch.Tensor | None = None  # (P*N, T) float32, nats
     record: Any = field(default=None, repr=False)  # spinerl.engine.replay.Record, of its rows
+
+    def of_questions(self, places: Sequence[int]) -> Rollout:
+        """The rollout of these questions alone, in this order, cut to its longest response; without a record."""
+        n = self.num_responses
+        rows = [place * n + j for place in places for j in range(n)]
+        width = int(self.mask[rows].sum(dim=1).max())
+        names = ("tokens", "mask", "logprobs", "entropies", "certainties", "sampler_logprobs", "log_mass")
+        tensors = {name: None if (one := getattr(self, name)) is None else one[rows, :width] for name in names}
+        return replace(
+            self,
+            questions=tuple(self.questions[place] for place in places),
+            prompts=tuple(self.prompts[place] for place in places),
+            finished_mask=self.finished_mask[rows],
+            texts=tuple(self.texts[row] for row in rows),
+            record=None,
+            **tensors,
+        )
+
+    @property
+    def sampled_logprobs(self) -> torch.Tensor:
+        """(P*N, T) log-probabilities of the distribution that was sampled, truncated or not, by the learning model."""
+        return self.logprobs if self.log_mass is None else self.logprobs - self.log_mass
 
 
 @dataclass(frozen=True)
@@ -176,7 +200,7 @@ class Targets:
     """All that the update needs and that carries no gradient, computed once per step for the whole batch.
 
     Each loss term owns its weights; for one optimiser update they sum to 1 over the rows of that update, or are all
-    0 (loss.normaliser=budget divides by a fixed budget instead).  `band_low/high` are per response, in nats.
+    0 (loss.normalizer=budget and response-tokens divide by other numbers).  `band_low/high` are per response, in nats.
     `anchor_logprobs` is None unless the anchor term needs it.
     """
 

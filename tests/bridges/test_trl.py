@@ -33,7 +33,7 @@ CASES = {
     "the batch's forks": "forks.scope=batch band.weight=0.3 anchor.weight=0.2 anchor.scope=all entropy.weight=0.05",
     "float64, exact anchor": "band.weight=0.3 anchor.weight=0.2 anchor.estimator=exact",
     "float64, squared band": "band.weight=0.3 band.shape=squared anchor.weight=0.2 anchor.estimator=k2",
-    "initial edges": "band.weight=0.3 band.edges=initial loss.normaliser=response advantage.entropy=reshape",
+    "initial edges": "band.weight=0.3 band.edges=initial loss.normalizer=response advantage.entropy=reshape",
     "more votes than trained": "group_size=4 rollout.num_votes=8 vote.weights=probability band.weight=0.1",
     "all tokens": "method=ttrl",
     "leave one out, by prefixes": "method=tempo reward=leave-one-out loss=dr-grpo",

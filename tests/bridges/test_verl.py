@@ -45,7 +45,7 @@ COMMON = (
 CASES = {
     "the batch's forks": "forks.scope=batch band.weight=0.3 anchor.weight=0.2 anchor.scope=all entropy.weight=0.05",
     "squared band": "band.weight=0.3 band.shape=squared anchor.weight=0.2 anchor.estimator=k2",
-    "by responses": "band.weight=0.3 loss.normaliser=response advantage.entropy=reshape band.edges=ema",
+    "by responses": "band.weight=0.3 loss.normalizer=response advantage.entropy=reshape band.edges=ema",
     "packed by tokens": "band.weight=0.2 anchor.weight=0.1 optim.micro_batch_rows=0 optim.micro_batch_tokens=200",
     "more votes than trained": (
         "group_size=4 rollout.num_votes=8 vote.weights=probability band.weight=0.1 optim.micro_batch_rows=3"

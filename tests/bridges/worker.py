@@ -93,7 +93,7 @@ def sharded(case):
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
-    weights = weigh_terms(targets, torch.ones(len(batch.tokens), 1, dtype=torch.bool), config)
+    weights = weigh_terms(targets, batch.mask, torch.ones(len(batch.tokens), 1, dtype=torch.bool), config)
     terms, wanted = Terms(config, batch, targets, weights, None), wanted_tokens(targets, weights)
     micros = deal_rows(torch.arange(len(batch.tokens)), batch, world, case["parts"])[rank]
     total = torch.zeros((), dtype=case["dtype"])

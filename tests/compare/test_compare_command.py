@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from spinerl.answers import extract_answer
 from spinerl.cli import main
 from spinerl.compare.plan import Task, plan
 from spinerl.compare.schedule import run_tasks
 from spinerl.compare.state import states
 from spinerl.errors import InputError
+from spinerl.scoring import read_predictions
 
 SHORT = [
     "data=tiny/shift-a", "data.max_questions=4", "steps=2", "questions_per_step=2", "group_size=2", "eval.every=1",
@@ -105,10 +107,21 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         assert [place["role"] for place in lines[name]["elsewhere"]] == ["unseen", "original"]
         metrics = (out / "tiny-shift-a" / f"{name}-seed0" / "metrics.jsonl").read_text().splitlines()
         assert len(metrics) == 2
-    assert {"majority of 2", "best of 2, likeliest", "budget forcing", "equal-token vote"} <= set(lines)
+    rivals = {"majority of 2", "best of 2, likeliest", "synthesis of 2", "budget forcing", "equal-token vote"}
+    assert rivals <= set(lines)
     for name in ("comparison.md", "comparison.csv", "comparison.html"):
         page = (out / name).read_text()
         assert all(row in page for row in ("none", "ttrl", "spine", "majority of 2")), name
+
+    # the synthesis is of the first responses, and its answers are those of the written texts
+    files = [out / "tiny-shift-a" / "none-seed0" / "compare" / f"{name}.jsonl" for name in ("votes", "synthesis")]
+    votes, synthesis = map(read_predictions, files)
+    for drawn, row in zip(votes, synthesis, strict=True):
+        assert row["answers"] == [extract_answer(row["responses"][0], row["kind"], truncated=row["truncated"][0])]
+        assert row["correct"] == (row["answers"] == [row["gold"]])
+        assert row["num_tokens"] == sum(drawn["lengths"][:2]) + row["lengths"][0]
+        assert row["num_read"] == 2
+    assert lines["synthesis of 2"]["right"]["by_seed"] == {"0": sum(row["correct"] for row in synthesis) / 4}
 
     # a third call starts nothing; a changed setting is refused, and --overwrite redoes what it concerns
     before = times(out / "tiny-shift-a")

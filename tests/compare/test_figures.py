@@ -14,6 +14,8 @@ from spinerl.compare.command import tables_of
 from spinerl.compare.figures import figure_lines
 from spinerl.compare.output import as_csv, as_json, as_markdown
 from spinerl.compare.rivals import at_equal_tokens
+from spinerl.compare.state import ASKED
+from spinerl.runs import write_rows
 from tests.compare.synthetic import made_up, write_task
 
 Y, N = True, False
@@ -151,6 +153,7 @@ def test_majority_at_equal_tokens(comparison, lines):
 
 
 def test_rows_without_an_update(lines):
+    assert "synthesis of 4" not in lines, "there is no file of it"
     assert lines["majority of 4"].right.value == 0.5
     assert lines["majority of 4"].tokens == 40.0
     assert lines["majority of 4"].kind == "no update"
@@ -164,6 +167,22 @@ def test_rows_without_an_update(lines):
     assert lines["stopped when decided"].right.value == lines["majority of 4"].right.value
     assert lines["stopped when decided"].tokens == pytest.approx((30 + 40 + 40 + 40) / 4)
     assert lines["stopped when likely"].tokens <= lines["stopped when decided"].tokens
+
+
+def test_synthesis_of_the_drafts(comparison):
+    asked = comparison.task("none", "tiny/shift-a", 0).folder / ASKED
+    rows = [
+        {"id": f"q{i}", "correct": right, "num_read": read, "num_tokens": 40 + own}
+        for i, (right, read, own) in enumerate(zip([Y, Y, N, Y], [4, 3, 4, 2], [10, 12, 8, 6], strict=True))
+    ]
+    write_rows(asked / "synthesis.jsonl", rows)
+    lines = {line.name: line for line in figure_lines([collect(comparison, comparison.tasks)["tiny/shift-a"]], 4)}
+    line = lines["synthesis of 4"]
+    assert (line.kind, line.note) == ("no update", "reads 3.25 of 4, writes one more")
+    assert line.right.by_seed == {0: 0.75}, "asked with the first seed alone"
+    assert line.tokens == 49.0, "four drafts of 10 tokens and 9 of its own on average"
+    # without adaptation the first question alone is right, with both seeds: by question 1-1, 1-0, 0-0, 1-0
+    assert line.against_none.value == 0.5
 
 
 def test_several_data_sets_weigh_the_same(tmp_path):

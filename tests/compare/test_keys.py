@@ -27,7 +27,7 @@ def test_words_name_methods_data_and_seeds():
     assert keys.methods == ["ttrl", "80-20"]
     assert keys.data == ["tiny/shift-a", "tiny/shift-b"]
     assert keys.seeds == [0, 3]
-    assert for_runs[-1] == "steps=7"
+    assert for_runs.words[-1] == "steps=7"
 
 
 def test_none_is_always_run_and_comes_first_unless_placed():
@@ -64,9 +64,12 @@ def test_a_variant_from_the_command_line():
 
 
 def test_settings_lend_all_but_what_a_comparison_sets_itself():
-    words = [f"settings={ROOT / 'configs' / 'qwen3-1.7b.yaml'}", "model=tiny-reasoner", "methods=ttrl", "group_size=4"]
+    recipe = ROOT / "configs" / "paper" / "qwen3-1.7b.yaml"
+    words = [f"settings={recipe}", "model=tiny-reasoner", "methods=ttrl", "group_size=4"]
     config = plan(words).task("ttrl", "tiny/shift-a", 0).config
-    assert (config.steps, config.optim.warmup_steps, config.data.name) == (80, 4, "tiny/shift-a")
+    assert (config.forks.selector, config.band.coefficient) == ("all", 0), "another method's row wins over them"
+    assert (config.loss.normalizer, config.anchor.weight) == ("response-tokens", 0.01)
+    assert (config.steps, config.optim.minibatches, config.data.name) == (125, 4, "tiny/shift-a")
     assert (config.group_size, config.model.name) == (4, "tiny-reasoner"), "words win"
 
 
@@ -95,7 +98,13 @@ def test_only_the_first_seed_draws_all_votes():
     first, second = plan(["seeds=4,5", "methods=none", "votes=32", "samples=8"]).tasks
     assert (first.after["votes"], second.after["votes"]) == (32, 8)
     assert first.after["forcing"]["budget"] == first.config.rollout.max_new_tokens
-    assert "forcing" not in second.after
+    assert first.after["synthesis"] == 8
+    assert not {"forcing", "synthesis"} & set(second.after)
+
+
+@pytest.mark.parametrize("word", ["synthesis=false", "samples=0", "data=tiny-vqa/shift-a"])
+def test_no_synthesis_unless_it_is_wanted_of_drafts_and_without_images(word):
+    assert "synthesis" not in plan(["methods=none", word]).tasks[0].after
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,7 @@ def test_only_the_first_seed_draws_all_votes():
         (["jobs=-1"], ["jobs"]),
         (["optim.lrr=1"], ["optim.lrr", "optim.lr"]),
         (["forcing.budgt=3"], ["budgt", "budget"]),
+        (["synthesis=8"], ["synthesis"]),
         (["data=tiny/shift-z"], ["shift-z"]),
         (["unseen.tiny/shift-b=tiny/in-domain"], ["tiny/shift-b", "data="]),
         (["unseen=tiny/in-domain"], ["twice"]),
@@ -171,7 +181,7 @@ def test_every_command_of_the_reproduction_is_understood(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     keys, for_runs = read_keys(words[0], words[1:])
     assert keys.data
-    load_config(overrides=for_runs)
+    load_config(overrides=for_runs.words)
     if len(words) == 1:
         assert plan(words).tasks
     else:

@@ -53,6 +53,12 @@ def test_adapts_any_model_folder_to_any_file(model_folders, questions, tmp_path,
     rows = RunFolder(folder).rows("metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert not any(key.startswith("gold/") for row in rows for key in row)
+    for row, counted in zip(rows, RunFolder(folder).rows("tokens.jsonl"), strict=True):  # step 1 and the last
+        num_tokens, num_forks = sum(counted["tokens"]), sum(counted["forks"])
+        assert (counted["step"], num_tokens) == (row["step"], row["rollout/num_tokens"])
+        assert num_forks / num_tokens == pytest.approx(row["fork/fraction"])
+        assert num_forks >= sum(word["forks"] for word in counted["words"]) > 0
+        assert all(fork <= token for fork, token in zip(counted["forks"], counted["tokens"], strict=True))
     assert all("eval/pass@1" not in row for row in RunFolder(folder).rows("eval.jsonl"))
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert AutoTokenizer.from_pretrained(folder / "model").chat_template
@@ -101,7 +107,7 @@ def test_method_none_only_evaluates(tmp_path, capsys):
         ["forks.scope=batch", "band.edges=initial", "band.weight=0.1", "band.shape=squared"],
         ["anchor.weight=0.1", "anchor.estimator=exact", "anchor.scope=all"],
         ["vote.weights=probability"],
-        ["optim.epochs=2", "optim.minibatches=2", "loss.normaliser=response", "loss.clip_high=0.3"],
+        ["optim.epochs=2", "optim.minibatches=2", "loss.normalizer=response", "loss.clip_high=0.3"],
         ["model.dtype=bfloat16", "model.gradient_checkpointing=true"],
         ["vote.tie=random", "vote.min_majority_frac=0.5", "answer.truncated=count"],
     ],

@@ -30,7 +30,7 @@ def figures(run: Path, stream: str) -> list[dict]:
 
 
 def same(run: Path, other: Path) -> None:
-    for stream in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
+    for stream in ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "tokens.jsonl"):
         assert figures(run, stream) == figures(other, stream), stream
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, other)]
     assert weights[0] == weights[1]
@@ -141,6 +141,42 @@ def test_a_finished_run_resumes_to_itself(whole, tmp_path):
     shutil.copytree(whole, run)
     main_or_exit(["adapt", "--resume", str(run)])
     same(run, whole)
+
+
+# Methods whose steps learn from responses sampled before them.  With two steps a pass, RoiRL's second round begins at
+# step 5.
+REUSING = [
+    "data=tiny/in-domain", "data.max_questions=6", "questions_per_step=3", "group_size=4", "steps=6", "threads=1",
+    "rollout.max_new_tokens=48", "rollout.top_p=0.95", "optim.lr=1e-3", "eval.every=3", "eval.samples=0",
+    "checkpoint.every=1", "checkpoint.keep=6", "log.sample_every=1", "guard=off",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reusing(tmp_path_factory):
+    """A function: method -> a run of it that was never interrupted."""
+    made: dict[str, Path] = {}
+
+    def whole(method: str) -> Path:
+        if method not in made:
+            run = tmp_path_factory.mktemp(method) / "run"
+            main_or_exit(["adapt", f"method={method}", *REUSING, f"run={run}"])
+            rows = figures(run, "metrics.jsonl")
+            renewed = [row["step"] for row in rows if row["rollout/num_drawn"] > 0]
+            assert renewed == {"lmsi": [1], "roirl": [1, 5]}[method]
+            assert all(row["optim/grad_norm"] > 0 for row in rows)
+            made[method] = run
+        return made[method]
+
+    return whole
+
+
+@pytest.mark.parametrize(("method", "last"), [("lmsi", 2), ("roirl", 3), ("roirl", 4), ("roirl", 5)])
+def test_stopped_amid_a_round_and_resumed(reusing, tmp_path, method, last):
+    run = copied(reusing(method), tmp_path, last)
+    assert max(folder.name for folder in (run / "checkpoints").iterdir()) == f"step-{last:06d}"
+    main_or_exit(["adapt", "--resume", str(run)])
+    same(run, reusing(method))
 
 
 def test_changed_data_is_refused(tmp_path, capsys):

@@ -37,7 +37,7 @@ def loops(request, monkeypatch):
     """The loops as they run here, and as they would anywhere."""
     if request.param == "any machine's":
         plain = request.getfixturevalue("plain_loops")
-        assert not plain.has_many_registers()
+        assert not plain.has_wide_registers()
         monkeypatch.setattr(kernels, "library", lambda: plain)
 
 

@@ -32,7 +32,14 @@ ADAPTING = [name for name in METHODS if name != "none"]
 RECORD = Path(__file__).parent.parent / "golden" / "methods.json"
 
 
+FINE_TUNING = ("lmsi", "sealong", "roirl", "upft")
+SMALL = {
+    "ettrl-etmr": ["tree.bases=1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=4"]
+}  # the row has 60 votes
+
+
 def opened(folder, method, *words, dtype=torch.float64):
+    words = [*SMALL.get(method, ()), *words]
     config = load_config(
         overrides=[f"model={folder}", f"method={method}", "group_size=4", "rollout.max_new_tokens=14", *words]
     )
@@ -59,7 +66,7 @@ def rolled_out(config, policy, anchor, prompts, equivalence, step=1):
 # ---- the formulas once more, by loops over responses and tokens, sharing nothing with the package
 
 
-def brute_rewards(method, rollout, policy):
+def brute_rewards(method, rollout, policy, anchor):
     out = []
     for p, answers in enumerate(ANSWERS):
         counts = Counter(a for a in answers if a is not None)
@@ -91,6 +98,12 @@ def brute_rewards(method, rollout, policy):
                 sum(-math.log(len(log_p)) - float(log_p.mean()) for log_p in rows_of_logs) / len(rows_of_logs)
                 for rows_of_logs in (brute_logs(policy, rollout, row) for row in rows)
             ]
+        elif method == "sealong":
+            vectors = [brute_embedding(anchor, rollout, row) for row in rows]
+            scores = [sum(torch.cosine_similarity(a, b, dim=0).item() for b in vectors) / 4 for a in vectors]
+            own = [float(i == scores.index(max(scores))) for i in range(4)]
+        elif method == "upft":
+            own = [1.0] * 4
         elif method == "evol":
             own = brute_evol(policy, rollout, rows, answers, top)
         elif method == "entropy-min-loss":
@@ -116,13 +129,15 @@ def brute_logs(policy, rollout, row):
         return torch.log_softmax(policy.model(torch.tensor([ids])).logits[0].double(), -1)[start - 1 : -1]
 
 
+def brute_embedding(model, rollout, row):
+    start, ids = brute_ids(rollout, row)
+    with torch.no_grad():
+        states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+    return states[start - 1 : -1].double().mean(0)
+
+
 def brute_evol(policy, rollout, rows, answers, top):
-    embeddings = []
-    for row in rows:
-        start, ids = brute_ids(rollout, row)
-        with torch.no_grad():
-            states = policy.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
-        embeddings.append(states[start - 1 : -1].double().mean(0))
+    embeddings = [brute_embedding(policy, rollout, row) for row in rows]
     sides = [-1 if a is None else int(a == top) for a in answers]
     cos = [[max(0.0, torch.cosine_similarity(a, b, dim=0).item()) for b in embeddings] for a in embeddings]
     novelty = {}
@@ -160,13 +175,15 @@ def brute_advantages(method, rewards, rollout):
         mean_h = [rollout.entropies[4 * p + i, : lengths[i]].double().mean().item() for i in range(4)]
         for i in range(4):
             advantage = (own[i] - mean) / (deviation + 1e-6) if len(set(own)) > 1 else 0.0
+            if method in FINE_TUNING:
+                advantage = own[i]
             if method == "ttrv":
                 advantage = (own[i] - sum(flat) / 12) / (std(flat) + 1e-6)
             if method in ("ettrl", "ettrl-etmr"):
                 group = sum(mean_h) / 4
-                advantage *= max(0.0, 1 + (group - mean_h[i]) / group)
+                advantage *= min(1.2, max(0.8, 1 + (group - mean_h[i]) / group))
             if method == "ettrl-clip":
-                advantage = max(-1.0, min(1.0, advantage))
+                advantage = max(-2.0, min(2.0, advantage))
             before = mean
             for t in range(lengths[i]):
                 out[4 * p + i, t] = advantage
@@ -178,7 +195,23 @@ def brute_advantages(method, rewards, rollout):
     return out
 
 
-def brute_forks(method, rollout):
+def brute_otsu(entropies):
+    """The entropies at or over the threshold that separates two classes best, by trying all of them."""
+    low, high = min(entropies), max(entropies)
+    if low == high:
+        return set(range(len(entropies)))
+    bins = [min(99, int((h - low) / (high - low) * 100)) for h in entropies]
+    best, chosen = -1.0, 0
+    for k in range(1, 100):
+        below, above = [b for b in bins if b < k], [b for b in bins if b >= k]
+        if below and above:
+            apart = len(below) * len(above) * (sum(above) / len(above) - sum(below) / len(below)) ** 2
+            if apart > best * (1 + 1e-12):
+                best, chosen = apart, k
+    return {t for t, b in enumerate(bins) if b >= chosen}
+
+
+def brute_forks(method, rollout, rewards):
     cells = {row: range(int(rollout.mask[row].sum())) for row in range(12)}
     if method == "80-20":
         every = sorted((-rollout.entropies[r, t].item(), r, t) for r in cells for t in cells[r])
@@ -189,21 +222,43 @@ def brute_forks(method, rollout):
             ranked = sorted(columns, key=lambda t: (-rollout.entropies[r, t].item(), t))
             chosen |= {(r, t) for t in ranked[: math.ceil(0.2 * len(columns) - 1e-9)]}
         return chosen
+    if method == "spine-v2":
+        return {(r, t) for r in cells for t in brute_otsu(rollout.entropies[r].double()[: len(cells[r])].tolist())}
+    if method in FINE_TUNING:  # what is kept, and of it UPFT's first tokens
+        flat = [reward for own in rewards for reward in own]
+        return {(r, t) for r in cells for t in cells[r] if flat[r] and (method != "upft" or t < 8)}
     return {(r, t) for r in cells for t in cells[r]}
 
 
-def brute_gradient(method, config, policy, rollout, advantages, forks):
+def median(values):
+    values = sorted(values)
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
+
+def brute_gradient(method, config, policy, anchor, rollout, advantages, forks):
     total = torch.zeros((), dtype=torch.float64)
     num_tokens = int(rollout.mask.sum())
+    divisor = num_tokens if method == "spine-v2" else len(forks)
     for row in range(12):
         start, ids = brute_ids(rollout, row)
         log_p = torch.log_softmax(policy.model(torch.tensor([ids])).logits[0], -1)[start - 1 : -1]
+        with torch.no_grad():
+            log_q = torch.log_softmax(anchor.model(torch.tensor([ids])).logits[0], -1)[start - 1 : -1]
         own = sorted(t for r, t in forks if r == row)
         sampled = sorted(rollout.entropies[row, t].item() for t in own)
         for t in range(len(ids) - start):
             entropy = -(log_p[t].exp() * log_p[t]).sum()
             if (row, t) in forks:  # on policy: the ratio is 1 and its gradient that of log pi
-                total = total - advantages[row, t] * log_p[t, ids[start + t]] / len(forks)
+                total = total - advantages[row, t] * log_p[t, ids[start + t]] / divisor
+                if method == "spine-v2":
+                    high = median(sampled)
+                    low = max(0.0, high - 1.4826 * max(1e-6, median(abs(h - high) for h in sampled)))
+                    for distance in (entropy - high, low - entropy):
+                        if distance > 1e-4:
+                            total = total + config.band.weight * distance / divisor
+                if method == "ttrl-paper":
+                    d = log_p[t, ids[start + t]] - log_q[t, ids[start + t]]
+                    total = total + 0.01 * ((-d).exp() - 1 + d) / len(forks)
                 if method == "spine":
 
                     def quantile(q, values=sampled):
@@ -217,6 +272,8 @@ def brute_gradient(method, config, policy, rollout, advantages, forks):
                             total = total + config.band.weight * distance / len(forks)
             if method == "entropy-min-loss":
                 total = total + entropy / num_tokens
+            if method == "evol":
+                total = total - 0.003 * entropy / num_tokens
     policy.model.zero_grad()
     total.backward()
     found = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
@@ -227,9 +284,12 @@ def brute_gradient(method, config, policy, rollout, advantages, forks):
 @pytest.mark.parametrize("method", ADAPTING)
 def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
     config, policy, anchor, prompts = opened(model_folders("qwen3"), method)
+    with torch.no_grad():  # an anchor that the policy has left
+        for parameter in anchor.model.parameters():
+            parameter.mul_(1.02)
     with Equivalence() as equivalence:
         rollout, _, rewards, batch, old, entropies = rolled_out(config, policy, anchor, prompts, equivalence)
-    expected = brute_rewards(method, rollout, policy)
+    expected = brute_rewards(method, rollout, policy, anchor)
     if expected is None:
         expected = [list(own) for own in rewards]
     for own, theirs in zip(rewards, expected, strict=True):
@@ -238,10 +298,10 @@ def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
     advantages = brute_advantages(method, [list(own) for own in rewards], rollout)
     for (row, t), value in advantages.items():
         assert targets.advantages[row, t].item() == pytest.approx(value, abs=1e-6)
-    forks = brute_forks(method, rollout)
+    forks = brute_forks(method, rollout, rewards)
     assert {tuple(cell) for cell in targets.policy_mask.nonzero().tolist()} == forks
     _, found = gradient(config, policy, anchor, batch, targets)
-    brute = brute_gradient(method, config, policy, rollout, advantages, forks)
+    brute = brute_gradient(method, config, policy, anchor, rollout, advantages, forks)
     scale = max(g.abs().max().item() for g in brute.values())
     for name, value in brute.items():
         # the sampler's float32 log-probabilities leave ratios a few 1e-7 away from 1
@@ -302,7 +362,8 @@ def test_a_losss_gradient_is_that_of_its_formula(model_folders, loss):
 @pytest.mark.parametrize("method", ADAPTING)
 def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
     """Ten steps; the record is rewritten by `SPINERL_WRITE_GOLDEN=1 make test ARGS=tests/engine/test_methods.py`."""
-    config, policy, anchor, prompts = opened(model_folders("qwen3"), method, "optim.lr=2e-3", "loss=dapo")
+    loss = [] if method in FINE_TUNING else ["loss=dapo"]
+    config, policy, anchor, prompts = opened(model_folders("qwen3"), method, "optim.lr=2e-3", *loss)
     optimiser = Optimiser(policy.model.parameters(), config.optim, 10)
     state, rows = StepState(), []
     with Equivalence() as equivalence:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -57,8 +58,8 @@ def prepared(folder, *words, dtype=torch.float32, shift=0.0):
     return config, policy, anchor, batch, targets, entropies
 
 
-def gradient(config, policy, anchor, batch, targets, _entropies=None):
-    """(loss, gradients by name) of one update, the weights left as they were."""
+def gradient(config, policy, anchor, batch, targets, _entropies=None, rows=None):
+    """(loss, gradients by name) of one update from these rows (None: all), the weights left as they were."""
     kept = copy.deepcopy(policy.model.state_dict())
     captured: dict[str, torch.Tensor] = {}
 
@@ -69,7 +70,8 @@ def gradient(config, policy, anchor, batch, targets, _entropies=None):
             return {}
 
     optimiser = Recording(policy.model.parameters(), config.optim, 1)
-    figures = update(policy, anchor, batch, targets, optimiser, config, torch.arange(len(batch.tokens)))
+    rows = torch.arange(len(batch.tokens)) if rows is None else rows
+    figures = update(policy, anchor, batch, targets, optimiser, config, rows)
     policy.model.load_state_dict(kept)
     policy.model.zero_grad()
     return figures["loss/total"], captured
@@ -88,6 +90,10 @@ def dense_reference(config, policy, anchor, batch, targets, sampled_entropies):
     num_forks = sum(len(f) for f in forks.values())
     num_tokens = int(batch.mask.sum())
     everywhere = config.anchor.scope == "all"
+    per = num_tokens if config.loss.normalizer == "response-tokens" else num_forks
+    beta_low, beta_high = (
+        config.band.weight if own is None else own for own in (config.band.weight_low, config.band.weight_high)
+    )
     for row in range(len(batch.tokens)):
         prompt = list(batch.prompts[row])
         length = int(batch.mask[row].sum())
@@ -108,6 +114,9 @@ def dense_reference(config, policy, anchor, batch, targets, sampled_entropies):
             return values[below] + (values[above] - values[below]) * (place - below)
 
         low, high = quantile(config.band.low), quantile(config.band.high)
+        if config.band.edges == "median-mad":
+            high = statistics.median(fork_entropies)
+            low = max(0.0, high - 1.4826 * max(1e-6, statistics.median(abs(h - high) for h in fork_entropies)))
         for i in range(length):
             p = torch.softmax(logits[len(prompt) + i - 1], 0)
             q = torch.softmax(anchor_logits[len(prompt) + i - 1], 0)
@@ -115,11 +124,13 @@ def dense_reference(config, policy, anchor, batch, targets, sampled_entropies):
             if i in forks[row]:
                 ratio = torch.exp(torch.log(p[token]) - targets.old_logprobs[row, i].double())
                 clipped = torch.clamp(ratio, 1 - config.loss.clip_low, 1 + config.loss.clip_high)
-                total = total - torch.minimum(ratio * advantage, clipped * advantage) / num_forks
+                total = total - torch.minimum(ratio * advantage, clipped * advantage) / per
                 entropy = -(p * torch.log(p)).sum()
                 over, under = (d if d > 1e-4 else 0 * d for d in (entropy - high, low - entropy))
-                hinge = over + under if config.band.shape == "hinge" else over**2 + under**2
-                total = total + config.band.weight * hinge / num_forks
+                power = 1 if config.band.shape == "hinge" else 2
+                total = total + (beta_high * over**power + beta_low * under**power) / per
+                if config.entropy.scope == "forks":
+                    total = total + config.entropy.weight * entropy / per
             if config.anchor.weight and (i in forks[row] or everywhere):
                 d = torch.log(p[token]) - torch.log(q[token])
                 kl = {
@@ -149,6 +160,16 @@ CASES = {
     "anchor k1": ["anchor.weight=0.2", "anchor.estimator=k1"],
     "exact anchor": ["anchor.weight=0.2", "anchor.estimator=exact", "band.weight=0.1"],
     "ttrl": ["method=ttrl"],
+    "one of two band weights, squared": ["band.weight=0.3", "band.weight_low=0", "band.shape=squared"],
+    "edges from median and deviation": ["band.weight=0.3", "band.edges=median-mad"],
+    "means over all response tokens": [
+        "loss.normalizer=response-tokens",
+        "band.weight_low=0.4",
+        "band.weight_high=0.1",
+        "anchor.weight=0.2",
+        "entropy.weight=-0.05",
+        "entropy.scope=forks",
+    ],
 }
 
 
@@ -177,6 +198,59 @@ def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architectur
         assert loss == pytest.approx(other_loss, abs=1e-6)
         for name in gradients:
             assert (gradients[name] - other[name]).abs().max() < 1e-6, name
+
+
+def test_response_tokens_do_not_depend_on_micro_batches(model_folders):
+    words = ["loss.normalizer=response-tokens", "band.weight=0.2", "band.weight_low=0.4", "anchor.weight=0.1"]
+    seen = []
+    for rows in (1, 5, 12):
+        whole = prepared(model_folders("llama"), *words, f"optim.micro_batch_rows={rows}", dtype=torch.float64)
+        seen.append([gradient(*whole), gradient(*whole, rows=torch.tensor([0, 1, 3, 8, 10]))])
+    for part in (0, 1):
+        loss, gradients = seen[0][part]
+        assert max(g.abs().max() for g in gradients.values()) > 1e-3
+        for other_loss, other in (pair[part] for pair in seen[1:]):
+            assert loss == pytest.approx(other_loss, abs=1e-12)
+            for name in gradients:
+                assert (gradients[name] - other[name]).abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize(
+    ("band", "selection", "estimator"),
+    [
+        (["band.weight=0.3"], [], "k3"),
+        (["band.weight_low=0.4", "band.weight_high=0.05"], [], "exact"),
+        (["band.weight_low=0.4", "band.weight_high=0.05"], ["forks.selector=otsu", "band.edges=median-mad"], "k2"),
+    ],
+    ids=["one band weight", "two", "second version"],
+)
+def test_either_normalizer_says_the_same_with_converted_weights(model_folders, band, selection, estimator):
+    """gradient(response-tokens, lambda) = rho gradient(token, lambda / rho), rho the share of forks in the update."""
+    common = [*band, *selection, f"anchor.estimator={estimator}", "entropy.weight=0.1", "entropy.scope=forks"]
+    printed = prepared(
+        model_folders("qwen3"), *common, "loss.normalizer=response-tokens", "anchor.weight=0.2", dtype=torch.float64
+    )
+    _, *rest = printed
+    batch, targets = rest[2:4]
+    shares = []
+    for rows in (list(range(12)), [4, 5, 8, 9, 11]):
+        rho = int(targets.fork_mask[rows].sum()) / int(batch.mask[rows].sum())
+        words = [*common, "loss.normalizer=token", f"anchor.weight={0.2 / rho!r}", f"model={model_folders('qwen3')}"]
+        converted = load_config(overrides=["rollout.temperature=0.9", *words])
+        loss, found = gradient(*printed, rows=torch.tensor(rows))
+        other_loss, other = gradient(converted, *rest, rows=torch.tensor(rows))
+        assert loss == pytest.approx(rho * other_loss, abs=1e-9)
+        assert max(g.abs().max() for g in found.values()) > 1e-3, "a gradient worth comparing"
+        for name in found:
+            assert (found[name] - rho * other[name]).abs().max() <= 1e-9, name
+        shares.append(rho)
+    assert shares[0] != shares[1], "each update has a share of its own"
+    assert max(shares) < 0.9
+
+
+def test_the_first_tokens_are_as_many_as_configured(model_folders):
+    _, _, _, batch, targets, _ = prepared(model_folders("qwen2"), "forks.selector=first", "forks.num_tokens=3")
+    assert torch.equal(targets.fork_mask, batch.mask & (torch.arange(batch.mask.shape[1]) < 3))
 
 
 def test_scoring_by_token_budget_equals_scoring_at_once(model_folders):

@@ -43,6 +43,12 @@ def test_group_of_one_is_zero(scale):
     assert group_advantages(torch.tensor([[1.0]]), scale).tolist() == [[0.0]]
 
 
+def test_raw_leaves_rewards_as_they_are():
+    rewards = torch.tensor([[1.0, 0.0, 0.25], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(group_advantages(rewards, "raw", eps=0.5), rewards)
+    assert group_advantages(torch.tensor([[1.0]]), "raw").tolist() == [[1.0]], "also of a group of one"
+
+
 @given(groups)
 def test_each_group_sums_to_zero_and_permutes_with_its_rewards(rewards):
     tensor = torch.tensor(rewards, dtype=torch.float64)

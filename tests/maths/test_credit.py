@@ -25,6 +25,7 @@ def test_over_the_batch_by_hand():
     assert batch_advantages(T([[1.0, 1.0], [0.0, 1.0]]), "none").tolist() == [[0.25, 0.25], [-0.75, 0.25]]
     assert not batch_advantages(torch.full((3, 4), 0.1)).any()
     assert batch_advantages(T([[1.0]])).tolist() == [[0.0]]
+    assert batch_advantages(T([[1.0, 0.3], [0.0, 1.0]]), "raw").tolist() == T([[1.0, 0.3], [0.0, 1.0]]).tolist()
 
 
 def test_the_entropy_part_of_ttrv_acts_over_the_batch_and_cancels_in_the_group():
@@ -60,6 +61,17 @@ def test_reshaping_keeps_every_sign_and_the_mean_factor(rows):
     assert ((factors >= 0) & (factors <= 2)).all()
     bare = entropy_advantages(torch.ones_like(entropies), entropies, -math.inf)
     assert torch.allclose(bare.mean(dim=1), torch.ones(len(rows), dtype=torch.float64))
+
+
+def test_reshaped_within_a_range_by_hand():
+    # H = 1, 2, 6: mean 3; factors 5/3, 4/3, 0 are kept within 1 +- 0.2; H = 0.9, 1.1: 1.1 and 0.9 are within
+    found = entropy_advantages(T([[1.0, -1.0, 0.5]]), T([[1.0, 2.0, 6.0]]), 0.8, 1.2)
+    assert found[0].tolist() == pytest.approx([1.2, -1.2, 0.4])
+    found = entropy_advantages(T([[1.0, -2.0]]), T([[0.9, 1.1]]), 0.8, 1.2)
+    assert found[0].tolist() == pytest.approx([1.1, -1.8])
+    # of a group without entropy, and of one where only some have none: mean 1, factors 2 and 0
+    assert entropy_advantages(T([[1.0, -1.0]]), torch.zeros(1, 2), 0.8, 1.2).tolist() == [[1.0, -1.0]]
+    assert entropy_advantages(T([[1.0, -1.0]]), T([[0.0, 2.0]]), 0.8, 1.2)[0].tolist() == pytest.approx([1.2, -0.8])
 
 
 def test_bounded():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies, token_figures
+from spinerl.maths import kept_log_mass, log_distribution, pick_logprobs, shannon_entropies, token_figures
 
 
 def test_token_figures_by_hand():
@@ -52,6 +52,39 @@ def test_token_figures_equal_the_plain_functions_where_vocabulary_is_masked():
     (found,) = torch.autograd.grad((weights * fast[0]).sum() + (weights * fast[1]).sum(), logits)
     assert torch.allclose(found, expected, atol=1e-6)
     assert found[:, 5:].abs().max() == 0
+
+
+def test_kept_log_mass_by_hand():
+    log_dist = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log()
+    kept = torch.tensor([[True, True, False], [True, True, True], [False, False, True]])
+    assert kept_log_mass(log_dist, kept).tolist() == pytest.approx([math.log(0.8), 0.0, math.log(0.8)], abs=1e-6)
+
+
+def test_kept_log_mass_is_the_distance_of_the_truncated_distribution():
+    # q = pi / S on the kept tokens sums to 1, and KL(q || pi) = - log S
+    torch.manual_seed(2)
+    log_dist = log_distribution(torch.randn(20, 9, dtype=torch.float64), 0.7)
+    kept = torch.rand(20, 9) < 0.5
+    kept[:, 0] = True
+    mass = kept_log_mass(log_dist, kept)
+    for row in range(20):
+        q = [(log_dist[row, v] - mass[row]).item() for v in range(9) if kept[row, v]]
+        assert sum(map(math.exp, q)) == pytest.approx(1.0)
+        full = [log_dist[row, v].item() for v in range(9) if kept[row, v]]
+        kl = sum(math.exp(a) * (a - b) for a, b in zip(q, full, strict=True))
+        assert kl == pytest.approx(-mass[row].item(), abs=1e-12)
+
+
+def test_kept_log_mass_gradcheck():
+    torch.manual_seed(3)
+    logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    kept = torch.tensor([[True] * 6, [True] + [False] * 5, [False, True] * 3, [False] * 4 + [True] * 2])
+    assert torch.autograd.gradcheck(lambda z: kept_log_mass(log_distribution(z, 0.6), kept), (logits,))
+    # d log S / dz = q - p over temperature: with all tokens kept there is none
+    (slope,) = torch.autograd.grad(kept_log_mass(log_distribution(logits), kept).sum(), logits)
+    p = torch.softmax(logits.detach(), -1)
+    q = p * kept / (p * kept).sum(1, keepdim=True)
+    assert torch.allclose(slope, q - p)
 
 
 def test_token_figures_of_a_bfloat16_head_are_float32():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinerl.maths import (
@@ -13,6 +13,7 @@ from spinerl.maths import (
     pick_logprobs,
     sampled_kl,
     shannon_entropies,
+    share_weights,
     term_weights,
 )
 
@@ -127,11 +128,29 @@ def test_weights_by_hand():
     st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=5),
     st.sampled_from(["token", "response"]),
 )
-def test_weights_sum_to_one_or_are_all_zero(rows, normaliser):
+def test_weights_sum_to_one_or_are_all_zero(rows, normalizer):
     mask = T(rows)
-    weights = term_weights(mask, normaliser)
+    weights = term_weights(mask, normalizer)
     assert weights.sum().item() == pytest.approx(1.0 if mask.any() else 0.0)
     assert (weights[~mask] == 0).all()
+
+
+def test_share_weights_by_hand():
+    # two of the update's five tokens are forks: a mean over all five with the mask inside
+    mask = T([[True, False, False], [True, False, False]])
+    weights = share_weights(mask, 5)
+    assert weights.tolist() == [[0.2, 0.0, 0.0], [0.2, 0.0, 0.0]]
+    assert weights.dtype == torch.float64
+    assert not share_weights(torch.zeros(2, 3, dtype=torch.bool), 0).any()
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(0, 7))
+def test_share_weights_are_term_weights_times_the_selected_share(rows, followers):
+    mask = T(rows)
+    num_tokens = int(mask.sum()) + followers
+    rho = int(mask.sum()) / max(1, num_tokens)
+    assert torch.allclose(share_weights(mask, num_tokens), rho * term_weights(mask), rtol=1e-12, atol=0)
 
 
 def test_masked_mean():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinerl.answers import evol_reward, evol_sides, vote
-from spinerl.maths import nearest_first, novelty_scores
+from spinerl.maths import consensus_scores, nearest_first, novelty_scores
 from spinerl.maths.novelty import cosine_similarities
 
 T = torch.tensor
@@ -29,6 +29,25 @@ def test_novelty_by_hand():
     # fourth: alone on its side, so the mean of all others (1 + 1/2 + 1/2) / 3 = 2/3, maximum 1: 1 - 5/6 = 1/6
     scores = novelty_scores(at(0, 60, 60, 0), T([1, 1, 1, 0]))
     assert scores.tolist() == pytest.approx([1 / 4, 1 / 8, 1 / 8, 1 / 6])
+
+
+def test_consensus_by_hand():
+    # at 0, 60 and 60 degrees: (1 + 1/2 + 1/2) / 3 and twice (1/2 + 1 + 1) / 3; lengths do not count
+    lengths = T([[1.0], [5.0], [0.2]], dtype=torch.float64)
+    assert consensus_scores(at(0, 60, 60) * lengths).tolist() == pytest.approx([2 / 3, 5 / 6, 5 / 6])
+    # opposite directions count against each other, a vector of nothing agrees with nobody, not even itself
+    assert consensus_scores(at(0, 180, 180)).tolist() == pytest.approx([-1 / 3, 1 / 3, 1 / 3])
+    assert consensus_scores(T([[0.0, 0.0], [1.0, 0.0]])).tolist() == pytest.approx([0.0, 0.5])
+    assert consensus_scores(at(40)).tolist() == pytest.approx([1.0])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 359), min_size=1, max_size=7))
+def test_consensus_equals_the_definition(degrees):
+    found = consensus_scores(at(*degrees)).tolist()
+    for one, score in zip(degrees, found, strict=True):
+        expected = sum(math.cos(math.radians(one - other)) for other in degrees) / len(degrees)
+        assert score == pytest.approx(expected, abs=1e-9)
 
 
 def test_opposite_directions_count_as_unlike_and_no_more():

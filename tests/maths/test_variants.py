@@ -10,6 +10,7 @@ from spinerl.maths import (
     cispo_surrogate,
     clipped_surrogate,
     group_advantages,
+    nll_surrogate,
     response_means,
     row_means,
     sequence_surrogate,
@@ -68,6 +69,24 @@ def test_cispo_without_a_lower_edge_and_at_absurd_ratios():
     logprob = T([-500.0, 0.0]).requires_grad_()
     cispo_surrogate(logprob, T([0.0, -500.0]), T([1.0, 1.0])).sum().backward()
     assert logprob.grad.tolist() == pytest.approx([math.exp(-20), 1.2], rel=1e-4)
+
+
+def test_nll_by_hand():
+    logprobs = T([-1.0, -2.0, -0.5]).requires_grad_()
+    value = nll_surrogate(logprobs, T([1.0, 0.0, -2.0]))
+    assert value.tolist() == [-1.0, 0.0, 1.0]
+    value.sum().backward()
+    assert logprobs.grad.tolist() == [1.0, 0.0, -2.0]
+
+
+def test_nll_with_weights_over_the_kept_is_the_mean_likelihood_of_their_tokens():
+    # responses of 3, 1 and 2 tokens, the first two kept: (log-likelihoods of their four tokens) / 4
+    mask = torch.arange(3) < T([[3], [1], [2]])
+    logprobs = T([[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0], [-50.0, -60.0, 0.0]])
+    advantages = T([[1.0], [1.0], [0.0]]).expand(3, 3)
+    weights = term_weights(mask & (advantages != 0))
+    value = nll_surrogate(logprobs[mask], advantages[mask])
+    assert (weights[mask] * value).sum().item() == pytest.approx(-(1 + 2 + 3 + 4) / 4)
 
 
 def gspo(logprobs, old, advantages, row_of, num_rows, low=3e-4, high=4e-4):
@@ -143,7 +162,7 @@ def test_gspo_does_not_depend_on_which_tokens_are_computed_together(batch):
 
 @settings(deadline=None)
 @given(batches())
-def test_on_policy_all_three_have_one_gradient(batch):
+def test_on_policy_all_have_one_gradient(batch):
     logprobs, _, mask, advantages = batch
     row_of = mask.nonzero()[:, 0]
     found = []
@@ -151,9 +170,9 @@ def test_on_policy_all_three_have_one_gradient(batch):
         lambda x: clipped_surrogate(x, x.detach(), advantages[row_of]),
         lambda x: cispo_surrogate(x, x.detach(), advantages[row_of]),
         lambda x: sequence_surrogate(x, torch.zeros_like(x), advantages[row_of]),
+        lambda x: nll_surrogate(x, advantages[row_of]),
     ):
         flat = logprobs[mask].requires_grad_()
         term(flat).sum().backward()
         found.append(flat.grad)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(found[0], other) for other in found[1:])

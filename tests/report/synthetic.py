@@ -75,6 +75,14 @@ def write_run(
             for question in ((step * 7) % 40, 3 if step in (5, done) else 41 + step)
         ],
     )
+    _write(
+        folder / "tokens.jsonl",
+        [
+            _token_counts(step, step / max(steps, 1), method, rng)
+            for step in range(1, done + 1)
+            if step % 5 == 1 or step == done
+        ],
+    )
     return folder
 
 
@@ -220,3 +228,21 @@ def _response(index: int, t: float, rng: random.Random) -> dict[str, Any]:
         "entropies": entropies,
         "forks": [entropy >= floor for entropy in entropies],
     }
+
+
+def _token_counts(step: int, t: float, method: str, rng: random.Random) -> dict[str, Any]:
+    edges = [i / 10 for i in range(41)]
+    entropies = [
+        rng.expovariate(12) if rng.random() < 0.78 else rng.gammavariate(3, 0.5 - 0.2 * t) for _ in range(4000)
+    ]
+    forks = entropies if method == "ttrl" else sorted(entropies)[-800:]
+    bins = [[sum(min(40, int(10 * h)) == i for h in values) for i in range(41)] for values in (entropies, forks)]
+    left, words = sum(bins[1]), []
+    for place, word in enumerate(dict.fromkeys(rng.sample(_WORDS, len(_WORDS)))):
+        count = max(1, left // 6)
+        left -= count
+        token = word if word == "\n" else f" {word}"
+        words.append(
+            {"token": token, "id": 100 + place, "seen": 3 * count, "forks": count, "entropy": rng.random() * 2}
+        )
+    return {"step": step, "edges": edges, "tokens": bins[0], "forks": bins[1], "words": words}

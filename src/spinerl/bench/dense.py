@@ -44,12 +44,12 @@ def dense_loss(model: Any, batch: Batch, targets: Targets, config: Config) -> to
     clipped = ratio.clamp(1 - config.loss.clip_low, 1 + config.loss.clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     loss = -(selected * surrogate).sum() / selected.sum()
-    if config.band.weight:
+    if config.band.coefficient:
         banded = on_device(targets.band_mask)
         low, high = on_device(targets.band_low).unsqueeze(1), on_device(targets.band_high).unsqueeze(1)
         over, under = entropies - high, low - entropies
         outside = torch.where(over > _SLACK, over, 0.0) + torch.where(under > _SLACK, under, 0.0)
-        loss = loss + config.band.weight * (banded * outside).sum() / banded.sum()
+        loss = loss + config.band.coefficient * (banded * outside).sum() / banded.sum()
     return loss
 
 

@@ -14,7 +14,7 @@ from spinerl.rewards import check_reward
 
 __all__ = ["Loop", "check_keys", "refuse"]
 
-_NOT_OF_THE_GROUP = ("evol", "self-certainty", "reference", "gold")
+_NOT_OF_THE_GROUP = ("evol", "self-certainty", "similarity", "reference", "gold")
 
 
 @dataclass(frozen=True)

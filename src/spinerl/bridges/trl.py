@@ -191,7 +191,7 @@ def training_arguments(
     at_once = _rows_at_once(config, longest_prompt)
     micros = next(n for n in range(1, per_update + 1) if per_update % n == 0 and learned <= n * num_processes * at_once)
     num_updates = config.optim.epochs * parts
-    needs_anchor = config.anchor.weight > 0 or (config.band.weight > 0 and config.band.edges == "initial")
+    needs_anchor = config.anchor.weight > 0 or (config.band.coefficient > 0 and config.band.edges == "initial")
     settings: dict[str, Any] = {
         "recipe": config.model_copy(update={"guard": config.guard.model_copy(update={"mode": "off"})}).model_dump(),
         "output_dir": str(_folder(config)),
@@ -476,7 +476,7 @@ class SpineTrainer(GRPOTrainer):
         rows = learned.minibatches[number % len(learned.minibatches)]
         chosen = torch.zeros(len(batch.tokens), 1, dtype=torch.bool)
         chosen[rows] = True
-        weights = weigh_terms(targets, chosen, config)
+        weights = weigh_terms(targets, batch.mask, chosen, config)
         log_ratios = None
         if config.loss.form == "sequence":
             log_ratios = torch.zeros(len(batch.tokens))

@@ -16,6 +16,7 @@ by their number.
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ from spinerl.step import (
     target_metrics,
     trained_rows,
 )
-from spinerl.types import Batch, Question, Targets
+from spinerl.types import Batch, Question, Rollout, Targets
 
 __all__ = [
     "COLUMNS",
@@ -155,6 +156,7 @@ def freeze_step(
         entropies=padded([sample.entropies for sample in samples], 0.0, torch.float32),
         sampler_logprobs=_table([sample.sampler_logprobs for sample in samples]),
     )
+    rollout = replace(rollout, log_mass=_truncation_at_most(rollout, config))
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
     nobody = cast(Any, None)  # none of the rewards allowed here asks a model
     context = RewardContext(config, step, nobody, None, rollout, votes, equivalence)
@@ -182,7 +184,7 @@ def freeze_step(
     for own in rows:  # each row is in one update, whose weights are its own
         chosen = torch.zeros(len(learned), 1, dtype=torch.bool)
         chosen[own.flatten()] = True
-        for name, table in weigh_terms(targets, chosen, config).items():
+        for name, table in weigh_terms(targets, batch.mask, chosen, config).items():
             weights[name] = weights.get(name, torch.zeros_like(table)) + table
     tables = _tables(targets, weights, batch)
     columns = {
@@ -201,6 +203,19 @@ def freeze_step(
     }
     updates = tuple(tuple(learned[row].key for row in own.flatten().tolist()) for own in rows)
     return Frozen(columns, updates, metrics, state)
+
+
+def _truncation_at_most(rollout: Rollout, config: Config) -> torch.Tensor | None:
+    """As much of the two accounts' difference as truncation can explain, as `Rollout.log_mass`; None without any.
+
+    verl's actor gives log-probabilities of the full distribution and vLLM those of the truncated one, log pi - log S
+    with log top_p <= log S <= 0; top-k has no lower bound.  Whole distributions, which would tell S, are not handed over.
+    """
+    keys = config.rollout
+    if rollout.sampler_logprobs is None or (keys.top_p == 1.0 and not keys.top_k):
+        return None
+    least = -math.inf if keys.top_k else math.log(keys.top_p)
+    return (rollout.logprobs - rollout.sampler_logprobs).clamp(least, 0.0)
 
 
 def share_rows(updates: Sequence[Sequence[str]], lengths: Mapping[str, int], num_ranks: int) -> list[str]:
@@ -364,7 +379,7 @@ class SpineTrainer(PPOTrainerSync):
         learned = batch.select_keys(share_rows(frozen.updates, lengths, num_ranks))
         rows = len(learned) // len(frozen.updates)
         learned.extra_info.update(
-            calculate_entropy=self.spine.band.weight != 0 or self.spine.entropy.weight != 0,
+            calculate_entropy=self.spine.band.coefficient != 0 or self.spine.entropy.weight != 0,
             compute_loss=True,
             global_batch_size=rows,
             mini_batch_size=rows,

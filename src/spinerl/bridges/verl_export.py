@@ -105,7 +105,7 @@ def check_config(config: Config) -> None:
             "its reference model gives the tokens' log-probabilities alone; allowed are k1, k2 and k3",
         ),
         (
-            config.band.weight != 0 and config.band.edges == "initial",
+            config.band.coefficient != 0 and config.band.edges == "initial",
             "band.edges=initial",
             "its reference model gives no entropies; allowed are current and ema",
         ),

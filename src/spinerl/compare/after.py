@@ -2,10 +2,10 @@
 
 Runs in the child process.  The request is a mapping of plain values, so that it can travel and be compared:
 
-    {"samples": 16, "votes": 64, "forcing": {...}, "elsewhere": [{"role", "name", "config"}, ...]}
+    {"samples": 16, "votes": 64, "synthesis": 16, "forcing": {...}, "elsewhere": [{"role", "name", "config"}, ...]}
 
 Everything lands in one folder inside the run's, which appears whole or not at all:
-samples.jsonl, votes.jsonl, forced.jsonl, a file per other data set, figures.json, state.json.
+samples.jsonl, votes.jsonl, synthesis.jsonl, forced.jsonl, a file per other data set, figures.json, state.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from spinerl.answers import Equivalence
 from spinerl.compare.forcing import forced_responses
 from spinerl.compare.plan import elsewhere_file
 from spinerl.compare.state import ASKED
+from spinerl.compare.synthesis import synthesized_responses
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, load_model
@@ -51,11 +52,16 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
     def fill(folder: Path) -> None:
         with Equivalence() as equivalence:
             own = _Asked(loaded, config, prints)
+            drawn: dict[str, list[dict[str, Any]]] = {}
             for key in ("samples", "votes"):
                 if after.get(key):
                     observer.phase(key, after[key] * len(own.questions) * config.rollout.max_new_tokens)
-                    rows, figures[key] = _sampled(own, after[key], equivalence, observer)
-                    write_rows(folder / f"{key}.jsonl", rows)
+                    drawn[key], figures[key] = _sampled(own, after[key], equivalence, observer)
+                    write_rows(folder / f"{key}.jsonl", drawn[key])
+            if num := after.get("synthesis"):
+                observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens)
+                rows = _synthesized(own, drawn["votes"], num, equivalence, observer)
+                write_rows(folder / "synthesis.jsonl", rows)
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
                 write_rows(folder / "forced.jsonl", _forced(own, forcing, equivalence, observer))
@@ -148,6 +154,30 @@ def _sampled(
         "entropy": entropy / max(1, num_tokens),
         "truncated_frac": num_truncated / (num * len(rows)),
     }
+
+
+def _synthesized(
+    asked: _Asked, votes: Sequence[Mapping[str, Any]], num: int, equivalence: Equivalence, observer: Observer
+) -> list[dict[str, Any]]:
+    """Judged rows of the response that is written after reading a question's first `num` ones.
+
+    `num_tokens` counts those drafts too, whether or not the prompt had room for all of them.
+    """
+    config = asked.config
+    drafts = [row["responses"][:num] for row in votes]
+    found = synthesized_responses(asked.loaded, asked.questions, asked.prompts, drafts, config, observer.tokens)
+    rows = []
+    for question, drawn, one in zip(asked.questions, votes, found, strict=True):
+        row = {
+            **asked.row(question),
+            "responses": [one.text],
+            "truncated": [one.truncated],
+            "lengths": [one.num_tokens],
+            "num_read": one.num_read,
+            "num_tokens": sum(drawn["lengths"][:num]) + one.num_tokens,
+        }
+        rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
+    return rows
 
 
 def _forced(

@@ -36,7 +36,8 @@ class Outcome:
     the answer that a way of voting elects.  `mean`, `majority`: of k samples.  `elsewhere`: as `right`, by role and
     name.  `tokens` per question and `seconds` are what getting there cost, by seed; an adaptation's are those
     sampled in its steps.  `course`: greedy Pass@1 by step, by seed.  `length` (tokens) and `entropy` (nats) are of
-    the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation.
+    the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation, as do
+    `synthesized` (written after reading those) and `forced` (by budget forcing).
     """
 
     name: str
@@ -54,6 +55,7 @@ class Outcome:
     course: dict[int, dict[int, float]] = field(default_factory=dict)
     runs: tuple[RunData, ...] = ()
     votes: dict[int, Rows] = field(default_factory=dict)
+    synthesized: dict[int, Rows] = field(default_factory=dict)
     forced: dict[int, Rows] = field(default_factory=dict)
     uses_gold: bool = False
     voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
@@ -125,6 +127,8 @@ def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
     sampled = _rows(asked / "samples.jsonl") or votes or [row for row in final if row.get("responses")]
     if votes:
         outcome.votes[seed] = votes
+    if synthesized := _rows(asked / "synthesis.jsonl"):
+        outcome.synthesized[seed] = synthesized
     if forced := _rows(asked / "forced.jsonl"):
         outcome.forced[seed] = forced
     if known := [row for row in sampled if row.get("responses_correct") is not None]:

@@ -111,7 +111,7 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
     notes = [
         f"Model {config.model.name}; {len(keys.seeds)} seed{'s' * (len(keys.seeds) != 1)}: "
         f"{', '.join(map(str, keys.seeds))}. Questions are the unit: a question's value is its mean over the seeds.",
-        f"Rows without an update choose among the first {keys.samples} responses of the unadapted model; their Pass@1 "
+        f"Rows without an update start from the first {keys.samples} responses of the unadapted model; their Pass@1 "
         "is that of the answer they give. The equal-token vote is the majority of as many responses as an "
         f"adaptation's sampled tokens would buy, at most {most}. What updates cost shows in the time, not the tokens.",
         "The best step is chosen by gold answers, so it flatters; the other columns are of the last step.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -15,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from spinerl.config import Config, read_recipe
 from spinerl.errors import InputError, did_you_mean
-from spinerl.methods import METHODS
+from spinerl.methods import ALIASES, METHODS
 
-__all__ = ["ForcingKeys", "Keys", "describe_compare_keys", "leaves", "read_keys", "word"]
+__all__ = ["ForcingKeys", "Keys", "RunWords", "describe_compare_keys", "leaves", "read_keys", "word"]
 
 _NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9_+-]*")
 
@@ -45,7 +46,9 @@ class Keys(_Section):
     data: list[str] = Field(["tiny/shift-a"], min_length=1, description="data sets to adapt to, one by one")
     seeds: list[int] = Field([0], min_length=1, description="every method runs with each")
     settings: str | None = Field(
-        None, description="recipe of a run (say configs/qwen3-1.7b.yaml): all runs take its keys, method and data aside"
+        None,
+        description="recipe of a run (say configs/paper/qwen3-1.7b.yaml): all runs take its keys, method and data "
+        "aside, and those that another method's row sets itself",
     )
     out: str | None = Field(None, description="folder of the comparison; null: runs/compare-...")
     jobs: int = Field(0, ge=0, description="runs at a time; 0: one per core, or 1 on a GPU")
@@ -61,6 +64,9 @@ class Keys(_Section):
         16, ge=0, description="responses per question for avg@k and maj@k of the final models; 0: none"
     )
     votes: int = Field(64, ge=0, description="most responses per question of the unadapted model that vote")
+    synthesis: bool = Field(
+        True, description="whether the unadapted model also reads its `samples` responses and writes one more: a row"
+    )
     forcing: ForcingKeys = ForcingKeys()  # pyright: ignore[reportCallIssue]
 
     @field_validator("methods", "data", "seeds", mode="before")
@@ -80,7 +86,26 @@ _DEPTH = {"unseen": 0, "original": 0, "variants": 1}
 _OWN = {"method": "methods=a,b", "run": "out=FOLDER", "seed": "seeds=0,1,2"}
 
 
-def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, tuple[str, ...]]:
+@dataclass(frozen=True)
+class RunWords:
+    """The words that configure every run, in order, those that win last.
+
+    `lent` are the ones that the recipe named by `settings` alone gives, `method` is the method it was written for.
+    """
+
+    words: tuple[str, ...]
+    lent: frozenset[str] = frozenset()
+    method: str | None = None
+
+    def of(self, method: str) -> tuple[str, ...]:
+        """The words for runs of a method: of a recipe for another one, none that the method's row sets itself."""
+        if method == self.method:
+            return self.words
+        own = {key for key, _ in leaves(METHODS[ALIASES.get(method, method)].sets)}
+        return tuple(one for one in self.words if one not in self.lent or one.partition("=")[0] not in own)
+
+
+def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, RunWords]:
     """(the comparison's keys, the words that configure every run) of a recipe file and `key=value` words.
 
     For the runs later ones win: DEFAULTS, the recipe, the recipe that `settings` names, the words.
@@ -95,10 +120,13 @@ def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, tuple[str
     except ValidationError as error:
         raise InputError("; ".join(_explain(item) for item in error.errors()[:2])) from None
     settings: list[str] = []
+    method = None
     if keys.settings is not None:
         given = leaves(read_recipe(keys.settings))
+        method = str(dict(given).get("method", Config.model_fields["method"].default))
         settings = [word(key, value) for key, value in given if key.partition(".")[0] not in (*_OWN, "data")]
-    return _checked(keys), (*DEFAULTS, *from_recipe, *settings, *from_words)
+    run_words = (*DEFAULTS, *from_recipe, *settings, *from_words)
+    return _checked(keys), RunWords(run_words, frozenset(settings) - {*from_recipe, *from_words}, method)
 
 
 def _sort(given: Iterable[tuple[str, Any]], own: dict[str, Any]) -> list[str]:
@@ -192,12 +220,12 @@ def _checked(keys: Keys) -> Keys:
     if any(seed < 0 for seed in keys.seeds):
         raise InputError(f"seeds={keys.seeds}: a seed is 0 or more")
     for name, sets in keys.variants.items():
-        if name in METHODS:
+        if name in (*METHODS, *ALIASES):
             raise InputError(f"variants: {name} is a method; give the variant another name")
         if not _NAME.fullmatch(name):
             raise InputError(f"variants: {name!r} is no name; letters, digits and _ + - make one")
         method = sets.get("method")
-        if method not in METHODS:
+        if method not in (*METHODS, *ALIASES):
             near = did_you_mean(str(method), METHODS)
             raise InputError(f"variants.{name}.method={method!r} is not a method{near}; allowed: {', '.join(METHODS)}")
         taken = next((key for key in sets if key.partition(".")[0] in ("data", "seed", "run")), None)
@@ -205,7 +233,7 @@ def _checked(keys: Keys) -> Keys:
             raise InputError(
                 f"variants.{name}.{taken}: a variant cannot set it; data sets and seeds are the same for all"
             )
-    known = [*METHODS, *keys.variants]
+    known = [*METHODS, *ALIASES, *keys.variants]
     for name in keys.methods:
         if name not in known:
             raise InputError(

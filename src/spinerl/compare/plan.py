@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinerl.compare.keys import Keys, leaves, read_keys, word
+from spinerl.compare.keys import Keys, RunWords, leaves, read_keys, word
 from spinerl.config import Config, load_config
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
@@ -98,18 +98,22 @@ def plan(words: Sequence[str]) -> Comparison:
     if len(set(slugs.values())) < len(slugs):
         raise InputError(f"data={','.join(keys.data)}: two of these would share a folder; rename a file")
     fingerprints: dict[str, str] = {}
+    with_images: set[str] = set()
     tasks = []
     for seed in keys.seeds:
         for data in keys.data:
-            asked = [(other, _asking_config(for_runs, (), other.name, seed, keys)) for other in elsewhere[data]]
+            asked = [(other, _asking_config(for_runs, NONE, (), other.name, seed, keys)) for other in elsewhere[data]]
             for row in rows:
                 folder = out / slugs[data] / f"{row.name}-seed{seed}"
                 config = _config(row, for_runs, data, seed, folder)
                 for name, one in [(data, config), *((other.name, own) for other, own in asked)]:
                     if name not in fingerprints:
-                        fingerprints[name] = load_data(one.data, answer_kind=one.answer.kind)[0].fingerprint
-                others = [_asking_config(for_runs, row.words, other.name, seed, keys) for other, _ in asked]
-                after = _after(row, config, keys, seed, elsewhere[data], others)
+                        opened = load_data(one.data, answer_kind=one.answer.kind)[0]
+                        fingerprints[name] = opened.fingerprint
+                        if any(question.images for question in opened.questions):
+                            with_images.add(name)
+                others = [_asking_config(for_runs, row.method, row.words, other.name, seed, keys) for other, _ in asked]
+                after = _after(row, config, keys, seed, elsewhere[data], others, data in with_images)
                 tasks.append(Task(row, data, seed, config, folder, after))
     return Comparison(keys, out, rows, tuple(tasks), elsewhere, fingerprints)
 
@@ -137,28 +141,34 @@ def _rows(keys: Keys) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _config(row: Row, for_runs: Sequence[str], data: str, seed: int, folder: Path) -> Config:
+def _config(row: Row, for_runs: RunWords, data: str, seed: int, folder: Path) -> Config:
     """A run's resolved configuration.  The variant's words come after the shared ones, or it would lose its meaning."""
     own = [f"method={row.method}", word("data.name", data), f"seed={seed}", word("run", str(folder))]
     if row.method == NONE:
         own.append("steps=0")  # whatever the shared keys ask of the others
     try:
-        return resolve(load_config(overrides=[*for_runs, *row.words, *own]))
+        return resolve(load_config(overrides=[*for_runs.of(row.method), *row.words, *own]))
     except InputError as error:
         where = "" if not row.words else f" (in variants.{row.name})"
         raise InputError(f"{error}{where}") from None
 
 
-def _asking_config(for_runs: Sequence[str], extra: Sequence[str], data: str, seed: int, keys: Keys) -> Config:
+def _asking_config(for_runs: RunWords, method: str, extra: Sequence[str], data: str, seed: int, keys: Keys) -> Config:
     """How a finished model is asked another data set: greedily, with the run's own prompts and limits."""
-    words = [one for one in (*for_runs, *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
+    words = [one for one in (*for_runs.of(method), *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
     words += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
     words += [word("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
     return resolve(load_config(overrides=words))
 
 
 def _after(
-    row: Row, config: Config, keys: Keys, seed: int, others: Sequence[Elsewhere], configs: Sequence[Config]
+    row: Row,
+    config: Config,
+    keys: Keys,
+    seed: int,
+    others: Sequence[Elsewhere],
+    configs: Sequence[Config],
+    shows_images: bool,
 ) -> dict[str, Any]:
     after: dict[str, Any] = {
         "elsewhere": [
@@ -169,6 +179,8 @@ def _after(
     if row.method == NONE:
         # All votes are drawn for the first seed alone: the questions are the unit, and votes are dear.
         after["votes"] = max(keys.votes, keys.samples) if seed == keys.seeds[0] else keys.samples
+        if keys.synthesis and keys.samples and seed == keys.seeds[0] and not shows_images:  # its prompts hold no images
+            after["synthesis"] = keys.samples
         forcing = keys.forcing
         if forcing.budget and seed == keys.seeds[0]:  # greedy, so the same for every seed
             budget = config.rollout.max_new_tokens if forcing.budget < 0 else forcing.budget

@@ -1,7 +1,8 @@
 """The ways of spending test-time compute without an update, from the unadapted model's saved responses.
 
-All read the same responses, so they differ in their rule alone.  Rules and sources: `spinerl.answers.baselines`,
-budget forcing: `spinerl.compare.forcing`.  No torch.
+All read the same responses, so they differ in their rule alone.  Rules and sources: `spinerl.answers.baselines`.
+Two have responses of their own: `spinerl.compare.synthesis`, which reads those, and `spinerl.compare.forcing`.
+No torch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from spinerl.answers import Decision, best_of, early_stopped_majority, first_finish
@@ -57,13 +59,22 @@ def rivals(none: Outcome, k: int) -> list[Outcome]:
                 outcome.right[seed], outcome.tokens[seed] = _apply(rule, known, k, none, seed)
         if outcome.right:
             found.append(outcome)
-    forced = Outcome("budget forcing", "no update", none.data, "greedy, sent on (s1)")
-    for seed, rows in none.forced.items():
-        right = {row["id"]: float(row["greedy"]["correct"]) for row in rows if row["greedy"]["correct"] is not None}
-        if right:
-            forced.right[seed] = right
-            forced.tokens[seed] = sum(row["num_tokens"] for row in rows) / len(rows)
-    return [*found, forced] if forced.right else found
+    num_read = [row["num_read"] for rows in none.synthesized.values() for row in rows]
+    read = f"reads {fmean(num_read or [0]):.3g} of {k}, writes one more"
+    written = {
+        f"synthesis of {k}": (read, none.synthesized, lambda row: row["correct"]),
+        "budget forcing": ("greedy, sent on (s1)", none.forced, lambda row: row["greedy"]["correct"]),
+    }
+    for name, (note, by_seed, correct) in written.items():
+        outcome = Outcome(name, "no update", none.data, note)
+        for seed, rows in by_seed.items():
+            right = {row["id"]: float(correct(row)) for row in rows if correct(row) is not None}
+            if right:
+                outcome.right[seed] = right
+                outcome.tokens[seed] = sum(row["num_tokens"] for row in rows) / len(rows)
+        if outcome.right:
+            found.append(outcome)
+    return found
 
 
 @dataclass(frozen=True)

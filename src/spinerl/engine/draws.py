@@ -6,11 +6,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from spinerl.config import RolloutConfig
 from spinerl.engine import kernels
-from spinerl.maths import self_certainty
+from spinerl.engine.loading import LoadedModel
+from spinerl.maths import kept_log_mass, log_distribution, self_certainty
 
-__all__ = ["Drawn", "Truncation", "draw"]
+__all__ = ["Drawn", "Truncation", "draw", "log_mass_with", "truncation_of", "unwritable"]
 
 Truncation = Callable[[torch.Tensor], torch.Tensor]
 """Scores (R, V) -> the same with -inf for the tokens that may not be drawn."""
@@ -24,12 +32,50 @@ _IMPOSSIBLE = -1e4  # stands for -inf: 0 * -inf is nan, and exp(-1e4) is 0 in ev
 
 class Drawn(NamedTuple):
     """One token per row: `tokens` (R,) int64; `logprobs`, `entropies` (R,) in nats, float32 or better; `certainties`
-    (R,), or (0,) where nobody asks for them."""
+    (R,), or (0,) where nobody asks for them; `log_mass` (R,), the log-probability of the tokens that could be drawn, or
+    (0,) where all could."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     entropies: torch.Tensor
     certainties: torch.Tensor
+    log_mass: torch.Tensor
+
+
+def truncation_of(rollout: RolloutConfig, loaded: LoadedModel) -> Truncation | None:
+    """Top-k, then top-p, then min-p, and no token that stands for an image; None where every token may be drawn.
+
+    vLLM takes min-p first, so that top-p is of what that leaves: where another engine samples, that is the order.
+    """
+    warpers = LogitsProcessorList()
+    if rollout.top_k:
+        warpers.append(TopKLogitsWarper(rollout.top_k))
+    if rollout.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(rollout.top_p))
+    if rollout.min_p > 0.0:
+        warpers.insert(0 if loaded.engine else len(warpers), MinPLogitsWarper(rollout.min_p))
+    images = unwritable(loaded)
+    if not warpers:
+        return images
+    return lambda scores: warpers(torch.empty(0), images(scores) if images else scores)  # pyright: ignore
+
+
+def unwritable(loaded: LoadedModel) -> Truncation | None:
+    """Keeps a vision-language model from writing tokens that stand for images."""
+    if loaded.vision is None:
+        return None
+    ids = torch.tensor(loaded.vision.placeholder_ids, device=loaded.device)
+    return lambda scores: scores.index_fill(1, ids, float("-inf"))
+
+
+def log_mass_with(logits: torch.Tensor, tokens: torch.Tensor, temperature: float, truncate: Truncation) -> torch.Tensor:
+    """log S (N,) of the truncated distribution that each token (N,) was sampled from, with a gradient.
+
+    The sampled token counts as kept: after an update, or by rounding, it may lie just outside.
+    """
+    log_dist = log_distribution(logits, temperature)
+    kept = truncate(log_dist.detach()).isfinite().scatter(1, tokens.unsqueeze(1), True)
+    return kept_log_mass(log_dist, kept)
 
 
 def draw(
@@ -53,7 +99,7 @@ def draw(
         compiled: whether a compiled loop may do it: float32 logits on a CPU, without anything but tokens to draw.
     """
     if compiled and uniforms is not None and truncate is None and not certainties and logits.dtype == torch.float32:
-        return Drawn(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0))
+        return Drawn(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
     rows, vocabulary = logits.shape
     step = max(1, (_PIECE_ON_CPU if logits.device.type == "cpu" else _PIECE) // vocabulary)
     pieces = [
@@ -80,12 +126,15 @@ def _draw_piece(
     if temperature != 1.0:
         scores = scores / temperature
     probabilities = torch.softmax(scores, dim=-1)
+    allowed = scores if truncate is None else truncate(scores)
+    log_mass = scores.new_empty(0)
     if uniforms is None:
-        tokens = (scores if truncate is None else truncate(scores)).argmax(dim=-1, keepdim=True)
+        tokens = allowed.argmax(dim=-1, keepdim=True)
     elif truncate is None:
         tokens = _inverse_cdf(probabilities, uniforms.unsqueeze(1))
     else:
-        tokens = _inverse_cdf(torch.softmax(truncate(scores), dim=-1), uniforms.unsqueeze(1))
+        tokens = _inverse_cdf(torch.softmax(allowed, dim=-1), uniforms.unsqueeze(1))
+        log_mass = (allowed.logsumexp(dim=-1) - scores.logsumexp(dim=-1)).clamp_max_(0.0)
     # With x = scores - max and Z = sum_v exp x_v: log p = x - log Z and H = log Z - sum_v p_v x_v.  The likeliest
     # token has x = 0, so that log Z is found without another pass of exponentials.  Over a large vocabulary
     # softmax misses a sum of 1 by more than the rounding of one number; dividing by the sum mends that.
@@ -95,7 +144,7 @@ def _draw_piece(
     logprobs = scores.gather(1, tokens) - top - log_total
     mean = (scores - top).clamp_min_(_IMPOSSIBLE).mul_(probabilities).sum(dim=-1, keepdim=True) / total
     certain = self_certainty(torch.log_softmax(scores, dim=-1)) if certainties else scores.new_empty(0)
-    return Drawn(tokens.squeeze(1), logprobs.squeeze(1), (log_total - mean).squeeze(1), certain)
+    return Drawn(tokens.squeeze(1), logprobs.squeeze(1), (log_total - mean).squeeze(1), certain, log_mass)
 
 
 def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

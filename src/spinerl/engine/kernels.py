@@ -570,7 +570,7 @@ def draw(
 
 @functools.cache
 def multiplies() -> bool:
-    """Whether `weight_slope` and `slopes_back` are there and worth their while: on processors with AVX-512."""
+    """Whether `weight_slope` and `slopes_back` are there and worth their while: on processors with AVX."""
     loops = library()
     return loops is not None and bool(loops.has_wide_registers())
 

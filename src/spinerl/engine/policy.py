@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 
 from spinerl.config import Config, LossConfig, OptimConfig, RolloutConfig
+from spinerl.engine.draws import Truncation, log_mass_with, truncation_of
 from spinerl.engine.fused import fused_loops
 from spinerl.engine.head import chunks
 from spinerl.engine.loading import LoadedModel
@@ -32,21 +33,22 @@ from spinerl.maths import (
     clipped_surrogate,
     exact_kl,
     log_distribution,
+    nll_surrogate,
     response_means,
     row_means,
     sampled_kl,
     sequence_surrogate,
+    share_weights,
     term_weights,
     token_figures,
 )
 from spinerl.types import Batch, Question, Targets
 
-__all__ = ["Terms", "embed_responses", "score", "update", "wanted_tokens", "weigh_terms"]
+__all__ = ["Terms", "embed_responses", "score", "score_with_mass", "update", "wanted_tokens", "weigh_terms"]
 
 _LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where layers are replayed: they keep less than others at once
 
 
-@torch.no_grad()
 def score(
     loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,9 +56,17 @@ def score(
 
     float32, or float64 for a float64 model.
     """
+    logprobs, entropies, _ = score_with_mass(loaded, batch, wanted, optim, None)
+    return logprobs, entropies
+
+
+@torch.no_grad()
+def score_with_mass(
+    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, truncate: Truncation | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same and `Rollout.log_mass` (B, T) under this truncation; 0.0 without one."""
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
-    logprobs = torch.zeros(batch.tokens.shape, dtype=dtype)
-    entropies = torch.zeros(batch.tokens.shape, dtype=dtype)
+    logprobs, entropies, log_mass = (torch.zeros(batch.tokens.shape, dtype=dtype) for _ in range(3))
     pieces = plan(loaded, batch, wanted, optim)
     with _fast(loaded, optim):
         for piece in pieces:
@@ -65,10 +75,13 @@ def score(
                 states = wanted_states(loaded, micro, prefix)
                 tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
                 for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
-                    found = token_figures(logits(loaded, states[part]), tokens[part], batch.temperature)
+                    scores = logits(loaded, states[part])
+                    found = token_figures(scores, tokens[part], batch.temperature)
                     cell = (micro.row_of[part], micro.column_of[part])
                     logprobs[cell], entropies[cell] = (figure.cpu() for figure in found)
-    return logprobs, entropies
+                    if truncate is not None:
+                        log_mass[cell] = log_mass_with(scores, tokens[part], batch.temperature, truncate).cpu()
+    return logprobs, entropies, log_mass
 
 
 @torch.no_grad()
@@ -106,15 +119,17 @@ def update(
     """
     chosen = torch.zeros(len(batch.tokens), 1, dtype=torch.bool)
     chosen[rows] = True
-    weights = weigh_terms(targets, chosen, config)
+    weights = weigh_terms(targets, batch.mask, chosen, config)
     wanted = wanted_tokens(targets, weights)
+    truncate = truncation_of(config.rollout, loaded) if config.rollout.scored == "truncated" else None
     log_ratios = None
     if config.loss.form == "sequence":
         log_ratios = torch.zeros(len(batch.tokens))
         if not on_policy:
-            now, _ = score(loaded, batch, targets.policy_mask & chosen, config.optim)
-            log_ratios = response_means((now - targets.old_logprobs) * chosen, targets.policy_mask & chosen)
-    terms = Terms(config, batch, targets, weights, log_ratios)
+            asked = targets.policy_mask & chosen
+            now, _, log_mass = score_with_mass(loaded, batch, asked, config.optim, truncate)
+            log_ratios = response_means((now - log_mass - targets.old_logprobs) * chosen, asked)
+    terms = Terms(config, batch, targets, weights, log_ratios, truncate)
     exact_anchor = anchor if terms.wants_anchor_logits else None
     optim = config.optim
     optimiser.zero_grad()
@@ -223,7 +238,11 @@ class Terms:
         targets: Targets,
         weights: dict[str, torch.Tensor],
         log_ratios: torch.Tensor | None,
+        truncate: Truncation | None = None,
     ) -> None:
+        """`truncate`: the policy term's log-probabilities are of the distribution truncated so; entropies and the
+        anchor's are of the full one."""
+        self._truncate = truncate
         self._config, self._batch, self._targets = config, batch, targets
         self._weights, self._log_ratios = weights, log_ratios
         self._sums: dict[str, torch.Tensor] = {}
@@ -244,6 +263,10 @@ class Terms:
         kl = None
         if anchor_logits is not None:
             kl = exact_kl(log_distribution(logits, temperature), anchor_logits, temperature)
+        if self._truncate is not None:
+            if kl is None and "anchor" in self._weights:
+                kl = self._sampled_kl(logprobs, row_of, column_of)
+            logprobs = logprobs - log_mass_with(logits, tokens, temperature, self._truncate)
         return self.loss_of(logprobs, entropies, kl, row_of, column_of)
 
     def loss_of(
@@ -267,21 +290,27 @@ class Terms:
         loss = self._add("policy", -(weights * surrogate).sum())
         if "anchor" in self._weights:
             if kl is None:
-                assert targets.anchor_logprobs is not None
-                assert config.anchor.estimator != "exact"
-                kl = sampled_kl(logprobs, at(targets.anchor_logprobs), config.anchor.estimator)
+                kl = self._sampled_kl(logprobs, row_of, column_of)
             loss = loss + config.anchor.weight * self._add("anchor", (at(self._weights["anchor"]) * kl).sum())
         if "band" in self._weights:
             assert targets.band_low is not None
             assert targets.band_high is not None
             low, high = at(targets.band_low, (row_of,)), at(targets.band_high, (row_of,))
-            penalty = band_penalty(entropies, low, high, config.band.shape)
-            loss = loss + config.band.weight * self._add("band", (at(self._weights["band"]) * penalty).sum())
+            relative = (weight / config.band.coefficient for weight in config.band.weights)
+            penalty = band_penalty(entropies, low, high, config.band.shape, *relative)
+            loss = loss + config.band.coefficient * self._add("band", (at(self._weights["band"]) * penalty).sum())
         if "entropy" in self._weights:
             mean = self._add("entropy", (at(self._weights["entropy"]) * entropies).sum())
             loss = loss + config.entropy.weight * mean
         self._watch_ratio((logprobs - old).detach(), advantages, weights)
         return loss
+
+    def _sampled_kl(self, logprobs: torch.Tensor, row_of: torch.Tensor, column_of: torch.Tensor) -> torch.Tensor:
+        """The anchor term (N,) from the full distributions' log-probabilities."""
+        anchor_logprobs, estimator = self._targets.anchor_logprobs, self._config.anchor.estimator
+        assert anchor_logprobs is not None
+        assert estimator != "exact"
+        return sampled_kl(logprobs, anchor_logprobs[row_of, column_of].to(logprobs), estimator)
 
     def figures(self) -> dict[str, float]:
         """What was seen, over all cells so far."""
@@ -295,7 +324,8 @@ class Terms:
             "loss/log_ratio_max": float(self._max_log_ratio),
         }
         for name in [name for name in self._weights if name != "policy"]:  # in order: a sum's last bit depends on it
-            coefficient = getattr(self._config, name).weight  # each term's section has its coefficient
+            section = getattr(self._config, name)
+            coefficient = section.coefficient if name == "band" else section.weight
             figures[f"loss/{name}"] = sums.get(name, 0.0)
             figures["loss/total"] += coefficient * figures[f"loss/{name}"]
         return figures
@@ -304,6 +334,8 @@ class Terms:
         loss = self._config.loss
         lowest = -math.log1p(-loss.clip_low) if loss.clip_low < 1 else math.inf
         limit = torch.where(advantages > 0, math.log1p(loss.clip_high), lowest)
+        if loss.form == "nll":
+            limit = math.inf  # nothing is clipped
         clipped = (log_ratio * advantages.sign() > limit) & (advantages != 0)
         self._add("clipped", (weights * clipped).sum())
         self._add("log_ratio", (weights * log_ratio.abs()).sum())
@@ -324,25 +356,41 @@ def wanted_tokens(targets: Targets, weights: dict[str, torch.Tensor]) -> torch.T
     return wanted
 
 
-def weigh_terms(targets: Targets, chosen: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
-    """The weights (B, T) of each term that acts in this update, by the name of its section of the configuration."""
-    normaliser = config.loss.normaliser
-    policy_mask = targets.policy_mask & chosen
-    if normaliser == "budget":
-        share = 1.0 if config.forks.selector == "all" else config.forks.fraction
-        most = math.ceil(share * config.rollout.max_new_tokens - 1e-9)
-        weights = {"policy": budget_weights(policy_mask, most, int(chosen.sum()))}
-        normaliser = "token"  # of the other terms, which are means
-    else:
-        weights = {"policy": term_weights(policy_mask, normaliser)}
-    for name, mask, coefficient in (
+def weigh_terms(targets: Targets, mask: torch.Tensor, chosen: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+    """The weights (B, T) of each term that acts in this update, by the name of its section of the configuration.
+
+    Args:
+        mask: (B, T), True on response tokens.
+        chosen: (B, 1), True for the rows of the update.
+    """
+    normalizer = config.loss.normalizer
+    num_tokens = int((mask & chosen).sum())
+
+    def weigh(term_mask: torch.Tensor, name: str) -> torch.Tensor:
+        if name == "policy" and normalizer == "budget":
+            return budget_weights(term_mask, _most_selected(config), int(chosen.sum()))
+        if name != "anchor" and normalizer == "response-tokens":
+            return share_weights(term_mask, num_tokens)
+        return term_weights(term_mask, "response" if normalizer == "response" else "token")
+
+    weights = {"policy": weigh(targets.policy_mask & chosen, "policy")}
+    for name, term_mask, coefficient in (
         ("anchor", targets.anchor_mask, config.anchor.weight),
-        ("band", targets.band_mask, config.band.weight),
+        ("band", targets.band_mask, config.band.coefficient),
         ("entropy", targets.entropy_mask, config.entropy.weight),
     ):
-        if mask is not None and coefficient != 0.0:
-            weights[name] = term_weights(mask & chosen, normaliser)
+        if term_mask is not None and coefficient != 0.0:
+            weights[name] = weigh(term_mask & chosen, name)
     return weights
+
+
+def _most_selected(config: Config) -> int:
+    """The most tokens of a response that can be selected."""
+    longest, forks = config.rollout.max_new_tokens, config.forks
+    if forks.selector == "first":
+        return min(forks.num_tokens, longest)
+    share = 1.0 if forks.selector in ("all", "otsu") else forks.fraction
+    return math.ceil(share * longest - 1e-9)
 
 
 def _surrogate(
@@ -352,6 +400,8 @@ def _surrogate(
     log_ratios: torch.Tensor | None,
     loss: LossConfig,
 ) -> torch.Tensor:
+    if loss.form == "nll":
+        return nll_surrogate(logprobs, advantages)
     if log_ratios is not None:
         return sequence_surrogate(logprobs, log_ratios, advantages, loss.clip_low, loss.clip_high)
     form = cispo_surrogate if loss.form == "cispo" else clipped_surrogate

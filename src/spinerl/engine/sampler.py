@@ -17,17 +17,11 @@ from typing import NamedTuple
 
 import torch
 from transformers import StopStringCriteria
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from spinerl.config import RolloutConfig
 from spinerl.engine import kernels
 from spinerl.engine.cache import CopyingDecoder, fitting_tokens
-from spinerl.engine.draws import Truncation, draw
+from spinerl.engine.draws import Truncation, draw, truncation_of, unwritable
 from spinerl.engine.exchange import suits_cpu
 from spinerl.engine.fused import fused_loops
 from spinerl.engine.loading import LoadedModel
@@ -63,7 +57,8 @@ def sample_responses(
     """`num_responses` sampled responses to each question.
 
     Log-probabilities and entropies are those of softmax(logits / temperature) before top-k, top-p and min-p, so
-    that they equal what a forward pass over the finished text gives.  Tokens that stand for images are never drawn.
+    that they equal what a forward pass over the finished text gives; `Rollout.log_mass` says how much of it could be
+    drawn.  Tokens that stand for images are never drawn.
     Where another engine samples for the model (`loaded.engine`), this hands the questions on to it.
 
     Args:
@@ -83,7 +78,7 @@ def sample_responses(
         return loaded.engine.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     compiled = rollout.compiled and suits_cpu(loaded) and kernels.library() is not None
-    manner = _Manner(rollout.temperature, _truncation(rollout, loaded), streams, certainties, most, compiled)
+    manner = _Manner(rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most, compiled)
     return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check, record)
 
 
@@ -103,7 +98,7 @@ def greedy_responses(
     most = [rollout.max_new_tokens] * len(questions)
     if loaded.engine is not None:
         return loaded.engine.respond(loaded, questions, prompts, 1, rollout, None, most, on_tokens)
-    manner = _Manner(1.0, _unwritable(loaded), None, False, most)
+    manner = _Manner(1.0, unwritable(loaded), None, False, most)
     return _respond(loaded, questions, prompts, 1, rollout, manner, on_tokens, turns_per_check)
 
 
@@ -147,7 +142,12 @@ def _respond(
         records = _Run(loaded, decoder, queue, rollout, manner, recorder).records(turns, on_tokens or (lambda _: None))
         kept = None if recorder is None else recorder.record()
     rolled_out = _assembled(loaded, questions, prompts, num_responses, records)
-    return replace(rolled_out, certainties=rolled_out.certainties if manner.certainties else None, record=kept)
+    return replace(
+        rolled_out,
+        certainties=rolled_out.certainties if manner.certainties else None,
+        log_mass=rolled_out.log_mass if manner.truncate is not None and manner.streams is not None else None,
+        record=kept,
+    )
 
 
 def _recorder(
@@ -238,6 +238,7 @@ class _Record(NamedTuple):
     logprobs: torch.Tensor
     entropies: torch.Tensor
     certainties: torch.Tensor
+    log_mass: torch.Tensor
     ended: torch.Tensor
     going: torch.Tensor
 
@@ -315,9 +316,9 @@ class _Run:
         if self._stop is not None:
             rows.recent = torch.cat([rows.recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             ended |= self._stop(rows.recent, None)  # pyright: ignore[reportArgumentType]
-        # Without certainties their place is held by the log-probabilities, which cost nothing.
-        certainties = drawn.certainties if manner.certainties else drawn.logprobs
-        figures = (drawn.logprobs.float(), drawn.entropies.float(), certainties.float())
+        # The place of what is not there is held by the log-probabilities, which cost nothing.
+        certainties, log_mass = (part if len(part) else drawn.logprobs for part in (drawn.certainties, drawn.log_mass))
+        figures = (drawn.logprobs.float(), drawn.entropies.float(), certainties.float(), log_mass.float())
         record = _Record(rows.number, column, tokens, *figures, ended, rows.going)
         rows.drawn = column + 1
         rows.going = rows.going & ~ended & (rows.drawn < rows.limit)
@@ -358,28 +359,6 @@ def _num_drawn(records: Sequence[_Record]) -> int:
     if not finite:
         raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
     return number
-
-
-def _unwritable(loaded: LoadedModel) -> Truncation | None:
-    """Keeps a vision-language model from writing tokens that stand for images."""
-    if loaded.vision is None:
-        return None
-    ids = torch.tensor(loaded.vision.placeholder_ids, device=loaded.device)
-    return lambda scores: scores.index_fill(1, ids, float("-inf"))
-
-
-def _truncation(rollout: RolloutConfig, loaded: LoadedModel) -> Truncation | None:
-    warpers = LogitsProcessorList()
-    if rollout.top_k:
-        warpers.append(TopKLogitsWarper(rollout.top_k))
-    if rollout.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(rollout.top_p))
-    if rollout.min_p > 0.0:
-        warpers.append(MinPLogitsWarper(rollout.min_p))
-    unwritable = _unwritable(loaded)
-    if not warpers:
-        return unwritable
-    return lambda scores: warpers(torch.empty(0), unwritable(scores) if unwritable else scores)  # pyright: ignore
 
 
 def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCriteria | None:
@@ -425,4 +404,5 @@ def _assembled(
         finished_mask=finished,
         texts=tuple(loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)),
         certainties=aligned(drawn.certainties, 0.0),
+        log_mass=aligned(drawn.log_mass, 0.0),
     )

@@ -105,12 +105,11 @@ def _assembled(
     texts = loaded.tokenizer.batch_decode(
         [row[own_mask].tolist() for row, own_mask in zip(tokens, mask, strict=True)], skip_special_tokens=True
     )
-    certainties = None
-    if base.certainties is not None and grown.certainties is not None:
-        certainties = whole(base.certainties, grown.certainties, 0.0)[order]
-    sampler_logprobs = None
-    if base.sampler_logprobs is not None and grown.sampler_logprobs is not None:
-        sampler_logprobs = whole(base.sampler_logprobs, grown.sampler_logprobs, 0.0)[order]
+
+    def optional(name: str) -> torch.Tensor | None:
+        of_base, of_branch = getattr(base, name), getattr(grown, name)
+        return None if of_base is None or of_branch is None else whole(of_base, of_branch, 0.0)[order]
+
     return Rollout(
         questions=base.questions,
         prompts=base.prompts,
@@ -121,9 +120,10 @@ def _assembled(
         entropies=whole(base.entropies, grown.entropies, 0.0)[order],
         finished_mask=finished[order],
         texts=tuple(texts),
-        certainties=certainties,
+        certainties=optional("certainties"),
         num_drawn=int(base.mask.sum() + grown.mask.sum()),
-        sampler_logprobs=sampler_logprobs,
+        sampler_logprobs=optional("sampler_logprobs"),
+        log_mass=optional("log_mass"),
     )
 
 

@@ -32,8 +32,9 @@ from safetensors.torch import load_file, save_file
 
 from spinerl.config import Config, RolloutConfig
 from spinerl.engine.adapters import adapted_weights, base_of
+from spinerl.engine.draws import truncation_of
 from spinerl.engine.loading import LoadedModel, resolve_name, state_of
-from spinerl.engine.policy import score
+from spinerl.engine.policy import score_with_mass
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError
 from spinerl.maths import masked_mean
@@ -148,10 +149,13 @@ class VllmEngine:
         )
         rows = tuple(prompts[row // num_responses] for row in range(len(record.tokens)))
         batch = Batch(rows, record.tokens, record.mask, 1.0 if seed is None else rollout.temperature)
-        logprobs, entropies = score(loaded, batch, record.mask, self._config.optim)
+        truncate = None if seed is None else truncation_of(rollout, loaded)
+        logprobs, entropies, log_mass = score_with_mass(loaded, batch, record.mask, self._config.optim, truncate)
         if not logprobs.isfinite().all():
             raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
         record = replace(record, logprobs=logprobs.float(), entropies=entropies.float())
+        if truncate is not None:
+            record = replace(record, log_mass=log_mass.float())
         if seed is None:
             return record
         sampled = padded([response.logprobs for response in responses], 0.0, torch.float32)
@@ -159,8 +163,8 @@ class VllmEngine:
         return replace(record, sampler_logprobs=sampled)
 
     def _check(self, record: Rollout, sampled: torch.Tensor) -> None:
-        """That vLLM drew from the model that learns."""
-        difference = masked_mean((record.logprobs - sampled).abs(), record.mask)
+        """That vLLM drew from the model that learns.  Its log-probabilities are of the truncated distribution."""
+        difference = masked_mean((record.sampled_logprobs - sampled).abs(), record.mask)
         most = self._config.vllm.max_mismatch
         if not difference <= most:
             raise RunError(

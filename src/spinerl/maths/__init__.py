@@ -4,21 +4,23 @@ Shapes: P questions, G responses, B = P*G rows, T response tokens, N selected to
 """
 
 from spinerl.maths.advantages import group_advantages
-from spinerl.maths.band import band_edges, band_penalty, blend_edges
+from spinerl.maths.band import band_edges, band_penalty, blend_edges, median_mad_edges
 from spinerl.maths.confidence import VOTE_WEIGHTS, mean_certainty, mean_probability
 from spinerl.maths.controls import SELECTORS, low_entropy_mask, random_mask
 from spinerl.maths.credit import batch_advantages, bounded_advantages, entropy_advantages, prefix_tree_advantages
-from spinerl.maths.forks import all_tokens_mask, top_entropy_mask
-from spinerl.maths.logprobs import log_distribution, pick_logprobs, shannon_entropies, token_figures
+from spinerl.maths.forks import all_tokens_mask, first_tokens_mask, otsu_mask, top_entropy_mask
+from spinerl.maths.histogram import ENTROPY_EDGES, entropy_histogram, fork_tokens
+from spinerl.maths.logprobs import kept_log_mass, log_distribution, pick_logprobs, shannon_entropies, token_figures
 from spinerl.maths.losses import clipped_surrogate, exact_kl, sampled_kl
 from spinerl.maths.mismatch import importance_weights, mismatch_figures
-from spinerl.maths.novelty import novelty_scores
+from spinerl.maths.novelty import consensus_scores, novelty_scores
 from spinerl.maths.order import nearest_first
-from spinerl.maths.reduce import masked_mean, term_weights
+from spinerl.maths.reduce import masked_mean, share_weights, term_weights
 from spinerl.maths.responses import low_entropy_reward, response_means, row_means, self_certainty, self_certainty_reward
-from spinerl.maths.variants import budget_weights, cispo_surrogate, sequence_surrogate
+from spinerl.maths.variants import budget_weights, cispo_surrogate, nll_surrogate, sequence_surrogate
 
 __all__ = [
+    "ENTROPY_EDGES",
     "SELECTORS",
     "VOTE_WEIGHTS",
     "all_tokens_mask",
@@ -30,19 +32,27 @@ __all__ = [
     "budget_weights",
     "cispo_surrogate",
     "clipped_surrogate",
+    "consensus_scores",
     "entropy_advantages",
+    "entropy_histogram",
     "exact_kl",
+    "first_tokens_mask",
+    "fork_tokens",
     "group_advantages",
     "importance_weights",
+    "kept_log_mass",
     "log_distribution",
     "low_entropy_mask",
     "low_entropy_reward",
     "masked_mean",
     "mean_certainty",
     "mean_probability",
+    "median_mad_edges",
     "mismatch_figures",
     "nearest_first",
+    "nll_surrogate",
     "novelty_scores",
+    "otsu_mask",
     "pick_logprobs",
     "prefix_tree_advantages",
     "random_mask",
@@ -53,6 +63,7 @@ __all__ = [
     "self_certainty_reward",
     "sequence_surrogate",
     "shannon_entropies",
+    "share_weights",
     "term_weights",
     "token_figures",
     "top_entropy_mask",

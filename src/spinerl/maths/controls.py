@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spinerl.maths.forks import Selector, all_tokens_mask, top_entropy_mask
+from spinerl.maths.forks import Selector, all_tokens_mask, first_tokens_mask, otsu_mask, top_entropy_mask
 
 __all__ = ["SELECTORS", "low_entropy_mask", "random_mask"]
 
@@ -51,7 +51,9 @@ def random_mask(
 
 SELECTORS: dict[str, Selector] = {
     "top-entropy": top_entropy_mask,
+    "otsu": otsu_mask,
     "all": all_tokens_mask,
+    "first": first_tokens_mask,
     "low-entropy": low_entropy_mask,
     "random": random_mask,
 }

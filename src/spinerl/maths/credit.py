@@ -15,7 +15,7 @@ __all__ = ["batch_advantages", "bounded_advantages", "entropy_advantages", "pref
 
 
 def batch_advantages(
-    rewards: Float[Tensor, "P G"], scale: Literal["std", "none"] = "std", eps: float = 1e-6
+    rewards: Float[Tensor, "P G"], scale: Literal["std", "none", "raw"] = "std", eps: float = 1e-6
 ) -> Float[Tensor, "P G"]:
     """A_i = (r_i - mean(r)) / (std(r) + eps) over all responses of the step; only centred with scale="none".
 
@@ -32,25 +32,29 @@ def batch_advantages(
 
 
 def entropy_advantages(
-    advantages: Float[Tensor, "P G"], mean_entropies: Float[Tensor, "P G"], min_factor: float = 0.0
+    advantages: Float[Tensor, "P G"],
+    mean_entropies: Float[Tensor, "P G"],
+    min_factor: float = 0.0,
+    max_factor: float = 2.0,
 ) -> Float[Tensor, "P G"]:
     """A'_i = f_i A_i with f_i = 1 + (mean(H) - H_i) / mean(H) = 2 - H_i / mean(H): certain responses count for more.
 
     mean(H) is over the group.  f is 1 for a response of average entropy, up to 2 for one without any, and falls
-    under 0 for one of more than twice the average, whose advantage would change its sign; `min_factor` ends it
-    before, -inf leaves the formula bare.  A group without entropy has f = 1.  The sum over a group is no longer 0.
+    under 0 for one of more than twice the average, whose advantage would change its sign; f is clipped to
+    [`min_factor`, `max_factor`], and -inf, 2 leaves the formula bare.  A group without entropy has f = 1.  The sum
+    over a group is no longer 0.
 
     Args:
         mean_entropies: H_i = mean_t H_{i,t} in nats, >= 0, without gradient (`response_means` of the sampler's).
 
-    Source: ETTRL's EAR, reshaped form (arXiv 2508.11356); the floor at 0 and the mean over the group are ours.
+    Source: ETTRL's EAR, reshaped form (arXiv 2508.11356), which clips f to 1 +- 0.2; the mean over the group is ours.
 
     >>> entropy_advantages(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 1.5]])).tolist()
     [[1.5, -0.5]]
     """
     mean = mean_entropies.mean(dim=1, keepdim=True)
     relative = torch.where(mean > 0, mean_entropies / mean, 1.0)
-    return advantages * (2.0 - relative).clamp_min(min_factor).to(advantages.dtype)
+    return advantages * (2.0 - relative).clamp(min_factor, max_factor).to(advantages.dtype)
 
 
 def bounded_advantages(advantages: Float[Tensor, "*shape"], bound: float) -> Float[Tensor, "*shape"]:

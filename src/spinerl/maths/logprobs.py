@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["log_distribution", "pick_logprobs", "shannon_entropies", "token_figures"]
+__all__ = ["kept_log_mass", "log_distribution", "pick_logprobs", "shannon_entropies", "token_figures"]
 
 
 def log_distribution(logits: Float[Tensor, "... V"], temperature: float = 1.0) -> Float[Tensor, "... V"]:
@@ -28,6 +28,18 @@ def pick_logprobs(log_dist: Float[Tensor, "... V"], tokens: Int[Tensor, "..."]) 
     [0.75]
     """
     return log_dist.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def kept_log_mass(log_dist: Float[Tensor, "... V"], kept: Bool[Tensor, "... V"]) -> Float[Tensor, "..."]:
+    """log S, S = sum of the probabilities of the kept tokens, in nats, <= 0.
+
+    Sampling with top-p, top-k or min-p draws from q = pi / S on the kept tokens: log q = log pi - log S, and
+    KL(q || pi) = - log S.  Carries a gradient.
+
+    >>> kept_log_mass(torch.log(torch.tensor([0.7, 0.2, 0.1])), torch.tensor([True, True, False])).exp().item()
+    0.8999999761581421
+    """
+    return log_dist.masked_fill(~kept, -torch.inf).logsumexp(dim=-1)
 
 
 def shannon_entropies(log_dist: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:

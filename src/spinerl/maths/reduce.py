@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["masked_mean", "term_weights"]
+__all__ = ["masked_mean", "share_weights", "term_weights"]
 
 
-def term_weights(mask: Bool[Tensor, "B T"], normaliser: Literal["token", "response"] = "token") -> Float[Tensor, "B T"]:
+def term_weights(mask: Bool[Tensor, "B T"], normalizer: Literal["token", "response"] = "token") -> Float[Tensor, "B T"]:
     """Weights of one loss term for one whole optimiser update: they sum to 1, or are all 0 for an empty mask.
     float64; the update casts them to the type it computes in.
 
@@ -24,9 +24,21 @@ def term_weights(mask: Bool[Tensor, "B T"], normaliser: Literal["token", "respon
     ([[0.25, 0.25, 0.25], [0.25, 0.0, 0.0]], [0.5, 0.0, 0.0])
     """
     weights = mask.to(torch.float64)  # float32 sums would drift with the number of tokens
-    if normaliser == "response":
+    if normalizer == "response":
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0)
     return weights / weights.sum().clamp_min(1e-300)
+
+
+def share_weights(mask: Bool[Tensor, "B T"], num_tokens: int) -> Float[Tensor, "B T"]:
+    """Weights of a term that is a mean over `num_tokens` tokens with the mask inside: mask / num_tokens; float64.
+
+    They sum to the selected share rho: `term_weights(mask)` times rho, and so is the gradient.
+    Source: SPINE, equations (10) and (12), E[m l] over all response tokens.
+
+    >>> share_weights(torch.tensor([[True, False, False, False]]), 4).tolist()
+    [[0.25, 0.0, 0.0, 0.0]]
+    """
+    return mask.to(torch.float64) / max(1, num_tokens)
 
 
 def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> float:

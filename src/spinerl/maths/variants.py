@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spinerl.maths.losses import MAX_LOG_RATIO
 
-__all__ = ["budget_weights", "cispo_surrogate", "sequence_surrogate"]
+__all__ = ["budget_weights", "cispo_surrogate", "nll_surrogate", "sequence_surrogate"]
 
 
 def budget_weights(mask: Bool[Tensor, "B T"], max_tokens: int, num_responses: int) -> Float[Tensor, "B T"]:
@@ -58,6 +58,20 @@ def cispo_surrogate(
     """
     ratio = (logprobs - old_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     return ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages * logprobs
+
+
+def nll_surrogate(logprobs: Float[Tensor, " N"], advantages: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """A log pi: to be *maximized*.  Fine-tuning on what was sampled, each response counting by its advantage.
+
+    No ratio and nothing clipped: whatever weights sampled the tokens, their likelihood rises.  With advantages of 1 for
+    the responses kept and 0 for the others, and weights over the kept ones, it is supervised fine-tuning:
+    L = - (1 / sum_i len_i) sum_i sum_t log pi(y_it), i over the kept responses.
+    Sources: LMSI (arXiv 2210.11610); weighted, RoiRL (arXiv 2510.02892).
+
+    >>> nll_surrogate(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.0])).tolist()
+    [-1.0, -0.0]
+    """
+    return advantages * logprobs
 
 
 def sequence_surrogate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from spinerl.report.groups import Group
 from spinerl.report.read import Response, Sample
 from spinerl.report.text import show_percent, show_sign
 
-__all__ = ["example_views", "heat_legend"]
+__all__ = ["example_views", "heat_legend", "heat_level", "heat_top"]
 
 _PAIRS_SHOWN = 3  # early and late questions per run; fewer when several runs share the page
 _RESPONSES_SHOWN = 4  # of one question
@@ -86,7 +86,7 @@ def example_views(groups: Sequence[Group]) -> tuple[float, list[_RunSamples]]:
         for entropy, fork in zip(response.entropies, response.forks, strict=True)
         if fork and entropy is not None
     ]
-    top = _round_up(max(entropies, default=1.0))
+    top = heat_top(entropies)
     limit = min(_TOKENS_PER_RESPONSE, max(40, _TOKENS_PER_PAGE // max(1, len(shown))))
     views = []
     for label, run, pairs in chosen:
@@ -156,7 +156,7 @@ def _response_view(response: Response, top: float, limit: int) -> _ResponseView:
             # a line end inside a token shows as a sign, and still ends the line
             text=(token.lstrip(" ") or token).replace("\n", "↵\n"),
             title="no entropy" if entropy is None else f"{entropy:.2f} nats",
-            style=f"f{_heat_level(entropy or 0.0, top)}" if fork else "",
+            style=f"f{heat_level(entropy or 0.0, top)}" if fork else "",
         )
         for token, entropy, fork in zip(response.tokens[:limit], response.entropies, response.forks, strict=False)
     )
@@ -183,7 +183,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]} … ({len(text) - _TEXT_SHOWN} more characters)"
 
 
-def _heat_level(entropy: float, top: float) -> int:
+def heat_level(entropy: float, top: float) -> int:
+    """The level (0 to 5) of an entropy on a colour scale from 0 to `top` nats."""
     return min(_HEAT_LEVELS - 1, max(0, int(_HEAT_LEVELS * entropy / top)))
 
 
@@ -193,6 +194,6 @@ def heat_legend(top: float) -> list[tuple[str, str]]:
     return [(f"f{i}", f"{edges[i]:.2g}–{edges[i + 1]:.2g}") for i in range(_HEAT_LEVELS)]
 
 
-def _round_up(value: float) -> float:
-    """The next multiple of 0.6 nats, so that the six levels have round edges."""
-    return 0.6 * max(1, -int(-value // 0.6))
+def heat_top(entropies: Iterable[float]) -> float:
+    """The top of a colour scale: the next multiple of 0.6 nats, so that the six levels have round edges."""
+    return 0.6 * max(1, -int(-max(entropies, default=1.0) // 0.6))

@@ -21,9 +21,11 @@ from spinerl.report.curves import charts_of, how_to_read
 from spinerl.report.examples import example_views, heat_legend
 from spinerl.report.facts import config_table, dump, manifest_table
 from spinerl.report.groups import group_runs
+from spinerl.report.histogram import draw_histogram
 from spinerl.report.read import RunData, read_run
 from spinerl.report.results import result_tables
 from spinerl.report.text import visible
+from spinerl.report.tokens import token_views
 from spinerl.report.words import headline, progress, summary, title
 
 __all__ = ["fill", "render", "write_html", "write_report"]
@@ -67,6 +69,7 @@ def render(runs: Sequence[RunData]) -> str:
     """The HTML of a report on the runs (at least one)."""
     groups = group_runs(runs)
     top, samples = example_views(groups)
+    top_word, tokens = token_views(groups)
     first, second = charts_of(groups)
     steps = [row["step"] for run in runs for row in (*run.metrics, *run.evals)] or [0]
     return fill(
@@ -81,6 +84,9 @@ def render(runs: Sequence[RunData]) -> str:
         first=first,
         second=second,
         draw=partial(draw_chart, x_range=(min(steps), max(steps))),
+        tokens=tokens,
+        word_heat=heat_legend(top_word),
+        draw_histogram=draw_histogram,
         samples=samples,
         heat=heat_legend(top),
         manifest=manifest_table(runs),

@@ -13,7 +13,7 @@ import yaml
 
 from spinerl.errors import InputError
 
-__all__ = ["Point", "Response", "RunData", "Sample", "number", "read_run"]
+__all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
 
 Point = tuple[float, float | None]
 """(step, value); None where the run wrote something that is not a finite number."""
@@ -58,6 +58,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ForkWord:
+    """A token that was a fork: its text, its id, how often it was seen and a fork, its mean entropy in nats."""
+
+    text: str
+    id: int | None
+    seen: int
+    forks: int
+    entropy: float | None
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The tokens of one logged step: how many have an entropy in each bin, how many of these are forks.
+
+    Bin i holds edges[i] <= entropy < edges[i + 1] in nats, the last one has no upper end.  `words` are the tokens
+    that are most often forks, most frequent first.
+    """
+
+    step: int
+    edges: tuple[float, ...]
+    tokens: tuple[int, ...]
+    forks: tuple[int, ...]
+    words: tuple[ForkWord, ...]
+
+
+@dataclass(frozen=True)
 class RunData:
     """What a run folder holds.
 
@@ -75,6 +101,7 @@ class RunData:
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
     looks: tuple[Mapping[str, Any], ...] = ()  # the guard's, by ascending step
+    token_counts: tuple[TokenCounts, ...] = ()  # by ascending step
 
     def series(self, key: str) -> tuple[Point, ...]:
         """The values of one metric by step: from eval.jsonl for an "eval/..." key, from guard.jsonl for a "guard/..."
@@ -162,6 +189,7 @@ def read_run(folder: Path | str) -> RunData:
     metrics = _by_step(_read_lines(folder / "metrics.jsonl", notes))
     evals = _by_step(_read_lines(folder / "eval.jsonl", notes))
     samples = _read_samples(folder / "samples.jsonl", notes)
+    token_counts = _read_token_counts(folder / "tokens.jsonl", notes)
     notes += _non_finite(metrics, "metrics.jsonl") + _non_finite(evals, "eval.jsonl")
     return RunData(
         folder=folder,
@@ -173,6 +201,7 @@ def read_run(folder: Path | str) -> RunData:
         samples=samples,
         notes=tuple(notes),
         looks=_by_step(_read_lines(folder / "guard.jsonl", [])),
+        token_counts=token_counts,
     )
 
 
@@ -314,6 +343,44 @@ def _response(row: Mapping[str, Any]) -> Response:
         entropies=tuple(number(entropy) for entropy in entropies[:n]),
         forks=tuple(fork is True for fork in forks[:n]),
     )
+
+
+def _read_token_counts(path: Path, notes: list[str]) -> tuple[TokenCounts, ...]:
+    """The rows of tokens.jsonl whose bins fit together and hold a token."""
+    found = [_token_counts(row) for row in _by_step(_read_lines(path, notes))]
+    return tuple(counts for counts in found if counts is not None)
+
+
+def _token_counts(row: Mapping[str, Any]) -> TokenCounts | None:
+    edges, tokens, forks = (_numbers(row.get(key)) for key in ("edges", "tokens", "forks"))
+    if not len(edges) == len(tokens) == len(forks) or list(edges) != sorted(set(edges)) or sum(tokens) <= 0:
+        return None
+    words = row.get("words")
+    return TokenCounts(
+        step=row["step"],
+        edges=edges,
+        tokens=tuple(map(int, tokens)),
+        forks=tuple(map(int, forks)),
+        words=tuple(_fork_word(word) for word in words if isinstance(word, dict)) if isinstance(words, list) else (),
+    )
+
+
+def _fork_word(row: Mapping[str, Any]) -> ForkWord:
+    id_, seen, forks = (number(row.get(key)) for key in ("id", "seen", "forks"))
+    return ForkWord(
+        text=str(row.get("token", "")),
+        id=None if id_ is None else int(id_),
+        seen=int(seen or 0),
+        forks=int(forks or 0),
+        entropy=number(row.get("entropy")),
+    )
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """The list's numbers, none under 0; () if it holds anything else, or is no list."""
+    found = [number(item) for item in value] if isinstance(value, list) else []
+    sound = [item for item in found if item is not None and item >= 0]
+    return tuple(sound) if len(sound) == len(found) else ()
 
 
 def _text(value: Any) -> str | None:

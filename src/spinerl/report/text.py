@@ -6,7 +6,7 @@ import unicodedata
 
 from spinerl.report.charts import format_number
 
-__all__ = ["NBSP", "show_duration", "show_percent", "show_sign", "visible"]
+__all__ = ["NBSP", "show_duration", "show_percent", "show_sign", "show_token", "visible"]
 
 NBSP = "\u00a0"
 
@@ -27,6 +27,21 @@ def _visible_character(character: str) -> str:
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
     nothing = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
     return f"⟨U+{code:04X}⟩" if hidden or nothing else character
+
+
+_WHITE_SPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
+_TOKEN_SHOWN = 24  # characters of a token that stands alone
+
+
+def show_token(text: str) -> str:
+    """A token that stands alone: with its white space as signs, nothing in it hidden, and cut where it is long.
+
+    >>> show_token(" wait"), show_token("\\n\\n"), show_token(""), show_token("\xa0")
+    ('␣wait', '↵↵', '⟨nothing⟩', '⟨U+00A0⟩')
+    """
+    cut = text if len(text) <= _TOKEN_SHOWN else f"{text[:_TOKEN_SHOWN]}…"
+    shown = visible(cut.translate(_WHITE_SPACE))
+    return "".join(f"⟨U+{ord(c):04X}⟩" if c.isspace() else c for c in shown) or "⟨nothing⟩"
 
 
 def show_percent(value: float | None) -> str:

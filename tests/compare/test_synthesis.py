@@ -1,0 +1,63 @@
+"""Synthesis of drafts on the bundled model: what it reads, and what it draws from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from spinerl.compare.synthesis import synthesized_responses
+from spinerl.config import load_config
+from spinerl.data import load_data, render_all
+from spinerl.engine.loading import load_model
+
+WORDS = ["data=tiny/shift-a", "data.max_questions=3"]
+CONFIG = load_config(overrides=WORDS)
+DRAFTS = [
+    ["3+4=7. 7-2=5. \\boxed{5}", "3+4=8. 8-2=6. \\boxed{6}"],
+    ["5*8=40. \\boxed{40}"] * 2,
+    ["Step by step: 2+24: 22, 26. 26-13: 16, 13. Answer: \\boxed{13}"] * 16,
+]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    loaded = load_model(CONFIG.model)
+    questions, _ = load_data(CONFIG.data)
+    found = render_all(questions.questions, loaded.tokenizer, CONFIG.prompt)
+    return loaded, found.questions, found.prompts
+
+
+@pytest.fixture(scope="module")
+def written(asked):
+    return synthesized_responses(*asked, DRAFTS, CONFIG)
+
+
+def test_drafts_are_read_as_far_as_there_is_room(asked, written):
+    def num_tokens(text: str) -> int:
+        return len(asked[0].tokenizer(text, add_special_tokens=False).input_ids)
+
+    assert [one.num_read for one in written[:2]] == [2, 2]
+    room = asked[0].model.config.max_position_embeddings - CONFIG.rollout.max_new_tokens
+    per_draft = num_tokens(f"Response 8: {DRAFTS[2][0]}\n\n")
+    # the request around the drafts has room too, and one draft more would not fit
+    assert 0 < room - written[2].num_read * per_draft < 4 * per_draft
+
+
+def test_the_question_is_not_read_unless_asked_for(asked, written):
+    loaded, questions, prompts = asked
+    others = [replace(question, text="What is 1 + 1?") for question in questions]
+    assert synthesized_responses(loaded, others, prompts, DRAFTS, CONFIG) == written
+    shown = load_config(overrides=[*WORDS, "prompt.reference_question=true"])
+    first, second = (synthesized_responses(loaded, own, prompts, DRAFTS, shown) for own in (questions, others))
+    assert first != second
+
+
+def test_draws_are_named_by_seed_and_question(asked, written):
+    loaded, questions, prompts = asked
+    alone = synthesized_responses(loaded, questions[1:2], prompts[1:2], DRAFTS[1:2], CONFIG)
+    assert alone == written[1:2]
+    drawn: list[int] = []
+    again = synthesized_responses(*asked, DRAFTS, load_config(overrides=[*WORDS, "seed=1"]), drawn.append)
+    assert again != written
+    assert sum(one.num_tokens for one in again) == sum(drawn), "its own tokens, not those of the drafts"
