@@ -155,7 +155,8 @@ def test_the_command_shows_values_and_sources(recipe, capsys):
     shown = dict(line.split(None, 1) for line in lines)
     assert list(shown) == [key for key, *_ in describe_keys()]
     assert re.fullmatch(r"0\.7 +v1 section 4\.1", shown["rollout.temperature"])
-    assert re.fullmatch(r"0\.01 +method row spine", shown["band.weight"])
+    assert re.fullmatch(r"0\.01 +ours: beta_l .*", shown["band.weight"])
+    assert re.fullmatch(r"majority +method row spine", shown["reward"])
     assert re.fullmatch(r"3 +command line", shown["seed"])
     assert re.fullmatch(r"0 +default", shown["rollout.top_k"])
 

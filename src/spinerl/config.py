@@ -236,8 +236,8 @@ class LossConfig(_Section):
     normalizer: Literal["token", "response", "budget", "response-tokens"] = Field(
         "token",
         description="each term: mean over the update's selected tokens, over its responses' means, or (policy) sum "
-        "over a fixed budget; response-tokens, as SPINE prints it: policy, band and entropy over all response tokens with "
-        "the mask inside, the anchor a mean over its own",
+        "over a fixed budget; response-tokens, as SPINE prints it: policy, band and entropy over all response tokens "
+        "with the mask inside, the anchor a mean over its own",
     )
 
 
@@ -380,7 +380,11 @@ class CheckpointConfig(_Section):
 
 
 class LogConfig(_Section):
-    sample_questions: int = Field(2, ge=0, description="questions per logged step whose responses go to samples.jsonl")
+    sample_questions: int = Field(
+        2,
+        ge=0,
+        description="questions per logged step whose responses go to samples.jsonl; 0: no samples, no tokens.jsonl",
+    )
     sample_responses: int = Field(4, ge=1, description="responses logged of each such question")
     sample_every: int = Field(5, ge=1, description="steps between logged samples")
 

@@ -36,6 +36,10 @@ CASES = {
     "initial edges": "band.weight=0.3 band.edges=initial loss.normalizer=response advantage.entropy=reshape",
     "more votes than trained": "group_size=4 rollout.num_votes=8 vote.weights=probability band.weight=0.1",
     "all tokens": "method=ttrl",
+    "as printed": (
+        "loss.normalizer=response-tokens band.weight_low=0.1 band.weight_high=0.4 anchor.weight=0.2 loss.clip_high=0.3"
+    ),
+    "second version": "method=spine-v2 band.weight=0.3",
     "leave one out, by prefixes": "method=tempo reward=leave-one-out loss=dr-grpo",
     # One row at a time, and "c" has no label: some processes have nothing to learn from in some passes.
     "idle passes": "method=ttrl vote.min_majority_frac=0.45 optim.micro_batch_rows=1",

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -51,6 +52,10 @@ CASES = {
         "group_size=4 rollout.num_votes=8 vote.weights=probability band.weight=0.1 optim.micro_batch_rows=3"
     ),
     "all tokens": "method=ttrl",
+    "as printed": (
+        "loss.normalizer=response-tokens band.weight_low=0.1 band.weight_high=0.4 anchor.weight=0.2 loss.clip_high=0.3"
+    ),
+    "second version": "method=spine-v2 band.weight=0.3",
     "leave one out, by prefixes": "method=tempo reward=leave-one-out loss=dr-grpo",
     # One row at a time, and "c" has no label: some passes have nothing to learn from.
     "idle passes": "method=ttrl vote.min_majority_frac=0.45 optim.micro_batch_rows=1",
@@ -504,6 +509,41 @@ def test_rows_are_dealt_rank_by_rank_and_update_by_update():
     assert bridge.share_rows(updates, lengths, 2) == ["d", "a", "g", "f", "c", "b", "h", "e"]
     with pytest.raises(RunError, match="4 responses, not a multiple of 3"):
         bridge.share_rows(updates, lengths, 3)
+
+
+def test_truncation_is_not_taken_for_stale_weights():
+    from spinerl.engine.loading import load_tokenizer
+
+    words = [*STEP.split(), "anchor.weight=0", "rollout.engine=vllm", "rollout.top_p=0.8"]
+    config = load_config(overrides=words)
+    tokenizer = load_tokenizer(config.model)
+    ids = (*tokenizer("= 5", add_special_tokens=False)["input_ids"], 1)
+
+    def frozen(by, *more):
+        """A step whose tokens were drawn from distributions that `by` nats of the model's log-probability are off."""
+        old = (-0.5,) * len(ids)
+        samples = [
+            dataclasses.replace(
+                sample,
+                response=ids,
+                old_logprobs=old,
+                entropies=(0.5,) * len(ids),
+                sampler_logprobs=(-0.5 + by,) * len(ids),
+            )
+            for sample in made()
+        ]
+        with Equivalence() as equivalence:
+            config = load_config(overrides=[*words, *more])
+            return bridge.freeze_step(samples, config, tokenizer, (1,), equivalence, 1, StepState()).metrics
+
+    kept = frozen(0.2)  # a kept mass of e^-0.2 = 0.82: top-p may do that
+    assert kept["mismatch/logprob_diff"] == pytest.approx(0.0, abs=1e-7)
+    assert kept["rollout/truncated_mass"] == pytest.approx(1 - math.exp(-0.2))
+    assert frozen(0.3)["mismatch/logprob_diff"] == pytest.approx(0.3 + math.log(0.8))  # not that: log 0.8 = -0.223
+    assert frozen(-0.1)["mismatch/logprob_diff"] == pytest.approx(0.1)
+    assert frozen(2.0, "rollout.top_k=5")["mismatch/logprob_diff"] == pytest.approx(0.0, abs=1e-7)
+    with pytest.raises(RunError, match=r"vllm\.max_mismatch"):
+        frozen(0.6)
 
 
 def test_vllms_account_weighs_the_advantages():

@@ -209,7 +209,7 @@ def _truncation_at_most(rollout: Rollout, config: Config) -> torch.Tensor | None
     """As much of the two accounts' difference as truncation can explain, as `Rollout.log_mass`; None without any.
 
     verl's actor gives log-probabilities of the full distribution and vLLM those of the truncated one, log pi - log S
-    with log top_p <= log S <= 0; top-k has no lower bound.  Whole distributions, which would tell S, are not handed over.
+    with log top_p <= log S <= 0; top-k has no lower bound.  Whole distributions, which would tell S, are not there.
     """
     keys = config.rollout
     if rollout.sampler_logprobs is None or (keys.top_p == 1.0 and not keys.top_k):

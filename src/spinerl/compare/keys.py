@@ -122,7 +122,7 @@ def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, RunWords]
     settings: list[str] = []
     method = None
     if keys.settings is not None:
-        given = leaves(read_recipe(keys.settings))
+        given = list(leaves(read_recipe(keys.settings)))
         method = str(dict(given).get("method", Config.model_fields["method"].default))
         settings = [word(key, value) for key, value in given if key.partition(".")[0] not in (*_OWN, "data")]
     run_words = (*DEFAULTS, *from_recipe, *settings, *from_words)
