@@ -158,6 +158,10 @@ def test_the_command_shows_values_and_sources(recipe, capsys):
     assert re.fullmatch(r"0\.01 +ours: beta_l .*", shown["band.weight"])
     assert re.fullmatch(r"majority +method row spine", shown["reward"])
     assert re.fullmatch(r"3 +command line", shown["seed"])
+    cli.app(["config", str(recipe), "method=ttrl", "--sources"], standalone_mode=False)
+    shown = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert re.fullmatch(r"all +method row ttrl", shown["forks.selector"])
+    assert re.fullmatch(r"0\.7 +v1 section 4\.1", shown["rollout.temperature"])
     assert re.fullmatch(r"0 +default", shown["rollout.top_k"])
 
 

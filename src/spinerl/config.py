@@ -450,7 +450,7 @@ class Config(_Section):
         return Path("runs") / f"{self.method}-{model}-{data}-seed{self.seed}"
 
 
-_RENAMED = {"loss.normaliser": "loss.normalizer"}  # old names, read for one release
+RENAMED = {"loss.normaliser": "loss.normalizer"}  # old names, read for one release
 _HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
 # What a bundled model needs beside the defaults above, which suit models a thousand times its size.
@@ -485,10 +485,12 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     >>> load_config(overrides=["method=ttrl", "data.columns.question=problem"]).forks.selector
     'all'
     """
-    from_recipe = _renamed(_expand(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {}))
+    from_recipe = _renamed(
+        expand_layer(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {})
+    )
     from_words: dict[str, Any] = {}
     for word in overrides:
-        from_words = _merge(from_words, _renamed(_expand(_parse_override(word))))
+        from_words = _merge(from_words, _renamed(expand_layer(parse_override(word))))
     given = _merge(from_recipe, from_words)
     method = given.get("method", Config.model_fields["method"].default)
     if isinstance(method, str) and method in ALIASES:
@@ -502,7 +504,7 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     layers = [METHODS[method].sets, from_recipe]
     if from_recipe.get("method", method) != method:  # it was written for another method
         layers.reverse()
-    layers = [PROFILES.get(_profile(str(model_name)), {}), *layers, from_words]
+    layers = [PROFILES.get(profile_of(str(model_name)), {}), *layers, from_words]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
@@ -562,7 +564,7 @@ def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
     return f"{name} {', '.join(bounds)}".strip()
 
 
-def _profile(model_name: str) -> str:
+def profile_of(model_name: str) -> str:
     """The name of a model's profile: the one its folder's config.json gives, else the model's own name.
 
     A folder of adapters has the profile of the model they belong to.
@@ -570,7 +572,7 @@ def _profile(model_name: str) -> str:
     for folder in (Path(model_name), Path(model_name) / "model"):
         try:
             base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return _profile(str(base))
+            return profile_of(str(base))
         except (OSError, ValueError, KeyError, TypeError):
             pass
         try:
@@ -592,7 +594,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return mapping
 
 
-def _parse_override(word: str) -> dict[str, Any]:
+def parse_override(word: str) -> dict[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word!r} is not key=value; example: steps=20 (a recipe file must end in .yaml)")
@@ -607,7 +609,7 @@ def _parse_override(word: str) -> dict[str, Any]:
     return layer
 
 
-def _expand(layer: Mapping[str, Any]) -> dict[str, Any]:
+def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     """The layer with `model: X`, `data: X` and `loss: X` written out."""
     expanded: dict[str, Any] = {}
     for key, value in layer.items():
@@ -626,7 +628,7 @@ def _expand(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _renamed(layer: dict[str, Any]) -> dict[str, Any]:
     """The layer under today's names of keys, with a line of notice for each old one."""
-    for old, new in _RENAMED.items():
+    for old, new in RENAMED.items():
         section, _, name = old.partition(".")
         own = layer.get(section)
         if isinstance(own, Mapping) and name in own:

@@ -160,13 +160,14 @@ METHODS: dict[str, Method] = {
         sets={"reward": "majority", **_FINE_TUNING, "rollout": {"reuse": 2}},
     ),
     "upft": Method(
-        summary="fine-tuning on the first tokens of one response per question; no vote",
+        summary="fine-tuning on the first tokens of one response per question, sampled once; no vote",
         source="UPFT (arXiv 2503.02875), MITT (arXiv 2505.15508)",
         sets={
             "reward": "constant",
             **_FINE_TUNING,
             "forks": {"selector": "first", "num_tokens": 8},
             "group_size": 1,
+            "rollout": {"reuse": 0},
         },
     ),
     "grpo-gold": Method(

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from spinerl.config import (
-    _RENAMED,
     PROFILES,
+    RENAMED,
     Config,
-    _expand,
-    _parse_override,
-    _profile,
     describe_keys,
+    expand_layer,
     load_config,
+    parse_override,
+    profile_of,
     read_recipe,
 )
 from spinerl.methods import METHODS
@@ -52,12 +52,12 @@ def list_sources(
     Args:
         config: what the recipe and the overrides resolve to, with or without what the data set brings.
     """
-    given = _expand(read_recipe(recipe)) if recipe else {}
+    given = expand_layer(read_recipe(recipe)) if recipe else {}
     comments = trailing_comments(Path(recipe).read_text(encoding="utf-8")) if recipe else {}
-    words = [_expand(_parse_override(word)) for word in overrides]
+    words = [expand_layer(parse_override(word)) for word in overrides]
     before_data = load_config(recipe, overrides)
-    profile = _profile(config.model.name)
-    old_names = {new: old for old, new in _RENAMED.items()}
+    profile = profile_of(config.model.name)
+    old_names = {new: old for old, new in RENAMED.items()}
 
     def source(key: str) -> str:
         names = [key, *([old_names[key]] if key in old_names else [])]
@@ -65,11 +65,14 @@ def list_sources(
             return f"data set {config.data.name}"
         if any(_sets(word, name) for word in words for name in names):
             return "command line"
+        of_row = f"method row {config.method}" if _sets(METHODS[config.method].sets, key) else None
+        if of_row and given.get("method", config.method) != config.method:  # the row wins over another method's recipe
+            return of_row
         for name in names:
             if _sets(given, name):
                 return _nearest(comments, name) or str(recipe)
-        if _sets(METHODS[config.method].sets, key):
-            return f"method row {config.method}"
+        if of_row:
+            return of_row
         return f"profile {profile}" if _sets(PROFILES.get(profile, {}), key) else "default"
 
     return [(key, _value(config, key), source(key)) for key, *_ in describe_keys()]
