@@ -22,7 +22,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, LOSSES, METHODS
 
-__all__ = ["Config", "describe_keys", "dump_yaml", "load_config", "read_recipe"]
+__all__ = [
+    "PROFILES",
+    "RENAMED",
+    "Config",
+    "describe_keys",
+    "dump_yaml",
+    "expand_layer",
+    "load_config",
+    "parse_override",
+    "profile_of",
+    "read_recipe",
+]
 
 
 class _Section(BaseModel):
@@ -485,9 +496,9 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     >>> load_config(overrides=["method=ttrl", "data.columns.question=problem"]).forks.selector
     'all'
     """
-    from_recipe = _renamed(
-        expand_layer(recipe if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe else {})
-    )
+    if not isinstance(recipe, Mapping):
+        recipe = read_recipe(recipe) if recipe else {}
+    from_recipe = _renamed(expand_layer(recipe))
     from_words: dict[str, Any] = {}
     for word in overrides:
         from_words = _merge(from_words, _renamed(expand_layer(parse_override(word))))
@@ -595,6 +606,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def parse_override(word: str) -> dict[str, Any]:
+    """The layer of one `key=value` word; InputError if it is none."""
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word!r} is not key=value; example: steps=20 (a recipe file must end in .yaml)")
@@ -610,7 +622,7 @@ def parse_override(word: str) -> dict[str, Any]:
 
 
 def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer with `model: X`, `data: X` and `loss: X` written out."""
+    """The layer with `model: X`, `data: X` and `loss: X` written out; InputError for an unknown loss."""
     expanded: dict[str, Any] = {}
     for key, value in layer.items():
         if key == "loss" and not isinstance(value, Mapping):
