@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def scene(model_folders, monkeypatch):
     def opened(*words, order="shuffled"):
         common = ["group_size=4", "rollout.max_new_tokens=12", "questions_per_step=2", f"data.order={order}", "seed=3"]
         config = load_config(overrides=[f"model={model_folders('qwen3')}", *common, *words])
-        loaded = load_model(config.model)
+        loaded = replace(load_model(config.model), end_ids=tuple(range(1, 261, 10)))  # one token in ten ends a response
         work = Workload(loaded, QUESTIONS, tuple(tuple(loaded.tokenizer(text).input_ids) for text in TEXTS), {}, {})
         calls.clear()
         return config, work, Rounds(config, work, RANKS, 2), calls
@@ -126,6 +127,15 @@ def test_only_questions_that_a_step_takes_are_sampled(scene):
     for step in (1, 2):
         rounds.draw(step, 2)
     assert calls == [([QUESTIONS[place].id for step in (1, 2) for place in asked(config, step)], 1)]
+
+    # The one that waits in the first pass waits in the second too: the whole first round does without it.
+    def taken(steps, seed):
+        return {place for step in steps for place in question_order(5, 2, step, "shuffled", seed)}
+
+    seed = next(seed for seed in range(50) if taken((1, 2), seed) == taken((3, 4), seed))
+    _, _, rounds, calls = scene("rollout.reuse=2", f"seed={seed}")
+    rounds.draw(1, 8)
+    assert sorted(calls[0][0]) == sorted(f"q{RANKS[place]}" for place in taken((1, 2), seed))
 
 
 @pytest.mark.parametrize(("order", "renewed"), [("shuffled", [1, 5]), ("sequential", [1, 7])])

@@ -91,11 +91,12 @@ def train_step(
     watch = _Stopwatch()
     rollout, age = (sample(policy, questions, prompts, config, step, on_tokens), 0) if draw is None else draw()
     watch.lap("rollout")
-    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
+    sampled = step - age  # what was decided of responses when they were sampled is decided so again
+    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + sampled)
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:
-        all_rewards = give_rewards(RewardContext(config, step, policy, anchor, rollout, votes, equivalence))
+        all_rewards = give_rewards(RewardContext(config, sampled, policy, anchor, rollout, votes, equivalence))
     rewards = tuple(own[: config.group_size] for own in all_rewards)
     watch.lap("answers")
     batch, old_logprobs, entropies = trained_rows(rollout, config)
@@ -311,13 +312,18 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     return {
         "rollout/num_responses": float(len(lengths)),
         "rollout/num_tokens": float(lengths.sum()),
-        "rollout/num_drawn": float(lengths.sum() if rollout.num_drawn is None else rollout.num_drawn),
+        "rollout/num_drawn": _num_drawn(rollout),
         "rollout/response_length": float(lengths.mean()),
         "rollout/response_length_max": float(lengths.max()),
         "rollout/truncated_frac": float((~rollout.finished_mask).double().mean()),
         "rollout/entropy": masked_mean(rollout.entropies, rollout.mask),
         **({} if rollout.log_mass is None else {"rollout/truncated_mass": _truncated_mass(rollout)}),
     }
+
+
+def _num_drawn(rollout: Rollout) -> float:
+    """The tokens that were sampled for this rollout."""
+    return float(rollout.mask.sum() if rollout.num_drawn is None else rollout.num_drawn)
 
 
 def _truncated_mass(rollout: Rollout) -> float:
@@ -372,5 +378,5 @@ class _Stopwatch:
             **{f"time/{name}_s": seconds for name, seconds in self._laps.items()},
             "time/step_s": total,
             "time/tokens_per_s": float(rollout.mask.sum()) / total,
-            "time/rollout_tokens_per_s": float(rollout.mask.sum()) / self._laps["rollout"],
+            "time/rollout_tokens_per_s": _num_drawn(rollout) / self._laps["rollout"],
         }

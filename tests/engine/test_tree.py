@@ -14,6 +14,7 @@ from spinerl.errors import InputError
 from spinerl.step import trained_rows
 from spinerl.types import Question
 
+TREE = ("tree.bases=-1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=0")  # small beside the row's own
 TEXTS = ("What is 2 + 3?", "Hi")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
 
@@ -25,6 +26,7 @@ def grown(model_folders, *words, architecture="qwen3", step=0):
             "method=ettrl-etmr",
             "group_size=8",
             "rollout.max_new_tokens=40",
+            *TREE,
             *words,
         ]
     )
@@ -90,5 +92,7 @@ def test_the_same_seed_grows_the_same_tree(model_folders):
 
 def test_a_tree_that_does_not_make_the_group_is_refused():
     with pytest.raises(InputError, match="does not make 6"):
-        load_config(overrides=["method=ettrl-etmr", "group_size=6"])
-    assert load_config(overrides=["method=ettrl-etmr", "group_size=6", "tree.forks=2"]).tree_bases == 2
+        load_config(overrides=["method=ettrl-etmr", *TREE, "group_size=6"])
+    assert load_config(overrides=["method=ettrl-etmr", *TREE, "group_size=6", "tree.forks=2"]).tree_bases == 2
+    row = load_config(overrides=["method=ettrl-etmr"])
+    assert (row.tree_bases, row.tree.forks, row.tree.branches, row.num_votes) == (12, 2, 2, 60)

@@ -48,8 +48,11 @@ def dense_loss(model: Any, batch: Batch, targets: Targets, config: Config) -> to
         banded = on_device(targets.band_mask)
         low, high = on_device(targets.band_low).unsqueeze(1), on_device(targets.band_high).unsqueeze(1)
         over, under = entropies - high, low - entropies
-        outside = torch.where(over > _SLACK, over, 0.0) + torch.where(under > _SLACK, under, 0.0)
-        loss = loss + config.band.coefficient * (banded * outside).sum() / banded.sum()
+        weight_low, weight_high = config.band.weights
+        outside = weight_high * torch.where(over > _SLACK, over, 0.0) + weight_low * torch.where(
+            under > _SLACK, under, 0.0
+        )
+        loss = loss + (banded * outside).sum() / banded.sum()
     return loss
 
 
