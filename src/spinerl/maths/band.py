@@ -28,7 +28,7 @@ def band_edges(
 
     Quantiles interpolate linearly between order statistics: the q-quantile of n sorted values stands at position
     q * (n - 1).  A response without forks gets (0, 0); nothing of it is weighed.
-    Source: METHOD step 10 (docs/method.md), with low = 0.10 and high = 0.50.
+    Source: SPINE, equations (7) and (8) (docs/method.md), with low = 0.10 and high = 0.50.
 
     >>> edges = band_edges(torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(1, 3, dtype=torch.bool), 0.0, 0.5)
     >>> [edge.item() for edge in edges]

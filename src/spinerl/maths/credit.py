@@ -22,7 +22,7 @@ def batch_advantages(
     A part of the reward that is constant in a group cancels in `group_advantages`; here it acts, between questions:
     all responses to a question that is better than the step's mean are pushed up.  std divides by P*G - 1.  A step
     of equal rewards gets exactly 0; a group of equal rewards does not.
-    Sources: the form in which TTRV's entropy part (`spinerl.answers.ttrv_reward`) acts, METHOD section 4;
+    Sources: the form in which TTRV's entropy part (`spinerl.answers.ttrv_reward`) acts (docs/method.md);
     REINFORCE++ (arXiv 2501.03262) normalises so.
 
     >>> batch_advantages(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "none").tolist()
@@ -91,7 +91,7 @@ def prefix_tree_advantages(
         tokens: rows of one question together, B = P*G.
         mask: True on each row's tokens, which start at column 0 without gaps.
 
-    Source: TEMPO (arXiv 2509.18314), METHOD section 4.  Independent samples part early; tree rollouts share more.
+    Source: TEMPO (arXiv 2509.18314; docs/method.md).  Independent samples part early; tree rollouts share more.
 
     >>> tokens, mask = torch.tensor([[5, 6], [5, 7]]), torch.ones(2, 2, dtype=torch.bool)
     >>> prefix_tree_advantages(torch.tensor([[1.0, 0.0]]), tokens, mask, "none").tolist()

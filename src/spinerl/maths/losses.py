@@ -24,8 +24,8 @@ def clipped_surrogate(
 ) -> Float[Tensor, " N"]:
     """min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) with w = exp(logp - old_logp): to be *maximised*.
 
-    At logp = old_logp its value is A and its gradient A * d(logp).  Source: METHOD step 8 (docs/method.md);
-    separate edges are DAPO's (arXiv 2503.14476).
+    At logp = old_logp its value is A and its gradient A * d(logp).  Source: SPINE, equations (3) and (4)
+    (docs/method.md); separate edges are DAPO's (arXiv 2503.14476).
 
     >>> import torch
     >>> clipped_surrogate(torch.tensor([0.0]).log1p(), torch.tensor([0.5]).log(), torch.tensor([1.0])).item()
@@ -46,7 +46,7 @@ def sampled_kl(
     k1 = d: unbiased as a value, but the gradient of its mean over on-policy samples has expectation 0, so it
     measures and does not hold.  k2 = d^2 / 2: its gradient is that of the KL.  k3 = e^{-d} - 1 + d: unbiased,
     never negative; its gradient is that of the reverse direction KL(anchor || policy).
-    Source: J. Schulman, "Approximating KL divergence", 2020; METHOD step 9 (docs/method.md).
+    Source: J. Schulman, "Approximating KL divergence", 2020; SPINE, equation (5) (docs/method.md), is the exact one.
 
     >>> import torch
     >>> [sampled_kl(torch.tensor([1.0]), torch.tensor([0.0]), k).item() for k in ("k1", "k2")]
