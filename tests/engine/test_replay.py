@@ -63,7 +63,7 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
     if architecture == "gpt2":  # its products are no linear layers
         assert recorded(folder, dtype=dtype)[2].record is None
         return
-    # In float32 rounding decides on which side of the band's edge a token lies that is within 1e-6 of it: no band there.
+    # In float32 rounding decides on which side of a band's edge a token lies that is within 1e-6 of it: none there.
     words = ["band.weight=0"] if dtype == torch.float32 else []
     config, policy, *others = recorded(folder, *words, dtype=dtype)
     gap, loss_gap = compared(config, policy, *others)
