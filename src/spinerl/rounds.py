@@ -69,7 +69,7 @@ class Rounds:
             places = dict.fromkeys(place for number in range(first, end + 1) for place in self._places(number))
             chosen = self._work.only([self._ranks[place] for place in places])
             held = sample(self._work.loaded, chosen.questions, chosen.prompts, self._config, first, on_tokens)
-            num_drawn = int(held.mask.sum()) if held.num_drawn is None else held.num_drawn
+            num_drawn = held.total_drawn
             self._began, self._held = first, replace(held, num_drawn=None)
         place_of = {question.id: i for i, question in enumerate(self._held.questions)}
         asked = [self._work.questions[self._ranks[place]].id for place in self._places(step)]

@@ -312,18 +312,13 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     return {
         "rollout/num_responses": float(len(lengths)),
         "rollout/num_tokens": float(lengths.sum()),
-        "rollout/num_drawn": _num_drawn(rollout),
+        "rollout/num_drawn": float(rollout.total_drawn),
         "rollout/response_length": float(lengths.mean()),
         "rollout/response_length_max": float(lengths.max()),
         "rollout/truncated_frac": float((~rollout.finished_mask).double().mean()),
         "rollout/entropy": masked_mean(rollout.entropies, rollout.mask),
         **({} if rollout.log_mass is None else {"rollout/truncated_mass": _truncated_mass(rollout)}),
     }
-
-
-def _num_drawn(rollout: Rollout) -> float:
-    """The tokens that were sampled for this rollout."""
-    return float(rollout.mask.sum() if rollout.num_drawn is None else rollout.num_drawn)
 
 
 def _truncated_mass(rollout: Rollout) -> float:
@@ -378,5 +373,5 @@ class _Stopwatch:
             **{f"time/{name}_s": seconds for name, seconds in self._laps.items()},
             "time/step_s": total,
             "time/tokens_per_s": float(rollout.mask.sum()) / total,
-            "time/rollout_tokens_per_s": _num_drawn(rollout) / self._laps["rollout"],
+            "time/rollout_tokens_per_s": rollout.total_drawn / self._laps["rollout"],
         }

@@ -179,6 +179,11 @@ class Rollout:
         )
 
     @property
+    def total_drawn(self) -> int:
+        """The tokens that were sampled for it: `num_drawn`, or all of its own."""
+        return int(self.mask.sum()) if self.num_drawn is None else self.num_drawn
+
+    @property
     def sampled_logprobs(self) -> torch.Tensor:
         """(P*N, T) log-probabilities of the distribution that was sampled, truncated or not, by the learning model."""
         return self.logprobs if self.log_mass is None else self.logprobs - self.log_mass

@@ -127,14 +127,12 @@ def _draw_piece(
         scores = scores / temperature
     probabilities = torch.softmax(scores, dim=-1)
     allowed = scores if truncate is None else truncate(scores)
-    log_mass = scores.new_empty(0)
     if uniforms is None:
         tokens = allowed.argmax(dim=-1, keepdim=True)
     elif truncate is None:
         tokens = _inverse_cdf(probabilities, uniforms.unsqueeze(1))
     else:
         tokens = _inverse_cdf(torch.softmax(allowed, dim=-1), uniforms.unsqueeze(1))
-        log_mass = (allowed.logsumexp(dim=-1) - scores.logsumexp(dim=-1)).clamp_max_(0.0)
     # With x = scores - max and Z = sum_v exp x_v: log p = x - log Z and H = log Z - sum_v p_v x_v.  The likeliest
     # token has x = 0, so that log Z is found without another pass of exponentials.  Over a large vocabulary
     # softmax misses a sum of 1 by more than the rounding of one number; dividing by the sum mends that.
@@ -143,6 +141,9 @@ def _draw_piece(
     log_total = (total / probabilities.amax(dim=-1, keepdim=True)).log()
     logprobs = scores.gather(1, tokens) - top - log_total
     mean = (scores - top).clamp_min_(_IMPOSSIBLE).mul_(probabilities).sum(dim=-1, keepdim=True) / total
+    log_mass = scores.new_empty(0)
+    if truncate is not None and uniforms is not None:
+        log_mass = (allowed.logsumexp(dim=-1) - (top + log_total).squeeze(1)).clamp_max_(0.0)
     certain = self_certainty(torch.log_softmax(scores, dim=-1)) if certainties else scores.new_empty(0)
     return Drawn(tokens.squeeze(1), logprobs.squeeze(1), (log_total - mean).squeeze(1), certain, log_mass)
 

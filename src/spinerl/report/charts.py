@@ -20,6 +20,7 @@ __all__ = [
     "draw_interval",
     "format_number",
     "nice_ticks",
+    "svg_plot",
 ]
 
 PALETTE_SIZE = 8  # .s0 ... .s7 in style.css
@@ -127,17 +128,15 @@ def draw_chart(chart: Chart, x_range: tuple[float, float]) -> Markup:
     for line in chart.lines:
         parts += _curve(line, frame)
     parts += _hits(chart, frame)
+    return svg_plot((_WIDTH, _HEIGHT), chart.id, chart.title, _describe(chart), parts)
+
+
+def svg_plot(size: tuple[int, int], id: str, title: str, description: str, parts: Iterable[Markup]) -> Markup:
+    """One <svg> of this width and height, with a title and a description in words, around its parts."""
     return Markup(
         '<svg class="plot" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{id}-t {id}-d">'
         '<title id="{id}-t">{title}</title><desc id="{id}-d">{desc}</desc>{body}</svg>'
-    ).format(
-        w=_WIDTH,
-        h=_HEIGHT,
-        id=chart.id,
-        title=chart.title,
-        desc=_describe(chart),
-        body=Markup("").join(parts),
-    )
+    ).format(w=size[0], h=size[1], id=id, title=title, desc=description, body=Markup("").join(parts))
 
 
 def draw_interval(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from spinerl.report.charts import Legend, format_number, nice_ticks
+from spinerl.report.charts import Legend, format_number, nice_ticks, svg_plot
 
 __all__ = ["Histogram", "Outline", "draw_histogram"]
 
@@ -68,17 +68,7 @@ def draw_histogram(chart: Histogram) -> Markup:
     for outline in chart.outlines:
         parts.append(_steps(outline, frame))
     parts += _hits(chart, frame)
-    return Markup(
-        '<svg class="plot" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{id}-t {id}-d">'
-        '<title id="{id}-t">{title}</title><desc id="{id}-d">{desc}</desc>{body}</svg>'
-    ).format(
-        w=_WIDTH,
-        h=_HEIGHT,
-        id=chart.id,
-        title=chart.title,
-        desc=_describe(chart),
-        body=Markup("").join(parts),
-    )
+    return svg_plot((_WIDTH, _HEIGHT), chart.id, chart.title, _describe(chart), parts)
 
 
 @dataclass(frozen=True)
