@@ -209,6 +209,24 @@ class VoteConfig(_Section):
     weights: str = Field(
         "equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
     )
+    min_margin: float = Field(0.0, ge=0, le=1, description="shares less ahead of the next give no pseudo-label")
+    memory: Annotated[Literal["off", "fixed", "sum", "ema"], BeforeValidator(_on_or_off)] = Field(
+        "off",
+        description="which earlier votes on a question count too: none; fixed: only the first; sum: all; ema: all, "
+        "fading (docs/memory.md)",
+    )
+    memory_start: int = Field(
+        0, ge=0, description="with a memory: votes per question by the unadapted model before step 1; 0: none"
+    )
+    memory_decay: float = Field(0.9, gt=0, le=1, description="ema: what an earlier vote weighs one visit later")
+    flip_margin: float = Field(
+        0.0, ge=0, le=1, description="with a memory: a label changes where another answer leads it by a larger share"
+    )
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What decides a vote: arguments of `spinerl.answers.vote`."""
+        return {"tie": self.tie, "min_majority_frac": self.min_majority_frac, "min_margin": self.min_margin}
 
 
 class AdvantageConfig(_Section):
@@ -717,8 +735,17 @@ def _validate(merged: Mapping[str, Any]) -> Config:
             "reward=self-certainty needs whole distributions, which rollout.engine=vllm does not give; use native",
         ),
         (
-            config.reward != "leave-one-out" or config.vote.weights == "equal",
+            config.reward != "leave-one-out" or config.vote.weights == "equal" or config.vote.memory != "off",
             f"vote.weights={config.vote.weights} cannot go with reward=leave-one-out, which counts each response once",
+        ),
+        (
+            not config.vote.memory_start or config.vote.memory != "off",
+            f"vote.memory_start={config.vote.memory_start} needs a memory: set vote.memory=fixed, sum or ema",
+        ),
+        (
+            not config.vote.memory_start or not config.stream.on,
+            f"vote.memory_start={config.vote.memory_start} cannot go with stream.on: the questions of a stream are not "
+            "known before step 1",
         ),
     ]
     for holds, message in checks:

@@ -14,11 +14,12 @@ from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.memory import is_flip
 from spinerl.scoring import class_correct, judge, summarise
 from spinerl.step import rollout_metrics
 from spinerl.types import GoldTable, Question, Rollout, StepRecord, Vote
 
-__all__ = ["Evaluation", "evaluate", "gold_metrics", "gold_rewards", "stream_rows"]
+__all__ = ["Evaluation", "evaluate", "gold_metrics", "gold_rewards", "label_rows", "stream_rows"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: 
         rows = slice(i * sampled.num_responses, (i + 1) * sampled.num_responses)
         row["responses"] = list(sampled.texts[rows])
         row["truncated"] = (~sampled.finished_mask[rows]).tolist()
+        row["lengths"] = sampled.mask[rows].sum(dim=1).tolist()
     return row
 
 
@@ -113,6 +115,30 @@ def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalenc
         "gold/response_accuracy": sum(responses) / len(responses),
         "gold/reward_accuracy": sum(rewards) / len(rewards),
     }
+
+
+def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence) -> list[dict[str, Any]]:
+    """Rows of labels.jsonl: each question's pseudo-label, and with a memory the fresh vote's and whether it changed.
+
+    `correct` is whether the label is right, None without gold: for reports alone.
+    """
+    rows = []
+    for question, one, fresh in zip(record.rollout.questions, record.votes, record.fresh_votes, strict=True):
+        answer, right = gold.get(question.id), None
+        if answer is not None:
+            kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+            right = one.winner is not None and class_correct(one, answer, kind, equivalence)[one.winner]
+        row = {
+            "step": record.step,
+            "id": question.id,
+            "label": one.pseudo_label,
+            "majority_frac": one.majority_frac,
+            "correct": right,
+        }
+        if one.memory is not None:
+            row |= {"vote": fresh.pseudo_label, "flipped": is_flip(one), "votes": one.memory.total}
+        rows.append(row)
+    return rows
 
 
 def gold_rewards(

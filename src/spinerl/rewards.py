@@ -57,7 +57,7 @@ def give_rewards(context: RewardContext) -> Rewards:
     if reward is leave_one_out_reward:  # it votes again, so it must keep to the same rules
         rules = config.vote
         seed = config.seed + context.step
-        reward = partial(reward, tie=rules.tie, min_majority_frac=rules.min_majority_frac, seed=seed)
+        reward = partial(reward, **rules.rules, flip_margin=rules.flip_margin, seed=seed)
     return tuple(tuple(reward(vote)) for vote in context.votes)
 
 

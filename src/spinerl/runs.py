@@ -137,7 +137,7 @@ class RunFolder:
         optimiser: Optimiser,
         state: Mapping[str, Any],
         keep: int,
-        more: Callable[[Path], None] | None = None,
+        more: Callable[[Path], object] | None = None,
     ) -> None:
         """Write checkpoints/step-N, with what `more` writes there, and delete all but the newest `keep`.
 
@@ -159,7 +159,7 @@ class RunFolder:
             shutil.rmtree(old)
 
     def load_checkpoint(
-        self, model: torch.nn.Module, optimiser: Optimiser, more: Callable[[Path], None] | None = None
+        self, model: torch.nn.Module, optimiser: Optimiser, more: Callable[[Path], object] | None = None
     ) -> dict[str, Any] | None:
         """Restore the newest undamaged checkpoint, `more` taking its own; its state, or None if none was ever written.
 

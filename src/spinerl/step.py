@@ -38,6 +38,7 @@ from spinerl.maths import (
     prefix_tree_advantages,
     response_means,
 )
+from spinerl.memory import Memories
 from spinerl.plugins import find
 from spinerl.rewards import RewardContext, Rewards, give_rewards
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
@@ -52,6 +53,7 @@ __all__ = [
     "target_metrics",
     "train_step",
     "trained_rows",
+    "vote_weights",
 ]
 
 Scorer = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -78,6 +80,7 @@ def train_step(
     on_tokens: Callable[[int], None] | None = None,
     oracle: Callable[[Sequence[Question], Sequence[Vote]], Rewards] | None = None,
     draw: Callable[[], tuple[Rollout, int]] | None = None,
+    memory: Memories | None = None,
 ) -> tuple[StepRecord, StepState]:
     """Sample, vote, reward, select, update; the record of it and the state for the next step.
 
@@ -85,6 +88,7 @@ def train_step(
         oracle: gives the rewards for reward=gold, which nothing here could: a step has no gold answers.
         draw: gives the responses, and how many steps ago they were sampled, where they are not sampled here
             (rollout.reuse, `spinerl.rounds`).
+        memory: what is remembered of earlier votes (vote.memory); it is changed.
 
     Raises NonFiniteError before the weights change if the loss or the gradient is not finite.
     """
@@ -92,7 +96,10 @@ def train_step(
     rollout, age = (sample(policy, questions, prompts, config, step, on_tokens), 0) if draw is None else draw()
     watch.lap("rollout")
     sampled = step - age  # what was decided of responses when they were sampled is decided so again
-    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + sampled)
+    fresh = votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + sampled)
+    remembered: dict[str, float] = {}
+    if memory is not None:
+        votes, remembered = memory.vote(rollout, fresh, vote_weights(rollout, config.vote), sampled, equivalence)
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:
@@ -122,7 +129,8 @@ def train_step(
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),
-        **vote_metrics(votes),
+        **vote_metrics(fresh),
+        **remembered,
         **target_metrics(rewards, batch, targets, entropies),
         **mismatch,
         **_mean_over(updates),
@@ -130,7 +138,7 @@ def train_step(
         **({} if draw is None else {"rollout/age": float(age)}),
         **watch.figures(rollout),
     }
-    return StepRecord(step, metrics, replace(rollout, record=None), votes, rewards, targets), state
+    return StepRecord(step, metrics, replace(rollout, record=None), votes, rewards, targets, fresh), state
 
 
 def sample(
@@ -168,8 +176,7 @@ def count_votes(
 ) -> tuple[Vote, ...]:
     """One vote per question over all of its responses; unparsable and (by default) truncated ones abstain."""
     n = rollout.num_responses
-    weigh = find(VOTE_WEIGHTS, voting.weights, "vote.weights")
-    weights = weigh(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
+    weights = vote_weights(rollout, voting)
     unfinished = (~rollout.finished_mask).tolist()
     truncated = unfinished if answer.truncated == "abstain" else [False] * len(unfinished)
     return tuple(
@@ -179,13 +186,18 @@ def count_votes(
             question.answer_kind if answer.kind == "auto" else answer.kind,
             equivalence,
             choices=question.choices,
-            tie=voting.tie,
-            min_majority_frac=voting.min_majority_frac,
+            **voting.rules,
             weights=weights[i * n : (i + 1) * n],
             seed=seed,
         )
         for i, question in enumerate(rollout.questions)
     )
+
+
+def vote_weights(rollout: Rollout, voting: VoteConfig) -> list[float]:
+    """What each response's vote weighs, by `vote.weights`; at least 0."""
+    weigh = find(VOTE_WEIGHTS, voting.weights, "vote.weights")
+    return weigh(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
 
 
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:

@@ -23,17 +23,19 @@ from spinerl.data import render_prompt, resolve
 from spinerl.engine.adapters import add_adapters, save_adapters
 from spinerl.engine.loading import LoadedModel, load_model, save_model
 from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
-from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, stream_rows
+from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.guard.watch import Guard
 from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
+from spinerl.memory import Memories
 from spinerl.plugins import find
 from spinerl.rewards import check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
-from spinerl.step import StepState, train_step, trained_rows
-from spinerl.types import ImagePrompt, StepRecord
+from spinerl.step import StepState, count_votes, train_step, trained_rows, vote_weights
+from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.workload import Observer, Workload, open_workload
 
 __all__ = ["adapt"]
@@ -95,8 +97,10 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
         optimiser, done, state = new_optimiser(), 0, StepState()
         rounds = Rounds(config, work, ranks, per_step) if config.rollout.reuse != 1 else None
+        memory = Memories(config) if config.vote.memory != "off" else None
+        kept = [one for one in (rounds, memory) if one is not None]  # beside the weights, in checkpoints
         if resume:
-            saved = run.load_checkpoint(loaded.model, optimiser, rounds and rounds.load)
+            saved = run.load_checkpoint(loaded.model, optimiser, lambda folder: [one.load(folder) for one in kept])
             if saved is not None:
                 edges = saved["band_edges"]
                 done, state = saved["step"], StepState(tuple(edges) if edges else None)
@@ -106,6 +110,9 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+        num_started = 0
+        if memory is not None and config.vote.memory_start and not done:
+            num_started = _start_memory(memory, work.only(ranks), config, equivalence, run, observer)
         if guard is not None:
             last = guard.begin(done, last)
         for step in range(done + 1, last + 1):
@@ -131,12 +138,16 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                 observer.tokens,
                 oracle,
                 rounds and partial(rounds.draw, step, last, observer.tokens),
+                memory,
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
+            if num_started:
+                metrics["memory/start_tokens"], num_started = float(num_started), 0
             if guard is not None:
                 metrics |= guard.step(record)
             if config.stream.on:
                 run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
+            run.append("labels.jsonl", *label_rows(record, work.gold, config, equivalence))
             run.append("metrics.jsonl", metrics)
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config, run))
@@ -147,8 +158,14 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             if step == last or (config.eval.every and step % config.eval.every == 0):
                 _evaluate(run, work, config, equivalence, step, observer)
             if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):
-                keep, more = config.checkpoint.keep, rounds and rounds.save
-                run.save_checkpoint(step, loaded.model, optimiser, asdict(state), keep, more)
+                run.save_checkpoint(
+                    step,
+                    loaded.model,
+                    optimiser,
+                    asdict(state),
+                    config.checkpoint.keep,
+                    lambda folder: [one.save(folder) for one in kept],
+                )
         if guard is not None:
             outcome = guard.end(last)
             observer.note(outcome.text)
@@ -161,6 +178,30 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
         write_report([run.path], run.path / "report.html")
     return run
+
+
+def _start_memory(
+    memory: Memories, work: Workload, config: Config, equivalence: Equivalence, run: RunFolder, observer: Observer
+) -> int:
+    """Let the unadapted model vote on every question; the number of tokens sampled for it.
+
+    The responses are the first of those that an evaluation draws, so that before step 1 may have them already.
+    """
+    num = config.vote.memory_start
+    rows = {row["id"]: row for row in run.predictions(step=0)}
+    drawn = [rows.get(question.id, {}) for question in work.questions]
+    if config.vote.weights == "equal" and all(len(row.get("lengths", ())) >= num for row in drawn):
+        votes = [Vote(tuple(row["answers"][:num]), tuple(row["classes"][:num]), (), None, None, 0.0) for row in drawn]
+        memory.start(work.questions, votes, [[1.0] * num] * len(votes), equivalence)
+        return sum(sum(row["lengths"][:num]) for row in drawn)
+    observer.phase("start votes", len(work.questions) * num * config.rollout.max_new_tokens)
+    rollout = sample_responses(
+        work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
+    )
+    votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
+    weights = vote_weights(rollout, config.vote)
+    memory.start(work.questions, votes, [weights[i * num : (i + 1) * num] for i in range(len(votes))], equivalence)
+    return rollout.total_drawn
 
 
 def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:
@@ -255,6 +296,8 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFo
     for p, question in enumerate(rollout.questions[: config.log.sample_questions]):
         one, prompt = record.votes[p], rollout.prompts[p]
         labels = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True)))}
+        if one.memory is not None:
+            labels |= dict(enumerate(one.memory.labels))
         responses = []
         for j in range(min(config.log.sample_responses, config.group_size)):
             row, trained = p * rollout.num_responses + j, p * config.group_size + j

@@ -22,6 +22,7 @@ __all__ = [
     "ImagePrompt",
     "ImageRef",
     "Question",
+    "Remembered",
     "Rollout",
     "ShownImages",
     "StepRecord",
@@ -116,6 +117,22 @@ class ImagePrompt(tuple[int, ...]):
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """What a vote adds where it counts earlier responses too (vote.memory).
+
+    `weights`: how much of `Vote.counts` is each of the N responses' own; 0 for one that the memory did not take.
+    `abstained` and `total`: the weight of all responses remembered that gave no answer, and of all that are remembered.
+    `held`: the class of the label the question had before this vote.  `labels`: each class's answer.
+    """
+
+    weights: tuple[float, ...]
+    abstained: float
+    total: float
+    held: int | None
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Vote:
     """The outcome of one question's vote over N responses.
 
@@ -124,6 +141,8 @@ class Vote:
     `winner` and `pseudo_label` are None when nobody voted, a tie abstained, or the majority was too small.
     `counts` are vote weights by class; classes are numbered by first appearance; None abstains.
     `majority_frac` is the winning (or, without a winner, the largest) class's weight over that of all N responses.
+    With a memory, `counts`, `winner`, `pseudo_label` and `majority_frac` are of all responses remembered: there may be
+    more classes than the N responses have.
     """
 
     answers: tuple[str | None, ...]
@@ -132,6 +151,7 @@ class Vote:
     winner: int | None
     pseudo_label: str | None
     majority_frac: float
+    memory: Remembered | None = None
 
 
 @dataclass(frozen=True)
@@ -234,4 +254,5 @@ class StepRecord:
     votes: tuple[Vote, ...]
     rewards: tuple[tuple[float, ...], ...]  # per question, per trained response
     targets: Targets
+    fresh_votes: tuple[Vote, ...] = ()  # of this step's responses alone; the same as `votes` without a memory
     state: Mapping[str, Any] = field(default_factory=dict)

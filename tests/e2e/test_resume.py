@@ -21,6 +21,7 @@ WORDS = [
     "rollout.max_new_tokens=72", "optim.lr=1e-3", "optim.schedule=cosine", "optim.warmup_steps=2",
     "optim.minibatches=2", "anchor.weight=0.1", "band.weight=0.1", "band.edges=ema", "eval.every=2", "eval.samples=2",
     "checkpoint.every=2", "log.sample_every=1",
+    "vote.memory=ema", "vote.memory_start=2", "vote.flip_margin=0.1",
 ]  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def figures(run: Path, stream: str) -> list[dict]:
 
 
 def same(run: Path, other: Path) -> None:
-    for stream in ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "tokens.jsonl"):
+    for stream in ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "tokens.jsonl", "labels.jsonl"):
         assert figures(run, stream) == figures(other, stream), stream
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, other)]
     assert weights[0] == weights[1]

@@ -5,6 +5,7 @@ from spinerl.answers.baselines import Decision, best_of, early_stopped_majority,
 from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import extract_answer
+from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_memory
 from spinerl.answers.normalise import KINDS, MAX_ANSWER_CHARS, normalise_answer
 from spinerl.answers.order import easy_to_hard
 from spinerl.answers.rewards import (
@@ -23,10 +24,13 @@ from spinerl.answers.votes import TIES, vote, vote_metrics
 __all__ = [
     "KINDS",
     "MAX_ANSWER_CHARS",
+    "MEMORIES",
     "REWARDS",
     "TIES",
     "Decision",
     "Equivalence",
+    "VoteMemory",
+    "add_votes",
     "best_of",
     "count_vote",
     "default_equivalence",
@@ -45,5 +49,6 @@ __all__ = [
     "reference_reward",
     "ttrv_reward",
     "vote",
+    "vote_from_memory",
     "vote_metrics",
 ]

@@ -21,6 +21,7 @@ def count_vote(
     choices: Sequence[str] = (),
     tie: str = "abstain",
     min_majority_frac: float = 0.0,
+    min_margin: float = 0.0,
     weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Vote:
@@ -36,4 +37,12 @@ def count_vote(
         extract_answer(text, kind, choices=choices, truncated=cut) for text, cut in zip(texts, truncated, strict=True)
     ]
     classes = equivalence.classes(answers, kind)
-    return vote(answers, classes, tie=tie, min_majority_frac=min_majority_frac, weights=weights, seed=seed)
+    return vote(
+        answers,
+        classes,
+        tie=tie,
+        min_majority_frac=min_majority_frac,
+        min_margin=min_margin,
+        weights=weights,
+        seed=seed,
+    )

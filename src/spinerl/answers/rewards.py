@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from spinerl.answers.votes import break_tie, check_options
+from spinerl.answers.votes import break_tie, check_options, choose_class, spelling_of
 from spinerl.errors import InputError
 from spinerl.types import Vote
 
@@ -34,13 +34,19 @@ def majority_reward(vote: Vote) -> tuple[float, ...]:
 
 
 def leave_one_out_reward(
-    vote: Vote, *, tie: str = "abstain", min_majority_frac: float = 0.0, seed: int = 0
+    vote: Vote,
+    *,
+    tie: str = "abstain",
+    min_majority_frac: float = 0.0,
+    min_margin: float = 0.0,
+    flip_margin: float = 0.0,
+    seed: int = 0,
 ) -> tuple[float, ...]:
     """1.0 for a response whose class wins the vote among the *other* responses, else 0.0.
 
     r_i = [class_i = winner(classes without i)]: a response never votes for itself, so a lone answer earns
-    nothing.  Votes count 1 each here.  `tie`, `min_majority_frac` and `seed` mean what they mean in `vote`,
-    applied to the N - 1 others ("first" is the first appearance among those).
+    nothing.  Votes count 1 each here; with a memory, what they weigh in it, and the others are all that is remembered.
+    The options mean what they mean in `vote`, applied to the others ("first" is the first appearance among those).
     Returns: one reward per response; 0.0 for abstainers, for ties that abstain and when N = 1.
     Raises: `InputError` for an unknown tie rule.  Source: docs/method.md, y*_{-i}; ours where the rule is
     open.
@@ -48,32 +54,36 @@ def leave_one_out_reward(
     >>> leave_one_out_reward(Vote(("4", "4", "5"), (0, 0, 1), (2.0, 1.0), 0, "4", 2 / 3))
     (0.0, 0.0, 0.0)
     """
-    check_options(tie, min_majority_frac)
-    members: dict[int, list[int]] = {}
-    for index, number in enumerate(vote.classes):
-        if number is not None:
-            members.setdefault(number, []).append(index)
-    others = len(vote.classes) - 1
-    rewards = []
-    for index, own in enumerate(vote.classes):
-        if own is None or len(members[own]) < 2:
-            rewards.append(0.0)
-            continue
-        sizes = {number: len(group) - (number == own) for number, group in members.items()}
-        best = max(sizes.values())
-        if sizes[own] < best or best / others < min_majority_frac - 1e-12:
-            rewards.append(0.0)
-            continue
-        tied = [number for number, size in sizes.items() if size == best]
-        if len(tied) > 1:
-            rest = {number: [i for i in members[number] if i != index] for number in tied}
-            tied.sort(key=lambda number: rest[number][0])
-            ones = [1.0] * len(vote.answers)
-            chosen = break_tie(tied, rest, vote.answers, ones, tie, seed)
-        else:
-            chosen = tied[0]
-        rewards.append(float(chosen == own))
-    return tuple(rewards)
+    check_options(tie, min_majority_frac, min_margin, flip_margin)
+    memory, classes = vote.memory, vote.classes
+    weights = (1.0,) * len(classes) if memory is None else memory.weights
+    counts = [float(classes.count(number)) for number in range(len(vote.counts))] if memory is None else vote.counts
+    total = float(len(classes)) if memory is None else memory.total
+
+    def wins_without(index: int, own: int) -> bool:
+        others = [i for i in range(len(classes)) if i != index]
+
+        def label_of(number: int) -> str:
+            if memory is not None:
+                return memory.labels[number]
+            return spelling_of([i for i in others if classes[i] == number], vote.answers, weights)
+
+        left = [count - weights[index] * (number == own) for number, count in enumerate(counts)]
+        if left[own] <= 0 or total <= weights[index]:
+            return False
+        order = [*(classes[i] for i in others), *range(len(left))]  # "first" is the first appearance among the others
+        elected = choose_class(
+            left,
+            total - weights[index],
+            lambda tied: break_tie(sorted(tied, key=order.index), label_of, tie, seed),
+            min_majority_frac=min_majority_frac,
+            min_margin=min_margin,
+            held=None if memory is None else memory.held,
+            flip_margin=flip_margin,
+        )
+        return elected == own
+
+    return tuple(float(own is not None and wins_without(index, own)) for index, own in enumerate(classes))
 
 
 def frequency_reward(vote: Vote) -> tuple[float, ...]:
@@ -115,7 +125,7 @@ def empo_reward(vote: Vote, *, min_entropy_frac: float = 0.0, max_entropy_frac: 
         raise InputError(
             f"EMPO's thresholds are {min_entropy_frac} and {max_entropy_frac}; allowed is 0 <= min <= max <= 1"
         )
-    most = math.log(max(1, len(vote.classes)))
+    most = math.log(max(1, len(vote.classes) if vote.memory is None else vote.memory.total))
     frac = _entropy(_shares(vote)) / most if most > 0 else 1.0
     if frac < min_entropy_frac - _ROUNDING or frac >= max_entropy_frac - _ROUNDING:
         return (0.0,) * len(vote.classes)
@@ -210,7 +220,9 @@ REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
 
 
 def _total_weight(vote: Vote) -> float:
-    """The weight of all N responses, abstainers included; 0.0 when nobody's vote weighs anything."""
+    """The weight of all responses, abstainers included; 0.0 when nobody's vote weighs anything."""
+    if vote.memory is not None:
+        return vote.memory.total
     best = max(vote.counts, default=0.0)
     if best <= 0:
         return 0.0
@@ -221,7 +233,7 @@ def _total_weight(vote: Vote) -> float:
 def _shares(vote: Vote) -> list[float]:
     """How the responses' weight is spread over different answers, an abstainer being one of its own; no zeros."""
     total = _total_weight(vote)
-    abstainers = vote.classes.count(None)
+    abstainers = vote.classes.count(None) if vote.memory is None else math.ceil(vote.memory.abstained)
     if total <= 0:  # nobody voted: nobody agrees with anybody
         return [1 / max(1, len(vote.classes))] * len(vote.classes)
     shares = [count / total for count in vote.counts]

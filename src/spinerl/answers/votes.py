@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from spinerl.errors import InputError, did_you_mean
 from spinerl.types import Vote
 
-__all__ = ["TIES", "break_tie", "check_options", "vote", "vote_metrics"]
+__all__ = ["TIES", "break_tie", "check_options", "choose_class", "spelling_of", "vote", "vote_metrics"]
 
 TIES = ("abstain", "first", "random")
 """What a tie for the most votes yields: no winner; the class that appeared first; a seeded draw."""
+
+_ROUNDING = 1e-12
 
 
 def vote(
@@ -21,19 +23,24 @@ def vote(
     *,
     tie: str = "abstain",
     min_majority_frac: float = 0.0,
+    min_margin: float = 0.0,
     weights: Sequence[float] | None = None,
     seed: int = 0,
+    held: int | None = None,
+    flip_margin: float = 0.0,
 ) -> Vote:
     """The majority over equivalence classes; a response without a class abstains and never wins.
 
     winner = argmax_c sum_i w_i [class_i = c], if unique and at least `min_majority_frac` of all N responses'
-    weight.  The pseudo-label is the winner's most frequent surface form, then the shortest, then the first in
-    code-point order, so it does not depend on the order of the responses.
+    weight, `min_margin` of it ahead of the next class.  A class that is `held` wins unless another is more than
+    `flip_margin` of that weight ahead of it.  The pseudo-label is the winner's most frequent
+    surface form, then the shortest, then the first in code-point order, so it does not depend on the order of the
+    responses.
 
     Args: `answers` and `classes`, one per response (class labels may be any integers: they are renumbered by
-    first appearance); `tie`, one of `TIES`; `min_majority_frac` in [0, 1]; `weights`, non-negative, one per
-    response (default 1 each); `seed`, for `tie="random"`, whose draw depends on it and on the tied classes'
-    pseudo-labels only.
+    first appearance); `tie`, one of `TIES`; `min_majority_frac`, `min_margin`, `flip_margin` in [0, 1]; `weights`,
+    non-negative, one per response (default 1 each); `seed`, for `tie="random"`, whose draw depends on it and on the
+    tied classes' pseudo-labels only; `held`, one of `classes`.
     Returns: a `Vote`; `winner` and `pseudo_label` are None when nobody voted, the votes weigh nothing, a tie
     abstained or the majority was too small.  No responses at all give `majority_frac` 0.
     Raises: `InputError` for lengths that differ, an unknown tie rule, a weight that is negative or not
@@ -43,7 +50,7 @@ def vote(
     >>> vote(["12", "7", "12.0", None], [0, 1, 0, None]).pseudo_label
     '12'
     """
-    check_options(tie, min_majority_frac)
+    check_options(tie, min_majority_frac, min_margin, flip_margin)
     if len(answers) != len(classes):
         raise InputError(f"{len(answers)} answers but {len(classes)} classes; give one class per answer")
     weight = _check_weights(weights, len(answers))
@@ -58,16 +65,53 @@ def vote(
             members[number].append(index)
     counts = tuple(math.fsum(weight[i] for i in group) for group in members)
     total = math.fsum(weight)
-    best = max(counts, default=0.0)
-    frac = best / total if total > 0 else 0.0
-    winner: int | None = None
-    if best > 0 and frac >= min_majority_frac - 1e-12:
-        tied = [number for number, count in enumerate(counts) if _equal(count, best)]
-        winner = break_tie(tied, members, answers, weight, tie, seed)
-    label = None if winner is None else _representative(members[winner], answers, weight)
-    if winner is not None:
-        frac = counts[winner] / total
+    winner = choose_class(
+        counts,
+        total,
+        lambda tied: break_tie(tied, lambda number: spelling_of(members[number], answers, weight), tie, seed),
+        min_majority_frac=min_majority_frac,
+        min_margin=min_margin,
+        held=None if held is None else numbers.get(held),
+        flip_margin=flip_margin,
+    )
+    label = None if winner is None else spelling_of(members[winner], answers, weight)
+    shown = max(counts, default=0.0) if winner is None else counts[winner]
+    frac = shown / total if total > 0 else 0.0
     return Vote(tuple(answers), renumbered, counts, winner, label, frac)
+
+
+def choose_class(
+    counts: Sequence[float],
+    total: float,
+    break_tied: Callable[[list[int]], int | None],
+    *,
+    min_majority_frac: float = 0.0,
+    min_margin: float = 0.0,
+    held: int | None = None,
+    flip_margin: float = 0.0,
+) -> int | None:
+    """The winning class of a vote with these weights by class, or None; the rules are those of `vote`.
+
+    Args:
+        total: the weight of all responses, those that abstained included.
+        break_tied: which of several classes with the same weight wins.
+
+    >>> choose_class([5.0, 6.0], 11.0, min, held=0), choose_class([5.0, 6.0], 11.0, min, held=0, flip_margin=0.1)
+    (1, 0)
+    """
+    best = max(counts, default=0.0)
+    if best <= 0:
+        return None
+    if held is not None and counts[held] > 0 and (best - counts[held]) / total <= flip_margin + _ROUNDING:
+        winner = held
+    else:
+        winner = break_tied([number for number, count in enumerate(counts) if _equal(count, best)])
+    if winner is None:
+        return None
+    runner_up = max((count for number, count in enumerate(counts) if number != winner), default=0.0)
+    share, lead = counts[winner] / total, (counts[winner] - runner_up) / total
+    enough = share >= min_majority_frac - _ROUNDING and (not min_margin or lead >= min_margin - _ROUNDING)
+    return winner if enough else None
 
 
 def vote_metrics(votes: Sequence[Vote]) -> dict[str, float]:
@@ -112,12 +156,14 @@ def _entropy(counts: Sequence[float]) -> float:
     return max(0.0, -math.fsum(c / total * math.log(c / total) for c in counts if c > 0))
 
 
-def check_options(tie: str, min_majority_frac: float) -> None:
+def check_options(tie: str, min_majority_frac: float, min_margin: float = 0.0, flip_margin: float = 0.0) -> None:
     """Raises InputError for an unknown tie rule or a share outside [0, 1]."""
     if tie not in TIES:
         raise InputError(f"tie rule {tie!r} is unknown{did_you_mean(str(tie), TIES)}; allowed: {', '.join(TIES)}")
-    if not 0.0 <= min_majority_frac <= 1.0:
-        raise InputError(f"min_majority_frac is {min_majority_frac}; it must lie between 0 and 1")
+    shares = {"min_majority_frac": min_majority_frac, "min_margin": min_margin, "flip_margin": flip_margin}
+    for name, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise InputError(f"{name} is {share}; it must lie between 0 and 1")
 
 
 def _check_weights(weights: Sequence[float] | None, size: int) -> list[float]:
@@ -136,30 +182,24 @@ def _equal(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-12)
 
 
-def break_tie(
-    tied: Sequence[int],
-    members: Sequence[list[int]] | dict[int, list[int]],
-    answers: Sequence[str | None],
-    weights: Sequence[float],
-    tie: str,
-    seed: int,
-) -> int | None:
+def break_tie(tied: Sequence[int], label_of: Callable[[int], str], tie: str, seed: int) -> int | None:
     """One of the tied classes (given in order of first appearance), or None when a tie abstains.
 
-    >>> break_tie([0, 1], [[0], [1]], ["a", "b"], [1.0, 1.0], "first", 0)
+    >>> break_tie([0, 1], ["a", "b"].__getitem__, "first", 0)
     0
     """
     if len(tied) == 1 or tie == "first":
         return tied[0]
     if tie == "abstain":
         return None
-    labels = {_representative(members[number], answers, weights): number for number in tied}
+    labels = {label_of(number): number for number in tied}
     ordered = sorted(labels)
     digest = hashlib.sha256("\x1f".join([str(seed), *ordered]).encode("utf-8", "surrogatepass")).digest()
     return labels[ordered[int.from_bytes(digest[:8], "big") % len(ordered)]]
 
 
-def _representative(members: Sequence[int], answers: Sequence[str | None], weights: Sequence[float]) -> str:
+def spelling_of(members: Sequence[int], answers: Sequence[str | None], weights: Sequence[float]) -> str:
+    """The answer that stands for a class with these members: the one with most weight, the shortest, the first."""
     forms: dict[str, list[float]] = {}
     for index in members:
         forms.setdefault(str(answers[index]), []).append(weights[index])

@@ -114,8 +114,7 @@ def vote_rewards(texts: Sequence[str], config: Config, equivalence: Equivalence)
             config.answer.kind,
             equivalence,
             choices=(),
-            tie=config.vote.tie,
-            min_majority_frac=config.vote.min_majority_frac,
+            **config.vote.rules,
         )
         rewards += majority_reward(one)
     return rewards

@@ -79,8 +79,9 @@ _LOOP = Loop(
     name="TRL",
     top=("method", "run", "seed", "steps", "questions_per_step", "group_size", "threads", "reward"),
     sections={
-        **dict.fromkeys(("data", "prompt", "answer", "vote", "advantage", "forks", "loss"), "*"),
+        **dict.fromkeys(("data", "prompt", "answer", "advantage", "forks", "loss"), "*"),
         **dict.fromkeys(("anchor", "band", "entropy", "checkpoint"), "*"),
+        "vote": ("tie", "min_majority_frac", "min_margin", "weights"),
         "model": ("name", "revision", "dtype", "device", "attention", "trust_remote_code", "gradient_checkpointing"),
         "rollout": ("num_votes", "temperature", "top_p", "top_k", "min_p", "max_new_tokens"),
         "optim": (
@@ -92,6 +93,7 @@ _LOOP = Loop(
         "eval": "this loop does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`",
         "guard": "this loop has no guard; leave it out or give guard=off",
         "stream": "this loop has no streams",
+        "vote": "votes are remembered by `spinerl adapt` alone, whose checkpoints keep them",
         "tree": "TRL samples responses side by side",
         "log": "this loop writes metrics.jsonl alone",
         "rollout": "TRL samples the responses, and has no such setting",

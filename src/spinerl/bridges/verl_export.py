@@ -38,8 +38,9 @@ _LOOP = Loop(
     name="verl",
     top=("method", "seed", "steps", "questions_per_step", "group_size", "reward"),
     sections={
-        **dict.fromkeys(("data", "prompt", "answer", "vote", "advantage", "forks", "loss"), "*"),
+        **dict.fromkeys(("data", "prompt", "answer", "advantage", "forks", "loss"), "*"),
         **dict.fromkeys(("anchor", "band", "entropy", "checkpoint"), "*"),
+        "vote": ("tie", "min_majority_frac", "min_margin", "weights"),
         "model": ("name", "dtype", "attention", "trust_remote_code", "gradient_checkpointing"),
         "rollout": ("engine", "num_votes", "temperature", "top_p", "top_k", "max_new_tokens", "importance_cap"),
         "vllm": ("memory_frac", "max_mismatch"),
@@ -54,6 +55,7 @@ _LOOP = Loop(
         "eval": "nothing is evaluated there; afterwards: `spinerl eval MODEL CHECKPOINT/actor/huggingface data=DATA`",
         "guard": "that loop has no guard; leave it out or give guard=off",
         "stream": "that loop has no streams",
+        "vote": "votes are remembered by `spinerl adapt` alone, whose checkpoints keep them",
         "tree": "responses are sampled side by side there",
         "log": "verl has loggers of its own: trainer.logger, trainer.rollout_data_dir",
         "rollout": "vLLM under verl samples the responses, and has no such setting",

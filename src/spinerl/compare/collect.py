@@ -93,8 +93,7 @@ def first_vote(row: Mapping[str, Any], num: int, voting: VoteConfig, seed: int) 
     return vote(
         row["answers"][:num],
         row["classes"][:num],
-        tie=voting.tie,
-        min_majority_frac=voting.min_majority_frac,
+        **voting.rules,
         seed=seed,
     )
 
@@ -141,7 +140,8 @@ def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
     if outcome.kind == "adapted":
         num_questions = max(1, int(number(run.manifest.get("data", {}).get("num_questions")) or len(final)))
         drawn = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
-        outcome.tokens[seed] = sum(value or 0.0 for _, value in drawn) / num_questions
+        spent = [*drawn, *run.series("memory/start_tokens")]
+        outcome.tokens[seed] = sum(value or 0.0 for _, value in spent) / num_questions
         outcome.seconds[seed] = run.step_seconds or 0.0
     else:
         outcome.tokens[seed] = number((run.final_eval or {}).get("eval/greedy_length")) or 0.0  # of the answer itself

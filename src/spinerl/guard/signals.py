@@ -88,7 +88,7 @@ def step_signals(record: StepRecord, first: Mapping[str, str | None], equivalenc
     Args:
         first: the pseudo-label that each question had when the run met it for the first time, by its id.
     """
-    rollout, votes = record.rollout, record.votes
+    rollout, votes = record.rollout, record.fresh_votes
     labels = [one.pseudo_label for one in votes]
     n = rollout.num_responses
     likelihoods = response_means(rollout.logprobs, rollout.mask).view(-1, n).tolist()

@@ -78,7 +78,7 @@ class Guard:
         self._looks = [row for row in self._run.rows("guard.jsonl") if row["step"] <= done]
         for row in self._run.rows("labels.jsonl"):
             if row["step"] <= done:
-                self._first.setdefault(row["id"], row["label"])
+                self._first.setdefault(row["id"], row.get("vote", row["label"]))
         since = self._looks[-1]["step"] if self._looks else 0
         for row in self._run.rows("metrics.jsonl"):
             if since < row["step"] <= done and "label/kept_frac" in row:
@@ -90,13 +90,8 @@ class Guard:
     def step(self, record: StepRecord) -> dict[str, float]:
         """The signals of a step, for its metrics."""
         signals = step_signals(record, self._first, self._equivalence)
-        rows = [
-            {"step": record.step, "id": q.id, "label": one.pseudo_label, "majority_frac": one.majority_frac}
-            for q, one in zip(record.rollout.questions, record.votes, strict=True)
-        ]
-        self._run.append("labels.jsonl", *rows)
-        for row in rows:
-            self._first.setdefault(row["id"], row["label"])
+        for question, one in zip(record.rollout.questions, record.fresh_votes, strict=True):
+            self._first.setdefault(question.id, one.pseudo_label)
         if "label/kept_frac" in signals:
             self._kept.append(signals["label/kept_frac"])
         return signals

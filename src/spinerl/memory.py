@@ -1,0 +1,116 @@
+"""The votes that a run remembers (vote.memory): per question, from visit to visit, and in its checkpoints.
+
+The pseudo-label is the winner of the memory in place of the fresh vote's.  docs/memory.md has the idea, the formulas
+and what it is worth; the arithmetic is in `spinerl.answers.memory`.  No gold answer can reach this module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+
+from spinerl.answers import Equivalence, VoteMemory, vote_from_memory
+from spinerl.config import Config
+from spinerl.errors import CheckpointError
+from spinerl.types import Question, Rollout, Vote
+
+__all__ = ["Memories", "is_flip"]
+
+_FILE = "memory.json"
+
+
+class Memories:
+    """What is remembered of every question's votes."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._of: dict[str, VoteMemory] = {}
+
+    def start(
+        self,
+        questions: Sequence[Question],
+        votes: Sequence[Vote],
+        weights: Sequence[Sequence[float]],
+        equivalence: Equivalence,
+    ) -> None:
+        """Remember the unadapted model's votes on questions that have none yet, with the weight of each response."""
+        for question, one, own in zip(questions, votes, weights, strict=True):
+            self._visit(question, one, own, 0, equivalence)
+
+    def vote(
+        self,
+        rollout: Rollout,
+        fresh: Sequence[Vote],
+        weights: Sequence[float],
+        sampled: int,
+        equivalence: Equivalence,
+    ) -> tuple[tuple[Vote, ...], dict[str, float]]:
+        """(the votes over what is remembered, this step's included; their metrics), and remember them.
+
+        memory/votes: weight remembered per question, in votes.  memory/share: the label's share of it, mean.
+        memory/agreement: questions whose fresh vote has the memory's winner, of those where both have one.
+        memory/flipped_frac: labels that changed with this visit, of those that were there before and are now.
+
+        Args:
+            fresh: a vote per question over its responses alone.
+            weights: what each response's vote weighs, question-major.
+            sampled: the step at which the responses were sampled.
+        """
+        n = rollout.num_responses
+        votes = tuple(
+            self._visit(question, one, weights[i * n : (i + 1) * n], sampled, equivalence)
+            for i, (question, one) in enumerate(zip(rollout.questions, fresh, strict=True))
+        )
+        both = [(new, old) for new, old in zip(votes, fresh, strict=True) if None not in (new.winner, old.winner)]
+        again = [one for one in votes if one.winner is not None and one.memory and one.memory.held is not None]
+        figures = {
+            "label/labelled_frac": fmean(one.winner is not None for one in votes),
+            "memory/votes": fmean(one.memory.total for one in votes if one.memory),
+            "memory/share": fmean(one.majority_frac for one in votes),
+        }
+        if both:
+            agree = [new.classes[old.classes.index(old.winner)] == new.winner for new, old in both]
+            figures["memory/agreement"] = fmean(agree)
+        if again:
+            figures["memory/flipped_frac"] = fmean(is_flip(one) for one in again)
+        return votes, figures
+
+    def _visit(
+        self, question: Question, fresh: Vote, weights: Sequence[float], sampled: int, equivalence: Equivalence
+    ) -> Vote:
+        config = self._config
+        found, self._of[question.id] = vote_from_memory(
+            self._of.get(question.id, VoteMemory()),
+            fresh,
+            weights,
+            sampled,
+            config.vote.memory,
+            equivalence,
+            question.answer_kind if config.answer.kind == "auto" else config.answer.kind,
+            decay=config.vote.memory_decay,
+            flip_margin=config.vote.flip_margin,
+            seed=config.seed + sampled,
+            **config.vote.rules,
+        )
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        rows = {name: asdict(memory) for name, memory in self._of.items()}
+        (folder / _FILE).write_text(json.dumps(rows, ensure_ascii=True), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Take it from there; CheckpointError if the checkpoint has none."""
+        try:
+            rows = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder} holds no memory of votes: the run began without vote.memory") from None
+        self._of = {name: VoteMemory(**row) for name, row in rows.items()}
+
+
+def is_flip(one: Vote) -> bool:
+    """Whether this vote changed the label that its question had."""
+    return one.memory is not None and None not in (one.winner, one.memory.held) and one.winner != one.memory.held
