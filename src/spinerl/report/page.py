@@ -22,6 +22,7 @@ from spinerl.report.examples import example_views, heat_legend
 from spinerl.report.facts import config_table, dump, manifest_table
 from spinerl.report.groups import group_runs
 from spinerl.report.histogram import draw_histogram
+from spinerl.report.labels import draw_history, label_views
 from spinerl.report.read import RunData, read_run
 from spinerl.report.results import result_tables
 from spinerl.report.text import visible
@@ -84,6 +85,8 @@ def render(runs: Sequence[RunData]) -> str:
         first=first,
         second=second,
         draw=partial(draw_chart, x_range=(min(steps), max(steps))),
+        labels=label_views(groups),
+        draw_history=draw_history,
         tokens=tokens,
         word_heat=heat_legend(top_word),
         draw_histogram=draw_histogram,

@@ -102,6 +102,7 @@ class RunData:
     notes: tuple[str, ...]
     looks: tuple[Mapping[str, Any], ...] = ()  # the guard's, by ascending step
     token_counts: tuple[TokenCounts, ...] = ()  # by ascending step
+    labels: tuple[Mapping[str, Any], ...] = ()  # labels.jsonl, by ascending step
 
     def series(self, key: str) -> tuple[Point, ...]:
         """The values of one metric by step: from eval.jsonl for an "eval/..." key, from guard.jsonl for a "guard/..."
@@ -202,6 +203,7 @@ def read_run(folder: Path | str) -> RunData:
         notes=tuple(notes),
         looks=_by_step(_read_lines(folder / "guard.jsonl", [])),
         token_counts=token_counts,
+        labels=tuple(_latest(_read_lines(folder / "labels.jsonl", []), lambda row: (row["step"], str(row.get("id"))))),
     )
 
 
