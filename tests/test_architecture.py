@@ -83,6 +83,8 @@ def test_gold_answers_cannot_reach_a_step():
     """Label-free by construction: nothing a step can import, directly or not, has a name with gold in it."""
     seen = reachable(SOURCE / "step.py")
     assert len(seen) > 10
+    assert SOURCE / "memory.py" in seen
+    assert SOURCE / "answers" / "memory.py" in seen
     assert not {file.name for file in seen} & {"evaluate.py", "scoring.py", "train.py", "load.py"}
     for file in seen:
         tree = ast.parse(file.read_text())

@@ -48,7 +48,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
     The weights, metrics and evaluations of a resumed run on a CPU equal those of an uninterrupted one bit for
     bit: every random choice is named by the seed and the step, and nothing else is carried over but the weights,
-    the optimiser and `StepState`.
+    the optimiser, `StepState` and, if asked for, responses and votes.
 
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """

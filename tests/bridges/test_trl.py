@@ -203,6 +203,7 @@ REFUSED = {
     "method=cat": "reward",
     "method=none": "steps",
     "reward=majorty": "majority",
+    "vote.memory=sum": "vote.memory",
     "questions_per_step=5 group_size=3 optim.minibatches=2": "optim.minibatches",
     "trl.learning_rate=1": "optim.lr",
     "trl.top_entropy_quantile=0.2": "forks.fraction",

@@ -185,6 +185,7 @@ REFUSED = {
     "method=cat": "reward",
     "method=none": "steps",
     "reward=majorty": "majority",
+    "vote.memory=sum": "vote.memory",
     "model=tiny-vlm": "images",
 }
 

@@ -21,7 +21,8 @@ from tests.e2e.test_commands import run
 
 SHORT = [
     "questions_per_step=3", "group_size=3", "rollout.max_new_tokens=10", "steps=2", "threads=1", "guard=warn",
-    "eval.samples=2", "answer.truncated=count", "log.sample_every=1", "checkpoint.every=1",
+    "eval.samples=2", "answer.truncated=count", "log.sample_every=1", "checkpoint.every=1", "vote.memory=sum",
+    "vote.memory_start=3",
 ]  # fmt: skip
 
 

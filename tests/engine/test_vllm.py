@@ -164,7 +164,7 @@ def test_adapters_come_with_the_weights(work):
 
 
 def test_a_run_of_five_steps(tmp_path):
-    words = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9"]
+    words = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9", "vote.memory=sum", "vote.memory_start=4"]
     run = adapt(tmp_path / "whole", *words)
     rows = lines(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]

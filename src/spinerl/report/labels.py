@@ -87,7 +87,7 @@ def _view(run: RunData, name: str, number: int, questions: Mapping[str, Sequence
     num_flips = sum(stretch.changed for own in histories for stretch in own)
     num_again = sum(len(own) - 1 for own in histories)
     sentence = (
-        f"{len(questions)} questions had {num_again + len(questions)} visits; "
+        f"{len(questions)} question{'s' * (len(questions) != 1)} had {num_again + len(questions)} visits; "
         f"{show_percent(num_flips / max(1, num_again))} of the later ones changed the label."
     )
     shown = histories

@@ -1,0 +1,96 @@
+"""Runs that remember votes: their labels counted again from the answers that the run logged."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from spinerl.config import load_config
+from spinerl.errors import InputError
+from spinerl.runs import RunFolder
+from spinerl.train import adapt
+from tests.e2e.test_guarded_runs import Quiet
+
+WORDS = [
+    "data=tiny/shift-a", "data.max_questions=6", "questions_per_step=3", "group_size=4", "steps=6", "threads=1",
+    "guard=off", "checkpoint.every=3", "optim.lr=2e-3",
+    "log.sample_every=1", "log.sample_questions=3", "log.sample_responses=4",
+]  # fmt: skip
+
+
+def run(folder, *words) -> RunFolder:
+    return adapt(load_config(overrides=[*WORDS, f"run={folder}", *words]), Quiet())
+
+
+def recount(made: RunFolder, memory: str, num_start: int) -> list[str | None]:
+    """The label of every question and step, by counting answers; numbers are one spelling each here."""
+    counts: dict[str, Counter] = {}
+    label: dict[str, str | None] = {}
+    if num_start:
+        for row in made.predictions(step=0):
+            counts[row["id"]] = Counter(a for a in row["answers"][:num_start] if a is not None)
+            label[row["id"]] = winner(counts[row["id"]], None)
+    found = []
+    for row in made.rows("samples.jsonl"):
+        name = row["question_id"]
+        own = counts.setdefault(name, Counter())
+        if memory != "fixed" or not own:
+            own.update(response["answer"] for response in row["responses"] if response["answer"] is not None)
+        now = winner(own, label.get(name))
+        label[name] = now or label.get(name)
+        found.append(now)
+    return found
+
+
+def winner(counts: Counter, held: str | None) -> str | None:
+    best = max(counts.values(), default=0)
+    leaders = [answer for answer, count in counts.items() if count == best]
+    return held if held in leaders else leaders[0] if len(leaders) == 1 else None
+
+
+@pytest.mark.parametrize(("memory", "num_start"), [("sum", 0), ("sum", 5), ("fixed", 5), ("fixed", 0)])
+def test_labels_are_the_winners_of_all_that_was_said(tmp_path, memory, num_start):
+    words = [f"vote.memory={memory}", f"vote.memory_start={num_start}", "eval.samples=5"]
+    made = run(tmp_path / "run", *words)
+    labels = [row["label"] for row in made.rows("labels.jsonl")]
+    assert len(labels) == 18
+    assert labels == recount(made, memory, num_start)
+    assert sum(label is not None for label in labels) > 9
+    fresh = [row["vote"] for row in made.rows("labels.jsonl")]
+    assert fresh != labels
+    metrics = made.rows("metrics.jsonl")
+    if memory == "sum":
+        assert [row["memory/votes"] for row in metrics] == [num_start + 4 * (1 + i // 2) for i in range(6)]
+        assert any(row["flipped"] for row in made.rows("labels.jsonl")) == any(
+            row.get("memory/flipped_frac") for row in metrics
+        )
+    else:
+        assert {row["memory/votes"] for row in metrics} == {float(num_start or 4)}
+        assert not any(row["flipped"] for row in made.rows("labels.jsonl"))
+    tokens = [row.get("memory/start_tokens") for row in metrics]
+    assert tokens[1:] == [None] * 5
+    if num_start:
+        assert tokens[0] == sum(sum(row["lengths"]) for row in made.predictions(step=0))
+    else:
+        assert tokens[0] is None
+
+
+def test_start_votes_are_those_of_the_evaluation_drawn_or_not(tmp_path):
+    """The same whether an evaluation has them already, and whatever it draws beyond them."""
+    words = ["vote.memory=sum", "vote.memory_start=4", "steps=2"]
+    drawn, taken = run(tmp_path / "a", *words, "eval.samples=0"), run(tmp_path / "b", *words, "eval.samples=4")
+    assert drawn.rows("labels.jsonl") == taken.rows("labels.jsonl")
+    first, second = (one.rows("metrics.jsonl")[0]["memory/start_tokens"] for one in (drawn, taken))
+    assert first == second
+
+
+def test_a_stream_remembers_and_can_have_no_start_votes(tmp_path):
+    made = run(tmp_path / "run", "stream.on=true", "vote.memory=sum", "eval.samples=0")
+    rows = made.rows("labels.jsonl")
+    assert len(rows) == 6
+    assert [row["label"] for row in rows] == [row["vote"] for row in rows]  # each question comes once
+    with pytest.raises(InputError, match=r"vote\.memory_start=8 cannot go with stream\.on"):
+        load_config(overrides=["stream.on=true", "vote.memory=sum", "vote.memory_start=8"])
+    with pytest.raises(InputError, match=r"vote\.memory_start=8 needs a memory"):
+        load_config(overrides=["vote.memory_start=8"])
