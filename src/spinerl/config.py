@@ -223,6 +223,10 @@ class VoteConfig(_Section):
         0.0, ge=0, le=1, description="with a memory: a label changes where another answer leads it by a larger share"
     )
 
+    slow_decay: float = Field(
+        0.0, ge=0, lt=1, description="votes are those of a slow copy, which keeps this share of its weights; 0: off"
+    )
+
     @property
     def rules(self) -> dict[str, Any]:
         """What decides a vote: arguments of `spinerl.answers.vote`."""
@@ -741,6 +745,16 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         (
             not config.vote.memory_start or config.vote.memory != "off",
             f"vote.memory_start={config.vote.memory_start} needs a memory: set vote.memory=fixed, sum or ema",
+        ),
+        (
+            not config.vote.slow_decay
+            or (config.rollout.engine == "native" and not config.lora.rank and not config.stream.on),
+            f"vote.slow_decay={config.vote.slow_decay} needs whole weights of its own: no lora.rank, no stream.on and "
+            "rollout.engine=native",
+        ),
+        (
+            not config.vote.slow_decay or config.rollout.reuse == 1,
+            f"vote.slow_decay={config.vote.slow_decay} cannot go with rollout.reuse={config.rollout.reuse}",
         ),
         (
             not config.vote.memory_start or not config.stream.on,

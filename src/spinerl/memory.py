@@ -7,12 +7,12 @@ and what it is worth; the arithmetic is in `spinerl.answers.memory`.  No gold an
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from spinerl.answers import Equivalence, VoteMemory, vote_from_memory
+from spinerl.answers import Equivalence, VoteMemory, add_votes, vote_from_memory
 from spinerl.config import Config
 from spinerl.errors import CheckpointError
 from spinerl.types import Question, Rollout, Vote
@@ -22,11 +22,16 @@ __all__ = ["Memories", "is_flip"]
 _FILE = "memory.json"
 
 
-class Memories:
-    """What is remembered of every question's votes."""
+Voter = Callable[[Sequence[Question], Sequence[tuple[int, ...]], int], tuple[Sequence[Vote], Sequence[float], int]]
+"""(questions, prompts, step) -> (a vote per question, the weight of each of its responses, tokens sampled)."""
 
-    def __init__(self, config: Config) -> None:
+
+class Memories:
+    """What is remembered of every question's votes; `voter` votes in place of the responses that are learned from."""
+
+    def __init__(self, config: Config, voter: Voter | None = None) -> None:
         self._config = config
+        self._voter = voter
         self._of: dict[str, VoteMemory] = {}
 
     def start(
@@ -38,7 +43,7 @@ class Memories:
     ) -> None:
         """Remember the unadapted model's votes on questions that have none yet, with the weight of each response."""
         for question, one, own in zip(questions, votes, weights, strict=True):
-            self._visit(question, one, own, 0, equivalence)
+            self._visit(question, one, own, 0, equivalence, None)
 
     def vote(
         self,
@@ -53,6 +58,7 @@ class Memories:
         memory/votes: weight remembered per question, in votes.  memory/share: the label's share of it, mean.
         memory/agreement: questions whose fresh vote has the memory's winner, of those where both have one.
         memory/flipped_frac: labels that changed with this visit, of those that were there before and are now.
+        memory/tokens: tokens that the voter sampled.
 
         Args:
             fresh: a vote per question over its responses alone.
@@ -60,9 +66,15 @@ class Memories:
             sampled: the step at which the responses were sampled.
         """
         n = rollout.num_responses
+        groups = [weights[i * n : (i + 1) * n] for i in range(len(fresh))]
+        heard: Sequence[tuple[Vote, Sequence[float]] | None] = [None] * len(fresh)
+        num_tokens = 0
+        if self._voter is not None:
+            said, own, num_tokens = self._voter(rollout.questions, rollout.prompts, sampled)
+            heard = [(one, own[i * n : (i + 1) * n]) for i, one in enumerate(said)]
         votes = tuple(
-            self._visit(question, one, weights[i * n : (i + 1) * n], sampled, equivalence)
-            for i, (question, one) in enumerate(zip(rollout.questions, fresh, strict=True))
+            self._visit(question, one, group, sampled, equivalence, other)
+            for question, one, group, other in zip(rollout.questions, fresh, groups, heard, strict=True)
         )
         both = [(new, old) for new, old in zip(votes, fresh, strict=True) if None not in (new.winner, old.winner)]
         again = [one for one in votes if one.winner is not None and one.memory and one.memory.held is not None]
@@ -76,18 +88,32 @@ class Memories:
             figures["memory/agreement"] = fmean(agree)
         if again:
             figures["memory/flipped_frac"] = fmean(is_flip(one) for one in again)
+        if self._voter is not None:
+            figures["memory/tokens"] = float(num_tokens)
         return votes, figures
 
     def _visit(
-        self, question: Question, fresh: Vote, weights: Sequence[float], sampled: int, equivalence: Equivalence
+        self,
+        question: Question,
+        fresh: Vote,
+        weights: Sequence[float],
+        sampled: int,
+        equivalence: Equivalence,
+        heard: tuple[Vote, Sequence[float]] | None,
     ) -> Vote:
-        config = self._config
+        config, kind = self._config, self._config.vote.memory
+        memory = self._of.get(question.id, VoteMemory())
+        if heard is not None:  # the others' votes are remembered, and the responses only compared with them
+            if kind == "off":
+                memory, kind = VoteMemory(), "sum"
+            memory = add_votes(memory, *heard, sampled, kind, config.vote.memory_decay)
+            weights, kind = [0.0] * len(weights), "fixed"
         found, self._of[question.id] = vote_from_memory(
-            self._of.get(question.id, VoteMemory()),
+            memory,
             fresh,
             weights,
             sampled,
-            config.vote.memory,
+            kind,
             equivalence,
             question.answer_kind if config.answer.kind == "auto" else config.answer.kind,
             decay=config.vote.memory_decay,

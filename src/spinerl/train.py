@@ -36,6 +36,7 @@ from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
 from spinerl.step import StepState, count_votes, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
+from spinerl.voter import SlowVoter
 from spinerl.workload import Observer, Workload, open_workload
 
 __all__ = ["adapt"]
@@ -97,8 +98,11 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
         optimiser, done, state = new_optimiser(), 0, StepState()
         rounds = Rounds(config, work, ranks, per_step) if config.rollout.reuse != 1 else None
-        memory = Memories(config) if config.vote.memory != "off" else None
-        kept = [one for one in (rounds, memory) if one is not None]  # beside the weights, in checkpoints
+        voter = SlowVoter(config, equivalence, observer.tokens) if config.vote.slow_decay else None
+        memory = None
+        if voter is not None or config.vote.memory != "off":
+            memory = Memories(config, voter and voter.vote)
+        kept = [one for one in (rounds, memory, voter) if one is not None]  # beside the weights, in checkpoints
         if resume:
             saved = run.load_checkpoint(loaded.model, optimiser, lambda folder: [one.load(folder) for one in kept])
             if saved is not None:
@@ -142,9 +146,11 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
             )
             metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
             if num_started:
-                metrics["memory/start_tokens"], num_started = float(num_started), 0
+                metrics["memory/tokens"], num_started = metrics.get("memory/tokens", 0.0) + num_started, 0
             if guard is not None:
                 metrics |= guard.step(record)
+            if voter is not None:
+                voter.follow(loaded.model)
             if config.stream.on:
                 run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
             run.append("labels.jsonl", *label_rows(record, work.gold, config, equivalence))

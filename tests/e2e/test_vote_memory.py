@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from spinerl.answers import Equivalence
 from spinerl.config import load_config
+from spinerl.data import resolve
+from spinerl.engine.loading import load_model
+from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.runs import RunFolder
+from spinerl.step import count_votes
 from spinerl.train import adapt
+from spinerl.workload import open_workload
 from tests.e2e.test_guarded_runs import Quiet
 
 WORDS = [
@@ -68,7 +76,7 @@ def test_labels_are_the_winners_of_all_that_was_said(tmp_path, memory, num_start
     else:
         assert {row["memory/votes"] for row in metrics} == {float(num_start or 4)}
         assert not any(row["flipped"] for row in made.rows("labels.jsonl"))
-    tokens = [row.get("memory/start_tokens") for row in metrics]
+    tokens = [row.get("memory/tokens") for row in metrics]
     assert tokens[1:] == [None] * 5
     if num_start:
         assert tokens[0] == sum(sum(row["lengths"]) for row in made.predictions(step=0))
@@ -81,7 +89,7 @@ def test_start_votes_are_those_of_the_evaluation_drawn_or_not(tmp_path):
     words = ["vote.memory=sum", "vote.memory_start=4", "steps=2"]
     drawn, taken = run(tmp_path / "a", *words, "eval.samples=0"), run(tmp_path / "b", *words, "eval.samples=4")
     assert drawn.rows("labels.jsonl") == taken.rows("labels.jsonl")
-    first, second = (one.rows("metrics.jsonl")[0]["memory/start_tokens"] for one in (drawn, taken))
+    first, second = (one.rows("metrics.jsonl")[0]["memory/tokens"] for one in (drawn, taken))
     assert first == second
 
 
@@ -94,3 +102,34 @@ def test_a_stream_remembers_and_can_have_no_start_votes(tmp_path):
         load_config(overrides=["stream.on=true", "vote.memory=sum", "vote.memory_start=8"])
     with pytest.raises(InputError, match=r"vote\.memory_start=8 needs a memory"):
         load_config(overrides=["vote.memory_start=8"])
+
+
+def test_a_slow_copy_votes_and_follows(tmp_path):
+    made = run(
+        tmp_path / "run", "vote.slow_decay=0.5", "steps=3", "checkpoint.every=1", "checkpoint.keep=9", "eval.samples=0"
+    )
+    slow = {name: p.detach().clone() for name, p in load_model(made.config.model).model.named_parameters()}
+    for step in (1, 2, 3):
+        folder = made.path / "checkpoints" / f"step-{step:06d}"
+        now, saved = load_file(folder / "model.safetensors"), load_file(folder / "voter.safetensors")
+        slow = {name: 0.5 * p + 0.5 * now[name] for name, p in slow.items()}
+        for name, p in slow.items():
+            torch.testing.assert_close(saved[name], p, rtol=1e-6, atol=1e-7)
+            assert not torch.equal(saved[name], now[name])
+    rows = made.rows("labels.jsonl")
+    assert [row["votes"] for row in rows] == [4.0] * 9  # the copy's alone, and nothing remembered
+    assert [row["label"] for row in rows] != [row["vote"] for row in rows]
+    assert all(row["memory/tokens"] > 0 for row in made.rows("metrics.jsonl"))
+
+
+def test_a_copy_that_stands_still_is_the_unadapted_model(tmp_path):
+    """Its vote at any step is that of the initial model, whatever was learned meanwhile."""
+    made = run(tmp_path / "run", "vote.slow_decay=0.9999999999", "steps=2", "eval.samples=0")
+    work = open_workload(resolve(made.config))
+    places = {question.id: i for i, question in enumerate(work.questions)}
+    rows = [row for row in made.rows("labels.jsonl") if row["step"] == 2]
+    own = work.only([places[row["id"]] for row in rows])
+    rollout = sample_responses(work.loaded, own.questions, own.prompts, 4, made.config.rollout, (0, "voter", 2))
+    with Equivalence() as equivalence:
+        votes = count_votes(rollout, made.config.answer, made.config.vote, equivalence, seed=2)
+    assert [one.pseudo_label for one in votes] == [row["label"] for row in rows]

@@ -39,7 +39,9 @@ def test_shares_are_over_all_questions_met_so_far(tmp_path: Path):
     assert right == {1.0: 50.0, 2.0: third, 3.0: 0.0, 4.0: 2 * third}
     assert kept == {1.0: 100.0, 2.0: 2 * third, 3.0: third, 4.0: 2 * third}  # c's first label is that of step 4
     assert labelled == {1.0: 100.0, 2.0: 2 * third, 3.0: 2 * third, 4.0: 100.0}
-    assert view.sentence == "3 questions had 6 visits; 33.3 % of the later ones changed the label.".replace(" %", "\u00a0%")
+    assert view.sentence == "3 questions had 6 visits; 33.3 % of the later ones changed the label.".replace(
+        " %", "\u00a0%"
+    )
     styles = [[(one.begin, one.end, one.style, one.changed) for one in row] for row in view.history.rows]
     assert styles == [
         [(1, 4, "s1", False), (4, 5, "s2", False)],
