@@ -30,29 +30,29 @@ def package(name: str) -> dict[Path, set[str]]:
 
 def test_lower_rooms_do_not_know_upper_ones():
     forbidden = {
-        "maths": ("config", "engine", "step", "train", "evaluate", "runs", "data", "answers", "cli"),
+        "maths": ("config", "engine", "step", "train", "evaluation", "runs", "data", "answers", "cli"),
         "answers": (
             "bench",
-            "compare",
+            "comparison",
             "config",
             "engine",
             "step",
             "train",
-            "evaluate",
+            "evaluation",
             "runs",
             "data",
             "maths",
             "cli",
         ),
-        "data": ("bench", "compare", "engine", "step", "train", "evaluate", "runs", "maths", "cli", "report"),
-        "engine": ("bench", "compare", "step", "train", "evaluate", "runs", "data", "answers", "cli", "report"),
-        "report": ("bench", "compare", "engine", "step", "train", "evaluate", "maths", "cli", "data"),
-        "bench": ("evaluate", "scoring", "compare"),
-        "compare": ("bench", "cli"),
-        "guard": ("bench", "compare", "train", "evaluate", "scoring", "cli", "report"),
-        "rewards": ("bench", "compare", "train", "evaluate", "scoring", "runs", "data", "cli", "report"),
-        "step": ("bench", "compare", "train", "evaluate", "scoring", "runs", "data", "cli", "report"),
-        "scoring": ("bench", "compare", "engine", "step", "train", "evaluate", "maths", "cli", "data", "report"),
+        "data": ("bench", "comparison", "engine", "step", "train", "evaluation", "runs", "maths", "cli", "report"),
+        "engine": ("bench", "comparison", "step", "train", "evaluation", "runs", "data", "answers", "cli", "report"),
+        "report": ("bench", "comparison", "engine", "step", "train", "evaluation", "maths", "cli", "data"),
+        "bench": ("evaluation", "scoring", "comparison"),
+        "comparison": ("bench", "cli"),
+        "guard": ("bench", "comparison", "train", "evaluation", "scoring", "cli", "report"),
+        "rewards": ("bench", "comparison", "train", "evaluation", "scoring", "runs", "data", "cli", "report"),
+        "step": ("bench", "comparison", "train", "evaluation", "scoring", "runs", "data", "cli", "report"),
+        "scoring": ("bench", "comparison", "engine", "step", "train", "evaluation", "maths", "cli", "data", "report"),
         "types": ("config", "engine", "maths"),
         "errors": ("config", "engine", "maths", "types"),
     }
@@ -85,7 +85,7 @@ def test_gold_answers_cannot_reach_a_step():
     assert len(seen) > 10
     assert SOURCE / "memory.py" in seen
     assert SOURCE / "answers" / "memory.py" in seen
-    assert not {file.name for file in seen} & {"evaluate.py", "scoring.py", "train.py", "load.py"}
+    assert not {file.name for file in seen} & {"evaluation.py", "scoring.py", "train.py", "load.py"}
     for file in seen:
         tree = ast.parse(file.read_text())
         fields = {
@@ -103,7 +103,7 @@ def test_the_guard_reads_no_gold():
     own = sorted((SOURCE / "guard").glob("*.py"))
     assert len(own) > 5
     seen = reachable(*(file for file in own if file.name != "preflight.py"))
-    assert not {file.name for file in seen} & {"evaluate.py", "scoring.py", "train.py", "load.py"}
+    assert not {file.name for file in seen} & {"evaluation.py", "scoring.py", "train.py", "load.py"}
     for file in own:
         names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
         assert not {name for name in names if "gold" in name or name.endswith("correct")}, file

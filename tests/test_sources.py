@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from spinerl import cli
-from spinerl.compare.keys import leaves
+from spinerl.comparison.keys import leaves
 from spinerl.config import describe_keys, load_config
 from spinerl.data import resolve
 from spinerl.sources import list_sources, source_lines, trailing_comments

@@ -21,7 +21,7 @@ from spinerl.config import Config, describe_keys, dump_yaml, load_config
 from spinerl.errors import InputError, SpinerlError
 
 if TYPE_CHECKING:
-    from spinerl.evaluate import Evaluation
+    from spinerl.evaluation import Evaluation
     from spinerl.runs import RunFolder
 
 __all__ = ["app", "main"]
@@ -254,7 +254,7 @@ def compare_command(
     Examples: spinerl compare methods=ttrl,spine data=tiny/shift-a seeds=0,1,2 | spinerl compare
     configs/studies/ablation.yaml | spinerl compare configs/studies/methods.yaml jobs=1 out=runs/mine
     """
-    from spinerl.compare import compare
+    from spinerl.comparison import compare
 
     try:
         compare(words or [], out, overwrite)
@@ -444,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _evaluate(model: str, data: str, words: Sequence[str]) -> tuple[Evaluation, Config]:
     from spinerl.answers import Equivalence
     from spinerl.display import Display
-    from spinerl.evaluate import evaluate
+    from spinerl.evaluation import evaluate
     from spinerl.workload import open_workload
 
     config = _resolved({"model": model, "data": data, "method": "none"}, words)

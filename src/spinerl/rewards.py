@@ -1,35 +1,39 @@
 """From a rollout and its votes to rewards, whatever they are made of.
 
-Most rewards are functions of a vote alone (`spinerl.answers.REWARDS`, or a user's `module:function`).  The rest look
-at tokens, hidden states or the initial model: `STEP_REWARDS`.
+A reward is a function of one question's vote that returns a number per response: `spinerl.answers.REWARDS`,
+`STEP_REWARDS` below, or a user's own.  It is given whatever else it names among its arguments, out of `OFFERED`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from typing import Any
 
 import torch
 
-from spinerl.answers import (
-    REWARDS,
-    Equivalence,
-    evol_reward,
-    evol_sides,
-    extract_answer,
-    leave_one_out_reward,
-    reference_reward,
-)
+from spinerl.answers import REWARDS, Equivalence, evol_reward, evol_sides, extract_answer, reference_reward
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.policy import embed_responses
 from spinerl.engine.sampler import sample_responses
+from spinerl.errors import InputError
 from spinerl.maths import consensus_scores, low_entropy_reward, novelty_scores, self_certainty_reward
 from spinerl.plugins import find
 from spinerl.types import Batch, Question, Rollout, Vote
 
-__all__ = ["STEP_REWARDS", "RewardContext", "Rewards", "check_reward", "give_rewards", "reference_prompt"]
+__all__ = [
+    "OFFERED",
+    "STEP_REWARDS",
+    "RewardContext",
+    "Rewards",
+    "asked_by",
+    "check_reward",
+    "give_rewards",
+    "reference_prompt",
+]
 
 Rewards = tuple[tuple[float, ...], ...]
 """Per question, per response."""
@@ -37,7 +41,10 @@ Rewards = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class RewardContext:
-    """All that a reward may look at.  `anchor` is the initial model, where it is kept."""
+    """All that a step's rewards may look at.  `anchor` is the initial model, where it is kept.
+
+    What costs a pass of a model is computed when first asked for, for the whole step.
+    """
 
     config: Config
     step: int
@@ -47,97 +54,166 @@ class RewardContext:
     votes: tuple[Vote, ...]
     equivalence: Equivalence
 
+    def rows(self, i: int) -> slice:
+        """The rollout's rows that answer question i."""
+        n = self.rollout.num_responses
+        return slice(i * n, (i + 1) * n)
+
+    @cached_property
+    def embeddings(self) -> torch.Tensor:
+        """(P, N, d): the mean of the policy's last hidden states over each response."""
+        return self._embeddings(self.policy)
+
+    @cached_property
+    def initial_embeddings(self) -> torch.Tensor:
+        """(P, N, d): the same of the initial model."""
+        assert self.anchor is not None, "the initial model is kept for a reward that asks for it"
+        return self._embeddings(self.anchor)
+
+    @cached_property
+    def references(self) -> tuple[int | None, ...]:
+        """Per question, the class of the answer that the frozen initial model writes after reading the group."""
+        config, rollout, anchor = self.config, self.rollout, self.anchor
+        assert anchor is not None, "the initial model is kept for a reward that asks for it"
+        prompts = [
+            reference_prompt(anchor, question, rollout.prompts[p], rollout.texts[self.rows(p)], config)
+            for p, question in enumerate(rollout.questions)
+        ]
+        seed = (config.seed, "reference", self.step)
+        written = sample_responses(anchor, rollout.questions, prompts, 1, config.rollout, seed)
+        found = []
+        for vote, question, text, finished in zip(
+            self.votes, rollout.questions, written.texts, written.finished_mask.tolist(), strict=True
+        ):
+            kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+            answer = extract_answer(text, kind, choices=question.choices, truncated=not finished)
+            # Classes are numbered by first appearance: with the reference last, the responses keep theirs.
+            found.append(self.equivalence.classes([*vote.answers, answer], kind)[-1])
+        return tuple(found)
+
+    def _embeddings(self, model: LoadedModel) -> torch.Tensor:
+        rollout, n = self.rollout, self.rollout.num_responses
+        prompts = tuple(rollout.prompts[row // n] for row in range(len(rollout.tokens)))
+        batch = Batch(prompts, rollout.tokens, rollout.mask, self.config.rollout.temperature)
+        return embed_responses(model, batch, self.config.optim).view(len(self.votes), n, -1)
+
+
+def _certainties(context: RewardContext, i: int) -> torch.Tensor:
+    certainties = context.rollout.certainties
+    assert certainties is not None, "the sampler is asked for them for a reward that asks for them"
+    return certainties[context.rows(i)]
+
+
+OFFERED: dict[str, Callable[[RewardContext, int], Any]] = {
+    "question": lambda context, i: context.rollout.questions[i],
+    "texts": lambda context, i: context.rollout.texts[context.rows(i)],
+    "finished": lambda context, i: context.rollout.finished_mask[context.rows(i)].tolist(),
+    "num_tokens": lambda context, i: context.rollout.mask[context.rows(i)].sum(dim=1).tolist(),
+    "mask": lambda context, i: context.rollout.mask[context.rows(i)],
+    "logprobs": lambda context, i: context.rollout.logprobs[context.rows(i)],
+    "entropies": lambda context, i: context.rollout.entropies[context.rows(i)],
+    "step": lambda context, i: context.step,  # noqa: ARG005
+    "tie": lambda context, i: context.config.vote.tie,  # noqa: ARG005
+    "min_majority_frac": lambda context, i: context.config.vote.min_majority_frac,  # noqa: ARG005
+    "min_margin": lambda context, i: context.config.vote.min_margin,  # noqa: ARG005
+    "flip_margin": lambda context, i: context.config.vote.flip_margin,  # noqa: ARG005
+    "seed": lambda context, i: context.config.seed + context.step,  # noqa: ARG005
+    # These cost more: whole distributions, a pass of a model, a response of the initial one.
+    "certainties": _certainties,
+    "embeddings": lambda context, i: context.embeddings[i],
+    "initial_embeddings": lambda context, i: context.initial_embeddings[i],
+    "reference": lambda context, i: context.references[i],
+}
+"""What a reward may ask for beside the vote, by the name of its argument: (context, question's place) -> value.
+
+`question`: the `Question`.  `texts`, `finished` (not cut off), `num_tokens`: one per response.  `mask`, `logprobs`,
+`entropies`, `certainties`: (N, T), nats, 0 on padding.  `embeddings`, `initial_embeddings`: (N, d), mean hidden states
+of the model as it is, and as it was.  `reference`: the class in the vote of the initial model's own synthesis, or None.
+`tie` to `seed`: the vote's rules.
+"""
+
+_COSTLY = ("certainties", "embeddings", "initial_embeddings", "reference")
+
 
 def give_rewards(context: RewardContext) -> Rewards:
     """The rewards of all responses, by `reward`."""
-    config = context.config
-    if config.reward in STEP_REWARDS:
-        return STEP_REWARDS[config.reward](context)
-    reward = find(REWARDS, config.reward, "reward")
-    if reward is leave_one_out_reward:  # it votes again, so it must keep to the same rules
-        rules = config.vote
-        seed = config.seed + context.step
-        reward = partial(reward, **rules.rules, flip_margin=rules.flip_margin, seed=seed)
-    return tuple(tuple(reward(vote)) for vote in context.votes)
+    reward = _find(context.config.reward)
+    names = _asked(reward, context.config.reward)
+    rewards = []
+    for i, vote in enumerate(context.votes):
+        given = tuple(float(x) for x in reward(vote, **{name: OFFERED[name](context, i) for name in names}))
+        if len(given) != len(vote.classes):
+            raise InputError(
+                f"reward={context.config.reward} gave {len(given)} numbers for {len(vote.classes)} responses"
+            )
+        rewards.append(given)
+    return tuple(rewards)
 
 
 def check_reward(name: str) -> None:
-    """InputError if there is no reward of this name."""
-    if name not in STEP_REWARDS and name != "gold":
-        find({**REWARDS, **STEP_REWARDS}, name, "reward")
+    """InputError if there is no reward of this name, or it asks for something that is not offered."""
+    if name != "gold":
+        _asked(_find(name), name)
 
 
-def _no_reward(context: RewardContext) -> Rewards:
+def asked_by(name: str) -> frozenset[str]:
+    """What the reward of this name asks for, out of `OFFERED`.
+
+    >>> sorted(asked_by("evol")), sorted(asked_by("gold"))
+    (['embeddings'], [])
+    """
+    return frozenset() if name == "gold" else frozenset(_asked(_find(name), name))
+
+
+def _find(name: str) -> Callable[..., Sequence[float]]:
+    return find({**REWARDS, **STEP_REWARDS}, name, "reward")
+
+
+def _asked(reward: Callable[..., Any], name: str) -> list[str]:
+    """The names of a reward's arguments that are offered; of **anything, all that cost nothing."""
+    try:
+        _, *rest = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):
+        raise InputError(f"reward={name} must be a function whose first argument is the vote") from None
+    asked = [one.name for one in rest if one.name in OFFERED]
+    for one in rest:
+        if one.kind is inspect.Parameter.VAR_KEYWORD:
+            asked += [other for other in OFFERED if other not in (*_COSTLY, *asked)]
+        elif one.default is inspect.Parameter.empty and one.name not in OFFERED:
+            raise InputError(f"reward={name} asks for {one.name!r}; offered are {', '.join(OFFERED)}")
+    return asked
+
+
+def _no_reward(vote: Vote) -> tuple[float, ...]:
     """0.0 for everyone: for methods that learn by another term alone."""
-    return tuple((0.0,) * len(vote.classes) for vote in context.votes)
+    return (0.0,) * len(vote.classes)
 
 
-def _constant_reward(context: RewardContext) -> Rewards:
+def _constant_reward(vote: Vote) -> tuple[float, ...]:
     """1.0 for everyone: for fine-tuning on whatever was sampled (UPFT)."""
-    return tuple((1.0,) * len(vote.classes) for vote in context.votes)
+    return (1.0,) * len(vote.classes)
 
 
-def _similarity_reward(context: RewardContext) -> Rewards:
+def _similarity_reward(vote: Vote, *, initial_embeddings: torch.Tensor) -> tuple[float, ...]:
     """1.0 for the response whose embedding is nearest to all others' on average, the first of equals; else 0.0.
 
     SEALONG (arXiv 2411.08147).  Embeddings are the initial model's hidden states, averaged over each response.
     """
-    assert context.anchor is not None, "the initial model is kept when reward=similarity"
-    chosen = [int(consensus_scores(own).argmax()) for own in _embeddings(context, context.anchor)]
-    n = context.rollout.num_responses
-    return tuple(tuple(float(j == best) for j in range(n)) for best in chosen)
+    best = int(consensus_scores(initial_embeddings).argmax())
+    return tuple(float(j == best) for j in range(len(vote.classes)))
 
 
-def _embeddings(context: RewardContext, model: LoadedModel) -> torch.Tensor:
-    """(P, N, d): the mean of the model's last hidden states over each response."""
-    rollout, config, n = context.rollout, context.config, context.rollout.num_responses
-    prompts = tuple(rollout.prompts[row // n] for row in range(len(rollout.tokens)))
-    batch = Batch(prompts, rollout.tokens, rollout.mask, config.rollout.temperature)
-    return embed_responses(model, batch, config.optim).view(len(context.votes), n, -1)
+def _entropy_reward(vote: Vote, *, entropies: torch.Tensor, mask: torch.Tensor) -> list[float]:  # noqa: ARG001
+    return low_entropy_reward(entropies, mask).tolist()
 
 
-def _entropy_reward(context: RewardContext) -> Rewards:
-    rollout = context.rollout
-    return _by_question(low_entropy_reward(rollout.entropies, rollout.mask), rollout)
+def _certainty_reward(vote: Vote, *, certainties: torch.Tensor, mask: torch.Tensor) -> list[float]:  # noqa: ARG001
+    return self_certainty_reward(certainties, mask).tolist()
 
 
-def _certainty_reward(context: RewardContext) -> Rewards:
-    rollout = context.rollout
-    assert rollout.certainties is not None, "the sampler is asked for them when reward=self-certainty"
-    return _by_question(self_certainty_reward(rollout.certainties, rollout.mask), rollout)
-
-
-def _evol_reward(context: RewardContext) -> Rewards:
+def _evol_reward(vote: Vote, *, embeddings: torch.Tensor) -> tuple[float, ...]:
     """Novelty is measured on the policy's own hidden states, averaged over each response."""
-    embeddings = _embeddings(context, context.policy)
-    return tuple(
-        evol_reward(vote, novelty_scores(own, torch.tensor(evol_sides(vote))).tolist())
-        for vote, own in zip(context.votes, embeddings, strict=True)
-    )
-
-
-def _reference_reward(context: RewardContext) -> Rewards:
-    """The frozen initial model reads the group and writes one response; agreeing with its answer is rewarded."""
-    config, rollout, anchor = context.config, context.rollout, context.anchor
-    assert anchor is not None, "the initial model is kept when reward=reference"
-    n = rollout.num_responses
-    prompts = [
-        reference_prompt(anchor, question, rollout.prompts[p], rollout.texts[p * n : (p + 1) * n], config)
-        for p, question in enumerate(rollout.questions)
-    ]
-    written = sample_responses(
-        anchor, rollout.questions, prompts, 1, config.rollout, (config.seed, "reference", context.step)
-    )
-    rewards = []
-    for vote, question, text, finished in zip(
-        context.votes, rollout.questions, written.texts, written.finished_mask.tolist(), strict=True
-    ):
-        kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
-        answer = extract_answer(text, kind, choices=question.choices, truncated=not finished)
-        # Classes are numbered by first appearance: with the reference last, the responses keep theirs.
-        reference = context.equivalence.classes([*vote.answers, answer], kind)[-1]
-        rewards.append(reference_reward(vote, reference))
-    return tuple(rewards)
+    return evol_reward(vote, novelty_scores(embeddings, torch.tensor(evol_sides(vote))).tolist())
 
 
 def reference_prompt(
@@ -176,17 +252,13 @@ def reference_prompt(
     return prompt
 
 
-def _by_question(rewards: torch.Tensor, rollout: Rollout) -> Rewards:
-    return tuple(tuple(own) for own in rewards.view(len(rollout.questions), rollout.num_responses).tolist())
-
-
-STEP_REWARDS: dict[str, Callable[[RewardContext], Rewards]] = {
+STEP_REWARDS: dict[str, Callable[..., Sequence[float]]] = {
     "none": _no_reward,
     "constant": _constant_reward,
     "entropy": _entropy_reward,
     "self-certainty": _certainty_reward,
     "evol": _evol_reward,
     "similarity": _similarity_reward,
-    "reference": _reference_reward,
+    "reference": reference_reward,
 }
 """Rewards by name that need more than a vote."""

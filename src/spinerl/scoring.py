@@ -2,7 +2,7 @@
 
 A *prediction row* is one question's responses: `{"id", "responses": [text, ...]}`, and where known `kind`,
 `choices`, `gold`, `subject`, `truncated` (a flag per response) and `greedy` ({"text", "truncated"}).  Judging adds
-what was read from the texts.  No torch; gold is read here and in `spinerl.evaluate` only.
+what was read from the texts.  No torch; gold is read here and in `spinerl.evaluation` only.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from spinerl.maths import (
 )
 from spinerl.memory import Memories
 from spinerl.plugins import find
-from spinerl.rewards import RewardContext, Rewards, give_rewards
+from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
 __all__ = [
@@ -151,7 +151,7 @@ def sample(
 ) -> Rollout:
     """Responses side by side, or as a tree; with certainties if something asks for them."""
     seed = (config.seed, "train", step)
-    certainties = config.reward == "self-certainty"
+    certainties = "certainties" in asked_by(config.reward)
     if config.tree_bases:
         return tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
     limits = None

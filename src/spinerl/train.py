@@ -25,12 +25,12 @@ from spinerl.engine.loading import LoadedModel, load_model, save_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
-from spinerl.evaluate import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.guard.watch import Guard
 from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
 from spinerl.plugins import find
-from spinerl.rewards import check_reward
+from spinerl.rewards import asked_by, check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
@@ -221,7 +221,7 @@ def _needs_anchor(config: Config) -> bool:
     if config.steps == 0:
         return False
     band = config.band.coefficient > 0 and config.band.edges == "initial"
-    return config.anchor.weight > 0 or band or config.reward in ("reference", "similarity")
+    return config.anchor.weight > 0 or band or bool(asked_by(config.reward) & {"reference", "initial_embeddings"})
 
 
 def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:

@@ -61,7 +61,7 @@ class Question:
 
 
 GoldTable = Mapping[str, str]
-"""Gold answers by question id, read apart from the questions and consumed only by `spinerl.evaluate`."""
+"""Gold answers by question id, read apart from the questions and consumed only by `spinerl.evaluation`."""
 
 
 @dataclass(frozen=True, eq=False)

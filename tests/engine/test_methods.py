@@ -16,7 +16,7 @@ from spinerl.config import load_config
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.policy import update
-from spinerl.evaluate import gold_rewards
+from spinerl.evaluation import gold_rewards
 from spinerl.methods import LOSSES, METHODS
 from spinerl.rewards import RewardContext, give_rewards
 from spinerl.step import StepState, freeze_targets, rollout_metrics, sample, trained_rows

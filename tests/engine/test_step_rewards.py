@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
+from spinerl import rewards as rewards_room
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
@@ -12,7 +16,7 @@ from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
-from spinerl.rewards import STEP_REWARDS, RewardContext, check_reward, give_rewards
+from spinerl.rewards import STEP_REWARDS, RewardContext, check_reward, give_rewards, reference_prompt
 from spinerl.step import StepState, train_step
 from spinerl.types import Question
 
@@ -28,7 +32,8 @@ def opened(folder, *words):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_every_method_takes_a_step(model_folders, method):
-    config, policy, prompts = opened(model_folders("llama"), f"method={method}", "answer.kind=text", "optim.lr=0.01")
+    words = ["answer.kind=text", "answer.truncated=count", "vote.tie=first", "optim.lr=0.01"]
+    config, policy, prompts = opened(model_folders("llama"), f"method={method}", *words)
     anchor = load_model(config.model)
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     oracle = None
@@ -43,8 +48,11 @@ def test_every_method_takes_a_step(model_folders, method):
             policy, anchor, optimiser, equivalence, QUESTIONS, prompts, config, 1, StepState(), oracle=oracle
         )
     assert all(torch.isfinite(p).all() for p in policy.model.parameters())
-    if record.metrics["optim/grad_norm"] > 0:
-        assert any(not torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
+    changed = any(not torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
+    # The answers of a random model all differ: the first wins.  Their shares are equal, nobody else has it, and no
+    # reference agrees with one: these rewards teach nothing.
+    silent = ("frequency", "empo", "ttrv", "ttrl-loo", "cat")
+    assert changed == (record.metrics["optim/grad_norm"] > 0) == (method not in silent)
     assert len(record.rewards[0]) == 4
 
 
@@ -55,13 +63,91 @@ def test_reference_rewards_agreement_with_what_the_initial_model_wrote(model_fol
     answers = [["4", "5", None, "4"], ["7", "7", "8", "9"]]
     with Equivalence() as equivalence:
         votes = tuple(vote(own, equivalence.classes(own, "number")) for own in answers)
+        rewards = give_rewards(RewardContext(config, 3, policy, anchor, rollout, votes, equivalence))
+    # The reference is digits drawn from a random model: what it says is read off its text by hand.
+    asked = [
+        reference_prompt(anchor, q, prompts[p], rollout.texts[4 * p : 4 * p + 4], config)
+        for p, q in enumerate(QUESTIONS)
+    ]
+    written = sample_responses(anchor, QUESTIONS, asked, 1, config.rollout, (config.seed, "reference", 3))
+    for text, finished, own, given in zip(written.texts, written.finished_mask.tolist(), answers, rewards, strict=True):
+        said = re.findall(r"-?\d+", text) if finished else []
+        expected = said[-1] if said else None
+        assert given == tuple(float(answer is not None and answer == expected) for answer in own)
+
+
+def test_a_reference_that_agrees_pays_those_who_said_so(model_folders, monkeypatch):
+    """The same with a reference whose text is known."""
+    config, policy, prompts = opened(model_folders("qwen3"), "method=cat")
+    anchor = load_model(config.model)
+    rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("r",))
+    answers = [["4", "5", None, "4"], ["7", "7", "8", "9"]]
+
+    def written(*given):
+        drawn = sample_responses(*given)
+        return replace(drawn, texts=("so it is 4.0", "it is 8"), finished_mask=torch.tensor([True, True]))
+
+    monkeypatch.setattr(rewards_room, "sample_responses", written)
+    with Equivalence() as equivalence:
+        votes = tuple(vote(own, equivalence.classes(own, "number")) for own in answers)
         context = RewardContext(config, 3, policy, anchor, rollout, votes, equivalence)
-        rewards = give_rewards(context)
-        assert give_rewards(context) == rewards, "the reference has a random stream of its own"
-    for own, one in zip(rewards, votes, strict=True):
-        rewarded = {c for c, r in zip(one.classes, own, strict=True) if r == 1.0}
-        assert len(rewarded) <= 1
-        assert None not in rewarded
+        assert give_rewards(context) == ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 0.0))
+
+
+def test_a_reward_gets_what_it_names(model_folders):
+    config, policy, prompts = opened(model_folders("qwen3"))
+    rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("r",))
+    votes = tuple(vote(["1", "1", "2", None], (0, 0, 1, None)) for _ in QUESTIONS)
+    seen = []
+
+    def reward(one, *, texts, question, num_tokens, entropies, mask, embeddings, finished=None, other=7):
+        seen.append((one, texts, question, num_tokens, entropies, mask, embeddings, finished, other))
+        return [float(n) for n in num_tokens]
+
+    def everything(one, **known):
+        seen.append(known)
+        return (0.0,) * len(one.classes)
+
+    with Equivalence() as equivalence:
+        rewards_room.STEP_REWARDS["mine"] = reward
+        rewards_room.STEP_REWARDS["all of it"] = everything
+        try:
+            for name in ("mine", "all of it"):
+                own = config.model_copy(update={"reward": name})
+                given = give_rewards(RewardContext(own, 5, policy, None, rollout, votes, equivalence))
+                if name == "mine":
+                    lengths = rollout.mask.sum(dim=1).tolist()
+                    assert given == (tuple(lengths[:4]), tuple(lengths[4:]))
+        finally:
+            del rewards_room.STEP_REWARDS["mine"], rewards_room.STEP_REWARDS["all of it"]
+    one, texts, question, num_tokens, entropies, mask, embeddings, finished, other = seen[1]
+    assert (one, texts, question, other) == (votes[1], rollout.texts[4:], QUESTIONS[1], 7)
+    assert num_tokens == rollout.mask[4:].sum(dim=1).tolist()
+    assert torch.equal(entropies, rollout.entropies[4:])
+    assert torch.equal(mask, rollout.mask[4:])
+    assert embeddings.shape[0] == 4
+    assert finished == rollout.finished_mask[4:].tolist()
+    assert seen[2]["step"] == 5
+    assert seen[2]["tie"] == "abstain"
+    assert "embeddings" not in seen[2]  # what costs a pass of the model must be named
+
+
+def needs_more(vote, *, gold):  # noqa: ARG001
+    return (0.0,)
+
+
+def too_few(vote):  # noqa: ARG001
+    return (0.0,)
+
+
+def test_a_reward_that_asks_too_much_or_gives_too_little_is_refused(model_folders):
+    with pytest.raises(InputError, match="asks for 'gold'; offered are question, texts"):
+        check_reward(f"{__name__}:needs_more")
+    config, policy, prompts = opened(model_folders("qwen3"), f"reward={__name__}:too_few")
+    rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("r",))
+    votes = tuple(vote(["1", "1", "2", None], (0, 0, 1, None)) for _ in QUESTIONS)
+    with Equivalence() as equivalence, pytest.raises(InputError, match="gave 1 numbers for 4 responses"):
+        give_rewards(RewardContext(config, 0, policy, None, rollout, votes, equivalence))
 
 
 def test_without_reward_everyone_gets_nothing(model_folders):

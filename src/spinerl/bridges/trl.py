@@ -47,7 +47,7 @@ from spinerl.maths import (
     response_means,
     token_figures,
 )
-from spinerl.rewards import RewardContext, Rewards, give_rewards
+from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.schedule import question_order
 from spinerl.step import StepState, count_votes, freeze_targets, rollout_metrics, target_metrics, trained_rows
 from spinerl.types import Batch, Question, Rollout, Targets, Vote
@@ -316,6 +316,7 @@ class SpineTrainer(GRPOTrainer):
         longest = max(len(prompt) for prompt in self._prompts)
         self._at_once = _rows_at_once(self.config, longest)
         self._equivalence = Equivalence()
+        self._reads_tokens = bool(asked_by(self.config.reward) & {"entropies", "logprobs"})
         self._state = StepState()
         self._learned: _Learned | None = None
         self.notes: tuple[str, ...] = ()
@@ -413,7 +414,7 @@ class SpineTrainer(GRPOTrainer):
         tokens = self._generate([row["prompt"] for row in rows])[1]
         mine = list(zip(self._asked, tokens, strict=True))
         rollout = self._rollout_of(gather_object(mine))
-        if config.num_votes == config.group_size or config.vote.weights != "equal" or config.reward == "entropy":
+        if config.num_votes == config.group_size or config.vote.weights != "equal" or self._reads_tokens:
             rollout = replace(rollout, **self._figures_of(rollout))
             batch, old_logprobs, entropies = trained_rows(rollout, config)
         else:  # nobody asks for the figures of those that only vote

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spinerl.compare.figures import Estimate, Figures, Gain, Place
-from spinerl.compare.words import sentences
+from spinerl.comparison.figures import Estimate, Figures, Gain, Place
+from spinerl.comparison.words import sentences
 
 LINE = Figures(
     name="spine", kind="adapted", note="", seeds=(0, 1), right=Estimate(0.6, 0.5, 0.7, {0: 0.5, 1: 0.7}), mean=None,

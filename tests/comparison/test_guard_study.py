@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spinerl.compare.guard_study import judge_signals, main, replay, summarise_replays
+from spinerl.comparison.guard_study import judge_signals, main, replay, summarise_replays
 from spinerl.config import dump_yaml, load_config
 from spinerl.runs import RunFolder, write_rows
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spinerl.compare.keys import Keys, describe_compare_keys, read_keys
-from spinerl.compare.plan import plan
+from spinerl.comparison.keys import Keys, describe_compare_keys, read_keys
+from spinerl.comparison.plan import plan
 from spinerl.config import load_config
 from spinerl.errors import InputError
 

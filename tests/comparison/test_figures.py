@@ -9,14 +9,14 @@ import math
 import pytest
 from scipy.stats import t as student
 
-from spinerl.compare.collect import collect
-from spinerl.compare.command import tables_of
-from spinerl.compare.figures import figure_lines
-from spinerl.compare.output import as_csv, as_json, as_markdown
-from spinerl.compare.rivals import at_equal_tokens
-from spinerl.compare.state import ASKED
+from spinerl.comparison.collect import collect
+from spinerl.comparison.command import tables_of
+from spinerl.comparison.figures import figure_lines
+from spinerl.comparison.output import as_csv, as_json, as_markdown
+from spinerl.comparison.rivals import at_equal_tokens
+from spinerl.comparison.state import ASKED
 from spinerl.runs import write_rows
-from tests.compare.synthetic import made_up, write_task
+from tests.comparison.synthetic import made_up, write_task
 
 Y, N = True, False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spinerl.compare.forcing import forced_responses
+from spinerl.comparison.forcing import forced_responses
 from spinerl.config import load_config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import load_model

@@ -1,4 +1,4 @@
-"""One run of a comparison in a process of its own: `python -m spinerl.compare.child`, started by `schedule.py`.
+"""One run of a comparison in a process of its own: `python -m spinerl.comparison.child`, started by `schedule.py`.
 
 The first line of standard input is the job; on standard output come lines of JSON that say how far it is, and at
 the end {"error", "kind"} if an error of ours stopped it.  The process ends when its standard input closes, that is
@@ -65,7 +65,7 @@ class _Teller:
 
 
 def _run(job: Mapping[str, Any], teller: _Teller) -> None:
-    from spinerl.compare.after import ask_afterwards
+    from spinerl.comparison.after import ask_afterwards
     from spinerl.config import Config
     from spinerl.runs import RunFolder
     from spinerl.train import adapt

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinerl.compare.plan import Comparison, Task, elsewhere_file, plan
-from spinerl.compare.state import ASKED
+from spinerl.comparison.plan import Comparison, Task, elsewhere_file, plan
+from spinerl.comparison.state import ASKED
 from spinerl.config import dump_yaml
 
 WORDS = ["methods=ttrl,spine", "data=tiny/shift-a", "seeds=0,1", "steps=2", "eval.every=1", "samples=4", "votes=4"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from spinerl.compare.plan import Task
+from spinerl.comparison.plan import Task
 
 __all__ = ["Live"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spinerl.compare.figures import Figures, Gain
+from spinerl.comparison.figures import Figures, Gain
 
 __all__ = ["num_votes", "points", "reach", "sentences", "verdict"]
 

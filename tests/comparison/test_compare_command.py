@@ -15,9 +15,9 @@ import pytest
 
 from spinerl.answers import extract_answer
 from spinerl.cli import main
-from spinerl.compare.plan import Task, plan
-from spinerl.compare.schedule import run_tasks
-from spinerl.compare.state import states
+from spinerl.comparison.plan import Task, plan
+from spinerl.comparison.schedule import run_tasks
+from spinerl.comparison.state import states
 from spinerl.errors import InputError
 from spinerl.scoring import read_predictions
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from spinerl.compare.figures import Estimate, Figures, Gain
-from spinerl.compare.table import Cell, Column, Table
+from spinerl.comparison.figures import Estimate, Figures, Gain
+from spinerl.comparison.table import Cell, Column, Table
 
 __all__ = ["as_csv", "as_json", "as_markdown", "mark", "print_tables"]
 

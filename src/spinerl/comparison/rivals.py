@@ -1,7 +1,7 @@
 """The ways of spending test-time compute without an update, from the unadapted model's saved responses.
 
 All read the same responses, so they differ in their rule alone.  Rules and sources: `spinerl.answers.baselines`.
-Two have responses of their own: `spinerl.compare.synthesis`, which reads those, and `spinerl.compare.forcing`.
+Two have responses of their own: `spinerl.comparison.synthesis`, which reads those, and `spinerl.comparison.forcing`.
 No torch.
 """
 
@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from spinerl.answers import Decision, best_of, early_stopped_majority, first_finish
-from spinerl.compare.collect import Outcome, Values, first_vote, first_votes
+from spinerl.comparison.collect import Outcome, Values, first_vote, first_votes
 from spinerl.types import Vote
 
 __all__ = ["EqualTokens", "at_equal_tokens", "rivals"]

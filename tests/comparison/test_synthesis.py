@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from spinerl.compare.synthesis import synthesized_responses
+from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import load_config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import load_model

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from spinerl.answers import vote
-from spinerl.compare.plan import NONE, Comparison, Task, elsewhere_file
-from spinerl.compare.state import ASKED
+from spinerl.comparison.plan import NONE, Comparison, Task, elsewhere_file
+from spinerl.comparison.state import ASKED
 from spinerl.config import VoteConfig
 from spinerl.report import RunData, read_run
 from spinerl.report.read import number

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from spinerl.compare.collect import Outcome, Values
-from spinerl.compare.plan import NONE
-from spinerl.compare.rivals import EqualTokens, at_equal_tokens, rivals
+from spinerl.comparison.collect import Outcome, Values
+from spinerl.comparison.plan import NONE
+from spinerl.comparison.rivals import EqualTokens, at_equal_tokens, rivals
 from spinerl.stats import grouped_difference, grouped_mean, spread_interval
 
 __all__ = ["Estimate", "Figures", "Gain", "Place", "figure_lines"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinerl.compare.keys import Keys, RunWords, leaves, read_keys, word
+from spinerl.comparison.keys import Keys, RunWords, leaves, read_keys, word
 from spinerl.config import Config, load_config
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError

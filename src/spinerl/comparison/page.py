@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spinerl.compare.collect import Outcome
-from spinerl.compare.figures import Figures
-from spinerl.compare.output import mark
-from spinerl.compare.plan import NONE, Comparison
-from spinerl.compare.table import Table
+from spinerl.comparison.collect import Outcome
+from spinerl.comparison.figures import Figures
+from spinerl.comparison.output import mark
+from spinerl.comparison.plan import NONE, Comparison
+from spinerl.comparison.table import Table
 from spinerl.report.charts import PALETTE_SIZE
 from spinerl.report.comparison import PageCell, PageLine, PageSection, Range, dynamics, write_comparison
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from spinerl import errors
-from spinerl.compare.plan import Task
-from spinerl.compare.state import State
+from spinerl.comparison.plan import Task
+from spinerl.comparison.state import State
 from spinerl.errors import InputError, RunError, SpinerlError
 
 __all__ = ["Failure", "Watcher", "run_tasks"]
@@ -34,7 +34,7 @@ Failure = tuple[Task, str]
 
 
 class Watcher(Protocol):
-    """Is told what happens to the tasks.  `spinerl.compare.progress` is the one the command uses."""
+    """Is told what happens to the tasks.  `spinerl.comparison.progress` is the one the command uses."""
 
     def started(self, task: Task) -> None: ...
 
@@ -137,7 +137,7 @@ class _Child:
         self._log = log.with_suffix(log.suffix + ".log")
         with self._log.open("w", encoding="utf-8") as words:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "spinerl.compare.child"],
+                [sys.executable, "-m", "spinerl.comparison.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from spinerl.answers import Equivalence
-from spinerl.compare.forcing import forced_responses
-from spinerl.compare.plan import elsewhere_file
-from spinerl.compare.state import ASKED
-from spinerl.compare.synthesis import synthesized_responses
+from spinerl.comparison.forcing import forced_responses
+from spinerl.comparison.plan import elsewhere_file
+from spinerl.comparison.state import ASKED
+from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.machine import tune_allocator
 from spinerl.engine.sampler import sample_responses
-from spinerl.evaluate import evaluate
+from spinerl.evaluation import evaluate
 from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
 from spinerl.scoring import judge

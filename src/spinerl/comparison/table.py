@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spinerl.compare.figures import Estimate, Figures, Gain
-from spinerl.compare.words import num_votes, points, reach, verdict
+from spinerl.comparison.figures import Estimate, Figures, Gain
+from spinerl.comparison.words import num_votes, points, reach, verdict
 
 __all__ = ["Cell", "Column", "Table", "build_table"]
 

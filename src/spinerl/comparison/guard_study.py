@@ -1,6 +1,6 @@
 """How well the guard judges, measured on finished runs whose gold answers are known.
 
-    python -m spinerl.compare.guard_study OUT... [--json FILE] [--picture FILE]
+    python -m spinerl.comparison.guard_study OUT... [--json FILE] [--picture FILE]
 
 Takes folders of comparisons whose runs were watched (guard=warn, as comparisons do).  Every run is replayed: the
 guard's own rules see its looks one by one, and gold says what the weights they would have kept are worth.  Only looks
@@ -165,7 +165,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the figures by data set and over all; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m spinerl.compare.guard_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m spinerl.comparison.guard_study", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, help="write every figure and every run here")
     parser.add_argument("--picture", type=Path, help="draw start, end, kept and oracle of every run here")

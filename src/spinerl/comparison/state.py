@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from spinerl.compare.keys import leaves
-from spinerl.compare.plan import Comparison, Task
+from spinerl.comparison.keys import leaves
+from spinerl.comparison.plan import Comparison, Task
 from spinerl.config import Config
 from spinerl.errors import InputError
 from spinerl.runs import RunFolder

@@ -11,16 +11,16 @@ from pathlib import Path
 from rich.console import Console
 
 from spinerl import __version__
-from spinerl.compare.collect import Outcome, collect
-from spinerl.compare.figures import figure_lines
-from spinerl.compare.output import as_csv, as_json, as_markdown, print_tables
-from spinerl.compare.page import write_page
-from spinerl.compare.plan import Comparison, Task, plan
-from spinerl.compare.progress import Live
-from spinerl.compare.schedule import Failure, run_tasks
-from spinerl.compare.state import State, states
-from spinerl.compare.table import Table, build_table
-from spinerl.compare.words import sentences
+from spinerl.comparison.collect import Outcome, collect
+from spinerl.comparison.figures import figure_lines
+from spinerl.comparison.output import as_csv, as_json, as_markdown, print_tables
+from spinerl.comparison.page import write_page
+from spinerl.comparison.plan import Comparison, Task, plan
+from spinerl.comparison.progress import Live
+from spinerl.comparison.schedule import Failure, run_tasks
+from spinerl.comparison.state import State, states
+from spinerl.comparison.table import Table, build_table
+from spinerl.comparison.words import sentences
 from spinerl.errors import InputError, RunError
 from spinerl.runs import write_json, write_text
 
