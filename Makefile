@@ -51,8 +51,8 @@ test-verl: .venv-verl/.installed
 
 # Style, types, and that no documented figure of the configuration is stale.
 check: setup
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples
 	$(BIN)/pyright
 	$(BIN)/python -m spinerl.reference --check
 

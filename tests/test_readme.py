@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from spinerl.cli import app
 from spinerl.config import load_config
-from spinerl.reference import configuration_page
+from spinerl.reference import api_page, configuration_page
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -69,3 +69,8 @@ def test_pages_name_tests_and_modules_that_exist(page):
 
 def test_configuration_page_is_fresh():
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), "run `make docs`"
+
+
+def test_api_page_is_fresh(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert (ROOT / "docs" / "api.md").read_text() == api_page(), "run `make docs`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -90,6 +91,9 @@ class Display:
             "no gold answers: accuracy unknown"
         ]
         self._console.print(f"after step {metrics['step']}: {', '.join(shares)}", highlight=False)
+
+    def checkpoint(self, folder: Path) -> None:
+        """Nothing: a line per checkpoint would say little."""
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False)

@@ -10,7 +10,9 @@ from typing import Any
 
 from spinerl.errors import InputError, did_you_mean
 
-__all__ = ["find"]
+__all__ = ["find", "register"]
+
+_REGISTERED: dict[str, Callable[..., Any]] = {}
 
 
 def find(table: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callable[..., Any]:
@@ -23,6 +25,8 @@ def find(table: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callab
     """
     if name in table:
         return table[name]
+    if name in _REGISTERED:
+        return _REGISTERED[name]
     module_name, colon, attribute = name.partition(":")
     if not colon:
         raise InputError(
@@ -38,3 +42,14 @@ def find(table: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callab
     if not callable(function):
         raise InputError(f"{key}={name!r} is a {type(function).__name__}, not a function")
     return function
+
+
+def register(function: Callable[..., Any]) -> str:
+    """Make a function of the running program findable, and return its name: `module:function`, if that is importable.
+
+    >>> find({}, register(sorted), "reward") is sorted
+    True
+    """
+    name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
+    _REGISTERED[name] = function
+    return name

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
+from spinerl import api
 from spinerl.config import PROFILES, describe_keys
 from spinerl.methods import LOSSES, METHODS
 
-__all__ = ["configuration_page", "main"]
+__all__ = ["api_page", "configuration_page", "main"]
 
-PAGE = Path("docs/configuration.md")
+PAGE, API_PAGE, EXAMPLES = Path("docs/configuration.md"), Path("docs/api.md"), Path("examples")
 
 
 def configuration_page() -> str:
@@ -39,12 +42,48 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def api_page() -> str:
+    """docs/api.md: the functions one imports, from their docstrings, and the examples."""
+    lines = [
+        "# Python",
+        "",
+        "Made by `make docs` from `src/spinerl/api.py` and `examples/`, whose files `tests/e2e/test_api.py` runs.",
+        "`import spinerl` reads no torch; functions that need it do.",
+        "",
+        inspect.cleandoc(api.__doc__ or "").partition("\n\n")[2],
+        "",
+        "## Examples",
+        "",
+    ]
+    for file in sorted(EXAMPLES.glob("*.py")):
+        lines += [f"`{file}`", "", "```python", file.read_text(encoding="utf-8").strip(), "```", ""]
+    lines += ["## Functions", ""]
+    for name in ("adapt", "evaluate", "compare", "preflight", "vote", "Run"):
+        member = getattr(api, name)
+        shown = str(inspect.signature(member)) if inspect.isfunction(member) else ""
+        lines += [f"### `{name}`", ""]
+        if shown:
+            lines += ["```python", f"spinerl.{name}{_plain(shown)}", "```", ""]
+        lines += ["```text", inspect.cleandoc(member.__doc__ or ""), "```", ""]
+    lines += [
+        '`spinerl.load_config(recipe, ["key=value", ...])` gives a `spinerl.Config`; `spinerl.Question` and',
+        "`spinerl.Vote` are the records that rewards see ([extending.md](extending.md)).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(signature: str) -> str:
+    """A signature whose types stand without quotes and modules."""
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature))
+
+
 def main() -> None:
     """Write the pages, or with --check fail if one is stale."""
-    if "--check" not in sys.argv:
-        PAGE.write_text(configuration_page(), encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != configuration_page():
-        raise SystemExit(f"{PAGE} is stale: run `make docs`")
+    for page, text in ((PAGE, configuration_page()), (API_PAGE, api_page())):
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+        elif not page.is_file() or page.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{page} is stale: run `make docs`")
 
 
 def _cell(text: str) -> str:

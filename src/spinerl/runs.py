@@ -8,7 +8,7 @@ tokens.jsonl    a line per logged step: its token entropies as a histogram, its 
 labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl  a line per look at the probe
 stream.jsonl    with stream.on: a line per question, answered before it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
-report.html
+report.html              questions.jsonl  the questions, where a list of them was given
 """
 
 from __future__ import annotations
@@ -34,7 +34,18 @@ if TYPE_CHECKING:
 
     from spinerl.engine.optimiser import Optimiser
 
-__all__ = ["RunFolder", "explain_disk_errors", "read_lines", "total_bytes", "write_json", "write_rows", "write_text"]
+__all__ = [
+    "QUESTIONS",
+    "RunFolder",
+    "explain_disk_errors",
+    "read_lines",
+    "total_bytes",
+    "write_json",
+    "write_rows",
+    "write_text",
+]
+
+QUESTIONS = "questions.jsonl"  # those of a run that was given a list of them
 
 STREAMS = (
     "metrics.jsonl",
@@ -60,7 +71,7 @@ class RunFolder:
         Raises InputError if there is something at the path already (with `overwrite`: something not a run).
         """
         path = config.run_folder
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(file.name != QUESTIONS for file in path.iterdir())):
             if not overwrite:
                 raise InputError(
                     f"run={path} exists; continue it with `spinerl adapt --resume {path}`, replace it with "

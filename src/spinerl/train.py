@@ -21,7 +21,7 @@ from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
 from spinerl.engine.adapters import add_adapters, save_adapters
-from spinerl.engine.loading import LoadedModel, load_model, save_model
+from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
@@ -44,7 +44,14 @@ __all__ = ["adapt"]
 _WORDS_LOGGED = 60  # tokens that are most often forks, in a row of tokens.jsonl
 
 
-def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None, overwrite: bool = False) -> RunFolder:
+def adapt(
+    config: Config,
+    observer: Observer,
+    *,
+    resume: RunFolder | None = None,
+    overwrite: bool = False,
+    work: Workload | None = None,
+) -> RunFolder:
     """Run the configuration to its end (or the rest of it, with `resume`) and write its folder.
 
     The weights, metrics and evaluations of a resumed run on a CPU equal those of an uninterrupted one bit for
@@ -57,8 +64,10 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
     check_reward(config.reward)  # a misspelt name is refused now, not after the first evaluation
     find(SELECTORS, config.forks.selector, "forks.selector")
     find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
-    work = open_workload(config, observer)
-    loaded = work.loaded
+    if work is None:
+        work = open_workload(config, observer)
+    loaded, open_again = work.loaded, work.open_again
+    assert open_again is not None
     if config.reward == "gold" and len(work.gold) < len(work.questions):
         missing = len(work.questions) - len(work.gold)
         raise InputError(
@@ -88,7 +97,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
         initial = copy.deepcopy(loaded.model.state_dict()) if config.stream.reset_every else None
         anchor = None
         if _needs_anchor(config):
-            anchor = loaded.base if config.lora.rank else load_model(config.model)
+            anchor = loaded.base if config.lora.rank else open_again()
         per_step = min(config.questions_per_step, len(ranks))
         last = num_steps(config, len(ranks))
 
@@ -98,7 +107,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
 
         optimiser, done, state = new_optimiser(), 0, StepState()
         rounds = Rounds(config, work, ranks, per_step) if config.rollout.reuse != 1 else None
-        voter = SlowVoter(config, equivalence, observer.tokens) if config.vote.slow_decay else None
+        voter = SlowVoter(open_again(), config, equivalence, observer.tokens) if config.vote.slow_decay else None
         memory = None
         if voter is not None or config.vote.memory != "off":
             memory = Memories(config, voter and voter.vote)
@@ -172,6 +181,7 @@ def adapt(config: Config, observer: Observer, *, resume: RunFolder | None = None
                     config.checkpoint.keep,
                     lambda folder: [one.save(folder) for one in kept],
                 )
+                observer.checkpoint(run.path / "checkpoints" / f"step-{step:06d}")
         if guard is not None:
             outcome = guard.end(last)
             observer.note(outcome.text)

@@ -12,7 +12,7 @@ import torch
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config
-from spinerl.engine.loading import load_model
+from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.runs import load_learned, save_learned
 from spinerl.step import count_votes, vote_weights
@@ -27,10 +27,14 @@ class SlowVoter:
     """Begins as the unadapted model; after each step w <- decay w + (1 - decay) (the model's weights)."""
 
     def __init__(
-        self, config: Config, equivalence: Equivalence, on_tokens: Callable[[int], None] | None = None
+        self,
+        loaded: LoadedModel,
+        config: Config,
+        equivalence: Equivalence,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
-        self._config, self._equivalence, self._on_tokens = config, equivalence, on_tokens
-        self._loaded = load_model(config.model)
+        """`loaded`: a copy of the unadapted model, which is changed."""
+        self._loaded, self._config, self._equivalence, self._on_tokens = loaded, config, equivalence, on_tokens
 
     def vote(
         self, questions: Sequence[Question], prompts: Sequence[tuple[int, ...]], step: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +39,10 @@ class Observer(Protocol):
         """A line of eval.jsonl was written."""
         ...
 
+    def checkpoint(self, folder: Path) -> None:
+        """A checkpoint was written to this folder."""
+        ...
+
     def note(self, text: str) -> None:
         """Something worth a line."""
         ...
@@ -51,16 +57,18 @@ class Workload:
     prompts: tuple[tuple[int, ...], ...]
     gold: GoldTable
     facts: Mapping[str, Any]  # for the manifest
+    open_again: Callable[[], LoadedModel] | None = None  # another copy of the model, before it has learned anything
 
     def only(self, places: Sequence[int]) -> Workload:
         """The same with these questions alone."""
         questions = tuple(self.questions[i] for i in places)
         gold = {q.id: self.gold[q.id] for q in questions if q.id in self.gold}
-        return Workload(self.loaded, questions, tuple(self.prompts[i] for i in places), gold, self.facts)
+        prompts = tuple(self.prompts[i] for i in places)
+        return replace(self, questions=questions, prompts=prompts, gold=gold)
 
 
-def open_workload(config: Config, observer: Observer | None = None) -> Workload:
-    """Load the questions, then the model, and render the prompts.
+def open_workload(config: Config, observer: Observer | None = None, given: LoadedModel | None = None) -> Workload:
+    """Load the questions, then the model (or take the one given), and render the prompts.
 
     `config` has been through `spinerl.data.resolve`.  Raises InputError; writes nothing.
     """
@@ -68,7 +76,7 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
         require_vllm()  # rather now than after a large model was read
     tune_allocator()
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
-    loaded = load_model(config.model)
+    loaded = given or load_model(config.model)
     if config.threads:
         torch.set_num_threads(config.threads)
     elif loaded.device.type == "cpu":
@@ -101,4 +109,10 @@ def open_workload(config: Config, observer: Observer | None = None) -> Workload:
         "threads": torch.get_num_threads(),
         **({} if loaded.engine is None else loaded.engine.facts),
     }
-    return Workload(loaded, tuple(questions), tuple(prompts), gold, facts)
+
+    def open_again() -> LoadedModel:
+        if given is None:
+            return load_model(config.model)
+        return replace(given, model=copy.deepcopy(given.model), abilities={})
+
+    return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)

@@ -38,7 +38,7 @@ class Quiet:
     def phase(self, *_):
         pass
 
-    tokens = step = evaluation = phase
+    tokens = step = evaluation = checkpoint = phase
 
 
 def run(folder, *words, resume=None):

@@ -60,6 +60,9 @@ class _Teller:
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
         self._say(evaluated=metrics["step"], accuracy=metrics.get("eval/pass@1"))
 
+    def checkpoint(self, folder: Path) -> None:
+        """Nothing: a comparison does not show them."""
+
     def note(self, text: str) -> None:
         self._say(note=text)
 

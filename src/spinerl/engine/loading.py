@@ -31,6 +31,7 @@ __all__ = [
     "resolve_name",
     "save_model",
     "state_of",
+    "wrap_model",
 ]
 
 
@@ -147,7 +148,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
     remote code that was not allowed; MissingExtraError for adapters without peft.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils.logging import disable_progress_bar
 
     config, adapters = _without_adapters(config)
@@ -158,15 +158,22 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     attention = None if config.attention == "auto" else config.attention
     settings = _open(AutoConfig.from_pretrained, config)
-    sees = hasattr(settings, "vision_config") and settings.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if _sees(settings) else AutoModelForCausalLM
     model = _open(loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention)
     if adapters is not None:
         model = merged(model, adapters)
-    tokenizer = load_tokenizer(config)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    return wrap_model(model, load_tokenizer(config), config)
+
+
+def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> LoadedModel:
+    """A model in memory, where it is and as it is, ready to be adapted; it is put into evaluation mode.
+
+    A model that sees images has its processor opened by `config.name`.  Raises InputError for an encoder-decoder.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
-    model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    model.eval()
     if config.gradient_checkpointing:
         # It acts in training mode only (`spinerl.engine.policy.update`), where dropout must not come with it.
         _remove_dropout(model)
@@ -176,11 +183,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
     end_ids = _end_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id  # only fills rows up: any id serves a tokenizer without one
     vision = None
-    if sees:
+    if _sees(model.config):
         vision = _open(partial(Vision, model, max_pixels=config.image_pixels, share=config.share_images), config)
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
-    return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, device, vision)
+    return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, model.device, vision)
+
+
+def _sees(settings: Any) -> bool:
+    """Whether a model with these settings is one that reads images and texts."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return hasattr(settings, "vision_config") and settings.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:

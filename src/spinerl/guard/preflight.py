@@ -8,6 +8,7 @@ from typing import Any
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import resolve
+from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
@@ -18,12 +19,14 @@ from spinerl.workload import Observer, open_workload
 __all__ = ["preflight"]
 
 
-def preflight(config: Config, observer: Observer | None = None) -> tuple[Forecast, dict[str, Any]]:
-    """The forecast for a model and questions, and every figure behind it; gold answers are not looked at.
+def preflight(
+    config: Config, observer: Observer | None = None, *, given: LoadedModel | None = None
+) -> tuple[Forecast, dict[str, Any]]:
+    """The forecast for a model (or the one given) and questions, and every figure behind it, without gold answers.
 
     `guard.preflight_questions` of the questions are asked, with `num_votes` responses each.  Raises InputError.
     """
-    work = open_workload(resolve(config), observer)
+    work = open_workload(resolve(config), observer, given)
     asked = pick_probe(len(work.questions), config.guard.preflight_questions or len(work.questions))
     work = work.only(asked)
     seed = (config.seed, "preflight")
