@@ -29,10 +29,12 @@ __all__ = [
     "describe_keys",
     "dump_yaml",
     "expand_layer",
+    "explain_value",
     "load_config",
     "parse_override",
     "profile_of",
     "read_recipe",
+    "split_word",
 ]
 
 
@@ -141,6 +143,10 @@ class AnswerConfig(_Section):
         "auto", description="how answers are read from responses (docs/answers.md)"
     )
     truncated: Literal["abstain", "count"] = Field("abstain", description="whether a truncated response may vote")
+
+    def kind_of(self, own: str) -> str:
+        """How the answers to a question of this kind are read: by `kind`, or as its own where that is auto."""
+        return own if self.kind == "auto" else self.kind
 
 
 class RolloutConfig(_Section):
@@ -627,15 +633,23 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return mapping
 
 
-def parse_override(word: str) -> dict[str, Any]:
-    """The layer of one `key=value` word; InputError if it is none."""
+def split_word(word: str, example: str = "steps=20 (a recipe file must end in .yaml)") -> tuple[str, Any]:
+    """(key, value) of one `key=value` word, the value read as YAML, or as text where it is none.
+
+    Raises InputError, with the example, for a word that is no such thing.
+    """
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise InputError(f"{word!r} is not key=value; example: steps=20 (a recipe file must end in .yaml)")
+        raise InputError(f"{word!r} is not key=value; example: {example}")
     try:
-        value = yaml.safe_load(text) if text else None
+        return key, yaml.safe_load(text) if text else None
     except yaml.YAMLError:
-        value = text
+        return key, text
+
+
+def parse_override(word: str) -> dict[str, Any]:
+    """The layer of one `key=value` word; InputError if it is none."""
+    key, value = split_word(word)
     *sections, last = key.split(".")
     layer: dict[str, Any] = {last: value}
     for section in reversed(sections):
@@ -781,10 +795,14 @@ def _explain(item: Any) -> str:
             near = did_you_mean(key, keys) or did_you_mean(f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys])
             near = near.replace('"x.', '"')
         return f"unknown key {key}{near}; `spinerl config --keys` lists them all"
-    value = item["input"]
-    shown = repr(value) if not isinstance(value, Mapping) else "a mapping"
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{key}={shown}: {message}"
+    return explain_value(item)
+
+
+def explain_value(item: Any) -> str:
+    """One line for one pydantic error about a value: key, value, what is allowed."""
+    key = ".".join(str(part) for part in item["loc"])
+    shown = "a mapping" if isinstance(item["input"], Mapping) else repr(item["input"])
+    return f"{key}={shown}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _slug(name: str) -> str:

@@ -102,7 +102,7 @@ def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalenc
         answer = gold.get(question.id)
         if answer is None:
             continue
-        kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+        kind = config.answer.kind_of(question.answer_kind)
         right = class_correct(one, answer, kind, equivalence)
         (truth,) = gold_rewards([question], [one], gold=gold, config=config, equivalence=equivalence)
         labels.append(1.0 if one.winner is not None and right[one.winner] else 0.0)
@@ -126,7 +126,7 @@ def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence:
     for question, one, fresh in zip(record.rollout.questions, record.votes, record.fresh_votes, strict=True):
         answer, right = gold.get(question.id), None
         if answer is not None:
-            kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+            kind = config.answer.kind_of(question.answer_kind)
             right = one.winner is not None and class_correct(one, answer, kind, equivalence)[one.winner]
         row = {
             "step": record.step,
@@ -147,7 +147,7 @@ def gold_rewards(
     """1.0 for right answers: what labels would give.  method=grpo-gold alone learns from this, as an upper bound."""
     rewards = []
     for question, one in zip(questions, votes, strict=True):
-        kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+        kind = config.answer.kind_of(question.answer_kind)
         right = class_correct(one, gold[question.id], kind, equivalence)
         rewards.append(tuple(1.0 if c is not None and right[c] else 0.0 for c in one.classes))
     return tuple(rewards)
@@ -170,9 +170,7 @@ def stream_rows(
         answer = gold.get(row["id"])
         right = None
         if answer is not None:
-            flags = class_correct(
-                one, answer, row["kind"] if config.answer.kind == "auto" else config.answer.kind, equivalence
-            )
+            flags = class_correct(one, answer, config.answer.kind_of(row["kind"]), equivalence)
             right = one.winner is not None and flags[one.winner]
         rows.append(
             {

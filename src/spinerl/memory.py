@@ -115,7 +115,7 @@ class Memories:
             sampled,
             kind,
             equivalence,
-            question.answer_kind if config.answer.kind == "auto" else config.answer.kind,
+            config.answer.kind_of(question.answer_kind),
             decay=config.vote.memory_decay,
             flip_margin=config.vote.flip_margin,
             seed=config.seed + sampled,

@@ -85,7 +85,7 @@ class RewardContext:
         for vote, question, text, finished in zip(
             self.votes, rollout.questions, written.texts, written.finished_mask.tolist(), strict=True
         ):
-            kind = question.answer_kind if config.answer.kind == "auto" else config.answer.kind
+            kind = config.answer.kind_of(question.answer_kind)
             answer = extract_answer(text, kind, choices=question.choices, truncated=not finished)
             # Classes are numbered by first appearance: with the reference last, the responses keep theirs.
             found.append(self.equivalence.classes([*vote.answers, answer], kind)[-1])

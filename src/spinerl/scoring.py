@@ -46,7 +46,7 @@ def judge(
     `majority_frac`, `responses_correct` (a flag per response), `correct` (whether the pseudo-label is right; without
     one it is not); inside `greedy`: `answer`, `correct`.  Correctness is None without gold.
     """
-    kind = row.get("kind") or "auto" if answer.kind == "auto" else answer.kind
+    kind = answer.kind_of(row.get("kind") or "auto")
     gold, choices = row.get("gold"), tuple(row.get("choices") or ())
     judged = dict(row)
 

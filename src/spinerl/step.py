@@ -183,7 +183,7 @@ def count_votes(
         count_vote(
             rollout.texts[i * n : (i + 1) * n],
             truncated[i * n : (i + 1) * n],
-            question.answer_kind if answer.kind == "auto" else answer.kind,
+            answer.kind_of(question.answer_kind),
             equivalence,
             choices=question.choices,
             **voting.rules,

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from spinerl.config import explain_value, split_word
 from spinerl.errors import InputError, did_you_mean
 
 __all__ = ["PARTS", "Settings", "describe_settings", "load_settings"]
@@ -102,13 +102,7 @@ def load_settings(words: Sequence[str] = ()) -> Settings:
     """
     given: dict[str, Any] = {}
     for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"{word!r} is not key=value; example: spinerl bench parts=update repeats=3")
-        try:
-            given[key] = yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
-            given[key] = text
+        key, given[key] = split_word(word, "spinerl bench parts=update repeats=3")
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
@@ -137,7 +131,6 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         keys = list(Settings.model_fields)
         return f"unknown key {key}{did_you_mean(key, keys)}; allowed: {', '.join(keys)}"
-    message = item["msg"][0].lower() + item["msg"][1:]
     if key == "parts":
-        message = f"allowed: {', '.join(PARTS)}, all{did_you_mean(str(item['input']), PARTS)}"
-    return f"{key}={item['input']!r}: {message}"
+        return f"parts={item['input']!r}: allowed: {', '.join(PARTS)}, all{did_you_mean(str(item['input']), PARTS)}"
+    return explain_value(item)

@@ -27,11 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-import yaml
 
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.keys import Loop, check_keys, refuse
-from spinerl.config import Config, load_config, read_recipe
+from spinerl.config import Config, load_config, read_recipe, split_word
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.loading import load_tokenizer, resolve_name
@@ -696,8 +695,7 @@ def _parse(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
         raise InputError("the recipe's section trl must hold `argument: value` lines")
     for word in [word for word in rest if word.startswith("trl.")]:
         rest.remove(word)
-        name, _, text = word.removeprefix("trl.").partition("=")
-        trl[name] = yaml.safe_load(text)
+        name, trl[name] = split_word(word.removeprefix("trl."))
     return load_config(recipe, rest), trl
 
 

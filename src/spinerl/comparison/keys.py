@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spinerl.config import Config, read_recipe
+from spinerl.config import Config, explain_value, read_recipe, split_word
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, METHODS
 
@@ -114,7 +113,7 @@ def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, RunWords]
     own: dict[str, Any] = {}
     whole = ("variants", "unseen", "original")  # their keys are names, with dots or without
     from_recipe = _sort(leaves(read_recipe(recipe) if recipe else {}, whole), own)
-    from_words = _sort((_parse(one) for one in words), own)
+    from_words = _sort((split_word(one, "seeds=0,1,2 (a recipe file comes first)") for one in words), own)
     try:
         keys = Keys.model_validate(own)
     except ValidationError as error:
@@ -184,16 +183,6 @@ def describe_compare_keys() -> Iterator[tuple[str, Any, str]]:
             yield name, field.default, field.description or ""
 
 
-def _parse(text: str) -> tuple[str, Any]:
-    key, equals, text = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"{key!r} is not key=value; example: seeds=0,1,2 (a recipe file comes first)")
-    try:
-        return key, yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        return key, text
-
-
 def _lay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Set a nested value; a section takes the place of a plain value of its name."""
     *sections, last = path
@@ -247,5 +236,4 @@ def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}{did_you_mean(key, [name for name, *_ in describe_compare_keys()])}"
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{key}={item['input']!r}: {message}"
+    return explain_value(item)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spinerl.config import ColumnsConfig, Config, DataConfig, read_recipe
+from spinerl.config import ColumnsConfig, Config, DataConfig, explain_value, read_recipe
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.errors import InputError, did_you_mean
 
@@ -210,4 +210,4 @@ def _explain(error: ValidationError) -> str:
         fields = ColumnsConfig.model_fields if key.startswith("columns.") else Definition.model_fields
         near = did_you_mean(key.rpartition(".")[2], fields)
         return f"unknown field {key}{near}; allowed: {', '.join(fields)}"
-    return f"{key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    return explain_value(item)
