@@ -54,6 +54,20 @@ def test_spinerl_commands_are_understood(words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_a_page_names_exists(page):
+    """`spinerl WORD` in a block of commands or in code: WORD is a command."""
+    text = page.read_text()
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)) + "\n".join(
+        re.findall(r"^    (spinerl .*)$", text, re.M)
+    )
+    named = set(re.findall(r"(?:^|[|&;/] ?|bin/)spinerl ([a-z]+)", blocks, re.M)) | set(
+        re.findall(r"`spinerl ([a-z]+)", text)
+    )
+    known = {*(command.name or command.callback.__name__ for command in app.registered_commands), "data", "export"}
+    assert named <= known, f"{page.name}: {named - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
