@@ -107,7 +107,14 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         assert [place["role"] for place in lines[name]["elsewhere"]] == ["unseen", "original"]
         metrics = (out / "tiny-shift-a" / f"{name}-seed0" / "metrics.jsonl").read_text().splitlines()
         assert len(metrics) == 2
-    rivals = {"majority of 2", "best of 2, likeliest", "synthesis of 2", "budget forcing", "equal-token vote"}
+    rivals = {
+        "majority of 2",
+        "best of 2, likeliest",
+        "synthesis of 2",
+        "budget forcing",
+        "equal-token vote",
+        "equal-token likeliest",
+    }
     assert rivals <= set(lines)
     for name in ("comparison.md", "comparison.csv", "comparison.html"):
         page = (out / name).read_text()

@@ -147,6 +147,11 @@ def test_majority_at_equal_tokens(comparison, lines):
     # three votes: 000 right, 100 right, 110 wrong, 010 right
     assert between.num_votes == 2.5
     assert between.outcome.right[0] == {"q0": 1.0, "q1": 0.5, "q2": 0.0, "q3": 0.5}
+    likeliest = at_equal_tokens(
+        none, 25.0, "likeliest"
+    )  # the second response's answer, and the third's: 00, 00, 10, 10
+    assert likeliest.outcome.right[0] == {"q0": 1.0, "q1": 1.0, "q2": 0.5, "q3": 0.5}
+    assert (likeliest.outcome.name, likeliest.outcome.note) == ("equal-token likeliest", "likeliest of 2.5")
     beyond = at_equal_tokens(none, 1000.0)
     assert (beyond.num_votes, beyond.capped) == (4.0, True)
     assert at_equal_tokens(none, 1.0).num_votes == 1.0, "one vote is the least there is"

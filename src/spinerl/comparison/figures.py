@@ -119,8 +119,9 @@ def _with_rivals(outcomes: Sequence[Outcome], k: int) -> dict[str, Outcome]:
     if none is not None and none.votes:
         found |= {rival.name: rival for rival in rivals(none, k)}
         spent = [fmean(o.tokens.values()) for o in outcomes if o.kind == "adapted" and o.tokens]
-        if spent and (equal := at_equal_tokens(none, fmean(spent))) is not None:
-            found[equal.outcome.name] = equal.outcome
+        for rule in ("majority", "likeliest") if spent else ():
+            if (equal := at_equal_tokens(none, fmean(spent), rule)) is not None:
+                found[equal.outcome.name] = equal.outcome
     return found
 
 

@@ -8,7 +8,7 @@ No torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -34,10 +34,7 @@ def rivals(none: Outcome, k: int) -> list[Outcome]:
 
     rules: dict[str, tuple[str, Callable[..., Decision]]] = {
         f"majority of {k}": ("the vote", lambda _, one, lengths: Decision(None, one.winner, k, sum(lengths))),
-        f"best of {k}, likeliest": (
-            "mean token probability",
-            lambda row, one, lengths: best_of(one, row["probabilities"][:k], lengths),
-        ),
+        f"best of {k}, likeliest": ("mean token probability", _likeliest),
         f"best of {k}, self-certain": (
             "mean KL from uniform",
             lambda row, one, lengths: best_of(one, row["certainties"][:k], lengths),
@@ -54,7 +51,7 @@ def rivals(none: Outcome, k: int) -> list[Outcome]:
         needs = "certainties" if "certain" in name else "lengths"
         outcome = Outcome(name, "no update", none.data, note)
         for seed, rows in none.votes.items():
-            known = [row for row in rows if row.get("responses_correct") is not None and needs in row]
+            known = [row for row in _known(rows) if needs in row]
             if k and known and all(len(row["classes"]) >= k for row in known):
                 outcome.right[seed], outcome.tokens[seed] = _apply(rule, known, k, none, seed)
         if outcome.right:
@@ -79,7 +76,7 @@ def rivals(none: Outcome, k: int) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class EqualTokens:
-    """Majority voting with as many votes per question as some tokens per question buy.
+    """What as many responses per question as some tokens per question buy elect.
 
     `num_votes` is that number, a fraction: between two whole ones the outcome is weighed linearly.  `capped`: fewer
     responses than that were saved, and `num_votes` is their number.
@@ -90,8 +87,10 @@ class EqualTokens:
     capped: bool
 
 
-def at_equal_tokens(none: Outcome, tokens: float) -> EqualTokens | None:
-    """Majority voting of the unadapted model at `tokens` per question; None if it has no saved responses.
+def at_equal_tokens(none: Outcome, tokens: float, rule: str = "majority") -> EqualTokens | None:
+    """What the unadapted model's responses elect at `tokens` per question; None if it has no saved responses.
+
+    `rule`: "majority", or "likeliest", the answer of the response with the highest mean token probability.
 
     num_votes = tokens / mean length of a response, at least 1 and at most as many as were saved.  A question's value
     is (1 - w) right(floor) + w right(ceil) with w the fraction: what a share w of the votes' last one would add.
@@ -111,16 +110,29 @@ def at_equal_tokens(none: Outcome, tokens: float) -> EqualTokens | None:
         capped |= tokens / length > most
         num = min(max(tokens / length, 1.0), float(most))
         low, high = math.floor(num), math.ceil(num)
-        few, many = (first_votes(rows, n, none.voting, seed) for n in (low, high))
+        if rule == "likeliest":
+            few, many = (_apply(_likeliest, _known(rows), n, none, seed)[0] for n in (low, high))
+        else:
+            few, many = (first_votes(rows, n, none.voting, seed) for n in (low, high))
         right[seed] = {id_: (1 - (num - low)) * few[id_] + (num - low) * many[id_] for id_ in few}
         spent[seed] = num * length
         used.append(num)
     if not any(right.values()):
         return None
     num_votes = sum(used) / len(used)
-    outcome = Outcome("equal-token vote", "no update", none.data, right=right, tokens=spent)
-    note = f"majority of {num_votes:.3g}" + (", all that were drawn" if capped else "")
+    name = "equal-token vote" if rule == "majority" else f"equal-token {rule}"
+    outcome = Outcome(name, "no update", none.data, right=right, tokens=spent)
+    note = f"{rule} of {num_votes:.3g}" + (", all that were drawn" if capped else "")
     return EqualTokens(replace(outcome, note=note), num_votes, capped)
+
+
+def _likeliest(row: Mapping[str, Any], one: Vote, lengths: list[int]) -> Decision:
+    return best_of(one, row["probabilities"][: len(lengths)], lengths)
+
+
+def _known(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of questions with a gold answer."""
+    return [row for row in rows if row.get("responses_correct") is not None]
 
 
 def _apply(
