@@ -1,6 +1,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from spinerl.stats import (
     roc_area,
     share_interval,
     spread_interval,
+    two_level_interval,
 )
 
 
@@ -136,3 +138,26 @@ def test_spread_over_seeds_by_hand():
     low, high = spread_interval([0.1, 0.2, 0.3])
     assert (low, high) == pytest.approx((0.2 - 0.24843, 0.2 + 0.24843), abs=1e-4)
     assert spread_interval([0.3]) is None
+
+
+def test_two_levels_by_hand_and_against_loops():
+    same = [[0.0, 1.0, 1.0, 0.0]] * 3
+    low, high = two_level_interval([same])
+    one_level = grouped_mean([same[0]])  # seeds that are alike add nothing
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(4, 9))
+    found = two_level_interval([table.tolist(), (table + 1).tolist()], 0.9)
+    drawn = []
+    for _ in range(4000):
+        means = []
+        for one in (table, table + 1):
+            seeds, questions = rng.integers(0, 4, 4), rng.integers(0, 9, 9)
+            means.append(np.mean([[one[s, q] for q in questions] for s in seeds]))
+        drawn.append(np.mean(means))
+    assert found == pytest.approx(tuple(np.quantile(drawn, [0.05, 0.95])), abs=0.03)
+    assert (low, high) == pytest.approx((0.0, 1.0))
+    assert one_level[0] == 0.5
+    assert two_level_interval([[[0.5, 1.0]]]) is None
+    for bad in ([], [[]], [[[]]]):
+        with pytest.raises(ValueError, match="needed"):
+            two_level_interval(bad)

@@ -20,6 +20,7 @@ __all__ = [
     "roc_area",
     "share_interval",
     "spread_interval",
+    "two_level_interval",
 ]
 
 _RESAMPLES = 9999
@@ -196,6 +197,39 @@ def spread_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     reach = float(student.ppf(0.5 + confidence / 2, n - 1)) * deviation / math.sqrt(n)
     return mean - reach, mean + reach
+
+
+def two_level_interval(
+    groups: Sequence[Sequence[Sequence[float]]], confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """The interval of a mean over seeds and questions, both of which might have been others.
+
+    Percentile bootstrap that draws seeds and, independently, questions with replacement inside each group (data set);
+    groups weigh the same.  It is wider than the interval over questions alone where seeds differ.
+
+    Args:
+        groups: per group a table, a row per seed, a column per question.
+    Returns: (low, high), or None where a group has fewer than two seeds.
+    Raises: ValueError for no group, or an empty one.
+
+    >>> low, high = two_level_interval([[[0.0, 0.0], [1.0, 1.0]]])  # the seeds differ, the questions do not
+    >>> low, high
+    (0.0, 1.0)
+    """
+    tables = [np.asarray(group, dtype=np.float64) for group in groups]
+    if not tables or any(table.ndim != 2 or 0 in table.shape for table in tables):
+        raise ValueError("at least one group, and one seed and question in each, are needed")
+    if any(len(table) < 2 for table in tables):
+        return None
+    means = np.zeros(_RESAMPLES)
+    for i, table in enumerate(tables):
+        num_seeds, num = table.shape
+        draws = np.random.default_rng((seed, i, 2))
+        by_seed = draws.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), _RESAMPLES) / num_seeds
+        by_question = draws.multinomial(num, np.full(num, 1 / num), _RESAMPLES) / num
+        means += np.einsum("bq,bq->b", by_seed @ table, by_question) / len(tables)
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
 
 
 def _check_groups(groups: Sequence[Sequence[float]]) -> None:

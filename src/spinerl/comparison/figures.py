@@ -15,7 +15,7 @@ from statistics import fmean
 from spinerl.comparison.collect import Outcome, Values
 from spinerl.comparison.plan import NONE
 from spinerl.comparison.rivals import EqualTokens, at_equal_tokens, rivals
-from spinerl.stats import grouped_difference, grouped_mean, spread_interval
+from spinerl.stats import grouped_difference, grouped_mean, spread_interval, two_level_interval
 
 __all__ = ["Estimate", "Figures", "Gain", "Place", "figure_lines"]
 
@@ -34,7 +34,8 @@ class Estimate:
 class Gain:
     """How much better a row is than another, paired by question; fractions.
 
-    `low`, `high`: over questions.  `seeds_low`, `seeds_high`: over seeds, None for fewer than two.
+    `low`, `high`: over questions.  `seeds_low`, `seeds_high`: over seeds; `both_low`, `both_high`: over both (two-level
+    bootstrap); None for fewer than two seeds.
     """
 
     value: float
@@ -45,6 +46,8 @@ class Gain:
     by_seed: Mapping[int, float]
     seeds_low: float | None
     seeds_high: float | None
+    both_low: float | None = None
+    both_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ def _gain(a: Sequence[Values], b: Sequence[Values], confidence: float, pair_seed
     """
     befores, afters = [], []
     shares: list[dict[int, float]] = []
+    changes: list[list[list[float]]] = []
     if not a:
         return None
     for x, y in zip(a, b, strict=True):
@@ -242,12 +246,16 @@ def _gain(a: Sequence[Values], b: Sequence[Values], confidence: float, pair_seed
             return None
         befores.append([before[id_] for id_ in ids])
         afters.append([after[id_] for id_ in ids])
-        shares.append({seed: _difference(x[seed] if pair_seeds else before, y[seed], ids) for seed in seeds})
+        pairs = {seed: (x[seed] if pair_seeds else before, y[seed]) for seed in seeds}
+        shares.append({seed: _difference(own, now, ids) for seed, (own, now) in pairs.items()})
+        changes.append([[now[id_] - own[id_] for id_ in ids] for own, now in pairs.values()])
     found = grouped_difference(befores, afters, confidence)
     common = sorted(set.intersection(*map(set, shares)))
     by_seed = {seed: fmean(one[seed] for one in shares) for seed in common}
-    low, high = spread_interval(list(by_seed.values()), confidence) or (None, None)
-    return Gain(found.difference, found.low, found.high, found.p_value, found.num, by_seed, low, high)
+    none = (None, None)
+    seeds_ = spread_interval(list(by_seed.values()), confidence) or none
+    both = two_level_interval(changes, confidence) or none
+    return Gain(found.difference, found.low, found.high, found.p_value, found.num, by_seed, *seeds_, *both)
 
 
 def _difference(before: Mapping[str, float], after: Mapping[str, float], ids: Sequence[str]) -> float:

@@ -146,4 +146,5 @@ def _gain(key: str, value: Gain | None) -> Iterator[tuple[str, Any]]:
             (f"{key}_p", value.p_value),
             (f"{key}_by_seed", " ".join(f"{v:.6g}" for v in value.by_seed.values())),
         )
-        yield from ((f"{key}_seeds_low", value.seeds_low), (f"{key}_seeds_high", value.seeds_high))
+        for edge in ("seeds_low", "seeds_high", "both_low", "both_high"):
+            yield f"{key}_{edge}", getattr(value, edge)
