@@ -43,6 +43,18 @@ METHODS: dict[str, Method] = {
         source="arXiv 2511.17938, ablation",
         sets={"reward": "majority", "forks": _FORKS, "band": _NO_BAND},
     ),
+    "spine-memory": Method(
+        summary="SPINE with an anchor, its labels the winners of all votes so far, the unadapted model's 64 first",
+        source="ours, docs/memory.md",
+        # Chosen on tiny/shift-dev (docs/experiments.md).
+        sets={
+            "reward": "majority",
+            "forks": _FORKS,
+            "band": {"weight": 0.01},
+            "anchor": {"weight": 0.05},
+            "vote": {"memory": "sum", "memory_start": 64},
+        },
+    ),
     "spine-v2": Method(
         summary="SPINE's second version, as one reader has it: forks by Otsu's threshold, band from the median",
         source="arXiv 2511.17938v2, known from an independent re-implementation only",

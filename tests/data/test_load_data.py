@@ -412,3 +412,20 @@ def test_any_rows_load_or_are_refused_in_one_line(load, jsonl, configure, rows, 
     assert set(gold) <= {question.id for question in questions.questions}
     assert all(question.text.strip() and question.id for question in questions.questions)
     assert check(configure(*words)).ok
+
+
+@pytest.mark.parametrize(("name", "kind"), [("tiny/shift-a", "number"), ("tiny-vqa/shift-b", "text")])
+def test_fresh_questions_of_a_suites_kind_by_name(load, name, kind):
+    first, gold = load(f"data={name}@11")
+    again, _ = load(f"data={name}@11")
+    other, _ = load(f"data={name}@12")
+    bundled, _ = load(f"data={name}")
+    assert len(first.questions) == len(gold) == 256
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    texts = [{(q.text, q.images) for q in found.questions} for found in (first, other, bundled)]
+    assert all(len(a & b) < 8 for a, b in ((texts[0], texts[1]), (texts[0], texts[2])))
+    assert {q.answer_kind for q in first.questions} <= {kind, "choice"}
+    with pytest.raises(InputError, match="whole number"):
+        load(f"data={name}@one")
+    with pytest.raises(InputError, match="shift-z"):
+        load("data=tiny/shift-z@1")

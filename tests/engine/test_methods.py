@@ -17,6 +17,7 @@ from spinerl.engine.loading import load_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.policy import update
 from spinerl.evaluation import gold_rewards
+from spinerl.memory import Memories
 from spinerl.methods import LOSSES, METHODS
 from spinerl.rewards import RewardContext, give_rewards
 from spinerl.step import StepState, freeze_targets, rollout_metrics, sample, trained_rows
@@ -29,6 +30,11 @@ ANSWERS = (("4", "4", "5", None), ("7", "7", "7", "7"), ("1", "2", "2", "2"))
 GOLD = {"0": "5", "1": "7", "2": "2"}
 QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in enumerate(TEXTS))
 ADAPTING = [name for name in METHODS if name != "none"]
+START = (
+    ("8", "8", "8", "7"),
+    ("5", "5", "5", "5", "5", None),
+    (),
+)  # what the unadapted model said, for methods that remember
 RECORD = Path(__file__).parent.parent / "golden" / "methods.json"
 
 
@@ -52,10 +58,22 @@ def opened(folder, method, *words, dtype=torch.float64):
     return config, policy, anchor, prompts
 
 
-def rolled_out(config, policy, anchor, prompts, equivalence, step=1):
+def memory_of(config, equivalence):
+    """A memory that begins with the votes of START; None for methods without."""
+    if config.vote.memory == "off":
+        return None
+    memory = Memories(config)
+    votes = [vote(list(given), equivalence.classes(list(given), "number")) for given in START]
+    memory.start(QUESTIONS, votes, [[1.0] * len(given) for given in START], equivalence)
+    return memory
+
+
+def rolled_out(config, policy, anchor, prompts, equivalence, step=1, memory=None):
     """(rollout, votes, rewards, batch, old log-probabilities, entropies), the votes being those of ANSWERS."""
     rollout = sample(policy, QUESTIONS, prompts, config, step)
     votes = tuple(vote(list(given), equivalence.classes(list(given), "number")) for given in ANSWERS)
+    if memory is not None:
+        votes, _ = memory.vote(rollout, votes, [1.0] * 12, step + 1, equivalence)
     if config.reward == "gold":
         rewards = gold_rewards(QUESTIONS, votes, gold=GOLD, config=config, equivalence=equivalence)
     else:
@@ -77,6 +95,10 @@ def brute_rewards(method, rollout, policy, anchor):
         spread = [counts[a] / 4 if a else 0.25 for a in dict.fromkeys(a or f"none {i}" for i, a in enumerate(answers))]
         spread = [counts[a] / 4 for a in counts] + [0.25] * answers.count(None)
         scatter = -sum(x * math.log(x) for x in spread)
+        if method == "spine-memory":
+            counts.update(a for a in START[p] if a is not None)
+            best = max(counts.values())
+            (top,) = [a for a in counts if counts[a] == best]
         if method == "ttrl-loo":
             own = []
             for i, a in enumerate(answers):
@@ -216,7 +238,7 @@ def brute_forks(method, rollout, rewards):
     if method == "80-20":
         every = sorted((-rollout.entropies[r, t].item(), r, t) for r in cells for t in cells[r])
         return {(r, t) for _, r, t in every[: math.ceil(0.2 * len(every) - 1e-9)]}
-    if method in ("spine", "spine-no-band"):
+    if method in ("spine", "spine-no-band", "spine-memory"):
         chosen = set()
         for r, columns in cells.items():
             ranked = sorted(columns, key=lambda t: (-rollout.entropies[r, t].item(), t))
@@ -259,7 +281,10 @@ def brute_gradient(method, config, policy, anchor, rollout, advantages, forks):
                 if method == "ttrl-paper":
                     d = log_p[t, ids[start + t]] - log_q[t, ids[start + t]]
                     total = total + 0.01 * ((-d).exp() - 1 + d) / len(forks)
-                if method == "spine":
+                if method == "spine-memory" and (row, t) in forks:
+                    d = log_p[t, ids[start + t]] - log_q[t, ids[start + t]]
+                    total = total + 0.05 * ((-d).exp() - 1 + d) / len(forks)
+                if method in ("spine", "spine-memory"):
 
                     def quantile(q, values=sampled):
                         place = q * (len(values) - 1)
@@ -288,7 +313,10 @@ def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
         for parameter in anchor.model.parameters():
             parameter.mul_(1.02)
     with Equivalence() as equivalence:
-        rollout, _, rewards, batch, old, entropies = rolled_out(config, policy, anchor, prompts, equivalence)
+        memory = memory_of(config, equivalence)
+        rollout, _, rewards, batch, old, entropies = rolled_out(
+            config, policy, anchor, prompts, equivalence, memory=memory
+        )
     expected = brute_rewards(method, rollout, policy, anchor)
     if expected is None:
         expected = [list(own) for own in rewards]
@@ -367,8 +395,11 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
     optimiser = Optimiser(policy.model.parameters(), config.optim, 10)
     state, rows = StepState(), []
     with Equivalence() as equivalence:
+        memory = memory_of(config, equivalence)
         for step in range(10):
-            rollout, _, rewards, batch, old, entropies = rolled_out(config, policy, anchor, prompts, equivalence, step)
+            rollout, _, rewards, batch, old, entropies = rolled_out(
+                config, policy, anchor, prompts, equivalence, step, memory
+            )
             targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state)
             figures = update(policy, anchor, batch, targets, optimiser, config, torch.arange(12))
             figures.pop("loss/log_ratio_max")  # rounding noise

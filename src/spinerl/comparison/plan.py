@@ -206,7 +206,7 @@ def _named(value: Any, data: str, key: str, all_data: Sequence[str]) -> list[str
             raise InputError(f"{key}.{strange}: not one of data={','.join(all_data)}")
         value = value.get(data)
     if value == "auto":
-        family, _, suite = data.partition("/")
+        family, _, suite = data.partition("@")[0].partition("/")
         other = f"{suite}-unseen" if key == "unseen" else "in-domain"
         known = {"tiny": SUITES, "tiny-vqa": VQA_SUITES}.get(family, ())
         return [f"{family}/{other}"] if other in known and other != suite else []

@@ -154,8 +154,10 @@ def resolve(config: Config) -> Config:
 def suite_of(name: str) -> tuple[str, str] | None:
     """The suite and its family in the name of bundled questions; None for other names.
 
-    >>> suite_of("tiny/shift-a"), suite_of("tiny-vqa/shift-a"), suite_of("math-500")
-    (('shift-a', 'tiny'), ('shift-a', 'tiny-vqa'), None)
+    "@" and a seed ask for fresh questions of the suite's kind (`spinerl.tiny.fresh_suite`).
+
+    >>> suite_of("tiny/shift-a"), suite_of("tiny-vqa/shift-a@11"), suite_of("math-500")
+    (('shift-a', 'tiny'), ('shift-a@11', 'tiny-vqa'), None)
     """
     family, slash, suite = name.partition("/")
     return (suite, family) if slash and family in FAMILIES else None
@@ -164,6 +166,7 @@ def suite_of(name: str) -> tuple[str, str] | None:
 def _of_suite(suite: str, family: str) -> Definition:
     from spinerl.tiny import suite_path
 
+    suite = suite.partition("@")[0]
     if family == "tiny":
         return Definition(path=str(suite_path(suite)), kind="number")
     path = suite_path(suite, family)

@@ -173,7 +173,10 @@ def _gold_cells(data: DataConfig) -> dict[str, Any] | None:
     if data.gold is not None:
         path, key = Path(data.gold), "data.gold"
     elif suite_of(data.name) is not None and data.path is None and data.columns.gold is not None:
-        path, key = suite_gold(data.name), "data"
+        known = suite_gold(data.name)
+        if isinstance(known, dict):
+            return dict(known)
+        path, key = known, "data"
     else:
         return None
     table = open_file(path, key=key)

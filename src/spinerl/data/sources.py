@@ -13,6 +13,7 @@ from spinerl.data import hub
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, suite_of
 from spinerl.errors import InputError, did_you_mean
+from spinerl.tiny import SUITES, VQA_SUITES, fresh_suite, gold_path
 
 __all__ = ["Row", "Table", "name_list", "open_file", "open_table", "suite_gold"]
 
@@ -62,7 +63,11 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
         return _open_local(Path(data.path), data, definition, key="data.path")
     suite = suite_of(data.name)
     if suite is not None and definition is not None and definition.path is not None:
-        return open_file(Path(definition.path), data.name)
+        fresh = fresh_suite(*suite)
+        if fresh is None:
+            return open_file(Path(definition.path), data.name)
+        rows = [Row(f"row {number}", number, cells) for number, cells in enumerate(fresh[0])]
+        return Table(data.name, tuple(dict.fromkeys(key for cells in fresh[0] for key in cells)), None, rows)
     if definition is not None and definition.path is not None:
         return _open_local(Path(definition.path), data, definition, key=f"path in {data.name}")
     if definition is not None and definition.hub is not None:
@@ -76,8 +81,6 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
         return _of_dataset(hub.open_hub(data.name, data.config, data.split), data.name, None)
     if slash:
         raise InputError(f"data={data.name}: no such file or folder; a hub data set is written owner/name")
-    from spinerl.tiny import SUITES, VQA_SUITES
-
     known = [*BENCHMARKS, *(f"tiny/{suite}" for suite in SUITES), *(f"tiny-vqa/{suite}" for suite in VQA_SUITES)]
     near = did_you_mean(data.name, known)
     raise InputError(
@@ -120,13 +123,12 @@ def name_list(names: Iterable[Any], most: int = 30) -> str:
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
-def suite_gold(name: str) -> Path:
-    """The gold file that comes with the bundled suite of this name, e.g. `tiny/shift-a`."""
-    from spinerl.tiny import gold_path
-
+def suite_gold(name: str) -> Path | dict[str, str]:
+    """The gold file that comes with the bundled suite of this name, `tiny/shift-a`; of fresh questions the answers."""
     suite = suite_of(name)
     assert suite is not None
-    return gold_path(*suite)
+    fresh = fresh_suite(*suite)
+    return gold_path(*suite) if fresh is None else fresh[1]
 
 
 def _open_local(path: Path, data: DataConfig, definition: Definition | None, key: str) -> Table:

@@ -6,10 +6,21 @@ Everything here works without a network and without torch; see docs/tiny.md.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from spinerl.errors import InputError
 
-__all__ = ["MODEL", "MODELS", "SUITES", "VISION_MODEL", "VQA_SUITES", "gold_path", "model_path", "suite_path"]
+__all__ = [
+    "MODEL",
+    "MODELS",
+    "SUITES",
+    "VISION_MODEL",
+    "VQA_SUITES",
+    "fresh_suite",
+    "gold_path",
+    "model_path",
+    "suite_path",
+]
 
 MODEL, VISION_MODEL = "tiny-reasoner", "tiny-vlm"
 MODELS: tuple[str, ...] = (MODEL, VISION_MODEL)
@@ -56,6 +67,30 @@ def gold_path(name: str, family: str = "tiny") -> Path:
     Raises InputError for an unknown name or family.
     """
     return _folder(name, family) / f"{name}.gold.jsonl"
+
+
+def fresh_suite(name: str, family: str = "tiny") -> tuple[list[dict[str, Any]], dict[str, str]] | None:
+    """(questions, answers by id) of fresh questions of a suite's kind: "shift-a@11" are 256 drawn with seed 11.
+
+    None for a name without a seed.  Raises InputError for an unknown suite, or a seed that is none.
+
+    >>> questions, answers = fresh_suite("shift-a@11")
+    >>> len(questions), questions[0]["id"], fresh_suite("shift-a")
+    (256, 'a-11-00000', None)
+    """
+    suite, at, seed = name.partition("@")
+    if not at:
+        return None
+    _folder(suite, family)
+    if family == "tiny":
+        from spinerl.tiny.suite import BUNDLED, suite_rows
+    else:
+        from spinerl.tiny.vqa.suite import BUNDLED, suite_rows
+    if not seed.isdecimal():
+        raise InputError(f"{family}/{name}: what follows @ is a seed, a whole number; example: {family}/{suite}@11")
+    shift, _, num = BUNDLED[suite]
+    rows = suite_rows(shift, int(seed), num)
+    return [row.asked() for row in rows], {row.id: row.answer for row in rows}
 
 
 def _folder(name: str, family: str) -> Path:
