@@ -400,6 +400,13 @@ class GuardConfig(_Section):
     perturbation: str = Field(
         "none", description="ask the probe differently too: none, blank, reread, or module:function (str -> str)"
     )
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="rollback keeps the last weights whose score is within this share of the best; null: 0.05 with "
+        "vote.memory, else 0",
+    )
     preflight_questions: int = Field(64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
     no_go: float = Field(0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
     go: float = Field(0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")

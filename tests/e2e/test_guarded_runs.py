@@ -74,12 +74,17 @@ def test_a_no_go_trains_nothing_and_says_so(tmp_path):
     assert [row["step"] for row in finished.rows("eval.jsonl")] == [0]
 
 
-@pytest.mark.parametrize("lr", [5e-4, 0.02], ids=["usual", "destructive"])
-def test_the_weights_of_the_best_look_come_back(tmp_path, lr):
-    finished, _ = run(tmp_path / "r", "steps=5", f"optim.lr={lr}", "guard.no_go=0")
+@pytest.mark.parametrize(
+    ("lr", "share", "words"),
+    [(5e-4, 0.0, []), (0.02, 0.0, []), (5e-4, 0.05, ["vote.memory=sum"]), (5e-4, 0.5, ["guard.tolerance=0.5"])],
+    ids=["usual", "destructive", "remembered", "tolerant"],
+)
+def test_the_weights_of_the_best_look_come_back(tmp_path, lr, share, words):
+    finished, _ = run(tmp_path / "r", "steps=5", f"optim.lr={lr}", "guard.no_go=0", *words)
     looks = finished.rows("guard.jsonl")
     guard = finished.manifest["guard"]
-    best = max(looks, key=lambda look: (look["score"], look["step"]))
+    highest = max(look["score"] for look in looks)
+    best = [look for look in looks if look["score"] >= (1 - share) * highest][-1]
     assert guard["kept_step"] == best["step"]
     assert guard["rule"] == ("alike" if lr > 0.01 else None) == looks[-1]["rule"]
     assert not guard["kept_step"] or lr < 0.01

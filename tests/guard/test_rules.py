@@ -32,6 +32,11 @@ def test_the_best_look_is_the_latest_of_equals():
     assert best_look(looks(0.3, 0.4, 0.4, 0.2))["step"] == 10
 
 
+def test_within_a_tolerance_the_last_look_is_kept():
+    seen = looks(0.3, 0.5, 0.4, 0.44, 0.1)
+    assert [best_look(seen, share)["step"] for share in (0.0, 0.1, 0.12, 0.2, 0.79, 0.8)] == [5, 5, 15, 15, 15, 20]
+
+
 def test_a_quiet_run_breaks_no_rule():
     assert judge(looks(0.3, 0.25, 0.35, 0.34), KEYS) is None
 

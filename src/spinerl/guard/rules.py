@@ -43,9 +43,14 @@ def look_score(look: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> 
     return support * kept / max(kept, *(row.get("label/kept_frac") or 0.0 for row in before), 0.0)
 
 
-def best_look(looks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The look with the highest score, the latest of equals."""
-    return max(reversed(looks), key=lambda look: look["score"])
+def best_look(looks: Sequence[Mapping[str, Any]], tolerance: float = 0.0) -> Mapping[str, Any]:
+    """The latest look whose score is within this share of the highest: with 0 the best one, the latest of equals.
+
+    >>> [best_look([{"score": 0.4}, {"score": 0.5}, {"score": 0.46}], share)["score"] for share in (0.0, 0.1)]
+    [0.5, 0.46]
+    """
+    best = max(look["score"] for look in looks)
+    return next(look for look in reversed(looks) if look["score"] >= (1 - tolerance) * best)
 
 
 def judge(looks: Sequence[Mapping[str, Any]], keys: GuardConfig) -> Verdict | None:

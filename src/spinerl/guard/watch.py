@@ -23,6 +23,7 @@ from spinerl.types import Question, StepRecord
 __all__ = ["Guard", "Outcome"]
 
 _BEST = "best"  # folder with the weights of the best look so far
+_WITH_MEMORY = 0.05  # chosen on tiny/shift-dev (docs/memory.md)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Guard:
         kept = {"label/kept_frac": sum(self._kept) / len(self._kept)} if self._kept else {}
         self._look(step, kept)
         self._kept.clear()
-        if self._keys.mode == "rollback" and best_look(self._looks)["step"] == step:
+        if self._keys.mode == "rollback" and best_look(self._looks, self._tolerance)["step"] == step:
             self._save(step)
         return last if known else self._last_step(step, last)
 
@@ -116,7 +117,7 @@ class Guard:
         kept, broken = step, self._broken
         rule = None if broken is None else broken["rule"]
         if self._keys.mode == "rollback":
-            kept = 0 if rule == "no-go" else best_look(self._looks)["step"]
+            kept = 0 if rule == "no-go" else best_look(self._looks, self._tolerance)["step"]
         lost = kept < step and not self._restore(kept)
         kept = step if lost else kept
         sentences = []
@@ -135,6 +136,12 @@ class Guard:
         return self._keys.mode in ("stop", "rollback")
 
     @property
+    def _tolerance(self) -> float:
+        """How far under the best score weights may be to be kept for being later."""
+        given = self._keys.tolerance
+        return given if given is not None else 0.0 if self._config.vote.memory == "off" else _WITH_MEMORY
+
+    @property
     def _broken(self) -> dict[str, Any] | None:
         """The look at which the first rule was broken."""
         return next((look for look in self._looks if look["rule"]), None)
@@ -151,7 +158,7 @@ class Guard:
 
     def _restored(self, kept: int) -> str:
         """Which weights were brought back, and why."""
-        now, best = self._looks[-1], best_look(self._looks)
+        now, best = self._looks[-1], best_look(self._looks, self._tolerance)
         if best["step"] != kept or now is best:
             return "The unadapted model was kept."
         what = f"weights after step {kept} were brought back" if kept else "unadapted model was kept"
