@@ -85,6 +85,13 @@ def test_sum_adds_and_ema_fades_by_age_and_fixed_stays(equivalence: Equivalence)
     assert majority_reward(held[2]) == (0.0, 0.0, 1.0, 1.0)
 
 
+def test_a_fixed_memory_waits_for_an_answer(equivalence: Equivalence):
+    held = visits([[None, None], ["a", None], ["b", "b"]], equivalence, "fixed")
+    assert [one.pseudo_label for one in held] == [None, "a", "a"]
+    assert held[2].memory is not None
+    assert (held[2].memory.abstained, held[2].memory.total) == (3.0, 4.0)
+
+
 def test_a_label_falls_only_to_an_answer_that_leads_it(equivalence: Equivalence):
     tied = visits([["a", "a", "b"], ["b"]], equivalence)
     assert tied[1].counts == (2.0, 2.0)

@@ -47,7 +47,7 @@ def add_votes(
     """The memory after a visit.
 
     sum: m + v.  ema: decay m + v, whose shares are the average of all visits' with weights decay^age, the first visits
-    not favoured.  fixed: v if m is empty, else m.  Responses of a step that was added last (rollout.reuse) count once.
+    not favoured.  fixed: v if m holds no answer, else m.  Responses of a step that was added last (rollout.reuse) count once.
 
     Args:
         fresh: the vote of the new responses alone; its counts are not read.
@@ -144,4 +144,4 @@ def vote_from_memory(
 
 def _takes(memory: VoteMemory, sampled: int, kind: str) -> bool:
     """Whether new responses are added."""
-    return memory.sampled is None or (kind != "fixed" and sampled != memory.sampled)
+    return sampled != memory.sampled and (kind != "fixed" or not memory.weights)
