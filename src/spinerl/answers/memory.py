@@ -47,7 +47,8 @@ def add_votes(
     """The memory after a visit.
 
     sum: m + v.  ema: decay m + v, whose shares are the average of all visits' with weights decay^age, the first visits
-    not favoured.  fixed: v if m holds no answer, else m.  Responses of a step that was added last (rollout.reuse) count once.
+    not favoured.  fixed: v if m holds no answer, else m.  Responses of a step that was added last (rollout.reuse) count
+    once.
 
     Args:
         fresh: the vote of the new responses alone; its counts are not read.
