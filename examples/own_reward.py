@@ -9,6 +9,6 @@ def brief(vote, *, num_tokens, finished):
     return [shortest / n if right else 0.0 for right, n in zip(agrees, num_tokens, strict=True)]
 
 
-keys = {"steps": 4, "questions_per_step": 4, "guard": "off", "data.max_questions": 16}
+keys = {"steps": 2, "questions_per_step": 4, "guard": "off", "data.max_questions": 8}
 run = spinerl.adapt("tiny-reasoner", "tiny/shift-a", reward=brief, **keys)
 print("reward:", [round(row["reward/mean"], 3) for row in run.metrics])

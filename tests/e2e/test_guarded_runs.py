@@ -76,8 +76,8 @@ def test_a_no_go_trains_nothing_and_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("lr", "share", "words"),
-    [(5e-4, 0.0, []), (0.02, 0.0, []), (5e-4, 0.05, ["vote.memory=sum"]), (5e-4, 0.5, ["guard.tolerance=0.5"])],
-    ids=["usual", "destructive", "remembered", "tolerant"],
+    [(5e-4, 0.0, []), (0.02, 0.0, []), (5e-4, 0.05, ["vote.memory=sum"])],
+    ids=["usual", "destructive", "remembered"],
 )
 def test_the_weights_of_the_best_look_come_back(tmp_path, lr, share, words):
     finished, _ = run(tmp_path / "r", "steps=5", f"optim.lr={lr}", "guard.no_go=0", *words)

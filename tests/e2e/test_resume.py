@@ -18,8 +18,8 @@ from spinerl.runs import RunFolder
 # Everything that carries state from step to step: moments, schedule, moving band edges, anchor, several updates.
 WORDS = [
     "data=tiny/in-domain", "data.max_questions=6", "questions_per_step=3", "group_size=4", "steps=6", "threads=1",
-    "rollout.max_new_tokens=72", "optim.lr=1e-3", "optim.schedule=cosine", "optim.warmup_steps=2",
-    "optim.minibatches=2", "anchor.weight=0.1", "band.weight=0.1", "band.edges=ema", "eval.every=2", "eval.samples=2",
+    "rollout.max_new_tokens=48", "optim.lr=1e-3", "optim.schedule=cosine", "optim.warmup_steps=2",
+    "optim.minibatches=2", "anchor.weight=0.1", "band.weight=0.1", "band.edges=ema", "eval.every=3", "eval.samples=2",
     "checkpoint.every=2", "log.sample_every=1",
     "vote.memory=ema", "vote.memory_start=2", "vote.flip_margin=0.1", "vote.slow_decay=0.9",
 ]  # fmt: skip

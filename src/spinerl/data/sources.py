@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spinerl import tiny
 from spinerl.config import DataConfig
 from spinerl.data import hub
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, suite_of
 from spinerl.errors import InputError, did_you_mean
-from spinerl.tiny import SUITES, VQA_SUITES, fresh_suite, gold_path
 
 __all__ = ["Row", "Table", "name_list", "open_file", "open_table", "suite_gold"]
 
@@ -63,7 +63,7 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
         return _open_local(Path(data.path), data, definition, key="data.path")
     suite = suite_of(data.name)
     if suite is not None and definition is not None and definition.path is not None:
-        fresh = fresh_suite(*suite)
+        fresh = tiny.fresh_suite(*suite)
         if fresh is None:
             return open_file(Path(definition.path), data.name)
         rows = [Row(f"row {number}", number, cells) for number, cells in enumerate(fresh[0])]
@@ -81,7 +81,11 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
         return _of_dataset(hub.open_hub(data.name, data.config, data.split), data.name, None)
     if slash:
         raise InputError(f"data={data.name}: no such file or folder; a hub data set is written owner/name")
-    known = [*BENCHMARKS, *(f"tiny/{suite}" for suite in SUITES), *(f"tiny-vqa/{suite}" for suite in VQA_SUITES)]
+    known = [
+        *BENCHMARKS,
+        *(f"tiny/{suite}" for suite in tiny.SUITES),
+        *(f"tiny-vqa/{suite}" for suite in tiny.VQA_SUITES),
+    ]
     near = did_you_mean(data.name, known)
     raise InputError(
         f"data={data.name!r} is neither a file nor a known data set{near}; allowed: a file "
@@ -127,8 +131,8 @@ def suite_gold(name: str) -> Path | dict[str, str]:
     """The gold file that comes with the bundled suite of this name, `tiny/shift-a`; of fresh questions the answers."""
     suite = suite_of(name)
     assert suite is not None
-    fresh = fresh_suite(*suite)
-    return gold_path(*suite) if fresh is None else fresh[1]
+    fresh = tiny.fresh_suite(*suite)
+    return tiny.gold_path(*suite) if fresh is None else fresh[1]
 
 
 def _open_local(path: Path, data: DataConfig, definition: Definition | None, key: str) -> Table:

@@ -5,6 +5,7 @@ Everything here works without a network and without torch; see docs/tiny.md.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def gold_path(name: str, family: str = "tiny") -> Path:
     return _folder(name, family) / f"{name}.gold.jsonl"
 
 
+@lru_cache(maxsize=8)  # drawing pictures takes seconds
 def fresh_suite(name: str, family: str = "tiny") -> tuple[list[dict[str, Any]], dict[str, str]] | None:
     """(questions, answers by id) of fresh questions of a suite's kind: "shift-a@11" are 256 drawn with seed 11.
 
