@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spinerl.answers import count_vote, default_equivalence
-from spinerl.config import Config, load_config
+from spinerl.config import Config, load_config, word
 from spinerl.errors import InputError
 from spinerl.plugins import register
+from spinerl.report import read_run
 from spinerl.runs import QUESTIONS, RunFolder
 from spinerl.stats import Difference
 from spinerl.types import Vote
@@ -111,18 +112,18 @@ def adapt(
             observer = _Callbacks(callbacks)
             work = open_workload(config, observer, _given(model, tokenizer, config))
             made = run_adapt(config, observer, work=work)
-        kept = made.manifest.get("guard", {}).get("kept_step")
-        evaluations = tuple(made.rows("eval.jsonl"))
-        final = next((row for row in evaluations if row["step"] == kept), evaluations[-1])
+        data = read_run(made.path)
+        first, final = data.evals[0], data.final_eval
+        assert final is not None  # the last evaluation, or that of the weights which the guard kept
         return Run(
             work.loaded.model,
             work.loaded.tokenizer,
             made.config,
-            tuple(made.rows("metrics.jsonl")),
-            evaluations,
-            tuple(made.rows("labels.jsonl")),
-            made.manifest.get("guard", {}),
-            _evaluation(made, evaluations[0]),
+            data.metrics,
+            data.evals,
+            data.labels,
+            data.guard,
+            _evaluation(made, first),
             _evaluation(made, final),
             None if run is None else folder,
         )
@@ -147,20 +148,16 @@ def evaluate(
     >>> found.metrics["num_gold"], found.predictions[0]["gold"]
     (1, '5')
     """
-    from spinerl.answers import Equivalence
     from spinerl.data import resolve
-    from spinerl.evaluation import evaluate as run_evaluate
-    from spinerl.workload import open_workload
+    from spinerl.evaluation import evaluate_model
 
     with (
         tempfile.TemporaryDirectory() as temporary,
         _written(questions, Path(temporary)) as data,
         _own_threads(),
-        Equivalence() as equivalence,
     ):
         config = resolve(_config(model, {**data, "method": "none", "eval.samples": samples, **keys}))
-        work = open_workload(config, None, _given(model, tokenizer, config))
-        return run_evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence)
+        return evaluate_model(config, given=_given(model, tokenizer, config))
 
 
 def compare(before: Evaluation, after: Evaluation, *, confidence: float = 0.95) -> dict[str, Difference]:
@@ -274,7 +271,7 @@ def _own_threads() -> Iterator[None]:
 def _config(model: Any, keys: Mapping[str, Any]) -> Config:
     given = {"model": _name(model), **keys}
     try:
-        words = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+        words = [word(key, value) for key, value in given.items()]
     except (TypeError, ValueError) as error:
         raise InputError(f"configuration keys must be plain values: {error}") from None
     return load_config(overrides=words)

@@ -442,17 +442,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(model: str, data: str, words: Sequence[str]) -> tuple[Evaluation, Config]:
-    from spinerl.answers import Equivalence
     from spinerl.display import Display
-    from spinerl.evaluation import evaluate
-    from spinerl.workload import open_workload
+    from spinerl.evaluation import evaluate_model
 
     config = _resolved({"model": model, "data": data, "method": "none"}, words)
-    with Display(err, 0) as display, Equivalence() as equivalence:
-        work = open_workload(config, display)
-        display.phase("evaluate", 0)
-        result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, display.tokens)
-    return result, config
+    with Display(err, 0) as display:
+        return evaluate_model(config, display), config
 
 
 def _data_word(word: str) -> str | None:

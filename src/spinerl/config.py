@@ -35,6 +35,7 @@ __all__ = [
     "profile_of",
     "read_recipe",
     "split_word",
+    "word",
 ]
 
 
@@ -652,6 +653,15 @@ def split_word(word: str, example: str = "steps=20 (a recipe file must end in .y
         return key, yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         return key, text
+
+
+def word(key: str, value: Any) -> str:
+    """`key=value` as the command line has it, whatever the value.
+
+    >>> word("rollout.stop", ["###"])
+    'rollout.stop=["###"]'
+    """
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def parse_override(word: str) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from spinerl.memory import is_flip
 from spinerl.scoring import class_correct, judge, summarise
 from spinerl.step import rollout_metrics
 from spinerl.types import GoldTable, Question, Rollout, StepRecord, Vote
+from spinerl.workload import Observer, open_workload
 
-__all__ = ["Evaluation", "evaluate", "gold_metrics", "gold_rewards", "label_rows", "stream_rows"]
+__all__ = ["Evaluation", "evaluate", "evaluate_model", "gold_metrics", "gold_rewards", "label_rows", "stream_rows"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ def evaluate(
     return Evaluation(metrics, tuple(rows))
 
 
+def evaluate_model(config: Config, observer: Observer | None = None, *, given: LoadedModel | None = None) -> Evaluation:
+    """Open the configuration's model (or take the one given) and questions, and evaluate.
+
+    `config` has been through `spinerl.data.resolve`.  Raises InputError.
+    """
+    work = open_workload(config, observer, given)
+    if observer is not None:
+        observer.phase("evaluate", 0)
+    on_tokens = None if observer is None else observer.tokens
+    with Equivalence() as equivalence:
+        return evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
+
+
 def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: Rollout | None) -> dict[str, Any]:
     """One question's prediction row, not yet judged."""
     row: dict[str, Any] = {
@@ -87,31 +101,32 @@ def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: 
     return row
 
 
-def gold_metrics(record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence) -> dict[str, float]:
+def gold_metrics(
+    record: StepRecord, labels: Sequence[Mapping[str, Any]], gold: GoldTable, config: Config, equivalence: Equivalence
+) -> dict[str, float]:
     """What a step's labels and rewards were worth, for the log alone; {} when no question of it has gold.
 
     label_accuracy: share of questions whose pseudo-label is right (a question without one counts as wrong).
     response_accuracy: share of responses that are right.  reward_accuracy: share of trained responses whose
     pseudo-reward is what gold would have given; it counts true negatives, so a wrong label whose class is small
     still scores high: read it beside label_accuracy.
+
+    Args: `labels`, the step's `label_rows`.
     """
-    labels: list[float] = []
+    right: list[float] = []
     responses: list[float] = []
     rewards: list[float] = []
-    for question, one, given in zip(record.rollout.questions, record.votes, record.rewards, strict=True):
-        answer = gold.get(question.id)
-        if answer is None:
+    for row, question, one, given in zip(labels, record.rollout.questions, record.votes, record.rewards, strict=True):
+        if row["correct"] is None:
             continue
-        kind = config.answer.kind_of(question.answer_kind)
-        right = class_correct(one, answer, kind, equivalence)
         (truth,) = gold_rewards([question], [one], gold=gold, config=config, equivalence=equivalence)
-        labels.append(1.0 if one.winner is not None and right[one.winner] else 0.0)
+        right.append(float(row["correct"]))
         responses.append(sum(truth) / len(truth))
         rewards.append(sum(float(a == b) for a, b in zip(given, truth, strict=False)) / len(given))
-    if not labels:
+    if not right:
         return {}
     return {
-        "gold/label_accuracy": sum(labels) / len(labels),
+        "gold/label_accuracy": sum(right) / len(right),
         "gold/response_accuracy": sum(responses) / len(responses),
         "gold/reward_accuracy": sum(rewards) / len(rewards),
     }

@@ -33,17 +33,25 @@ class Memories:
         self._config = config
         self._voter = voter
         self._of: dict[str, VoteMemory] = {}
+        self._num_tokens = 0  # sampled for votes alone since the last step
 
     def start(
         self,
         questions: Sequence[Question],
         votes: Sequence[Vote],
-        weights: Sequence[Sequence[float]],
+        weights: Sequence[float],
+        num_tokens: int,
         equivalence: Equivalence,
     ) -> None:
-        """Remember the unadapted model's votes on questions that have none yet, with the weight of each response."""
-        for question, one, own in zip(questions, votes, weights, strict=True):
+        """Remember the unadapted model's votes on questions that have none yet.
+
+        Args:
+            weights: what each response's vote weighs, question-major.
+            num_tokens: tokens that were sampled for them.
+        """
+        for question, one, own in zip(questions, votes, _by_question(weights, votes), strict=True):
             self._visit(question, one, own, 0, equivalence, None)
+        self._num_tokens += num_tokens
 
     def vote(
         self,
@@ -58,20 +66,19 @@ class Memories:
         memory/votes: weight remembered per question, in votes.  memory/share: the label's share of it, mean.
         memory/agreement: questions whose fresh vote has the memory's winner, of those where both have one.
         memory/flipped_frac: labels that changed with this visit, of those that were there before and are now.
-        memory/tokens: tokens that the voter sampled.
+        memory/tokens: tokens sampled for votes alone: the voter's, and in the first step those of the start votes.
 
         Args:
             fresh: a vote per question over its responses alone.
             weights: what each response's vote weighs, question-major.
             sampled: the step at which the responses were sampled.
         """
-        n = rollout.num_responses
-        groups = [weights[i * n : (i + 1) * n] for i in range(len(fresh))]
         heard: Sequence[tuple[Vote, Sequence[float]] | None] = [None] * len(fresh)
-        num_tokens = 0
         if self._voter is not None:
             said, own, num_tokens = self._voter(rollout.questions, rollout.prompts, sampled)
-            heard = [(one, own[i * n : (i + 1) * n]) for i, one in enumerate(said)]
+            heard = list(zip(said, _by_question(own, said), strict=True))
+            self._num_tokens += num_tokens
+        groups = _by_question(weights, fresh)
         votes = tuple(
             self._visit(question, one, group, sampled, equivalence, other)
             for question, one, group, other in zip(rollout.questions, fresh, groups, heard, strict=True)
@@ -88,8 +95,8 @@ class Memories:
             figures["memory/agreement"] = fmean(agree)
         if again:
             figures["memory/flipped_frac"] = fmean(is_flip(one) for one in again)
-        if self._voter is not None:
-            figures["memory/tokens"] = float(num_tokens)
+        if self._num_tokens:
+            figures["memory/tokens"], self._num_tokens = float(self._num_tokens), 0
         return votes, figures
 
     def _visit(
@@ -140,3 +147,9 @@ class Memories:
 def is_flip(one: Vote) -> bool:
     """Whether this vote changed the label that its question had."""
     return one.memory is not None and None not in (one.winner, one.memory.held) and one.winner != one.memory.held
+
+
+def _by_question(weights: Sequence[float], votes: Sequence[Vote]) -> list[Sequence[float]]:
+    """The weights of each vote's responses, of which all votes have as many."""
+    n = len(votes[0].answers)
+    return [weights[i * n : (i + 1) * n] for i in range(len(votes))]

@@ -25,6 +25,7 @@ from spinerl.plugins import find
 from spinerl.types import Batch, Question, Rollout, Vote
 
 __all__ = [
+    "COSTLY",
     "OFFERED",
     "STEP_REWARDS",
     "RewardContext",
@@ -132,7 +133,8 @@ of the model as it is, and as it was.  `reference`: the class in the vote of the
 `tie` to `seed`: the vote's rules.
 """
 
-_COSTLY = ("certainties", "embeddings", "initial_embeddings", "reference")
+COSTLY = ("certainties", "embeddings", "initial_embeddings", "reference")
+"""Those of `OFFERED` that need more than the responses with their log-probabilities and entropies."""
 
 
 def give_rewards(context: RewardContext) -> Rewards:
@@ -178,7 +180,7 @@ def _asked(reward: Callable[..., Any], name: str) -> list[str]:
     asked = [one.name for one in rest if one.name in OFFERED]
     for one in rest:
         if one.kind is inspect.Parameter.VAR_KEYWORD:
-            asked += [other for other in OFFERED if other not in (*_COSTLY, *asked)]
+            asked += [other for other in OFFERED if other not in (*COSTLY, *asked)]
         elif one.default is inspect.Parameter.empty and one.name not in OFFERED:
             raise InputError(f"reward={name} asks for {one.name!r}; offered are {', '.join(OFFERED)}")
     return asked

@@ -156,10 +156,7 @@ def correctness(answer: str | None, gold: str | None, kind: str, equivalence: Eq
 
 def class_correct(one: Vote, gold: str, kind: str, equivalence: Equivalence) -> list[bool]:
     """Whether each answer class of a vote is the gold one."""
-    first = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True))) if c is not None}
-    if one.memory is not None:
-        first = dict(enumerate(one.memory.labels)) | first
-    return [bool(correctness(first[c], gold, kind, equivalence)) for c in range(len(one.counts))]
+    return [bool(correctness(answer, gold, kind, equivalence)) for answer in one.class_answers]
 
 
 def _as_vote(row: Mapping[str, Any]) -> Vote:

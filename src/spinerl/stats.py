@@ -226,8 +226,10 @@ def two_level_interval(
         num_seeds, num = table.shape
         draws = np.random.default_rng((seed, i, 2))
         by_seed = draws.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), _RESAMPLES) / num_seeds
-        by_question = draws.multinomial(num, np.full(num, 1 / num), _RESAMPLES) / num
-        means += np.einsum("bq,bq->b", by_seed @ table, by_question) / len(tables)
+        # Questions whose values are the same for every seed are drawn together, as in `_resampled_means`.
+        different, counts = np.unique(np.round(table, 12), axis=1, return_counts=True)
+        by_question = draws.multinomial(num, counts / num, _RESAMPLES) / num
+        means += np.einsum("bq,bq->b", by_seed @ different, by_question) / len(tables)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
 

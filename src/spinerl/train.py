@@ -123,9 +123,8 @@ def adapt(
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
-        num_started = 0
         if memory is not None and config.vote.memory_start and not done:
-            num_started = _start_memory(memory, work.only(ranks), config, equivalence, run, observer)
+            _start_memory(memory, work.only(ranks), config, equivalence, run, observer)
         if guard is not None:
             last = guard.begin(done, last)
         for step in range(done + 1, last + 1):
@@ -153,16 +152,15 @@ def adapt(
                 rounds and partial(rounds.draw, step, last, observer.tokens),
                 memory,
             )
-            metrics = {"step": step, **record.metrics, **gold_metrics(record, work.gold, config, equivalence)}
-            if num_started:
-                metrics["memory/tokens"], num_started = metrics.get("memory/tokens", 0.0) + num_started, 0
+            labels = label_rows(record, work.gold, config, equivalence)
+            metrics = {"step": step, **record.metrics, **gold_metrics(record, labels, work.gold, config, equivalence)}
             if guard is not None:
                 metrics |= guard.step(record)
             if voter is not None:
                 voter.follow(loaded.model)
             if config.stream.on:
                 run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
-            run.append("labels.jsonl", *label_rows(record, work.gold, config, equivalence))
+            run.append("labels.jsonl", *labels)
             run.append("metrics.jsonl", metrics)
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config, run))
@@ -198,8 +196,8 @@ def adapt(
 
 def _start_memory(
     memory: Memories, work: Workload, config: Config, equivalence: Equivalence, run: RunFolder, observer: Observer
-) -> int:
-    """Let the unadapted model vote on every question; the number of tokens sampled for it.
+) -> None:
+    """Let the unadapted model vote on every question.
 
     The responses are the first of those that an evaluation draws, so that before step 1 may have them already.
     """
@@ -208,16 +206,15 @@ def _start_memory(
     drawn = [rows.get(question.id, {}) for question in work.questions]
     if config.vote.weights == "equal" and all(len(row.get("lengths", ())) >= num for row in drawn):
         votes = [Vote(tuple(row["answers"][:num]), tuple(row["classes"][:num]), (), None, None, 0.0) for row in drawn]
-        memory.start(work.questions, votes, [[1.0] * num] * len(votes), equivalence)
-        return sum(sum(row["lengths"][:num]) for row in drawn)
+        num_tokens = sum(sum(row["lengths"][:num]) for row in drawn)
+        memory.start(work.questions, votes, [1.0] * (num * len(votes)), num_tokens, equivalence)
+        return
     observer.phase("start votes", len(work.questions) * num * config.rollout.max_new_tokens)
     rollout = sample_responses(
         work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
     )
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
-    weights = vote_weights(rollout, config.vote)
-    memory.start(work.questions, votes, [weights[i * num : (i + 1) * num] for i in range(len(votes))], equivalence)
-    return rollout.total_drawn
+    memory.start(work.questions, votes, vote_weights(rollout, config.vote), rollout.total_drawn, equivalence)
 
 
 def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:
@@ -311,9 +308,6 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFo
     rollout, targets = record.rollout, record.targets
     for p, question in enumerate(rollout.questions[: config.log.sample_questions]):
         one, prompt = record.votes[p], rollout.prompts[p]
-        labels = {c: answer for answer, c in reversed(list(zip(one.answers, one.classes, strict=True)))}
-        if one.memory is not None:
-            labels |= dict(enumerate(one.memory.labels))
         responses = []
         for j in range(min(config.log.sample_responses, config.group_size)):
             row, trained = p * rollout.num_responses + j, p * config.group_size + j
@@ -341,7 +335,7 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFo
                 "images": [run.keep_image(image) for image in question.images],
                 "pseudo_label": one.pseudo_label,
                 "majority_frac": one.majority_frac,
-                "votes": {str(labels[c]): count for c, count in enumerate(one.counts)},
+                "votes": dict(zip(one.class_answers, one.counts, strict=True)),
                 "num_abstained": sum(c is None for c in one.classes),
                 "responses": responses,
             }

@@ -153,6 +153,17 @@ class Vote:
     majority_frac: float
     memory: Remembered | None = None
 
+    @property
+    def class_answers(self) -> tuple[str, ...]:
+        """An answer of each class: the first that a response gave, or with a memory the one remembered most.
+
+        >>> Vote(("12", "7", "12.0", None), (0, 1, 0, None), (2.0, 1.0), 0, "12", 0.5).class_answers
+        ('12', '7')
+        """
+        if self.memory is not None:
+            return self.memory.labels
+        return tuple(str(self.answers[self.classes.index(number)]) for number in range(len(self.counts)))
+
 
 @dataclass(frozen=True)
 class Rollout:

@@ -6,20 +6,10 @@ import pytest
 
 from spinerl.comparison.forcing import forced_responses
 from spinerl.config import load_config
-from spinerl.data import load_data, render_all
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses
 
 CUE, ANSWER = " Wait", " The answer is"
 CONFIG = load_config(overrides=["data=tiny/shift-a", "data.max_questions=3"])
-
-
-@pytest.fixture(scope="module")
-def asked():
-    loaded = load_model(CONFIG.model)
-    questions, _ = load_data(CONFIG.data)
-    found = render_all(questions.questions, loaded.tokenizer, CONFIG.prompt)
-    return loaded, found.questions, found.prompts
 
 
 @pytest.fixture(scope="module")

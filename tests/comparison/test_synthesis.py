@@ -8,8 +8,6 @@ import pytest
 
 from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import load_config
-from spinerl.data import load_data, render_all
-from spinerl.engine.loading import load_model
 
 WORDS = ["data=tiny/shift-a", "data.max_questions=3"]
 CONFIG = load_config(overrides=WORDS)
@@ -18,14 +16,6 @@ DRAFTS = [
     ["5*8=40. \\boxed{40}"] * 2,
     ["Step by step: 2+24: 22, 26. 26-13: 16, 13. Answer: \\boxed{13}"] * 16,
 ]
-
-
-@pytest.fixture(scope="module")
-def asked():
-    loaded = load_model(CONFIG.model)
-    questions, _ = load_data(CONFIG.data)
-    found = render_all(questions.questions, loaded.tokenizer, CONFIG.prompt)
-    return loaded, found.questions, found.prompts
 
 
 @pytest.fixture(scope="module")

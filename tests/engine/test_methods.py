@@ -31,9 +31,9 @@ GOLD = {"0": "5", "1": "7", "2": "2"}
 QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in enumerate(TEXTS))
 ADAPTING = [name for name in METHODS if name != "none"]
 START = (
-    ("8", "8", "8", "7"),
+    ("8", "8", "8", "7", None, None),
     ("5", "5", "5", "5", "5", None),
-    (),
+    (None,) * 6,
 )  # what the unadapted model said, for methods that remember
 RECORD = Path(__file__).parent.parent / "golden" / "methods.json"
 
@@ -64,7 +64,7 @@ def memory_of(config, equivalence):
         return None
     memory = Memories(config)
     votes = [vote(list(given), equivalence.classes(list(given), "number")) for given in START]
-    memory.start(QUESTIONS, votes, [[1.0] * len(given) for given in START], equivalence)
+    memory.start(QUESTIONS, votes, [1.0] * 18, 0, equivalence)
     return memory
 
 

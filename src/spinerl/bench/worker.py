@@ -8,14 +8,12 @@ keeps memory peaks apart.  The process ends when its standard input closes, that
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from spinerl.errors import SpinerlError
+from spinerl.pipes import open_job
 
 __all__ = ["TASKS", "main"]
 
@@ -37,16 +35,7 @@ TASKS = {
 
 def main() -> int:
     """Run the job on standard input; 0 if a result or an error of ours was reported."""
-    # What libraries print must not mix with the messages: it goes where errors go.
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(**message: Any) -> None:
-        messages.write(json.dumps(message) + "\n")
-        messages.flush()
-
-    told = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    told, say = open_job()
     try:
         say(result=_run(told, lambda text: say(note=text)))
     except SpinerlError as error:
@@ -69,13 +58,6 @@ def _run(told: dict[str, Any], note: Any) -> dict[str, Any]:
         torch.set_num_threads(settings.threads)
     job = Job(settings, Path(told["scratch"]), note, told["options"])
     return getattr(importlib.import_module(module), name)(job)
-
-
-def _end_with_parent() -> None:
-    # Not sys.stdin: its lock would be held when the interpreter ends.
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

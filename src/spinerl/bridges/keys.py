@@ -10,11 +10,9 @@ from spinerl.config import Config, describe_keys
 from spinerl.errors import InputError
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import find
-from spinerl.rewards import asked_by, check_reward
+from spinerl.rewards import COSTLY, asked_by, check_reward
 
 __all__ = ["Loop", "check_keys", "refuse"]
-
-_NOT_OF_THE_GROUP = frozenset({"certainties", "embeddings", "initial_embeddings", "reference"})  # what rewards ask for
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def check_keys(config: Config, loop: Loop) -> None:
             raise refuse(loop, f"{key}={value}", loop.reasons.get(key) or loop.reasons.get(top, "it has no such thing"))
     if config.steps < 1:
         raise InputError(f"steps={config.steps}: nothing to train; `spinerl eval` only evaluates")
-    if config.reward == "gold" or asked_by(config.reward) & _NOT_OF_THE_GROUP:
+    if config.reward == "gold" or asked_by(config.reward).intersection(COSTLY):
         raise refuse(
             loop,
             f"reward={config.reward} (method={config.method})",

@@ -7,32 +7,21 @@ with its parent, whatever ended that: a run can be killed at any moment and cont
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from spinerl.display import step_figures
 from spinerl.errors import SpinerlError
+from spinerl.pipes import open_job
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Run the job on standard input; 0 if it is done, the error's exit code if an error of ours was reported."""
-    # What libraries print must not mix with the messages: it goes where errors go.
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(**message: Any) -> None:
-        messages.write(json.dumps(message) + "\n")
-        messages.flush()
-
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job, say = open_job()
     sys.argv = job["command"]  # the manifest names the command that the user gave
     try:
         _run(job, _Teller(say))
@@ -80,13 +69,6 @@ def _run(job: Mapping[str, Any], teller: _Teller) -> None:
         run = RunFolder.open(folder)
         adapt(run.config, teller, resume=run)
     ask_afterwards(RunFolder.open(folder), job["after"], teller)
-
-
-def _end_with_parent() -> None:
-    # Not sys.stdin: its lock would be held when the interpreter ends.
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A comparison's recipe holds the keys below; every other key in it is a configura
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spinerl.config import Config, explain_value, read_recipe, split_word
+from spinerl.config import Config, explain_value, read_recipe, split_word, word
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, METHODS
 
-__all__ = ["ForcingKeys", "Keys", "RunWords", "describe_compare_keys", "leaves", "read_keys", "word"]
+__all__ = ["ForcingKeys", "Keys", "RunWords", "describe_compare_keys", "leaves", "read_keys"]
 
 _NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9_+-]*")
 
@@ -162,15 +161,6 @@ def leaves(layer: Mapping[str, Any], whole: Sequence[str] = (), prefix: str = ""
             yield from leaves(value, whole, f"{name}.")
         else:
             yield name, value
-
-
-def word(key: str, value: Any) -> str:
-    """`key=value` as the command line has it, whatever the value.
-
-    >>> word("rollout.stop", ["###"])
-    'rollout.stop=["###"]'
-    """
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def describe_compare_keys() -> Iterator[tuple[str, Any, str]]:

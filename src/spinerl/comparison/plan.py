@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinerl.comparison.keys import Keys, RunWords, leaves, read_keys, word
-from spinerl.config import Config, load_config
+from spinerl.comparison.keys import Keys, RunWords, leaves, read_keys
+from spinerl.config import Config, load_config, word
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
 from spinerl.tiny import SUITES, VQA_SUITES

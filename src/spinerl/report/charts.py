@@ -12,7 +12,13 @@ from markupsafe import Markup, escape
 from spinerl.report.read import Point
 
 __all__ = [
+    "BOTTOM",
+    "HEIGHT",
+    "LEFT",
     "PALETTE_SIZE",
+    "RIGHT",
+    "TOP",
+    "WIDTH",
     "Chart",
     "Line",
     "Span",
@@ -20,13 +26,15 @@ __all__ = [
     "draw_interval",
     "format_number",
     "nice_ticks",
+    "show_thousands",
     "svg_plot",
+    "x_axis",
 ]
 
 PALETTE_SIZE = 8  # .s0 ... .s7 in style.css
 _DASHES = 4  # .d0 ... .d3
-_WIDTH, _HEIGHT = 480, 264
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 36
+WIDTH, HEIGHT = 480, 264  # of every plot
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 36  # its margins
 _INSET = 8  # between the frame and the first and last step
 _MOST_POINTS = 400  # of one line; longer ones keep the extremes of each stretch
 _MARKED_POINTS = 16  # lines of at most so many points show each
@@ -111,12 +119,12 @@ def draw_chart(chart: Chart, x_range: tuple[float, float]) -> Markup:
             '<rect class="frame" x="1" y="1" width="{fw}" height="{fh}" rx="8"/>'
             '<text class="nothing" x="{cx}" y="{cy}">{empty}</text></svg>'
         ).format(
-            w=_WIDTH,
-            h=_HEIGHT,
-            fw=_WIDTH - 2,
-            fh=_HEIGHT - 2,
-            cx=_WIDTH // 2,
-            cy=_HEIGHT // 2,
+            w=WIDTH,
+            h=HEIGHT,
+            fw=WIDTH - 2,
+            fh=HEIGHT - 2,
+            cx=WIDTH // 2,
+            cy=HEIGHT // 2,
             id=chart.id,
             title=chart.title,
             empty=chart.empty,
@@ -128,15 +136,15 @@ def draw_chart(chart: Chart, x_range: tuple[float, float]) -> Markup:
     for line in chart.lines:
         parts += _curve(line, frame)
     parts += _hits(chart, frame)
-    return svg_plot((_WIDTH, _HEIGHT), chart.id, chart.title, _describe(chart), parts)
+    return svg_plot(chart.id, chart.title, _describe(chart), parts)
 
 
-def svg_plot(size: tuple[int, int], id: str, title: str, description: str, parts: Iterable[Markup]) -> Markup:
-    """One <svg> of this width and height, with a title and a description in words, around its parts."""
+def svg_plot(id: str, title: str, description: str, parts: Iterable[Markup]) -> Markup:
+    """One <svg> with a title and a description in words, around its parts."""
     return Markup(
         '<svg class="plot" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{id}-t {id}-d">'
         '<title id="{id}-t">{title}</title><desc id="{id}-d">{desc}</desc>{body}</svg>'
-    ).format(w=size[0], h=size[1], id=id, title=title, desc=description, body=Markup("").join(parts))
+    ).format(w=WIDTH, h=HEIGHT, id=id, title=title, desc=description, body=Markup("").join(parts))
 
 
 def draw_interval(
@@ -235,18 +243,17 @@ class _Frame:
         return cls(x0, x1, low, high, tuple(ticks), exponent)
 
     def x(self, value: float) -> float:
-        width = _WIDTH - _LEFT - _RIGHT - 2 * _INSET
-        return round(_LEFT + _INSET + width * (value - self.x0) / (self.x1 - self.x0), 1)
+        width = WIDTH - LEFT - RIGHT - 2 * _INSET
+        return round(LEFT + _INSET + width * (value - self.x0) / (self.x1 - self.x0), 1)
 
     def y(self, value: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - self.y0) / (self.y1 - self.y0), 1)
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - self.y0) / (self.y1 - self.y0), 1)
 
 
 def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     scale = 10.0**-frame.exponent
     step = (frame.ticks[1] - frame.ticks[0]) * scale if len(frame.ticks) > 1 else 1.0
     decimals = next((d for d in range(7) if abs(round(step, d) - step) < 1e-6 * step), 6)
-    bottom = _HEIGHT - _BOTTOM
     for tick in frame.ticks:
         label = f"{tick * scale:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
         kind = "grid base" if tick == 0 else "grid"
@@ -254,24 +261,34 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
             '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
         ).format(
             k=kind,
-            a=_LEFT,
-            b=_WIDTH - _RIGHT,
+            a=LEFT,
+            b=WIDTH - RIGHT,
             y=frame.y(tick),
-            tx=_LEFT - 8,
+            tx=LEFT - 8,
             ty=round(frame.y(tick) + 4, 1),
             t=label,
         )
-    for tick in nice_ticks(frame.x0, frame.x1, integers=True):
+    power = f" ×10{_superscript(frame.exponent)}" if frame.exponent else ""
+    steps = nice_ticks(frame.x0, frame.x1, integers=True)
+    yield from x_axis([(frame.x(tick), show_thousands(tick)) for tick in steps], chart.unit + power, "step")
+
+
+def x_axis(ticks: Iterable[tuple[float, str]], y_unit: str, x_unit: str) -> Iterable[Markup]:
+    """The line under a plot with its ticks (x, label), and the units of both axes."""
+    bottom = HEIGHT - BOTTOM
+    for x, label in ticks:
         yield Markup(
             '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/><text class="xtick" x="{x}" y="{t}">{v}</text>'
-        ).format(x=frame.x(tick), a=bottom, b=bottom + 4, t=bottom + 18, v=f"{tick:,.0f}".replace(",", "\u202f"))
-    power = f" ×10{_superscript(frame.exponent)}" if frame.exponent else ""
-    yield Markup('<line class="axis" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(
-        a=_LEFT, b=_WIDTH - _RIGHT, y=bottom
-    )
+        ).format(x=x, a=bottom, b=bottom + 4, t=bottom + 18, v=label)
+    yield Markup('<line class="axis" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(a=LEFT, b=WIDTH - RIGHT, y=bottom)
     yield Markup(
-        '<text class="unit" x="4" y="12">{unit}</text><text class="unit end" x="{x}" y="{y}">step</text>'
-    ).format(unit=chart.unit + power, x=_WIDTH - _RIGHT, y=_HEIGHT - 4)
+        '<text class="unit" x="4" y="12">{y_unit}</text><text class="unit end" x="{x}" y="{y}">{x_unit}</text>'
+    ).format(y_unit=y_unit, x_unit=x_unit, x=WIDTH - RIGHT, y=HEIGHT - 4)
+
+
+def show_thousands(value: float) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def _band(line: Line, frame: _Frame) -> Iterable[Markup]:
@@ -321,14 +338,14 @@ def _hits(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     steps = sorted(values)
     if len(steps) > most:
         steps = [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
-    edges = [_LEFT, *((frame.x(a) + frame.x(b)) / 2 for a, b in itertools.pairwise(steps)), _WIDTH - _RIGHT]
+    edges = [LEFT, *((frame.x(a) + frame.x(b)) / 2 for a, b in itertools.pairwise(steps)), WIDTH - RIGHT]
     yield Markup('<g class="hits">')
     for i, step in enumerate(steps):
         yield Markup('<rect x="{x}" y="{y}" width="{w}" height="{h}" data-x="{cx}"><title>{t}</title></rect>').format(
             x=round(edges[i], 1),
-            y=_TOP,
+            y=TOP,
             w=round(max(edges[i + 1] - edges[i], 0.1), 1),
-            h=_HEIGHT - _TOP - _BOTTOM,
+            h=HEIGHT - TOP - BOTTOM,
             cx=frame.x(step),
             t="\n".join([f"step {step:.0f}", *values[step]]),
         )

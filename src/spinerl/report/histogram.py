@@ -8,12 +8,22 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from spinerl.report.charts import Legend, format_number, nice_ticks, svg_plot
+from spinerl.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Legend,
+    format_number,
+    nice_ticks,
+    svg_plot,
+    x_axis,
+)
 
 __all__ = ["Histogram", "Outline", "draw_histogram"]
 
-_WIDTH, _HEIGHT = 480, 264
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 36
 _FEWEST_BINS = 10  # the axis is at least so long
 _MOST_DECADES = 5  # of a logarithmic axis under 100 %
 
@@ -68,7 +78,7 @@ def draw_histogram(chart: Histogram) -> Markup:
     for outline in chart.outlines:
         parts.append(_steps(outline, frame))
     parts += _hits(chart, frame)
-    return svg_plot((_WIDTH, _HEIGHT), chart.id, chart.title, _describe(chart), parts)
+    return svg_plot(chart.id, chart.title, _describe(chart), parts)
 
 
 @dataclass(frozen=True)
@@ -99,8 +109,8 @@ class _Frame:
         return [10.0**power for power in range(math.ceil(math.log10(self.low) - 1e-9), 3)]
 
     def x(self, value: float) -> float:
-        width = _WIDTH - _LEFT - _RIGHT
-        return round(_LEFT + width * (value - self.edges[0]) / (self.edges[-1] - self.edges[0]), 1)
+        width = WIDTH - LEFT - RIGHT
+        return round(LEFT + width * (value - self.edges[0]) / (self.edges[-1] - self.edges[0]), 1)
 
     def y(self, value: float) -> float:
         if self.logarithmic:
@@ -108,32 +118,23 @@ class _Frame:
             up = (math.log10(max(value, self.low)) - bottom) / (top - bottom)
         else:
             up = (value - self.low) / (self.high - self.low)
-        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * up, 1)
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * up, 1)
 
 
 def _axes(chart: Histogram, frame: _Frame) -> Iterable[Markup]:
-    bottom = _HEIGHT - _BOTTOM
     for tick in frame.ticks:
         yield Markup(
             '<line class="grid" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
         ).format(
-            a=_LEFT,
-            b=_WIDTH - _RIGHT,
+            a=LEFT,
+            b=WIDTH - RIGHT,
             y=frame.y(tick),
-            tx=_LEFT - 8,
+            tx=LEFT - 8,
             ty=round(frame.y(tick) + 4, 1),
             t=f"{tick:g}",
         )
-    for tick in nice_ticks(frame.edges[0], frame.edges[-1], 6):
-        yield Markup(
-            '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/><text class="xtick" x="{x}" y="{t}">{v}</text>'
-        ).format(x=frame.x(tick), a=bottom, b=bottom + 4, t=bottom + 18, v=f"{tick:g}")
-    yield Markup('<line class="axis" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(
-        a=_LEFT, b=_WIDTH - _RIGHT, y=bottom
-    )
-    yield Markup(
-        '<text class="unit" x="4" y="12">{unit}</text><text class="unit end" x="{x}" y="{y}">entropy, nats</text>'
-    ).format(unit=chart.unit, x=_WIDTH - _RIGHT, y=_HEIGHT - 4)
+    ticks = nice_ticks(frame.edges[0], frame.edges[-1], 6)
+    yield from x_axis([(frame.x(tick), f"{tick:g}") for tick in ticks], chart.unit, "entropy, nats")
 
 
 def _area(outline: Outline, frame: _Frame) -> Markup:
@@ -166,7 +167,7 @@ def _hits(chart: Histogram, frame: _Frame) -> Iterable[Markup]:
             words.append(f"{outline.label}: {format_number(outline.shares[i])}\u00a0%{part}")
         left, right = frame.x(frame.edges[i]), frame.x(frame.edges[i + 1])
         yield Markup('<rect x="{x}" y="{y}" width="{w}" height="{h}"><title>{t}</title></rect>').format(
-            x=left, y=_TOP, w=round(right - left, 1), h=_HEIGHT - _TOP - _BOTTOM, t="\n".join(words)
+            x=left, y=TOP, w=round(right - left, 1), h=HEIGHT - TOP - BOTTOM, t="\n".join(words)
         )
     yield Markup("</g>")
 

@@ -9,15 +9,27 @@ from typing import Any
 
 from markupsafe import Markup
 
-from spinerl.report.charts import Chart, Legend, Line, nice_ticks, svg_plot
+from spinerl.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Chart,
+    Legend,
+    Line,
+    nice_ticks,
+    show_thousands,
+    svg_plot,
+    x_axis,
+)
 from spinerl.report.groups import Group
 from spinerl.report.read import RunData
 from spinerl.report.text import show_percent
 
 __all__ = ["History", "LabelView", "draw_history", "label_views"]
 
-_WIDTH, _HEIGHT = 480, 264
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 36
 _MOST_ROWS = 128  # questions drawn
 _NONE = "neutral"
 
@@ -173,18 +185,18 @@ def _course(id_: str, rows: Sequence[Mapping[str, Any]], judged: bool) -> Chart:
 
 def draw_history(history: History) -> Markup:
     """The rows as one <svg>, with a title and a description in words."""
-    bottom, width = _HEIGHT - _BOTTOM, _WIDTH - _LEFT - _RIGHT
-    height = (bottom - _TOP) / len(history.rows)
+    bottom, width = HEIGHT - BOTTOM, WIDTH - LEFT - RIGHT
+    height = (bottom - TOP) / len(history.rows)
     span = history.last + 1 - history.first
 
     def x(step: float) -> float:
-        return round(_LEFT + width * (step - history.first) / span, 1)
+        return round(LEFT + width * (step - history.first) / span, 1)
 
     parts: list[Markup] = []
     marks: list[str] = []
     paths: dict[str, list[str]] = {}
     for i, row in enumerate(history.rows):
-        y = round(_TOP + (i + 0.5) * height, 2)
+        y = round(TOP + (i + 0.5) * height, 2)
         for style, group in itertools.groupby(row, key=lambda stretch: stretch.style):
             stretches = list(group)
             begin, end = x(stretches[0].begin), x(stretches[-1].end)
@@ -200,21 +212,9 @@ def draw_history(history: History) -> Markup:
         parts.append(
             Markup('<path class="lane flip" stroke-width="{w}" d="{d}"/>').format(w=round(height, 2), d="".join(marks))
         )
-    for tick in nice_ticks(history.first, history.last, integers=True):
-        parts.append(
-            Markup(
-                '<line class="tick" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/><text class="xtick" x="{x}" y="{t}">{v}</text>'
-            ).format(x=x(tick), a=bottom, b=bottom + 4, t=bottom + 18, v=f"{tick:g}")
-        )
-    parts.append(
-        Markup('<line class="axis" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>').format(a=_LEFT, b=_WIDTH - _RIGHT, y=bottom)
-    )
-    parts.append(
-        Markup(
-            '<text class="unit" x="4" y="12">questions</text><text class="unit end" x="{x}" y="{y}">step</text>'
-        ).format(x=_WIDTH - _RIGHT, y=_HEIGHT - 4)
-    )
+    steps = nice_ticks(history.first, history.last, integers=True)
+    parts += x_axis([(x(step), show_thousands(step)) for step in steps], "questions", "step")
     names = {entry.style.split()[0]: entry.label for entry in history.legend}
     ends = [row[-1].style for row in history.rows]
     said = ", ".join(f"{ends.count(style)} {names[style]}" for style in names if style in ends)
-    return svg_plot((_WIDTH, _HEIGHT), history.id, history.title, f"Labels in the end: {said}.", parts)
+    return svg_plot(history.id, history.title, f"Labels in the end: {said}.", parts)
