@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from spinerl.engine.kernels import library
+from spinerl.engine.cpu.kernels import library
 
 needs_loops = pytest.mark.skipif(library() is None, reason="compiled loops need a C compiler")
 

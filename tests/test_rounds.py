@@ -12,7 +12,7 @@ from spinerl import rounds as rounds_room
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.tree import tree_responses
 from spinerl.errors import CheckpointError, InputError
@@ -216,7 +216,7 @@ def test_later_steps_of_a_round_are_off_policy(scene):
     """GSPO's ratios are taken before an update only if the weights have moved: here from the second step on."""
     words = ["rollout.reuse=0", "loss=gspo", "method=ttrl", "optim.lr=0.002", "loss.clip_low=0.9", "optim.replay=true"]
     config, work, rounds, _ = scene(*words, "questions_per_step=2")
-    optimiser = Optimiser(work.loaded.model.parameters(), config.optim, 2)
+    optimizer = Optimizer(work.loaded.model.parameters(), config.optim, 2)
     rewards = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 0.0))
     advantages = [a for own in rewards for a in ((r - sum(own) / 4) / torch.tensor(own).std().item() for r in own)]
     with Equivalence() as equivalence:
@@ -232,7 +232,7 @@ def test_later_steps_of_a_round_are_off_policy(scene):
                 clipped = max(1 - config.loss.clip_low, min(1 + config.loss.clip_high, ratio))
                 losses.append(-min(ratio * advantage, clipped * advantage) / 8)
             record, _ = train_step(
-                work.loaded, None, optimiser, equivalence, own.questions, own.prompts, config, step, StepState(),
+                work.loaded, None, optimizer, equivalence, own.questions, own.prompts, config, step, StepState(),
                 oracle=lambda *_: rewards, draw=lambda step=step: rounds.draw(step, 2),
             )  # fmt: skip
             assert record.metrics["rollout/age"] == step - 1
@@ -242,7 +242,7 @@ def test_later_steps_of_a_round_are_off_policy(scene):
     assert abs(sum(losses)) > 0.01, "the second step's ratios are not 1"
     with Equivalence() as equivalence:
         record, _ = train_step(
-            work.loaded, None, optimiser, equivalence, own.questions, own.prompts, config, 3, StepState(),
+            work.loaded, None, optimizer, equivalence, own.questions, own.prompts, config, 3, StepState(),
             oracle=lambda *_: rewards,
         )  # fmt: skip
     assert "rollout/age" not in record.metrics

@@ -334,11 +334,11 @@ class OptimConfig(_Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
     eps: float = Field(1e-8, gt=0, description="AdamW")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimiser updates")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimizer updates")
     schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: off")
     epochs: int = Field(1, ge=1, description="passes over each rollout")
-    minibatches: int = Field(1, ge=1, description="optimiser updates per pass; the questions are split among them")
+    minibatches: int = Field(1, ge=1, description="optimizer updates per pass; the questions are split among them")
     micro_batch_rows: int = Field(0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens")
     micro_batch_tokens: int = Field(
         8192, ge=1, description="padded tokens per forward and backward; three times as many where layers are replayed"

@@ -42,7 +42,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     import torch
 
     from spinerl import __version__
-    from spinerl.engine.kernels import library
+    from spinerl.engine.cpu.kernels import library
     from spinerl.engine.machine import bfloat16_support, tune_allocator
 
     rows = [

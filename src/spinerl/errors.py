@@ -37,7 +37,7 @@ class RunError(SpinerlError):
 
 
 class NonFiniteError(RunError):
-    """A loss or gradient is not finite; raised before the optimiser touches the weights."""
+    """A loss or gradient is not finite; raised before the optimizer touches the weights."""
 
 
 class CheckpointError(RunError):

@@ -17,8 +17,8 @@ import torch
 from spinerl.answers import REWARDS, Equivalence, evol_reward, evol_sides, extract_answer, reference_reward
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.policy import embed_responses
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError
 from spinerl.maths import consensus_scores, low_entropy_reward, novelty_scores, self_certainty_reward
 from spinerl.plugins import find

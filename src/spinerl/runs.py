@@ -32,7 +32,7 @@ from spinerl.types import ImageRef
 if TYPE_CHECKING:
     import torch
 
-    from spinerl.engine.optimiser import Optimiser
+    from spinerl.engine.optimizer import Optimizer
 
 __all__ = [
     "QUESTIONS",
@@ -145,7 +145,7 @@ class RunFolder:
         self,
         step: int,
         model: torch.nn.Module,
-        optimiser: Optimiser,
+        optimizer: Optimizer,
         state: Mapping[str, Any],
         keep: int,
         more: Callable[[Path], object] | None = None,
@@ -158,7 +158,7 @@ class RunFolder:
 
         def fill(folder: Path) -> None:
             save_learned(model, folder / "model.safetensors")
-            torch.save(optimiser.state_dict(), folder / "optimiser.pt")
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
             if more is not None:
                 more(folder)
             write_json(folder / "state.json", {"step": step, **state})
@@ -170,7 +170,7 @@ class RunFolder:
             shutil.rmtree(old)
 
     def load_checkpoint(
-        self, model: torch.nn.Module, optimiser: Optimiser, more: Callable[[Path], object] | None = None
+        self, model: torch.nn.Module, optimizer: Optimizer, more: Callable[[Path], object] | None = None
     ) -> dict[str, Any] | None:
         """Restore the newest undamaged checkpoint, `more` taking its own; its state, or None if none was ever written.
 
@@ -185,7 +185,7 @@ class RunFolder:
                 folder.rename(folder.with_name(folder.name + ".damaged"))
                 continue
             load_learned(model, folder / "model.safetensors")
-            optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
+            optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
             if more is not None:
                 more(folder)
             return json.loads((folder / "state.json").read_text(encoding="utf-8"))

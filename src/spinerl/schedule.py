@@ -10,7 +10,7 @@ import torch
 from spinerl.config import Config, DataConfig
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.policy import embed_responses
+from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError
 from spinerl.maths import nearest_first
 from spinerl.seeding import seed_of

@@ -16,12 +16,12 @@ import torch
 
 from spinerl.answers import Equivalence, count_vote, vote_metrics
 from spinerl.config import AnswerConfig, Config, VoteConfig
-from spinerl.engine.draws import truncation_of
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, score_with_mass, update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.sampling import truncation_of
 from spinerl.engine.tree import tree_responses
+from spinerl.engine.update import score, score_with_mass, update
 from spinerl.maths import (
     SELECTORS,
     VOTE_WEIGHTS,
@@ -70,7 +70,7 @@ class StepState:
 def train_step(
     policy: LoadedModel,
     anchor: LoadedModel | None,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     equivalence: Equivalence,
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
@@ -123,7 +123,7 @@ def train_step(
         for rows in minibatches:
             sampled_by_it = not updates and not age  # the weights are still those that sampled
             updates.append(
-                update(policy, anchor, batch, targets, optimiser, config, rows.flatten(), on_policy=sampled_by_it)
+                update(policy, anchor, batch, targets, optimizer, config, rows.flatten(), on_policy=sampled_by_it)
             )
             batch = replace(batch, record=None)  # it was of the weights before
     watch.lap("update")
@@ -363,7 +363,7 @@ def target_metrics(
 
 
 def _mean_over(updates: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over a step's optimiser updates."""
+    """The mean of each figure over a step's optimizer updates."""
     listed = list(updates)
     return {key: sum(figures[key] for figures in listed) / len(listed) for key in listed[0]}
 

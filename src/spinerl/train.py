@@ -22,7 +22,7 @@ from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
 from spinerl.engine.adapters import add_adapters, save_adapters
 from spinerl.engine.loading import LoadedModel, save_model
-from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
@@ -56,7 +56,7 @@ def adapt(
 
     The weights, metrics and evaluations of a resumed run on a CPU equal those of an uninterrupted one bit for
     bit: every random choice is named by the seed and the step, and nothing else is carried over but the weights,
-    the optimiser, `StepState` and, if asked for, responses and votes.
+    the optimizer, `StepState` and, if asked for, responses and votes.
 
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
@@ -101,11 +101,11 @@ def adapt(
         per_step = min(config.questions_per_step, len(ranks))
         last = num_steps(config, len(ranks))
 
-        def new_optimiser() -> Optimiser:
+        def new_optimizer() -> Optimizer:
             num_updates = last * config.optim.epochs * min(config.optim.minibatches, per_step)
-            return Optimiser(loaded.model.parameters(), config.optim, num_updates)
+            return Optimizer(loaded.model.parameters(), config.optim, num_updates)
 
-        optimiser, done, state = new_optimiser(), 0, StepState()
+        optimizer, done, state = new_optimizer(), 0, StepState()
         rounds = Rounds(config, work, ranks, per_step) if config.rollout.reuse != 1 else None
         voter = SlowVoter(open_again(), config, equivalence, observer.tokens) if config.vote.slow_decay else None
         memory = None
@@ -113,7 +113,7 @@ def adapt(
             memory = Memories(config, voter and voter.vote)
         kept = [one for one in (rounds, memory, voter) if one is not None]  # beside the weights, in checkpoints
         if resume:
-            saved = run.load_checkpoint(loaded.model, optimiser, lambda folder: [one.load(folder) for one in kept])
+            saved = run.load_checkpoint(loaded.model, optimizer, lambda folder: [one.load(folder) for one in kept])
             if saved is not None:
                 edges = saved["band_edges"]
                 done, state = saved["step"], StepState(tuple(edges) if edges else None)
@@ -132,7 +132,7 @@ def adapt(
                 break
             if initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
                 loaded.model.load_state_dict(initial)
-                optimiser, state = new_optimiser(), StepState()
+                optimizer, state = new_optimizer(), StepState()
             places = question_order(len(ranks), per_step, step, config.data.order, config.seed, config.stream.on)
             chosen = work.only([ranks[place] for place in places])
             observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
@@ -140,7 +140,7 @@ def adapt(
             record, state = train_step(
                 loaded,
                 anchor,
-                optimiser,
+                optimizer,
                 equivalence,
                 chosen.questions,
                 chosen.prompts,
@@ -174,7 +174,7 @@ def adapt(
                 run.save_checkpoint(
                     step,
                     loaded.model,
-                    optimiser,
+                    optimizer,
                     asdict(state),
                     config.checkpoint.keep,
                     lambda folder: [one.save(folder) for one in kept],

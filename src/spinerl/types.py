@@ -190,7 +190,7 @@ class Rollout:
     num_drawn: int | None = None
     sampler_logprobs: torch.Tensor | None = None  # (P*N, T) float32
     log_mass: torch.Tensor | None = None  # (P*N, T) float32, nats
-    record: Any = field(default=None, repr=False)  # spinerl.engine.replay.Record, of its rows
+    record: Any = field(default=None, repr=False)  # spinerl.engine.cpu.activations.Record, of its rows
 
     def of_questions(self, places: Sequence[int]) -> Rollout:
         """The rollout of these questions alone, in this order, cut to its longest response; without a record."""
@@ -228,14 +228,16 @@ class Batch:
     tokens: torch.Tensor  # (B, T) int64
     mask: torch.Tensor  # (B, T) bool
     temperature: float
-    record: Any = field(default=None, repr=False)  # what sampling computed of these rows: spinerl.engine.replay.Record
+    record: Any = field(
+        default=None, repr=False
+    )  # what sampling computed of these rows: spinerl.engine.cpu.activations.Record
 
 
 @dataclass(frozen=True)
 class Targets:
     """All that the update needs and that carries no gradient, computed once per step for the whole batch.
 
-    Each loss term owns its weights; for one optimiser update they sum to 1 over the rows of that update, or are all
+    Each loss term owns its weights; for one optimizer update they sum to 1 over the rows of that update, or are all
     0 (loss.normalizer=budget and response-tokens divide by other numbers).  `band_low/high` are per response, in nats.
     `anchor_logprobs` is None unless the anchor term needs it.
     """

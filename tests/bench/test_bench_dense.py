@@ -12,8 +12,8 @@ from spinerl.bench.dense import dense_loss
 from spinerl.bench.work import alternating_rewards
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
+from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.update import score, update
 from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch
 
@@ -40,12 +40,12 @@ def test_loss_and_gradient_equal_ours(model_folders, words):
     expected = dense_loss(model, batch, targets, config)
     expected.backward()
 
-    class Recording(Optimiser):
+    class Recording(Optimizer):
         def step(self):
             return {}
 
-    optimiser = Recording(loaded.model.parameters(), config.optim, 1)
-    figures = update(loaded, None, batch, targets, optimiser, config, torch.arange(6))
+    optimizer = Recording(loaded.model.parameters(), config.optim, 1)
+    figures = update(loaded, None, batch, targets, optimizer, config, torch.arange(6))
     assert figures["loss/total"] == pytest.approx(expected.item(), rel=1e-9)
     largest = max(p.grad.abs().max() for p in model.parameters())
     assert largest > 1e-3

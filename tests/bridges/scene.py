@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 
 from spinerl.answers import Equivalence
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.rollouts import rollout_of
+from spinerl.engine.update import score, update
 from spinerl.rewards import RewardContext, give_rewards
 from spinerl.step import StepState, count_votes, freeze_targets, trained_rows
 from spinerl.types import Batch, Rollout, Targets, Vote
@@ -69,17 +69,17 @@ def native(config, policy, anchor, questions, prompts) -> Native:
     targets, _ = freeze_targets(anchor, batch, rewards, old, kept, config, StepState())
     gradients = []
 
-    class Recording(Optimiser):
+    class Recording(Optimizer):
         def step(self):
             gradients.append({name: p.grad.clone() for name, p in policy.model.named_parameters()})
             return super().step()
 
-    optimiser = Recording(policy.model.parameters(), config.optim, config.optim.epochs * config.optim.minibatches)
+    optimizer = Recording(policy.model.parameters(), config.optim, config.optim.epochs * config.optim.minibatches)
     rows = torch.arange(len(batch.tokens)).view(len(questions), -1).tensor_split(config.optim.minibatches)
     losses = []
     for number in range(config.optim.epochs * config.optim.minibatches):
         own = rows[number % len(rows)].flatten()
-        figures = update(policy, anchor, batch, targets, optimiser, config, own, on_policy=number == 0)
+        figures = update(policy, anchor, batch, targets, optimizer, config, own, on_policy=number == 0)
         losses.append(figures["loss/total"])
     return Native(said, rollout, votes, batch, targets, losses, gradients)
 

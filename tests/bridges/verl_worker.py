@@ -1,7 +1,7 @@
 """What a process of verl's equality test does: `python verl_worker.py FOLDER` or torchrun with several of them.
 
 Reads FOLDER/cases.pt and writes FOLDER/found-N.pt, N being the number of processes: for each case the loss and the
-gradients of each optimiser update as verl's own worker has them, its model sharded by FSDP2 on the CPU.
+gradients of each optimizer update as verl's own worker has them, its model sharded by FSDP2 on the CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a process of the equality test does: `python worker.py FOLDER` or torchrun with several of them.
 
 Reads FOLDER/cases.pt and writes FOLDER/found-N.pt, N being the number of processes: for each case the loss and the
-gradients of each optimiser update as the bridge has them, and, in several processes, as sharded weights have them.
+gradients of each optimizer update as the bridge has them, and, in several processes, as sharded weights have them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from spinerl.bridges.trl import SpineTrainer, deal_rows, micro_loss, training_arguments
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.policy import Terms, wanted_tokens, weigh_terms
+from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from tests.models import compute_norms_in_float64
 
 

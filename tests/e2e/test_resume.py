@@ -67,7 +67,7 @@ def test_same_seed_same_run(whole, tmp_path):
 MOMENTS = {
     "before the first step": ("eval.jsonl", 1),
     "between checkpoints": ("metrics.jsonl", 3),
-    "while a checkpoint is written": ("checkpoints/.step-000004.tmp/optimiser.pt", 0),
+    "while a checkpoint is written": ("checkpoints/.step-000004.tmp/optimizer.pt", 0),
     "after the last step": ("metrics.jsonl", 6),
 }
 
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(whole, tmp_path
 def test_all_checkpoints_damaged_is_an_error(whole, tmp_path, capsys):
     run = copied(whole, tmp_path, 6)
     for folder in (run / "checkpoints").iterdir():
-        (folder / "optimiser.pt").write_bytes(b"")
+        (folder / "optimizer.pt").write_bytes(b"")
     with pytest.raises(SystemExit) as exit_:
         main(["adapt", "--resume", str(run)])
     assert exit_.value.code == 1

@@ -13,9 +13,9 @@ pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
 from spinerl.config import load_config
 from spinerl.engine.adapters import add_adapters, base_of, save_adapters
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.engine.update import score, update
 from spinerl.errors import InputError
 from spinerl.runs import load_learned, save_learned
 from spinerl.step import StepState, freeze_targets, trained_rows
@@ -75,8 +75,8 @@ def test_an_update_with_the_anchor_beneath_equals_one_with_a_second_model(model_
         rewards = ((1.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0))
         anchor = load_model(config.model) if own_copy else loaded.base
         targets, _ = freeze_targets(anchor, batch, rewards, logprobs, entropies, config, StepState())
-        optimiser = Optimiser(loaded.model.parameters(), config.optim, 1)
-        figures = update(loaded, anchor, batch, targets, optimiser, config, torch.arange(len(batch.tokens)))
+        optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
+        figures = update(loaded, anchor, batch, targets, optimizer, config, torch.arange(len(batch.tokens)))
         assert figures["loss/anchor"] > 1e-4
         gradients.append({n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -150,8 +150,8 @@ from spinerl.bench.timing import peak_memory
 from spinerl.config import load_config
 from spinerl.engine.adapters import add_adapters
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import update
+from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch
 
@@ -169,8 +169,8 @@ def learn():
     batch = Batch(((3, 4, 5),) * 2, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     zeros = torch.zeros(2, 8)
     targets, _ = freeze_targets(anchor, batch, ((1.0, 0.0),), zeros - 5, zeros + 5, config, StepState())
-    optimiser = Optimiser(loaded.model.parameters(), config.optim, 1)
-    update(loaded, anchor, batch, targets, optimiser, config, torch.arange(2))
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
+    update(loaded, anchor, batch, targets, optimizer, config, torch.arange(2))
 
 
 print(peak_memory(learn))

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine import kernels
 from spinerl.engine.attention import ATTENTION
-from spinerl.engine.continued import _attended, _Attention, _CompiledAttention, spans
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.extend_attention import _attended, _Attention, _CompiledAttention, spans
+from spinerl.engine.forward import _continues
 from spinerl.engine.loading import load_model
-from spinerl.engine.passes import _continues
 from tests.models import ARCHITECTURES, needs_loops
 
 PREFIX_OF = torch.tensor([1, 1, 1, 0, 0])

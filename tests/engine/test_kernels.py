@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine import kernels
-from spinerl.engine.fused import fused_loops
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.fused import fused_loops
 from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import sample_responses
-from spinerl.engine.shared import compiled_layers
+from spinerl.engine.shared_prefix import compiled_layers
 from spinerl.types import Question
 from tests.models import needs_loops, write_model
 

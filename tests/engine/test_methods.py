@@ -14,8 +14,8 @@ import torch
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import update
+from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.update import update
 from spinerl.evaluation import gold_rewards
 from spinerl.memory import Memories
 from spinerl.methods import LOSSES, METHODS
@@ -374,13 +374,13 @@ def test_a_losss_gradient_is_that_of_its_formula(model_folders, loss):
     policy.model.zero_grad()
     captured = {}
 
-    class Recording(Optimiser):
+    class Recording(Optimizer):
         def step(self):
             captured.update({name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None})
             return {}
 
-    optimiser = Recording(policy.model.parameters(), config.optim, 1)
-    update(policy, anchor, batch, targets, optimiser, config, torch.arange(12), on_policy=False)
+    optimizer = Recording(policy.model.parameters(), config.optim, 1)
+    update(policy, anchor, batch, targets, optimizer, config, torch.arange(12), on_policy=False)
     scale = max(g.abs().max().item() for g in expected.values())
     assert scale > 1e-4 or loss == "gspo"
     for name, value in expected.items():
@@ -392,7 +392,7 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
     """Ten steps; the record is rewritten by `SPINERL_WRITE_GOLDEN=1 make test ARGS=tests/engine/test_methods.py`."""
     loss = [] if method in FINE_TUNING else ["loss=dapo"]
     config, policy, anchor, prompts = opened(model_folders("qwen3"), method, "optim.lr=2e-3", *loss)
-    optimiser = Optimiser(policy.model.parameters(), config.optim, 10)
+    optimizer = Optimizer(policy.model.parameters(), config.optim, 10)
     state, rows = StepState(), []
     with Equivalence() as equivalence:
         memory = memory_of(config, equivalence)
@@ -401,7 +401,7 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
                 config, policy, anchor, prompts, equivalence, step, memory
             )
             targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state)
-            figures = update(policy, anchor, batch, targets, optimiser, config, torch.arange(12))
+            figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
             figures.pop("loss/log_ratio_max")  # rounding noise
             rows.append({"reward": sum(map(sum, rewards)) / 12, **figures, **rollout_metrics(rollout)})
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}

@@ -11,9 +11,9 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.engine.update import score
 from spinerl.errors import InputError, MissingExtraError
 from spinerl.step import StepState, correct_mismatch, freeze_targets, train_step, trained_rows
 from spinerl.types import Batch, Question
@@ -62,9 +62,9 @@ def scene(model_folders):
 
 
 def step(config, loaded):
-    optimiser = Optimiser(loaded.model.parameters(), config.optim, 1)
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
     with Equivalence() as equivalence:
-        return train_step(loaded, None, optimiser, equivalence, QUESTIONS, PROMPTS, config, 1, StepState())[0]
+        return train_step(loaded, None, optimizer, equivalence, QUESTIONS, PROMPTS, config, 1, StepState())[0]
 
 
 def test_advantages_count_by_the_importance_weights(scene):

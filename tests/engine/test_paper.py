@@ -16,8 +16,8 @@ import torch
 from spinerl.answers import Equivalence, majority_reward, vote
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import update
+from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets, sample, trained_rows
 from spinerl.types import Question
 from tests.engine.test_vision import alone, picture
@@ -166,14 +166,14 @@ def test_the_step_is_the_papers_page(scenes, name, words, micro_rows):
         assert set(targets.fork_mask[i].nonzero().flatten().tolist()) == forks[i]
     found = {}
 
-    class Recording(Optimiser):
+    class Recording(Optimizer):
         def step(self):
             for n, p in policy.model.named_parameters():
                 found[n] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
             return {}
 
-    optimiser = Recording(policy.model.parameters(), config.optim, 1)
-    figures = update(policy, anchor, batch, targets, optimiser, config, torch.tensor(rows), on_policy=False)
+    optimizer = Recording(policy.model.parameters(), config.optim, 1)
+    figures = update(policy, anchor, batch, targets, optimizer, config, torch.tensor(rows), on_policy=False)
     policy.model.zero_grad()
     assert figures["loss/clipped_frac"] > 0
     assert figures["loss/total"] == pytest.approx(loss.item(), abs=1e-9)

@@ -7,11 +7,11 @@ import torch
 
 from spinerl.config import LoraConfig, load_config
 from spinerl.engine.adapters import add_adapters
+from spinerl.engine.cpu.linear import fast_products, packed_weights, product
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
-from spinerl.engine.products import fast_products, packed_weights, product
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.update import score, update
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
 from tests.models import ARCHITECTURES
@@ -88,8 +88,8 @@ def gradients(loaded, anchor, config, fast):
     batch, logprobs, entropies = trained_rows(rollout, config)
     rewards = ((1.0, 0.0, 1.0, 0.0),) * 2
     targets, _ = freeze_targets(anchor, batch, rewards, logprobs, entropies, config, StepState())
-    optimiser = Optimiser(loaded.model.parameters(), config.optim, 1)
-    figures = update(loaded, anchor, batch, targets, optimiser, config, torch.arange(len(batch.tokens)))
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
+    figures = update(loaded, anchor, batch, targets, optimizer, config, torch.arange(len(batch.tokens)))
     found = {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
     loaded.model.load_state_dict(kept)
     return found, figures

@@ -9,10 +9,10 @@ import torch
 
 from spinerl.answers import Equivalence
 from spinerl.config import LoraConfig, load_config
-from spinerl.engine import replay as replay_room
 from spinerl.engine.adapters import add_adapters
+from spinerl.engine.cpu import activations as replay_room
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.step import StepState, freeze_targets, train_step, trained_rows
 from tests.engine.test_savings import relative_gap
@@ -164,13 +164,13 @@ def test_a_step_uses_it_and_lets_go_of_it(model_folders):
         config = load_config(overrides=[f"model={model_folders('qwen3')}", *words, "answer.truncated=count"])
         policy = load_model(config.model)
         prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
-        optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
+        optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
         with Equivalence() as equivalence:
             rewards = {"rewards": REWARDS}
             record, _ = train_step(
                 policy,
                 None,
-                optimiser,
+                optimizer,
                 equivalence,
                 QUESTIONS,
                 prompts,

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spinerl.config import load_config
-from spinerl.engine.cache import bytes_per_token, fitting_tokens
-from spinerl.engine.draws import draw
+from spinerl.engine.kv_cache import bytes_per_token, fitting_tokens
 from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.engine.sampling import draw
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies
 from spinerl.types import Question

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine.head import chunks, head_logits
+from spinerl.engine.forward import plan
+from spinerl.engine.lm_head import chunks, head_logits
 from spinerl.engine.loading import load_model
-from spinerl.engine.passes import plan
-from spinerl.engine.policy import score
+from spinerl.engine.update import score
 from tests.engine.test_update import gradient, prepared
 from tests.models import ARCHITECTURES, write_model
 

@@ -12,7 +12,7 @@ from spinerl import rewards as rewards_room
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
@@ -43,9 +43,9 @@ def test_every_method_takes_a_step(model_folders, method):
             return tuple((1.0, 0.0, 0.0, 1.0) for _ in zip(questions, votes, strict=True))
 
     with Equivalence() as equivalence:
-        optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
+        optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
         record, _ = train_step(
-            policy, anchor, optimiser, equivalence, QUESTIONS, prompts, config, 1, StepState(), oracle=oracle
+            policy, anchor, optimizer, equivalence, QUESTIONS, prompts, config, 1, StepState(), oracle=oracle
         )
     assert all(torch.isfinite(p).all() for p in policy.model.parameters())
     changed = any(not torch.equal(p, before[name]) for name, p in policy.model.named_parameters())

@@ -7,9 +7,9 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.policy import score
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.tree import branch_points, tree_responses
+from spinerl.engine.update import score
 from spinerl.errors import InputError
 from spinerl.step import trained_rows
 from spinerl.types import Question

@@ -12,7 +12,7 @@ from spinerl import step as step_room
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.tree import tree_responses
 from spinerl.engine.vllm import VllmEngine, _Response
@@ -225,16 +225,16 @@ def step(loaded, prompts, config, monkeypatch, look=lambda *_: None):
     """(record, figures of each update) of a step whose rewards are REWARDS; `look` is called before each update."""
     seen, update = [], step_room.update
 
-    def watched(policy, anchor, batch, targets, optimiser, config, rows, on_policy=True):
+    def watched(policy, anchor, batch, targets, optimizer, config, rows, on_policy=True):
         look(batch, targets, rows)
-        seen.append(update(policy, anchor, batch, targets, optimiser, config, rows, on_policy=on_policy))
+        seen.append(update(policy, anchor, batch, targets, optimizer, config, rows, on_policy=on_policy))
         return seen[-1]
 
     monkeypatch.setattr(step_room, "update", watched)
-    optimiser = Optimiser(loaded.model.parameters(), config.optim, 2)
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 2)
     with Equivalence() as equivalence:
         record, _ = train_step(
-            loaded, None, optimiser, equivalence, QUESTIONS, prompts, config, 1, StepState(), oracle=lambda *_: REWARDS
+            loaded, None, optimizer, equivalence, QUESTIONS, prompts, config, 1, StepState(), oracle=lambda *_: REWARDS
         )
     return record, seen
 

@@ -13,9 +13,9 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.update import score, update
 from spinerl.errors import NonFiniteError
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
@@ -63,15 +63,15 @@ def gradient(config, policy, anchor, batch, targets, _entropies=None, rows=None)
     kept = copy.deepcopy(policy.model.state_dict())
     captured: dict[str, torch.Tensor] = {}
 
-    class Recording(Optimiser):
+    class Recording(Optimizer):
         def step(self):
             for name, parameter in policy.model.named_parameters():
                 captured[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
             return {}
 
-    optimiser = Recording(policy.model.parameters(), config.optim, 1)
+    optimizer = Recording(policy.model.parameters(), config.optim, 1)
     rows = torch.arange(len(batch.tokens)) if rows is None else rows
-    figures = update(policy, anchor, batch, targets, optimiser, config, rows)
+    figures = update(policy, anchor, batch, targets, optimizer, config, rows)
     policy.model.load_state_dict(kept)
     policy.model.zero_grad()
     return figures["loss/total"], captured
@@ -268,8 +268,8 @@ def test_a_step_that_says_nothing_changes_nothing(model_folders):
     config, policy, anchor, batch, targets, _ = prepared(model_folders("qwen2"), "optim.lr=0.1", "band.weight=0")
     targets = dataclasses.replace(targets, advantages=torch.zeros_like(targets.advantages))
     before = copy.deepcopy(policy.model.state_dict())
-    optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
-    figures = update(policy, anchor, batch, targets, optimiser, config, torch.arange(12))
+    optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
+    figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
     assert figures["optim/grad_norm"] == 0.0
     for name, weight in policy.model.state_dict().items():
         assert torch.equal(weight, before[name])
@@ -280,9 +280,9 @@ def test_non_finite_loss_stops_before_the_update(model_folders):
     with torch.no_grad():
         policy.model.get_output_embeddings().weight[3] = torch.inf
     before = copy.deepcopy(policy.model.state_dict())
-    optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
+    optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
     with pytest.raises(NonFiniteError, match="before the update"):
-        update(policy, anchor, batch, targets, optimiser, config, torch.arange(12))
+        update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
     for name, weight in policy.model.state_dict().items():
         assert torch.equal(weight, before[name])
 
@@ -303,12 +303,12 @@ def test_bfloat16_model_learns_through_float32_masters(model_folders):
     loaded = load_model(config.model)
     weight = loaded.model.get_output_embeddings().weight
     start = weight.detach().clone()
-    optimiser = Optimiser([weight], config.optim, 4000)
+    optimizer = Optimizer([weight], config.optim, 4000)
     for _ in range(1500):  # each step is far under bfloat16's resolution
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         weight.grad = torch.ones_like(weight)
-        optimiser.collect()
-        optimiser.step()
+        optimizer.collect()
+        optimizer.step()
     assert weight.dtype == torch.bfloat16
     assert (weight < start).float().mean() > 0.5
     assert (start - weight).mean().item() == pytest.approx(1500e-6, rel=0.2)
@@ -318,17 +318,17 @@ def test_schedule_and_its_resumption():
     parameter = torch.nn.Parameter(torch.zeros(1))
     config = load_config(overrides=["optim.lr=1.0", "optim.warmup_steps=2", "optim.schedule=cosine"]).optim
 
-    def rates(optimiser, count):
+    def rates(optimizer, count):
         out = []
         for _ in range(count):
             parameter.grad = torch.ones(1)
-            out.append(optimiser.step()["optim/lr"])
+            out.append(optimizer.step()["optim/lr"])
         return out
 
     # warm-up 0, 1/2, then cosine from 1 to 0 over the 4 that are left: (1 + cos(pi k / 4)) / 2
     expected = [0.0, 0.5, 1.0, 0.8535534, 0.5, 0.1464466]
-    first = Optimiser([parameter], config, 6)
+    first = Optimizer([parameter], config, 6)
     assert rates(first, 3) == pytest.approx(expected[:3])
-    second = Optimiser([parameter], config, 6)
+    second = Optimizer([parameter], config, 6)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert rates(second, 3) == pytest.approx(expected[3:])

@@ -15,9 +15,9 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets, rollout_metrics, trained_rows
 from spinerl.types import Question
 from tests.models import compute_norms_in_float64
@@ -49,7 +49,7 @@ def trajectory(folder: Path, words: list[str]) -> list[dict[str, float]]:
         compute_norms_in_float64(loaded.model)
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     questions = [Question(str(i), text) for i, text in enumerate(TEXTS)]
-    optimiser = Optimiser(policy.model.parameters(), config.optim, 20 * config.optim.epochs)
+    optimizer = Optimizer(policy.model.parameters(), config.optim, 20 * config.optim.epochs)
     state, rows = StepState(), []
     for step in range(20):
         rollout = sample_responses(policy, questions, prompts, 4, config.rollout, (0, "golden", step))
@@ -58,7 +58,7 @@ def trajectory(folder: Path, words: list[str]) -> list[dict[str, float]]:
         rewards = (shares > 0.5).double().view(3, 4).tolist()
         targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state)
         for _ in range(config.optim.epochs):
-            figures = update(policy, anchor, batch, targets, optimiser, config, torch.arange(12))
+            figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
         rows.append({"reward": sum(map(sum, rewards)) / 12, **figures, **rollout_metrics(rollout)})
     return rows
 

@@ -9,9 +9,9 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Batch, Question, Targets
 
@@ -37,7 +37,7 @@ def targets_of(config, policy, batch, old, entropies, rewards=REWARDS, state=Non
 def gradient(config, policy, batch: Batch, targets: Targets) -> list[torch.Tensor]:
     found = []
 
-    class Recording(Optimiser):
+    class Recording(Optimizer):
         def step(self):
             found.extend(p.grad.clone() for p in policy.model.parameters() if p.grad is not None)
             return {}
@@ -102,10 +102,10 @@ def test_minibatches_split_the_questions_and_each_normalises_itself(rollout):
     batch, old, entropies = trained_rows(sampled, config)
     config = load_config(overrides=[*WORDS, "anchor.weight=0", "band.weight=0"])
     targets = targets_of(config, policy, batch, old, entropies)
-    optimiser = Optimiser(policy.model.parameters(), config.optim, 1)
-    optimiser.step = lambda: {}
+    optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
+    optimizer.step = lambda: {}
     halves = [
-        update(policy, None, batch, targets, optimiser, config, torch.arange(3) + offset)["loss/policy"]
+        update(policy, None, batch, targets, optimizer, config, torch.arange(3) + offset)["loss/policy"]
         for offset in (0, 3)
     ]
     # on-policy the ratio is 1, so a half's loss is minus the mean advantage over its own forks

@@ -56,11 +56,11 @@ def dense_loss(model: Any, batch: Batch, targets: Targets, config: Config) -> to
     return loss
 
 
-def dense_update(model: Any, batch: Batch, targets: Targets, optimiser: Any, config: Config) -> float:
-    """One optimiser update by `dense_loss`; returns the loss."""
-    optimiser.zero_grad()
+def dense_update(model: Any, batch: Batch, targets: Targets, optimizer: Any, config: Config) -> float:
+    """One optimizer update by `dense_loss`; returns the loss."""
+    optimizer.zero_grad()
     loss = dense_loss(model, batch, targets, config)
     loss.backward()
-    optimiser.collect()
-    optimiser.step()
+    optimizer.collect()
+    optimizer.step()
     return loss.item()

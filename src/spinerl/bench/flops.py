@@ -96,7 +96,7 @@ def matmul_peak(device: str = "cpu", dtype: Any = None, seconds: float = 0.6, *,
     best = 0.0
     multiply = torch.mm
     if onednn:
-        from spinerl.engine.products import multiply
+        from spinerl.engine.cpu.linear import multiply
     for size in (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         end = time.perf_counter() + seconds / 3

@@ -14,7 +14,7 @@ from spinerl.bench.models import IMAGE, write_vision_model
 from spinerl.bench.timing import figures, interleave, ratios
 from spinerl.bench.work import Job, Work, bench_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.optimiser import Optimiser
+from spinerl.engine.optimizer import Optimizer
 from spinerl.types import ImagePrompt, ImageRef, Question
 
 __all__ = ["measure_images"]
@@ -87,7 +87,7 @@ class _Side:
         self._settings = job.settings
         self._config = bench_config(job, words=words)
         self._loaded = replace(load_model(self._config.model), end_ids=())
-        self._optimiser = Optimiser(self._loaded.model.parameters(), self._config.optim, 1)
+        self._optimizer = Optimizer(self._loaded.model.parameters(), self._config.optim, 1)
 
     @property
     def device(self) -> str:
@@ -101,7 +101,7 @@ class _Side:
             vision.prompt(f"{IMAGE} w2=2 w3=3 w4=0", [_noise(self._settings.images_side, (repeat, i))])
             for i in range(self._settings.questions)
         )
-        return Work(self._loaded, questions, prompts, self._config, self._optimiser)
+        return Work(self._loaded, questions, prompts, self._config, self._optimizer)
 
     def _processed(self, prompt: tuple[int, ...]) -> Mapping[str, torch.Tensor]:
         assert isinstance(prompt, ImagePrompt)

@@ -66,7 +66,7 @@ def run_steps(
 ) -> list[float]:
     """Seconds of each of at most `num_steps` training steps.
 
-    A step samples `job.num_rows` responses and makes one optimiser update of them, `rows` at a time.
+    A step samples `job.num_rows` responses and makes one optimizer update of them, `rows` at a time.
 
     Args:
         random_rollout: random tokens in place of sampled ones, to time the update alone.

@@ -79,7 +79,7 @@ def measure_our_step(job: Job) -> dict[str, Any]:
 
 
 def measure_step_memory(job: Job) -> dict[str, Any]:
-    """Bytes that our step adds at its peak; the optimiser's state is part of it."""
+    """Bytes that our step adds at its peak; the optimizer's state is part of it."""
     with Equivalence() as equivalence:
         ours = _OurStep(job, equivalence)
         return {"peak_memory_bytes": peak_memory(lambda: ours.run("spine", 0), ours.work.device)}
@@ -136,7 +136,7 @@ class _OurStep:
         record, _ = train_step(
             work.loaded,
             None,
-            work.optimiser,
+            work.optimizer,
             self._equivalence,
             work.questions,
             work.prompts,

@@ -14,8 +14,8 @@ from spinerl.bench.timing import figures, interleave, peak_memory, ratios
 from spinerl.bench.work import Job, alternating_rewards
 from spinerl.config import Config, load_config
 from spinerl.engine.loading import LoadedModel, load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import score, update
+from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.update import score, update
 from spinerl.errors import RunError
 from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch, Targets
@@ -28,23 +28,23 @@ _USUAL = 0.2
 
 @dataclass(frozen=True)
 class Side:
-    """A model with its optimiser and what it is to learn, by share of tokens."""
+    """A model with its optimizer and what it is to learn, by share of tokens."""
 
     loaded: LoadedModel
     config: Config
-    optimiser: Optimiser
+    optimizer: Optimizer
     batch: Batch
     targets: dict[float, Targets]
 
     def ours(self, fraction: float = _USUAL) -> float:
         """Our update; returns its loss."""
         rows = torch.arange(len(self.batch.tokens))
-        found = update(self.loaded, None, self.batch, self.targets[fraction], self.optimiser, self.config, rows)
+        found = update(self.loaded, None, self.batch, self.targets[fraction], self.optimizer, self.config, rows)
         return found["loss/total"]
 
     def dense(self, fraction: float = _USUAL) -> float:
         """The dense update; returns its loss."""
-        return dense_update(self.loaded.model, self.batch, self.targets[fraction], self.optimiser, self.config)
+        return dense_update(self.loaded.model, self.batch, self.targets[fraction], self.optimizer, self.config)
 
 
 def prepare_update(job: Job) -> None:
@@ -77,7 +77,7 @@ def open_side(job: Job) -> Side:
     """A fresh copy of the model and the prepared batch."""
     loaded, config = _open(job)
     batch, targets = torch.load(job.scratch / "update.pt", weights_only=False)  # our own file, just written
-    return Side(loaded, config, Optimiser(loaded.model.parameters(), config.optim, 1), batch, targets)
+    return Side(loaded, config, Optimizer(loaded.model.parameters(), config.optim, 1), batch, targets)
 
 
 def measure_update(job: Job) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from spinerl.bench.settings import Settings
 from spinerl.bench.timing import Patience
 from spinerl.config import Config, load_config
 from spinerl.engine.loading import LoadedModel, load_model
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.policy import update
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Batch, Question, Rollout, Targets
 
@@ -51,7 +51,7 @@ class Work:
     questions: tuple[Question, ...]
     prompts: tuple[tuple[int, ...], ...]
     config: Config
-    optimiser: Optimiser
+    optimizer: Optimizer
 
     @property
     def device(self) -> str:
@@ -75,7 +75,7 @@ class Work:
     def learn(self, batch: Batch, targets: Targets, config: Config | None = None) -> dict[str, float]:
         """One update from all rows."""
         rows = torch.arange(len(batch.tokens))
-        return update(self.loaded, None, batch, targets, self.optimiser, config or self.config, rows)
+        return update(self.loaded, None, batch, targets, self.optimizer, config or self.config, rows)
 
 
 def bench_config(job: Job, lengths: str = "equal", words: Sequence[str] = ()) -> Config:
@@ -106,8 +106,8 @@ def open_work(job: Job, lengths: str = "equal", words: Sequence[str] = ()) -> Wo
     if lengths == "equal":
         loaded = dataclasses.replace(loaded, end_ids=())
     questions, prompts = random_questions(loaded.tokenizer, settings, settings.questions, settings.prompt_tokens)
-    optimiser = Optimiser(loaded.model.parameters(), config.optim, 1)
-    return Work(loaded, questions, prompts, config, optimiser)
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
+    return Work(loaded, questions, prompts, config, optimizer)
 
 
 def alternating_rewards(questions: int, group_size: int) -> tuple[tuple[float, ...], ...]:

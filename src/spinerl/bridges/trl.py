@@ -4,7 +4,7 @@ TRL keeps its loop: data loader, generation, accelerate, DDP, FSDP, DeepSpeed, c
 forks, band, anchor and loss are ours, the very functions that `spinerl adapt` calls.
 
 Every process holds the token ids of the whole rollout, never only its own share: the vote sees all of a group, a
-threshold all of a step, and a term's weights sum to 1 over all processes and micro-batches of an optimiser update.
+threshold all of a step, and a term's weights sum to 1 over all processes and micro-batches of an optimizer update.
 Processes share the forward and backward passes alone.  They average gradients, so each one's loss is multiplied by
 their number.
 
@@ -33,11 +33,11 @@ from spinerl.bridges.keys import Loop, check_keys, refuse
 from spinerl.config import Config, load_config, read_recipe, split_word
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
+from spinerl.engine.forward import MicroBatch, micro_batch
 from spinerl.engine.loading import load_tokenizer, resolve_name
 from spinerl.engine.machine import choose_threads, tune_allocator
-from spinerl.engine.passes import MicroBatch, micro_batch
-from spinerl.engine.policy import Terms, wanted_tokens, weigh_terms
 from spinerl.engine.rollouts import rollout_of
+from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
 from spinerl.maths import (
     exact_kl,
@@ -348,7 +348,7 @@ class SpineTrainer(GRPOTrainer):
     # What TRL calls.
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All of them: the native optimiser decays every weight alike."""
+        """All of them: the native optimizer decays every weight alike."""
         return [name for name, _ in model.named_parameters()]
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -705,7 +705,7 @@ def _say(line: str) -> None:
 
 
 class _Lines(TrainerCallback):
-    """A line per optimiser update, in metrics.jsonl and on the terminal, from the first process."""
+    """A line per optimizer update, in metrics.jsonl and on the terminal, from the first process."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

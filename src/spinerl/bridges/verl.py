@@ -29,8 +29,8 @@ import torch
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.verl_export import check_config
 from spinerl.config import Config, load_config
-from spinerl.engine.policy import Terms, wanted_tokens, weigh_terms
 from spinerl.engine.rollouts import padded, rollout_of
+from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError
 from spinerl.maths import masked_mean, response_means
 from spinerl.rewards import RewardContext, give_rewards
@@ -104,7 +104,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A step's targets: per key the columns of its response; the keys of each optimiser update; figures; state."""
+    """A step's targets: per key the columns of its response; the keys of each optimizer update; figures; state."""
 
     columns: Mapping[str, Mapping[str, torch.Tensor]]
     updates: tuple[tuple[str, ...], ...]
@@ -371,7 +371,7 @@ class SpineTrainer(PPOTrainerSync):
         return batch
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """The step's optimiser updates, each on the rows its weights were made for."""
+        """The step's optimizer updates, each on the rows its weights were made for."""
         frozen = self._frozen
         assert frozen is not None
         lengths = {key: tag["seq_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}

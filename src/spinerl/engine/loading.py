@@ -175,7 +175,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, confi
         raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
     model.eval()
     if config.gradient_checkpointing:
-        # It acts in training mode only (`spinerl.engine.policy.update`), where dropout must not come with it.
+        # It acts in training mode only (`spinerl.engine.update.update`), where dropout must not come with it.
         _remove_dropout(model)
         # transformers renamed it on the way to version 6
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

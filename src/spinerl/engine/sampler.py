@@ -19,15 +19,15 @@ import torch
 from transformers import StopStringCriteria
 
 from spinerl.config import RolloutConfig
-from spinerl.engine import kernels
-from spinerl.engine.cache import CopyingDecoder, fitting_tokens
-from spinerl.engine.draws import Truncation, draw, truncation_of, unwritable
-from spinerl.engine.exchange import suits_cpu
-from spinerl.engine.fused import fused_loops
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import Recorder, slots_for
+from spinerl.engine.cpu.fused import fused_loops
+from spinerl.engine.cpu.linear import packed_weights
+from spinerl.engine.cpu.patching import suits_cpu
+from spinerl.engine.kv_cache import CopyingDecoder, fitting_tokens
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.products import packed_weights
-from spinerl.engine.replay import Recorder, slots_for
-from spinerl.engine.shared import SharedDecoder, can_attend_compiled, can_share_prompts, compiled_layers
+from spinerl.engine.sampling import Truncation, draw, truncation_of, unwritable
+from spinerl.engine.shared_prefix import SharedDecoder, can_attend_compiled, can_share_prompts, compiled_layers
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
@@ -67,7 +67,7 @@ def sample_responses(
         certainties: whether to record the self-certainty of every token's distribution too.
         limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
         turns_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
-        record: whether to keep what the layers put out, for an update to take it from there (`spinerl.engine.replay`),
+        record: whether to keep what the layers put out, for an update to take it from there (`spinerl.engine.cpu.activations`),
             where model and memory allow it.
 
     Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and

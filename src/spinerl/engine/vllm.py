@@ -32,10 +32,10 @@ from safetensors.torch import load_file, save_file
 
 from spinerl.config import Config, RolloutConfig
 from spinerl.engine.adapters import adapted_weights, base_of
-from spinerl.engine.draws import truncation_of
 from spinerl.engine.loading import LoadedModel, resolve_name, state_of
-from spinerl.engine.policy import score_with_mass
 from spinerl.engine.rollouts import padded, rollout_of
+from spinerl.engine.sampling import truncation_of
+from spinerl.engine.update import score_with_mass
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of

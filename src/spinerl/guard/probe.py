@@ -14,8 +14,8 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.policy import score
 from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.engine.update import score
 from spinerl.guard.signals import concentration, same_answers
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of

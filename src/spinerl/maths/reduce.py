@@ -12,7 +12,7 @@ __all__ = ["masked_mean", "share_weights", "term_weights"]
 
 
 def term_weights(mask: Bool[Tensor, "B T"], normalizer: Literal["token", "response"] = "token") -> Float[Tensor, "B T"]:
-    """Weights of one loss term for one whole optimiser update: they sum to 1, or are all 0 for an empty mask.
+    """Weights of one loss term for one whole optimizer update: they sum to 1, or are all 0 for an empty mask.
     float64; the update casts them to the type it computes in.
 
     token: every selected token weighs the same.  response: every response with a selected token weighs the same

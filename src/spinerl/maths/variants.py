@@ -25,7 +25,7 @@ def budget_weights(mask: Bool[Tensor, "B T"], max_tokens: int, num_responses: in
     Args:
         max_tokens: the most tokens of a response that can be selected: `rollout.max_new_tokens`, times the fork
             fraction where only forks are; else the fraction would scale the gradient down.
-        num_responses: those of this optimiser update, with and without selected tokens.
+        num_responses: those of this optimizer update, with and without selected tokens.
 
     Raises ValueError for a budget under 1.  Source: Dr. GRPO (arXiv 2503.20783).
 

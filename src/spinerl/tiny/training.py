@@ -220,7 +220,7 @@ def command(name: str, about: str | None, run: Callable[..., None], steps: int, 
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=about)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--seed", type=int, default=0, help="fixes the corpus and the first weights")
-    parser.add_argument("--steps", type=int, default=steps, help=f"optimiser steps of {ROWS_PER_STEP} rows")
+    parser.add_argument("--steps", type=int, default=steps, help=f"optimizer steps of {ROWS_PER_STEP} rows")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     args = parser.parse_args(argv)
     if args.steps < 1:

@@ -4,7 +4,7 @@ The forward pass adds what attention and the feed-forward block of a layer are k
 All else is computed going backward, layer by layer: norms, turned queries and keys and gates, each by one loop that
 reads the record where it lies, so that between the passes nothing is kept but the residual stream.
 
-For decoders of the usual make (`spinerl.engine.layers`); `policy` tries it on the model at hand.
+For decoders of the usual make (`spinerl.engine.cpu.decoder`); `policy` tries it on the model at hand.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from spinerl.engine import kernels
-from spinerl.engine.continued import ContinuedLayer, Span, attend_compiled, laid_out_alike
-from spinerl.engine.exchange import exchanged_forwards
-from spinerl.engine.layers import LayerParts, decoder_parts
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import Record, Replay, linear_layers
+from spinerl.engine.cpu.decoder import LayerParts, decoder_parts
+from spinerl.engine.cpu.extend_attention import ContinuedLayer, Span, attend_compiled, laid_out_alike
+from spinerl.engine.cpu.linear import live_rows, put_back, slopes_back, weight_slope
+from spinerl.engine.cpu.patching import exchanged_forwards
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.products import live_rows, put_back, slopes_back, weight_slope
-from spinerl.engine.replay import Record, Replay, linear_layers
 
 __all__ = ["replayed_layers"]
 

@@ -18,13 +18,13 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from spinerl.engine import kernels
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
-from spinerl.engine.exchange import suits_cpu
-from spinerl.engine.layers import CompiledLayers
+from spinerl.engine.capabilities import ability, agree
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import Recorder
+from spinerl.engine.cpu.decoder import CompiledLayers
+from spinerl.engine.cpu.patching import suits_cpu
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.replay import Recorder
-from spinerl.engine.trials import ability, agree
 
 __all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts", "compiled_layers"]
 

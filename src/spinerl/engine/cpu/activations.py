@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from spinerl.engine.cache import free_bytes
-from spinerl.engine.exchange import exchanged_forwards
+from spinerl.engine.cpu.patching import exchanged_forwards
+from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel, state_of
 
 __all__ = ["Record", "Recorder", "Replay", "linear_layers", "passing", "slots_for"]

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from spinerl.engine import kernels
-from spinerl.engine.cache import free_bytes
-from spinerl.engine.exchange import exchanged_forwards, suits_cpu, tried
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import Replay, linear_layers
+from spinerl.engine.cpu.patching import exchanged_forwards, suits_cpu, tried
+from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.replay import Replay, linear_layers
 
 __all__ = [
     "fast_products",

@@ -59,7 +59,7 @@ __all__ = [
 DECODING_WIDTHS = (16, 32, 64, 128, 256)
 """Widths of a head that `decode_attention` knows."""
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCE = Path(__file__).parent / "native" / "kernels.c"
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _TUNING = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())  # what compilers know, best first
 _ROWS_PER_TASK = 4  # of one question: a thread attends for so many at a time
@@ -227,7 +227,7 @@ def _declared(loops: ctypes.CDLL) -> ctypes.CDLL:
 def _loops() -> Any:
     loops = library()
     if loops is None:
-        raise RuntimeError("no compiled loops: ask spinerl.engine.kernels.library() first")
+        raise RuntimeError("no compiled loops: ask spinerl.engine.cpu.kernels.library() first")
     return loops
 
 

@@ -1,6 +1,6 @@
 /* Loops that torch has no single operator for, in float32, for any processor the compiler knows.
  *
- * spinerl.engine.kernels compiles this file on the machine it runs on and is the only caller; it says what each
+ * spinerl.engine.cpu.kernels compiles this file on the machine it runs on and is the only caller; it says what each
  * function computes.  A row is computed by one thread from start to end, and sums over rows are made of a fixed number
  * of parts, so that results depend neither on the number of threads nor on their timing.
  */

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from spinerl.engine import kernels
 from spinerl.engine.attention import AttendingLayer
-from spinerl.engine.replay import Replay
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import Replay
 
 __all__ = ["ContinuedLayer", "Span", "attend_compiled", "continued_cache", "laid_out_alike", "spans"]
 

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from spinerl.config import RolloutConfig
-from spinerl.engine import kernels
+from spinerl.engine.cpu import kernels
 from spinerl.engine.loading import LoadedModel
 from spinerl.maths import kept_log_mass, log_distribution, self_certainty
 

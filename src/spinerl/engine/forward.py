@@ -19,14 +19,14 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from spinerl.config import OptimConfig
-from spinerl.engine import kernels
 from spinerl.engine.attention import ATTENTION, exchanged
-from spinerl.engine.continued import continued_cache, spans
-from spinerl.engine.exchange import suits_cpu
-from spinerl.engine.head import head_logits
+from spinerl.engine.capabilities import ability, agree, only_embeddings_learn
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import Record, Replay, passing
+from spinerl.engine.cpu.extend_attention import continued_cache, spans
+from spinerl.engine.cpu.patching import suits_cpu
+from spinerl.engine.lm_head import head_logits
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.replay import Record, Replay, passing
-from spinerl.engine.trials import ability, agree, only_embeddings_learn
 from spinerl.types import Batch
 
 __all__ = [
@@ -153,7 +153,7 @@ class Prefix:
     With gradient enabled its rows may run, and go backward, one micro-batch after the other: they differentiate
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
-    `own_attention` says whether rows meet them by `spinerl.engine.continued`, without copies; None: where the model
+    `own_attention` says whether rows meet them by `spinerl.engine.cpu.extend_attention`, without copies; None: where the model
     allows it.  `compiled` says whether that is a compiled loop (`continues_compiled`).  `replay` as for
     `wanted_states`.
     """
@@ -254,7 +254,7 @@ def _shares_prompts(loaded: LoadedModel) -> bool:
 
 
 def _continues(loaded: LoadedModel) -> bool:
-    """Whether they do so too with the attention function of `spinerl.engine.continued`, which is for CPUs."""
+    """Whether they do so too with the attention function of `spinerl.engine.cpu.extend_attention`, which is for CPUs."""
     if loaded.device.type != "cpu":
         return False
     return ability(loaded, "continued_attention", lambda: _sharing_trial(loaded, own_attention=True))

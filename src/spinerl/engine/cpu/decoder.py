@@ -16,9 +16,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from spinerl.engine import kernels
-from spinerl.engine.cache import free_bytes
-from spinerl.engine.exchange import suits_cpu
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.patching import suits_cpu
+from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 
 __all__ = ["CompiledLayers", "LayerParts", "decoder_parts"]

@@ -82,7 +82,7 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
 class CopyingDecoder:
     """A batch of rows that all begin with their question's prompt, for any model with transformers' cache interface.
 
-    The plain way, for models that `spinerl.engine.shared.SharedDecoder` cannot run: each prompt is computed once,
+    The plain way, for models that `spinerl.engine.shared_prefix.SharedDecoder` cannot run: each prompt is computed once,
     then its keys and values are copied for each of its rows.  Prompts are padded on the left, where all rows
     append at the same column; so questions enter an empty batch only.
     """

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from spinerl.engine.capabilities import ability, agree
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.trials import ability, agree
 
 __all__ = ["exchanged_forwards", "suits_cpu", "tried"]
 

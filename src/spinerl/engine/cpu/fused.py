@@ -2,7 +2,7 @@
 
 Which modules are meant is read off the names that transformers gives: of a norm and its epsilon, of the parts of a
 gated feed-forward block, of the function that turns queries and keys.  Whether they do compute that is tried on the
-model (`spinerl.engine.exchange`).
+model (`spinerl.engine.cpu.patching`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from spinerl.engine import kernels
-from spinerl.engine.exchange import exchanged_forwards, suits_cpu, tried
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.patching import exchanged_forwards, suits_cpu, tried
 from spinerl.engine.loading import LoadedModel
 
 __all__ = ["fused_loops", "gated_layers", "is_gated"]

@@ -1,6 +1,6 @@
 """Scoring finished responses, and learning from them.
 
-`spinerl.engine.passes` says which rows run together and gives the hidden states at the wanted positions.  The head
+`spinerl.engine.forward` says which rows run together and gives the hidden states at the wanted positions.  The head
 works on those alone, a chunk at a time: the loss is a weighted sum over tokens, its weights fixed beforehand, so each
 chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 """
@@ -14,17 +14,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 
 from spinerl.config import Config, LossConfig, OptimConfig, RolloutConfig
-from spinerl.engine.draws import Truncation, log_mass_with, truncation_of
-from spinerl.engine.fused import fused_loops
-from spinerl.engine.head import chunks
+from spinerl.engine.capabilities import ability, agree
+from spinerl.engine.cpu.activations import Replay
+from spinerl.engine.cpu.decoder_backward import replayed_layers
+from spinerl.engine.cpu.fused import fused_loops
+from spinerl.engine.cpu.linear import fast_products, replayed_products
+from spinerl.engine.forward import Piece, Prefix, continues_compiled, logits, plan, states_and_gradient, wanted_states
+from spinerl.engine.lm_head import chunks
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.optimiser import Optimiser
-from spinerl.engine.passes import Piece, Prefix, continues_compiled, logits, plan, states_and_gradient, wanted_states
-from spinerl.engine.products import fast_products, replayed_products
-from spinerl.engine.replay import Replay
-from spinerl.engine.replayed import replayed_layers
+from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
-from spinerl.engine.trials import ability, agree
+from spinerl.engine.sampling import Truncation, log_mass_with, truncation_of
 from spinerl.errors import NonFiniteError
 from spinerl.maths import (
     band_penalty,
@@ -102,12 +102,12 @@ def update(
     anchor: LoadedModel | None,
     batch: Batch,
     targets: Targets,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     config: Config,
     rows: torch.Tensor,
     on_policy: bool = True,
 ) -> dict[str, float]:
-    """One optimiser update from these rows (an index into the batch), and what it saw.
+    """One optimizer update from these rows (an index into the batch), and what it saw.
 
     L = - sum w_policy l_PPO + lambda_KL sum w_anchor l_KL + lambda_band sum w_band l_band + lambda_H sum w_H H, each
     term's weights fixed here for the whole update, so that the micro-batch size changes nothing.
@@ -132,7 +132,7 @@ def update(
     terms = Terms(config, batch, targets, weights, log_ratios, truncate)
     exact_anchor = anchor if terms.wants_anchor_logits else None
     optim = config.optim
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
     replay = _replay(loaded, batch, optim)
     replays_layers = replay is not None and _replays_layers(loaded, optim)
@@ -160,10 +160,10 @@ def update(
                     ).backward()
                     slopes.append(leaf.grad)
                 states.backward(torch.cat(slopes))
-                optimiser.collect()
+                optimizer.collect()
             if prefix is not None:
                 prefix.backward()
-                optimiser.collect()
+                optimizer.collect()
     loaded.model.eval()
     figures = terms.figures()
     if not math.isfinite(figures["loss/total"]):
@@ -171,7 +171,7 @@ def update(
             f"the loss is {figures['loss/total']}: stopped before the update; lower optim.lr (now {optim.lr:g}) or "
             "use model.dtype=float32"
         )
-    return figures | optimiser.step()
+    return figures | optimizer.step()
 
 
 @contextmanager

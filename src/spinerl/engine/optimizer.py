@@ -12,10 +12,10 @@ from transformers import get_scheduler
 from spinerl.config import OptimConfig
 from spinerl.errors import NonFiniteError
 
-__all__ = ["Optimiser"]
+__all__ = ["Optimizer"]
 
 
-class Optimiser:
+class Optimizer:
     """Gradients of micro-batches are added up and stepped in float32, whatever the model's dtype.
 
     A bfloat16 weight has 8 bits: at a learning rate of 1e-6 almost every update would round to nothing.  So
