@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from spinerl.config import EngineConfig
 from spinerl.engine.cpu.kernels import library
 
 needs_loops = pytest.mark.skipif(library() is None, reason="compiled loops need a C compiler")
@@ -88,6 +90,11 @@ def write_model(
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def without(loaded, *parts, **budgets):
+    """The same loaded model with these parts of the engine disabled, and these memory budgets."""
+    return dataclasses.replace(loaded, settings=EngineConfig(disable=list(parts), **budgets))
 
 
 def compute_norms_in_float64(model):

@@ -60,7 +60,9 @@ def scene(model_folders, monkeypatch):
     def opened(*words, order="shuffled"):
         common = ["group_size=4", "rollout.max_new_tokens=12", "questions_per_step=2", f"data.order={order}", "seed=3"]
         config = load_config(overrides=[f"model={model_folders('qwen3')}", *common, *words])
-        loaded = replace(load_model(config.model), end_ids=tuple(range(1, 261, 10)))  # one token in ten ends a response
+        loaded = replace(
+            load_model(config.model, config.engine), end_ids=tuple(range(1, 261, 10))
+        )  # one token in ten ends a response
         work = Workload(loaded, QUESTIONS, tuple(tuple(loaded.tokenizer(text).input_ids) for text in TEXTS), {}, {})
         calls.clear()
         return config, work, Rounds(config, work, RANKS, 2), calls
@@ -214,7 +216,7 @@ def test_a_step_amid_a_round_needs_the_rounds_responses(scene):
 
 def test_later_steps_of_a_round_are_off_policy(scene):
     """GSPO's ratios are taken before an update only if the weights have moved: here from the second step on."""
-    words = ["rollout.reuse=0", "loss=gspo", "method=ttrl", "optim.lr=0.002", "loss.clip_low=0.9", "optim.replay=true"]
+    words = ["rollout.reuse=0", "loss=gspo", "method=ttrl", "optim.lr=0.002", "loss.clip_low=0.9", "engine.disable=[]"]
     config, work, rounds, _ = scene(*words, "questions_per_step=2")
     optimizer = Optimizer(work.loaded.model.parameters(), config.optim, 2)
     rewards = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 0.0))

@@ -49,71 +49,82 @@ def _on_or_off(value: Any) -> Any:
 
 
 class ModelConfig(_Section):
-    name: str = Field("tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner or tiny-vlm")
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    name: str = Field(
+        default="tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner or tiny-vlm"
+    )
+    revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="weights' type; auto: bfloat16 on CUDA, else float32"
+        default="auto", description="weights' type; auto: bfloat16 on CUDA, else float32"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="attention implementation; auto: transformers' choice for the model"
+        default="auto", description="attention implementation; auto: transformers' choice for the model"
     )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    train_vision: bool = Field(False, description="whether the part that sees images learns too")
-    share_images: bool = Field(
-        True, description="an image is looked at once for all responses and passes; false: in each pass, for each row"
-    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    train_vision: bool = Field(default=False, description="whether the part that sees images learns too")
     image_pixels: int = Field(
-        1_048_576, ge=0, description="larger images are shrunk to so many pixels before the model sees them; 0: never"
+        default=1_048_576,
+        ge=0,
+        description="larger images are shrunk to so many pixels before the model sees them; 0: never",
     )
-    gradient_checkpointing: bool = Field(False, description="less memory in the update for more time")
+    gradient_checkpointing: bool = Field(default=False, description="less memory in the update for more time")
 
 
 class LoraConfig(_Section):
-    rank: int = Field(0, ge=0, description="rank of low-rank adapters, which then learn alone; 0: all weights learn")
-    alpha: float = Field(0.0, ge=0, description="adapters count alpha / rank times; 0: twice the rank")
+    rank: int = Field(
+        default=0, ge=0, description="rank of low-rank adapters, which then learn alone; 0: all weights learn"
+    )
+    alpha: float = Field(default=0.0, ge=0, description="adapters count alpha / rank times; 0: twice the rank")
     targets: str = Field(
-        "all-linear", description="adapted layers: all-linear, or names as q_proj,v_proj (the output head never)"
+        default="all-linear",
+        description="adapted layers: all-linear, or names as q_proj,v_proj (the output head never)",
     )
 
 
 class ColumnsConfig(_Section):
-    id: str | None = Field(None, description="row id; null: column `id` if there, else the row number")
-    question: str | None = Field(None, description="the question's text; null: `question`, or the data set's own")
+    id: str | None = Field(default=None, description="row id; null: column `id` if there, else the row number")
+    question: str | None = Field(
+        default=None, description="the question's text; null: `question`, or the data set's own"
+    )
     gold: str | None = Field(
-        "auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none"
+        default="auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none"
     )
     choices: str | list[str] | None = Field(
-        None, description="multiple choice: the column that lists the options, or one column per option"
+        default=None, description="multiple choice: the column that lists the options, or one column per option"
     )
-    subject: str | None = Field(None, description="subject, for tables by subject")
+    subject: str | None = Field(default=None, description="subject, for tables by subject")
     images: str | None = Field(
-        "auto", description="image, or list of images, of the question; auto: `images` or `image` if there; null: none"
+        default="auto",
+        description="image, or list of images, of the question; auto: `images` or `image` if there; null: none",
     )
 
 
 class DataConfig(_Section):
     name: str = Field(
-        "tiny/shift-a",
+        default="tiny/shift-a",
         description="tiny/SUITE, tiny-vqa/SUITE, a file, a benchmark, a hub data set, or a definition (docs/data.md)",
     )
-    path: str | None = Field(None, description="local file or folder to read instead of the hub's")
-    gold: str | None = Field(None, description="a separate JSONL file of {id, answer} rows, for evaluation only")
-    split: str | None = Field(None, description="split of a hub data set; null: the data set's own, or test")
-    config: str | None = Field(None, description="configuration (subset) of a hub data set")
-    columns: ColumnsConfig = ColumnsConfig()  # pyright: ignore[reportCallIssue]
+    path: str | None = Field(default=None, description="local file or folder to read instead of the hub's")
+    gold: str | None = Field(
+        default=None, description="a separate JSONL file of {id, answer} rows, for evaluation only"
+    )
+    split: str | None = Field(default=None, description="split of a hub data set; null: the data set's own, or test")
+    config: str | None = Field(default=None, description="configuration (subset) of a hub data set")
+    columns: ColumnsConfig = ColumnsConfig()
     image_folder: str | None = Field(
-        None, description="folder that relative image paths start from; null: the data file's, or the data set's own"
+        default=None,
+        description="folder that relative image paths start from; null: the data file's, or the data set's own",
     )
-    max_image_pixels: int = Field(50_000_000, ge=1, description="a larger image is an error (pixels)")
+    max_image_pixels: int = Field(default=50_000_000, ge=1, description="a larger image is an error (pixels)")
     on_bad_row: Literal["stop", "skip"] = Field(
-        "stop", description="a row that cannot be used: stop with its fault, or leave it out with a count"
+        default="stop", description="a row that cannot be used: stop with its fault, or leave it out with a count"
     )
-    max_questions: int = Field(0, ge=0, description="use only the first N questions; 0: all")
+    max_questions: int = Field(default=0, ge=0, description="use only the first N questions; 0: all")
     order: Literal["shuffled", "sequential", "easy-to-hard", "nearest"] = Field(
-        "shuffled", description="order of questions: by the initial model's agreement, or by nearness to data.target"
+        default="shuffled",
+        description="order of questions: by the initial model's agreement, or by nearness to data.target",
     )
-    target: str | None = Field(None, description="data set or file whose questions order=nearest starts from")
+    target: str | None = Field(default=None, description="data set or file whose questions order=nearest starts from")
 
 
 class ExampleConfig(_Section):
@@ -122,28 +133,32 @@ class ExampleConfig(_Section):
 
 
 class PromptConfig(_Section):
-    system: str | None = Field(None, description="system message")
+    system: str | None = Field(default=None, description="system message")
     instruction: str | None = Field(
-        None, description="answer instruction after the question; null: the answer kind's own; '': none"
+        default=None, description="answer instruction after the question; null: the answer kind's own; '': none"
     )
     reference_question: bool = Field(
-        False, description="whether the model that reads a group's responses (CaT) sees the question too"
+        default=False, description="whether the model that reads a group's responses (CaT) sees the question too"
     )
-    examples: list[ExampleConfig] = Field([], description="worked examples before the question: {question, answer}")
+    examples: list[ExampleConfig] = Field(
+        default=[], description="worked examples before the question: {question, answer}"
+    )
     chat_template: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
-        "auto", description="auto: use it if the tokenizer has one"
+        default="auto", description="auto: use it if the tokenizer has one"
     )
     template_options: dict[str, Any] = Field(
-        {}, description="passed to the chat template, e.g. {enable_thinking: false}"
+        default={}, description="passed to the chat template, e.g. {enable_thinking: false}"
     )
-    max_tokens: int = Field(4096, ge=1, description="longer prompts are skipped, with a count (tokens)")
+    max_tokens: int = Field(default=4096, ge=1, description="longer prompts are skipped, with a count (tokens)")
 
 
 class AnswerConfig(_Section):
     kind: Literal["auto", "math", "number", "choice", "yesno", "text"] = Field(
-        "auto", description="how answers are read from responses (docs/answers.md)"
+        default="auto", description="how answers are read from responses (docs/answers.md)"
     )
-    truncated: Literal["abstain", "count"] = Field("abstain", description="whether a truncated response may vote")
+    truncated: Literal["abstain", "count"] = Field(
+        default="abstain", description="whether a truncated response may vote"
+    )
 
     def kind_of(self, own: str) -> str:
         """How the answers to a question of this kind are read: by `kind`, or as its own where that is auto."""
@@ -151,87 +166,120 @@ class AnswerConfig(_Section):
 
 
 class RolloutConfig(_Section):
-    engine: Literal["native", "vllm"] = Field(
-        "native", description="what samples; vllm needs the extra spinerl[vllm] (docs/scaling.md)"
+    sampler: Literal["native", "vllm"] = Field(
+        default="native", description="what samples; vllm needs the extra spinerl[vllm] (docs/scaling.md)"
     )
-    num_votes: int = Field(0, ge=0, description="responses that vote, per question; 0: group_size. TTRL: 64")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1: off")
-    top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: off")
-    min_p: float = Field(0.0, ge=0, lt=1, description="drop tokens under min_p times the likeliest; 0: off")
+    num_votes: int = Field(default=0, ge=0, description="responses that vote, per question; 0: group_size. TTRL: 64")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1: off")
+    top_k: int = Field(default=0, ge=0, description="sample among the k likeliest tokens; 0: off")
+    min_p: float = Field(default=0.0, ge=0, lt=1, description="drop tokens under min_p times the likeliest; 0: off")
     scored: Literal["full", "truncated"] = Field(
-        "full",
+        default="full",
         description="whose log-probabilities the policy term has where top_p, top_k or min_p truncate: the full "
         "distribution's, or those of the truncated and renormalized one that was sampled",
     )
     reuse: int = Field(
-        1,
+        default=1,
         ge=0,
         description="passes over the questions that learn from the same responses; 1: each step samples its own; 0: "
         "all responses are sampled once, before step 1",
     )
-    max_new_tokens: int = Field(1024, ge=1, description="a longer response is truncated (tokens)")
-    stop: list[str] = Field([], description="texts that end a response where they appear")
-    max_cache_tokens: int = Field(
-        0, ge=0, description="tokens whose keys and values are held at once; 0: what fits in a third of free memory"
-    )
-    share_prompts: bool = Field(
-        True, description="a prompt's keys and values are held once for all its responses, where the model allows it"
-    )
-    pack_weights: bool = Field(
-        True, description="on a CPU, the weights are laid out for small products while sampling, where memory allows it"
-    )
-    compiled: bool = Field(
-        True,
-        description="on a CPU with a C compiler, norms, gates, rotations, attention and draws are compiled loops",
-    )
-    compact: bool = Field(True, description="finished responses leave the batch")
-    refill: bool = Field(True, description="waiting questions enter the batch when others finish")
+    max_new_tokens: int = Field(default=1024, ge=1, description="a longer response is truncated (tokens)")
+    stop: list[str] = Field(default=[], description="texts that end a response where they appear")
     importance_cap: float = Field(
-        2.0,
+        default=2.0,
         ge=0,
-        description="engine=vllm: a token's advantage counts by its probability over the engine's, at most so often; "
+        description="sampler=vllm: a token's advantage counts by its probability over the sampler's, at most so often; "
         "0: once",
+    )
+
+
+Part = Literal[
+    "shared-prefix",
+    "compact",
+    "refill",
+    "trim",
+    "skip",
+    "sort",
+    "shared-images",
+    "cpu",
+    "onednn",
+    "packed-weights",
+    "compiled",
+    "activation-reuse",
+]
+"""What `engine.disable` may list (docs/architecture.md); from "cpu" on, parts for CPUs alone."""
+
+
+class EngineConfig(_Section):
+    disable: list[Part] = Field(
+        default=[],
+        description="parts of the engine to leave out; each saves time or memory and changes no number: "
+        + ", ".join(typing.get_args(Part)),
+    )
+    kv_cache_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="tokens whose keys and values are held at once; 0: what fits in a third of free memory",
+    )
+    activation_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="on a CPU, tokens whose activations are kept from sampling for the update; 0: what fits in a "
+        "quarter of free memory",
     )
 
 
 class VllmConfig(_Section):
     url: str | None = Field(
-        None, description="a running server, as http://localhost:8000 (docs/scaling.md); null: an engine in the run"
+        default=None,
+        description="a running server, as http://localhost:8000 (docs/scaling.md); null: an engine in the run",
     )
-    memory_frac: float = Field(0.4, gt=0, le=1, description="share of a GPU's memory for the engine in the run")
-    sleep: bool = Field(True, description="the engine in the run gives its GPU memory back between rollouts")
+    memory_frac: float = Field(default=0.4, gt=0, le=1, description="share of a GPU's memory for the engine in the run")
+    sleep: bool = Field(default=True, description="the engine in the run gives its GPU memory back between rollouts")
     folder: str = Field(
-        "/dev/shm", description="where weights lie for a server while it takes them: both must see it, best in memory"
+        default="/dev/shm",
+        description="where weights lie for a server while it takes them: both must see it, best in memory",
     )
     max_mismatch: float = Field(
-        0.3, gt=0, description="a run stops where log-probabilities differ by more from the engine's, on average (nats)"
+        default=0.3,
+        gt=0,
+        description="a run stops where log-probabilities differ by more from the engine's, on average (nats)",
     )
-    options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM, as {tensor_parallel_size: 2}")
+    options: dict[str, Any] = Field(
+        default={}, description="further arguments of vllm.LLM, as {tensor_parallel_size: 2}"
+    )
 
 
 class VoteConfig(_Section):
-    tie: Literal["abstain", "first", "random"] = Field("abstain", description="what a tied vote does")
-    min_majority_frac: float = Field(0.0, ge=0, le=1, description="smaller majorities give no pseudo-label")
+    tie: Literal["abstain", "first", "random"] = Field(default="abstain", description="what a tied vote does")
+    min_majority_frac: float = Field(default=0.0, ge=0, le=1, description="smaller majorities give no pseudo-label")
     weights: str = Field(
-        "equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
+        default="equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
     )
-    min_margin: float = Field(0.0, ge=0, le=1, description="shares less ahead of the next give no pseudo-label")
+    min_margin: float = Field(default=0.0, ge=0, le=1, description="shares less ahead of the next give no pseudo-label")
     memory: Annotated[Literal["off", "fixed", "sum", "ema"], BeforeValidator(_on_or_off)] = Field(
-        "off",
+        default="off",
         description="which earlier votes on a question count too: none; fixed: only the first; sum: all; ema: all, "
         "fading (docs/memory.md)",
     )
     memory_start: int = Field(
-        0, ge=0, description="with a memory: votes per question by the unadapted model before step 1; 0: none"
+        default=0, ge=0, description="with a memory: votes per question by the unadapted model before step 1; 0: none"
     )
-    memory_decay: float = Field(0.9, gt=0, le=1, description="ema: what an earlier vote weighs one visit later")
+    memory_decay: float = Field(default=0.9, gt=0, le=1, description="ema: what an earlier vote weighs one visit later")
     flip_margin: float = Field(
-        0.0, ge=0, le=1, description="with a memory: a label changes where another answer leads it by a larger share"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="with a memory: a label changes where another answer leads it by a larger share",
     )
 
     slow_decay: float = Field(
-        0.0, ge=0, lt=1, description="votes are those of a slow copy, which keeps this share of its weights; 0: off"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="votes are those of a slow copy, which keeps this share of its weights; 0: off",
     )
 
     @property
@@ -242,39 +290,51 @@ class VoteConfig(_Section):
 
 class AdvantageConfig(_Section):
     scale: Literal["std", "none", "raw"] = Field(
-        "std", description="std: standardised; none: only centred; raw: the reward itself"
+        default="std", description="std: standardised; none: only centred; raw: the reward itself"
     )
-    eps: float = Field(1e-6, gt=0, description="added to the standard deviation")
-    scope: Literal["group", "batch"] = Field("group", description="centred within each question, or within the step")
+    eps: float = Field(default=1e-6, gt=0, description="added to the standard deviation")
+    scope: Literal["group", "batch"] = Field(
+        default="group", description="centred within each question, or within the step"
+    )
     credit: Literal["response", "prefix-tree"] = Field(
-        "response", description="one advantage per response, or more where responses part (TEMPO)"
+        default="response", description="one advantage per response, or more where responses part (TEMPO)"
     )
-    entropy: Literal["none", "reshape"] = Field("none", description="reshape: certain responses count more (ETTRL)")
+    entropy: Literal["none", "reshape"] = Field(
+        default="none", description="reshape: certain responses count more (ETTRL)"
+    )
     entropy_range: float = Field(
-        0.0, ge=0, description="reshape's factor stays within 1 +- this; 0: it is only kept from falling under 0"
+        default=0.0,
+        ge=0,
+        description="reshape's factor stays within 1 +- this; 0: it is only kept from falling under 0",
     )
-    bound: float = Field(0.0, ge=0, description="advantages are clipped to +-bound; 0: off")
+    bound: float = Field(default=0.0, ge=0, description="advantages are clipped to +-bound; 0: off")
 
 
 class ForksConfig(_Section):
     selector: str = Field(
-        "top-entropy", description="top-entropy, otsu, all, first, low-entropy, random, or module:function"
+        default="top-entropy", description="top-entropy, otsu, all, first, low-entropy, random, or module:function"
     )
-    fraction: float = Field(0.2, gt=0, le=1, description="rho: share of tokens that are forks (otsu finds its own)")
-    num_tokens: int = Field(8, ge=1, description="tokens of each response that selector=first takes")
-    scope: Literal["response", "batch"] = Field("response", description="top rho of each response, or of the batch")
+    fraction: float = Field(
+        default=0.2, gt=0, le=1, description="rho: share of tokens that are forks (otsu finds its own)"
+    )
+    num_tokens: int = Field(default=8, ge=1, description="tokens of each response that selector=first takes")
+    scope: Literal["response", "batch"] = Field(
+        default="response", description="top rho of each response, or of the batch"
+    )
 
 
 class LossConfig(_Section):
     form: Literal["token", "sequence", "cispo", "nll"] = Field(
-        "token",
+        default="token",
         description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO); nll: no "
         "ratio, advantage times log-likelihood (fine-tuning)",
     )
-    clip_low: float = Field(0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge")
-    clip_high: float = Field(0.2, ge=0, description="ratios over 1 + clip_high are clipped")
+    clip_low: float = Field(
+        default=0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge"
+    )
+    clip_high: float = Field(default=0.2, ge=0, description="ratios over 1 + clip_high are clipped")
     normalizer: Literal["token", "response", "budget", "response-tokens"] = Field(
-        "token",
+        default="token",
         description="each term: mean over the update's selected tokens, over its responses' means, or (policy) sum "
         "over a fixed budget; response-tokens, as SPINE prints it: policy, band and entropy over all response tokens "
         "with the mask inside, the anchor a mean over its own",
@@ -282,24 +342,28 @@ class LossConfig(_Section):
 
 
 class AnchorConfig(_Section):
-    weight: float = Field(0.0, ge=0, description="lambda_KL; 0 keeps no anchor model in memory")
-    estimator: Literal["k1", "k2", "k3", "exact"] = Field("k3", description="KL estimator")
-    scope: Literal["forks", "all"] = Field("forks", description="tokens it acts on")
+    weight: float = Field(default=0.0, ge=0, description="lambda_KL; 0 keeps no anchor model in memory")
+    estimator: Literal["k1", "k2", "k3", "exact"] = Field(default="k3", description="KL estimator")
+    scope: Literal["forks", "all"] = Field(default="forks", description="tokens it acts on")
 
 
 class BandConfig(_Section):
-    weight: float = Field(0.0, ge=0, description="lambda_band; 0: no band")
-    weight_low: float | None = Field(None, ge=0, description="beta_l, weight under the lower edge; null: band.weight")
-    weight_high: float | None = Field(None, ge=0, description="beta_u, weight over the upper edge; null: band.weight")
-    low: float = Field(0.10, ge=0, le=1, description="quantile of a response's fork entropies: lower edge")
-    high: float = Field(0.50, ge=0, le=1, description="quantile: upper edge")
+    weight: float = Field(default=0.0, ge=0, description="lambda_band; 0: no band")
+    weight_low: float | None = Field(
+        default=None, ge=0, description="beta_l, weight under the lower edge; null: band.weight"
+    )
+    weight_high: float | None = Field(
+        default=None, ge=0, description="beta_u, weight over the upper edge; null: band.weight"
+    )
+    low: float = Field(default=0.10, ge=0, le=1, description="quantile of a response's fork entropies: lower edge")
+    high: float = Field(default=0.50, ge=0, le=1, description="quantile: upper edge")
     edges: Literal["current", "initial", "ema", "median-mad"] = Field(
-        "current",
+        default="current",
         description="whose entropies give the edges; median-mad: the median and 1.4826 median deviations under it "
         "(SPINE's second version) in place of quantiles",
     )
-    ema_decay: float = Field(0.9, ge=0, lt=1, description="weight of the past in edges=ema")
-    shape: Literal["hinge", "squared"] = Field("hinge", description="penalty outside the band")
+    ema_decay: float = Field(default=0.9, ge=0, lt=1, description="weight of the past in edges=ema")
+    shape: Literal["hinge", "squared"] = Field(default="hinge", description="penalty outside the band")
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -314,71 +378,62 @@ class BandConfig(_Section):
 
 
 class EntropyConfig(_Section):
-    weight: float = Field(0.0, description="adds weight * mean entropy to the loss: minimised if positive")
-    scope: Literal["forks", "all"] = Field("all", description="tokens it acts on")
+    weight: float = Field(default=0.0, description="adds weight * mean entropy to the loss: minimised if positive")
+    scope: Literal["forks", "all"] = Field(default="all", description="tokens it acts on")
 
 
 class TreeConfig(_Section):
     bases: int = Field(
-        0,
+        default=0,
         ge=-1,
         description="responses sampled from the prompt, the others branch off them; 0: no tree; -1: as fill the group",
     )
-    forks: int = Field(3, ge=1, description="tokens of highest entropy at which each of them branches")
-    branches: int = Field(1, ge=1, description="new responses per such token")
+    forks: int = Field(default=3, ge=1, description="tokens of highest entropy at which each of them branches")
+    branches: int = Field(default=1, ge=1, description="new responses per such token")
 
 
 class OptimConfig(_Section):
-    lr: float = Field(1e-6, gt=0, description="AdamW learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
-    eps: float = Field(1e-8, gt=0, description="AdamW")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimizer updates")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: off")
-    epochs: int = Field(1, ge=1, description="passes over each rollout")
-    minibatches: int = Field(1, ge=1, description="optimizer updates per pass; the questions are split among them")
-    micro_batch_rows: int = Field(0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens")
+    lr: float = Field(default=1e-6, gt=0, description="AdamW learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW")
+    warmup_steps: int = Field(default=0, ge=0, description="linear warm-up, in optimizer updates")
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="after the warm-up")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0: off")
+    epochs: int = Field(default=1, ge=1, description="passes over each rollout")
+    minibatches: int = Field(
+        default=1, ge=1, description="optimizer updates per pass; the questions are split among them"
+    )
+    micro_batch_rows: int = Field(
+        default=0, ge=0, description="rows per forward and backward; 0: by micro_batch_tokens"
+    )
     micro_batch_tokens: int = Field(
-        8192, ge=1, description="padded tokens per forward and backward; three times as many where layers are replayed"
-    )
-    share_prompts: bool = Field(
-        True, description="a prompt is computed once for all its responses, where the model allows it and it pays"
-    )
-    trim: bool = Field(True, description="rows end at their last selected token")
-    skip: bool = Field(True, description="rows without a selected token are not computed")
-    sort: bool = Field(True, description="rows of like length are computed together")
-    fast_products: bool = Field(
-        True, description="on a CPU, float32 matrices are multiplied by oneDNN rather than by torch's default library"
-    )
-    compiled: bool = Field(
-        True,
-        description="on a CPU with a C compiler, norms, gates, rotations and replayed layers are compiled loops",
-    )
-    replay: bool = Field(
-        True,
-        description="on a CPU, the first update takes what layers put out from the rollout, where it fits in memory",
+        default=8192,
+        ge=1,
+        description="padded tokens per forward and backward; three times as many where whole layers reuse activations",
     )
     head_chunk: int = Field(
-        0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"
+        default=0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"
     )
 
 
 class StreamConfig(_Section):
-    on: bool = Field(False, description="questions come once, each answered before it is adapted on (stream.jsonl)")
-    reset_every: int = Field(0, ge=0, description="steps after which the initial model comes back; 0: never")
+    on: bool = Field(
+        default=False, description="questions come once, each answered before it is adapted on (stream.jsonl)"
+    )
+    reset_every: int = Field(default=0, ge=0, description="steps after which the initial model comes back; 0: never")
 
 
 class EvalConfig(_Section):
-    every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    every: int = Field(default=0, ge=0, description="steps between evaluations; 0: only before and after")
     samples: int = Field(
-        -1,
+        default=-1,
         ge=-1,
         description="sampled responses per question for avg@k and maj@k; -1: group_size; 0: greedy only",
     )
-    max_questions: int = Field(0, ge=0, description="evaluate on the first N questions; 0: all")
-    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
+    max_questions: int = Field(default=0, ge=0, description="evaluate on the first N questions; 0: all")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
 
 
 def _guard_mode(value: Any) -> Any:
@@ -388,88 +443,95 @@ def _guard_mode(value: Any) -> Any:
 
 class GuardConfig(_Section):
     mode: Annotated[Literal["off", "warn", "stop", "rollback"], BeforeValidator(_guard_mode)] = Field(
-        "rollback",
+        default="rollback",
         description="without labels: say when adapting does harm, stop there, or bring the best weights back too "
         "(docs/guard.md)",
     )
-    every: int = Field(5, ge=1, description="steps between two looks at the probe questions")
-    questions: int = Field(32, ge=2, description="probe questions, asked again and again")
-    samples: int = Field(8, ge=2, description="initial votes on each of them")
+    every: int = Field(default=5, ge=1, description="steps between two looks at the probe questions")
+    questions: int = Field(default=32, ge=2, description="probe questions, asked again and again")
+    samples: int = Field(default=8, ge=2, description="initial votes on each of them")
     holdout: int = Field(
-        0, ge=0, description="questions that are never adapted to and serve as the probe; 0: it is taken from all"
+        default=0,
+        ge=0,
+        description="questions that are never adapted to and serve as the probe; 0: it is taken from all",
     )
     perturbation: str = Field(
-        "none", description="ask the probe differently too: none, blank, reread, or module:function (str -> str)"
+        default="none",
+        description="ask the probe differently too: none, blank, reread, or module:function (str -> str)",
     )
     tolerance: float | None = Field(
-        None,
+        default=None,
         ge=0,
         lt=1,
         description="rollback keeps the last weights whose score is within this share of the best; null: 0.05 with "
         "vote.memory, else 0",
     )
-    preflight_questions: int = Field(64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
-    no_go: float = Field(0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
-    go: float = Field(0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")
+    preflight_questions: int = Field(default=64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
+    no_go: float = Field(default=0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
+    go: float = Field(default=0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")
     lost: float = Field(
-        0.25, ge=0, lt=1, description="share of its initial support under which, two looks in a row, a run is lost"
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="share of its initial support under which, two looks in a row, a run is lost",
     )
-    drop: float = Field(0.4, gt=0, le=1, description="share of its best score that a run may lose")
-    patience: int = Field(4, ge=1, description="looks in a row below that, after which a run is past its peak")
+    drop: float = Field(default=0.4, gt=0, le=1, description="share of its best score that a run may lose")
+    patience: int = Field(default=4, ge=1, description="looks in a row below that, after which a run is past its peak")
     max_concentration: float = Field(
-        0.25, ge=0, le=1, description="rise in the chance that two different questions have the same answer"
+        default=0.25, ge=0, le=1, description="rise in the chance that two different questions have the same answer"
     )
 
 
 class CheckpointConfig(_Section):
-    every: int = Field(10, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(2, ge=1, description="checkpoints kept; the older ones are deleted")
+    every: int = Field(default=10, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(default=2, ge=1, description="checkpoints kept; the older ones are deleted")
 
 
 class LogConfig(_Section):
     sample_questions: int = Field(
-        2,
+        default=2,
         ge=0,
         description="questions per logged step whose responses go to samples.jsonl; 0: no samples, no tokens.jsonl",
     )
-    sample_responses: int = Field(4, ge=1, description="responses logged of each such question")
-    sample_every: int = Field(5, ge=1, description="steps between logged samples")
+    sample_responses: int = Field(default=4, ge=1, description="responses logged of each such question")
+    sample_every: int = Field(default=5, ge=1, description="steps between logged samples")
 
 
 class Config(_Section):
-    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
-    lora: LoraConfig = LoraConfig()  # pyright: ignore[reportCallIssue]
-    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
-    method: str = Field("spine", description="a row of spinerl.methods: " + ", ".join(METHODS))
-    run: str | None = Field(None, description="run folder; null: runs/METHOD-MODEL-DATA-seedN")
-    seed: int = Field(0, ge=0, description="of every random choice in the run")
-    steps: int = Field(60, ge=0, description="training steps; 0 only evaluates")
-    questions_per_step: int = Field(8, ge=1, description="questions of one step")
-    group_size: int = Field(8, ge=1, description="G: responses trained on, per question (paper: 8)")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one or all, whichever is faster")
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    method: str = Field(default="spine", description="a row of spinerl.methods: " + ", ".join(METHODS))
+    run: str | None = Field(default=None, description="run folder; null: runs/METHOD-MODEL-DATA-seedN")
+    seed: int = Field(default=0, ge=0, description="of every random choice in the run")
+    steps: int = Field(default=60, ge=0, description="training steps; 0 only evaluates")
+    questions_per_step: int = Field(default=8, ge=1, description="questions of one step")
+    group_size: int = Field(default=8, ge=1, description="G: responses trained on, per question (paper: 8)")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0: one or all, whichever is faster")
     reward: str = Field(
-        "majority",
+        default="majority",
         description="majority, leave-one-out, frequency, empo, ttrv, evol, entropy, self-certainty, similarity, "
         "constant, reference, none, gold, or module:function",
     )
-    prompt: PromptConfig = PromptConfig()  # pyright: ignore[reportCallIssue]
-    answer: AnswerConfig = AnswerConfig()  # pyright: ignore[reportCallIssue]
-    rollout: RolloutConfig = RolloutConfig()  # pyright: ignore[reportCallIssue]
-    vllm: VllmConfig = VllmConfig()  # pyright: ignore[reportCallIssue]
-    tree: TreeConfig = TreeConfig()  # pyright: ignore[reportCallIssue]
-    vote: VoteConfig = VoteConfig()  # pyright: ignore[reportCallIssue]
-    advantage: AdvantageConfig = AdvantageConfig()  # pyright: ignore[reportCallIssue]
-    forks: ForksConfig = ForksConfig()  # pyright: ignore[reportCallIssue]
-    loss: LossConfig = LossConfig()  # pyright: ignore[reportCallIssue]
-    anchor: AnchorConfig = AnchorConfig()  # pyright: ignore[reportCallIssue]
-    band: BandConfig = BandConfig()  # pyright: ignore[reportCallIssue]
-    entropy: EntropyConfig = EntropyConfig()  # pyright: ignore[reportCallIssue]
-    optim: OptimConfig = OptimConfig()  # pyright: ignore[reportCallIssue]
-    stream: StreamConfig = StreamConfig()  # pyright: ignore[reportCallIssue]
-    guard: GuardConfig = GuardConfig()  # pyright: ignore[reportCallIssue]
-    eval: EvalConfig = EvalConfig()  # pyright: ignore[reportCallIssue]
-    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
-    log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
+    prompt: PromptConfig = PromptConfig()
+    answer: AnswerConfig = AnswerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
+    vllm: VllmConfig = VllmConfig()
+    tree: TreeConfig = TreeConfig()
+    vote: VoteConfig = VoteConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    forks: ForksConfig = ForksConfig()
+    loss: LossConfig = LossConfig()
+    anchor: AnchorConfig = AnchorConfig()
+    band: BandConfig = BandConfig()
+    entropy: EntropyConfig = EntropyConfig()
+    optim: OptimConfig = OptimConfig()
+    stream: StreamConfig = StreamConfig()
+    guard: GuardConfig = GuardConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
 
     @property
     def num_votes(self) -> int:
@@ -497,7 +559,27 @@ class Config(_Section):
         return Path("runs") / f"{self.method}-{model}-{data}-seed{self.seed}"
 
 
-RENAMED = {"loss.normaliser": "loss.normalizer"}  # old names, read for one release
+# Old keys, read for one release: under which name, and, of switches, which part of the engine they switched off.
+RENAMED = {
+    "loss.normaliser": "loss.normalizer",
+    "rollout.engine": "rollout.sampler",
+    "rollout.max_cache_tokens": "engine.kv_cache_tokens",
+}
+SWITCHES = {
+    "rollout.share_prompts": "shared-prefix",
+    "optim.share_prompts": "shared-prefix",
+    "model.share_images": "shared-images",
+    "rollout.compact": "compact",
+    "rollout.refill": "refill",
+    "optim.trim": "trim",
+    "optim.skip": "skip",
+    "optim.sort": "sort",
+    "optim.fast_products": "onednn",
+    "rollout.pack_weights": "packed-weights",
+    "rollout.compiled": "compiled",
+    "optim.compiled": "compiled",
+    "optim.replay": "activation-reuse",
+}
 _HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
 # What a bundled model needs beside the defaults above, which suit models a thousand times its size.
@@ -534,10 +616,11 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     """
     if not isinstance(recipe, Mapping):
         recipe = read_recipe(recipe) if recipe else {}
-    from_recipe = _renamed(expand_layer(recipe))
+    disabled: list[str] = []
+    from_recipe = _renamed(expand_layer(recipe), disabled)
     from_words: dict[str, Any] = {}
     for word in overrides:
-        from_words = _merge(from_words, _renamed(expand_layer(parse_override(word))))
+        from_words = _merge(from_words, _renamed(expand_layer(parse_override(word)), disabled))
     given = _merge(from_recipe, from_words)
     method = given.get("method", Config.model_fields["method"].default)
     if isinstance(method, str) and method in ALIASES:
@@ -555,6 +638,10 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
+    engine = merged.get("engine")
+    if disabled and isinstance(engine, Mapping | None):
+        listed = (engine or {}).get("disable") or []
+        merged = _merge(merged, {"engine": {"disable": [*listed, *(part for part in disabled if part not in listed)]}})
     return _validate(merged)
 
 
@@ -691,17 +778,30 @@ def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     return expanded
 
 
-def _renamed(layer: dict[str, Any]) -> dict[str, Any]:
-    """The layer under today's names of keys, with a line of notice for each old one."""
-    for old, new in RENAMED.items():
+def _renamed(layer: dict[str, Any], disabled: list[str]) -> dict[str, Any]:
+    """The layer under today's names of keys, with one line of notice for old ones.
+
+    Parts of the engine that old switches turn off are added to `disabled`.
+    """
+    notes = []
+    for old in (*RENAMED, *SWITCHES):
         section, _, name = old.partition(".")
         own = layer.get(section)
-        if isinstance(own, Mapping) and name in own:
-            logging.getLogger(__name__).warning(
-                "%s is called %s now; the old name goes with the next release", old, new
-            )
-            kept = {key: value for key, value in own.items() if key != name}
-            layer = {**layer, section: {new.partition(".")[2]: own[name], **kept}}
+        if not isinstance(own, Mapping) or name not in own:
+            continue
+        value = own[name]
+        layer = {**layer, section: {key: other for key, other in own.items() if key != name}}
+        if old in RENAMED:
+            notes.append(f"{old} is called {RENAMED[old]}")
+            section, _, name = RENAMED[old].partition(".")
+            layer = _merge({section: {name: value}}, layer)  # where both are given, the new name wins
+        elif not isinstance(value, bool):
+            raise InputError(f"{old}={value!r}: it was true or false, and is engine.disable=[{SWITCHES[old]}] now")
+        elif not value:
+            notes.append(f"{old}=false is engine.disable=[{SWITCHES[old]}]")
+            disabled.append(SWITCHES[old])
+    if notes:
+        logging.getLogger(__name__).warning("old keys, read until the next release: %s", "; ".join(notes))
     return layer
 
 
@@ -766,8 +866,8 @@ def _validate(merged: Mapping[str, Any]) -> Config:
             f"method=none only evaluates: steps={config.steps} must be 0; choose another method to adapt",
         ),
         (
-            config.rollout.engine == "native" or config.reward != "self-certainty",
-            "reward=self-certainty needs whole distributions, which rollout.engine=vllm does not give; use native",
+            config.rollout.sampler == "native" or config.reward != "self-certainty",
+            "reward=self-certainty needs whole distributions, which rollout.sampler=vllm does not give; use native",
         ),
         (
             config.reward != "leave-one-out" or config.vote.weights == "equal" or config.vote.memory != "off",
@@ -779,9 +879,9 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         ),
         (
             not config.vote.slow_decay
-            or (config.rollout.engine == "native" and not config.lora.rank and not config.stream.on),
+            or (config.rollout.sampler == "native" and not config.lora.rank and not config.stream.on),
             f"vote.slow_decay={config.vote.slow_decay} needs whole weights of its own: no lora.rank, no stream.on and "
-            "rollout.engine=native",
+            "rollout.sampler=native",
         ),
         (
             not config.vote.slow_decay or config.rollout.reuse == 1,

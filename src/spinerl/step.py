@@ -125,7 +125,7 @@ def train_step(
             updates.append(
                 update(policy, anchor, batch, targets, optimizer, config, rows.flatten(), on_policy=sampled_by_it)
             )
-            batch = replace(batch, record=None)  # it was of the weights before
+            batch = replace(batch, activations=None)  # they were of the weights before
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),
@@ -138,7 +138,7 @@ def train_step(
         **({} if draw is None else {"rollout/age": float(age)}),
         **watch.figures(rollout),
     }
-    return StepRecord(step, metrics, replace(rollout, record=None), votes, rewards, targets, fresh), state
+    return StepRecord(step, metrics, replace(rollout, activations=None), votes, rewards, targets, fresh), state
 
 
 def sample(
@@ -167,7 +167,7 @@ def sample(
         on_tokens,
         certainties=certainties,
         limits=limits,
-        record=config.optim.replay and not config.model.gradient_checkpointing and config.rollout.reuse == 1,
+        keep_activations=not config.model.gradient_checkpointing and config.rollout.reuse == 1,
     )
 
 
@@ -208,8 +208,8 @@ def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor,
     """
     rows = _trained(rollout, config)
     prompts = tuple(rollout.prompts[row // rollout.num_responses] for row in rows.tolist())
-    record = None if rollout.record is None else rollout.record.of_rows(rows)
-    batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature, record)
+    activations = None if rollout.activations is None else rollout.activations.of_rows(rows)
+    batch = Batch(prompts, rollout.tokens[rows], rollout.mask[rows], config.rollout.temperature, activations)
     logprobs = rollout.sampled_logprobs if config.rollout.scored == "truncated" else rollout.logprobs
     return batch, logprobs[rows], rollout.entropies[rows]
 

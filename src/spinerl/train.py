@@ -75,7 +75,7 @@ def adapt(
         )
     if config.lora.rank and config.steps:
         add_adapters(loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
-        loaded.abilities.clear()
+        loaded.capabilities.clear()
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
     run = _continue(resume, work) if resume else _begin(config, work, overwrite)
     with explain_disk_errors(run.path), Equivalence() as equivalence:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
     import torch
 
 __all__ = [
+    "Activations",
     "Batch",
     "GoldTable",
     "ImagePrompt",
@@ -165,6 +166,14 @@ class Vote:
         return tuple(str(self.answers[self.classes.index(number)]) for number in range(len(self.counts)))
 
 
+class Activations(Protocol):
+    """What a backend kept of a rollout's rows while it sampled them; nobody but that backend looks inside."""
+
+    def of_rows(self, rows: torch.Tensor) -> Activations:
+        """Those of some rows, an index into all."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rollout:
     """N sampled responses to each of P questions, question-major: row i answers question i // N.
@@ -190,10 +199,10 @@ class Rollout:
     num_drawn: int | None = None
     sampler_logprobs: torch.Tensor | None = None  # (P*N, T) float32
     log_mass: torch.Tensor | None = None  # (P*N, T) float32, nats
-    record: Any = field(default=None, repr=False)  # spinerl.engine.cpu.activations.Record, of its rows
+    activations: Activations | None = field(default=None, repr=False)  # of its rows
 
     def of_questions(self, places: Sequence[int]) -> Rollout:
-        """The rollout of these questions alone, in this order, cut to its longest response; without a record."""
+        """The rollout of these questions alone, in this order, cut to its longest response; without activations."""
         n = self.num_responses
         rows = [place * n + j for place in places for j in range(n)]
         width = int(self.mask[rows].sum(dim=1).max())
@@ -205,7 +214,7 @@ class Rollout:
             prompts=tuple(self.prompts[place] for place in places),
             finished_mask=self.finished_mask[rows],
             texts=tuple(self.texts[row] for row in rows),
-            record=None,
+            activations=None,
             **tensors,
         )
 
@@ -228,9 +237,7 @@ class Batch:
     tokens: torch.Tensor  # (B, T) int64
     mask: torch.Tensor  # (B, T) bool
     temperature: float
-    record: Any = field(
-        default=None, repr=False
-    )  # what sampling computed of these rows: spinerl.engine.cpu.activations.Record
+    activations: Activations | None = field(default=None, repr=False)  # that sampling kept of these rows
 
 
 @dataclass(frozen=True)

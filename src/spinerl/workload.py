@@ -12,9 +12,10 @@ import torch
 
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
+from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.machine import choose_threads, tune_allocator
-from spinerl.engine.vllm import open_engine, require_vllm
+from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.types import GoldTable, Question
 
 __all__ = ["Observer", "Workload", "open_workload"]
@@ -72,17 +73,17 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
 
     `config` has been through `spinerl.data.resolve`.  Raises InputError; writes nothing.
     """
-    if config.rollout.engine == "vllm" and config.vllm.url is None:
+    if config.rollout.sampler == "vllm" and config.vllm.url is None:
         require_vllm()  # rather now than after a large model was read
     tune_allocator()
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
-    loaded = given or load_model(config.model)
+    loaded = replace(given, settings=config.engine) if given else load_model(config.model, config.engine)
     if config.threads:
         torch.set_num_threads(config.threads)
     elif loaded.device.type == "cpu":
-        choose_threads(loaded.model, loaded.vocabulary)
-    if config.rollout.engine == "vllm":
-        loaded = replace(loaded, engine=open_engine(config, loaded))
+        choose_threads(loaded.model, loaded.vocab_size)
+    if config.rollout.sampler == "vllm":
+        loaded = replace(loaded, sampler=open_sampler(config, loaded))
     questions, prompts, num_too_long = render_all(
         data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
     )
@@ -107,12 +108,12 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         "device": str(loaded.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        **({} if loaded.engine is None else loaded.engine.facts),
+        **({} if loaded.sampler is None else loaded.sampler.facts),
     }
 
     def open_again() -> LoadedModel:
         if given is None:
-            return load_model(config.model)
-        return replace(given, model=copy.deepcopy(given.model), abilities={})
+            return load_model(config.model, config.engine)
+        return replace(given, model=copy.deepcopy(given.model), capabilities=Capabilities())
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)

@@ -21,7 +21,7 @@ from spinerl.types import Batch
 def prepared(folder, *words):
     """(config, model, batch, targets): two prompts, three random responses each, the policy changed since."""
     config = load_config(overrides=[f"model={folder}", "group_size=3", *words])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     loaded.model.to(torch.float64)
     rng = torch.Generator().manual_seed(0)
     prompts = tuple(tuple(range(10 * (i // 3), 10 * (i // 3) + 5)) for i in range(6))

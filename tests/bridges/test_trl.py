@@ -64,7 +64,7 @@ def compared(tmp_path_factory, model_folders):
     folder = tmp_path_factory.mktemp("trl")
     policy_folder, anchor_folder = model_folders("qwen2"), folder / "anchor"
     config = load_config(overrides=[f"model={policy_folder}"])
-    other = load_model(config.model)
+    other = load_model(config.model, config.engine)
     write_neighbour(other, anchor_folder)
     cases, expected = {}, {}
     for name, words in CASES.items():

@@ -263,7 +263,7 @@ def test_a_step_of_the_trainer(queue, tmp_path):
     trainer.global_steps, trainer.actor_rollout_wg = 1, Group()
     assert trainer.total_training_steps == 2
 
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     assert trainer._end_ids[-1] == loaded.end_ids[-1]
     keys, tags, rows = sampled(trainer, loaded, config, torch.Generator().manual_seed(0))
     queue.kv_batch_put(keys=keys, fields=rows, tags=tags, partition_id="train")
@@ -353,7 +353,9 @@ def test_rows_that_cannot_be_shared_out_stop_the_job(queue, tmp_path):
     trainer._init_dataloader()
     trainer.global_steps, trainer.actor_rollout_wg = 1, Group()
     trainer.actor_rollout_wg._dispatch_info["actor"] = [0, 1, 2, 3, 4]
-    keys, tags, rows = sampled(trainer, load_model(config.model), config, torch.Generator().manual_seed(0))
+    keys, tags, rows = sampled(
+        trainer, load_model(config.model, config.engine), config, torch.Generator().manual_seed(0)
+    )
     queue.kv_batch_put(keys=keys, fields=rows, tags=tags, partition_id="train")
     batch = trainer._balance_batch(KVBatchMeta(keys=keys, tags=tags, partition_id="train"), {})
     assert len(batch) == 60  # verl fills up to a multiple of 5 ranks and of its minibatches
@@ -399,7 +401,7 @@ RECIPES = [
     "",
     "anchor.weight=0.1 optim.micro_batch_rows=2 model.dtype=float32 model.attention=sdpa",
     "method=ttrl optim.epochs=2 optim.minibatches=4 optim.max_grad_norm=0 model.attention=flash_attention_2",
-    "rollout.engine=vllm rollout.top_k=20 rollout.top_p=0.9 vllm.memory_frac=0.3 optim.schedule=cosine optim.lr=1e-6",
+    "rollout.sampler=vllm rollout.top_k=20 rollout.top_p=0.9 vllm.memory_frac=0.3 optim.schedule=cosine optim.lr=1e-6",
     "prompt.chat_template='off' checkpoint.every=0 optim.warmup_steps=3",
 ]
 
@@ -514,7 +516,7 @@ def test_rows_are_dealt_rank_by_rank_and_update_by_update():
 def test_truncation_is_not_taken_for_stale_weights():
     from spinerl.engine.loading import load_tokenizer
 
-    words = [*STEP.split(), "anchor.weight=0", "rollout.engine=vllm", "rollout.top_p=0.8"]
+    words = [*STEP.split(), "anchor.weight=0", "rollout.sampler=vllm", "rollout.top_p=0.8"]
     config = load_config(overrides=words)
     tokenizer = load_tokenizer(config.model)
     ids = (*tokenizer("= 5", add_special_tokens=False)["input_ids"], 1)
@@ -551,7 +553,9 @@ def test_vllms_account_weighs_the_advantages():
 
     words = [*STEP.split(), "anchor.weight=0"]
     plain = load_config(overrides=words)
-    config = load_config(overrides=[*words, "rollout.engine=vllm", "rollout.importance_cap=1.5", "vllm.max_mismatch=1"])
+    config = load_config(
+        overrides=[*words, "rollout.sampler=vllm", "rollout.importance_cap=1.5", "vllm.max_mismatch=1"]
+    )
     tokenizer = load_tokenizer(config.model)
     five, six = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("= 5", "= 6"))
     samples = []
@@ -573,7 +577,7 @@ def test_vllms_account_weighs_the_advantages():
             )
             for keys in (config, plain)
         )
-        strict = load_config(overrides=[*words, "rollout.engine=vllm"])
+        strict = load_config(overrides=[*words, "rollout.sampler=vllm"])
         with pytest.raises(RunError, match=r"vllm\.max_mismatch=0\.3"):
             bridge.freeze_step(samples, strict, tokenizer, (1,), equivalence, 1, StepState())
     assert "mismatch/logprob_diff" in weighed.metrics

@@ -57,7 +57,7 @@ class Injected(SpineTrainer):
 
 def bridge(case, folder):
     config = load_config(overrides=case["words"])
-    tokenizer = load_model(config.model).tokenizer
+    tokenizer = load_model(config.model, config.engine).tokenizer
     longest = max(map(len, case["prompts"]))
     args = training_arguments(config, num_questions=len(case["questions"]), longest_prompt=longest)
     args.output_dir = folder

@@ -13,7 +13,7 @@ from spinerl.engine.loading import load_model
 def asked():
     """(model, questions, prompts): the first three of tiny/shift-a."""
     config = load_config(overrides=["data=tiny/shift-a", "data.max_questions=3"])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     questions, _ = load_data(config.data)
     found = render_all(questions.questions, loaded.tokenizer, config.prompt)
     return loaded, found.questions, found.prompts

@@ -95,7 +95,7 @@ def test_compare(vision_model_folders, questions, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["method=ettrl"], ["model.train_vision=true"], ["model.share_images=false"], ["anchor.weight=0.1"]]
+    "words", [["method=ettrl"], ["model.train_vision=true"], ["engine.disable=[shared-images]"], ["anchor.weight=0.1"]]
 )
 def test_options_with_images(vision_model_folders, questions, words, tmp_path, capsys):
     made = tmp_path / "run"

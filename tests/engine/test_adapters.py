@@ -30,7 +30,7 @@ ANCHOR = ("anchor.weight=0.3", "band.weight=0.1", "method=spine")
 def opened(folder, *words):
     words = [f"model={folder}", "lora.rank=4", "group_size=4", "rollout.max_new_tokens=12", *ANCHOR, *words]
     config = load_config(overrides=words)
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     add_adapters(loaded.model, config.lora, config.seed)
     return loaded, config
 
@@ -47,7 +47,7 @@ def stir(model, seed=0, by=0.3):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_base_is_the_model_before_and_the_anchor(model_folders, architecture):
     loaded, config = opened(model_folders(architecture))
-    plain = load_model(config.model)
+    plain = load_model(config.model, config.engine)
     rollout = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("l",))
     batch, _, _ = trained_rows(rollout, config)
     expected, _ = score(plain, batch, batch.mask, config.optim)
@@ -73,7 +73,7 @@ def test_an_update_with_the_anchor_beneath_equals_one_with_a_second_model(model_
         rollout = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("l",))
         batch, logprobs, entropies = trained_rows(rollout, config)
         rewards = ((1.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 0.0))
-        anchor = load_model(config.model) if own_copy else loaded.base
+        anchor = load_model(config.model, config.engine) if own_copy else loaded.base
         targets, _ = freeze_targets(anchor, batch, rewards, logprobs, entropies, config, StepState())
         optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
         figures = update(loaded, anchor, batch, targets, optimizer, config, torch.arange(len(batch.tokens)))
@@ -161,10 +161,10 @@ config = load_config(overrides=words)
 
 
 def learn():
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     if config.lora.rank:
         add_adapters(loaded.model, config.lora, 0)
-    anchor = loaded.base if config.lora.rank else load_model(config.model)
+    anchor = loaded.base if config.lora.rank else load_model(config.model, config.engine)
     tokens = torch.randint(5, 200, (2, 8), generator=torch.Generator().manual_seed(0))
     batch = Batch(((3, 4, 5),) * 2, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     zeros = torch.zeros(2, 8)

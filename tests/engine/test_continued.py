@@ -6,8 +6,8 @@ import torch
 from spinerl.config import load_config
 from spinerl.engine.attention import ATTENTION
 from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.backend import _extends
 from spinerl.engine.cpu.extend_attention import _attended, _Attention, _CompiledAttention, spans
-from spinerl.engine.forward import _continues
 from spinerl.engine.loading import load_model
 from tests.models import ARCHITECTURES, needs_loops
 
@@ -143,5 +143,5 @@ def test_gradcheck():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_which_architectures_use_it(model_folders, architecture):
     loaded = load_model(load_config(overrides=[f"model={model_folders(architecture)}"]).model)
-    assert _continues(loaded) == (architecture not in {"gemma2", "mistral"})  # softcaps and windows go the general way
+    assert _extends(loaded) == (architecture not in {"gemma2", "mistral"})  # softcaps and windows go the general way
     assert loaded.model.config._attn_implementation != ATTENTION

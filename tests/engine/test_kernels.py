@@ -10,12 +10,12 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.fused import fused_loops
+from spinerl.engine.cpu.backend import decoder_step
+from spinerl.engine.cpu.fused import fused_modules
 from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import sample_responses
-from spinerl.engine.shared_prefix import compiled_layers
 from spinerl.types import Question
-from tests.models import needs_loops, write_model
+from tests.models import needs_loops, without, write_model
 
 pytestmark = needs_loops
 
@@ -248,7 +248,7 @@ def test_threads_change_nothing():
 
 def opened(folder, *words):
     config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=70", *words])
-    return load_model(config.model), config
+    return load_model(config.model, config.engine), config
 
 
 @pytest.fixture(scope="module")
@@ -273,14 +273,14 @@ def wide_models(tmp_path_factory):
 @pytest.mark.parametrize("budget", [0, 300], ids=["all at once", "some after others"])
 def test_compiled_loops_change_no_sample(wide_models, architecture, layers, budget):
     """Responses of unlike lengths: rows leave, questions enter, blocks of 64 tokens are filled."""
-    loaded, config = opened(wide_models(architecture), f"rollout.max_cache_tokens={budget}")
-    plain = config.rollout.model_copy(update={"compiled": False})
-    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 5, plain, ("k",))
-    assert "compiled_attention" not in loaded.abilities
+    loaded, config = opened(wide_models(architecture), f"engine.kv_cache_tokens={budget}")
+    plain = without(loaded, "compiled", kv_cache_tokens=budget)
+    expected = sample_responses(plain, QUESTIONS, PROMPTS, 5, config.rollout, ("k",))
+    assert "compiled_attention" not in loaded.capabilities.verdicts
     found = sample_responses(loaded, QUESTIONS, PROMPTS, 5, config.rollout, ("k",))
-    assert loaded.abilities["compiled_attention"]
-    assert loaded.abilities["fused_loops"]
-    assert (compiled_layers(loaded) is not None) == layers
+    assert loaded.capabilities.uses("compiled_attention")
+    assert loaded.capabilities.uses("fused_modules")
+    assert (decoder_step(loaded) is not None) == layers
     assert torch.equal(found.tokens, expected.tokens)
     assert len(set(found.mask.sum(1).tolist())) > 1
     assert torch.allclose(found.logprobs, expected.logprobs, atol=1e-4)
@@ -293,12 +293,12 @@ def test_a_model_that_computes_otherwise_keeps_its_own_functions(wide_models):
     for layer in loaded.model.model.layers:
         ordinary = layer.mlp.forward
         layer.mlp.forward = lambda states, ordinary=ordinary: 2 * ordinary(states)
-    with torch.no_grad(), fused_loops(loaded):
-        assert loaded.abilities["fused_loops"] is False
-    assert compiled_layers(loaded) is None
-    assert loaded.abilities["compiled_layers"] is False
-    plain = config.rollout.model_copy(update={"compiled": False})
-    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 4, plain, ("k",))
+    with torch.no_grad(), fused_modules(loaded):
+        assert loaded.capabilities.verdicts["fused_modules"].used is False
+    assert decoder_step(loaded) is None
+    assert loaded.capabilities.verdicts["decoder_step"].used is False
+    plain = without(loaded, "compiled")
+    expected = sample_responses(plain, QUESTIONS, PROMPTS, 4, config.rollout, ("k",))
     assert torch.equal(sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("k",)).tokens, expected.tokens)
 
 
@@ -307,10 +307,10 @@ def test_modules_are_their_own_again_afterwards(wide_models):
     from transformers.models.qwen3 import modeling_qwen3
 
     ordinary = modeling_qwen3.apply_rotary_pos_emb
-    with fused_loops(loaded):
-        assert loaded.abilities["fused_loops"]
+    with fused_modules(loaded):
+        assert loaded.capabilities.uses("fused_modules")
         assert modeling_qwen3.apply_rotary_pos_emb is not ordinary
-    with pytest.raises(RuntimeError, match="inside"), fused_loops(loaded):
+    with pytest.raises(RuntimeError, match="inside"), fused_modules(loaded):
         raise RuntimeError("inside")
     assert modeling_qwen3.apply_rotary_pos_emb is ordinary
     assert not any("forward" in module.__dict__ for module in loaded.model.modules())
@@ -323,7 +323,7 @@ def test_without_a_compiler_torch_does_it(wide_models, monkeypatch):
     loaded, _ = opened(wide_models("qwen2"))
     found = sample_responses(loaded, QUESTIONS, PROMPTS, 3, config.rollout, ("k",))
     assert torch.equal(found.tokens, expected.tokens)
-    assert not {"fused_loops", "compiled_attention", "compiled_layers"} & loaded.abilities.keys()
+    assert not {"fused_modules", "compiled_attention", "decoder_step"} & loaded.capabilities.verdicts.keys()
 
 
 def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):

@@ -49,7 +49,7 @@ def opened(folder, method, *words, dtype=torch.float64):
     config = load_config(
         overrides=[f"model={folder}", f"method={method}", "group_size=4", "rollout.max_new_tokens=14", *words]
     )
-    policy, anchor = load_model(config.model), load_model(config.model)
+    policy, anchor = load_model(config.model, config.engine), load_model(config.model, config.engine)
     for loaded in (policy, anchor):
         loaded.model.to(dtype)
         if dtype == torch.float64:

@@ -52,7 +52,7 @@ def scene(model_folders):
         config = load_config(
             overrides=[f"model={folder}", *common, "questions_per_step=2", "rollout.temperature=0.8", *words]
         )
-        loaded, behaviour = load_model(config.model), load_model(config.model)
+        loaded, behaviour = load_model(config.model, config.engine), load_model(config.model, config.engine)
         with torch.no_grad():
             for parameter in behaviour.model.parameters():
                 parameter.add_(0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -137,9 +137,9 @@ def test_the_correction_takes_the_bias_away(scene):
 
 def test_refusals():
     with pytest.raises(InputError, match="reward=self-certainty needs whole distributions"):
-        load_config(overrides=["rollout.engine=vllm", "method=self-certainty"])
+        load_config(overrides=["rollout.sampler=vllm", "method=self-certainty"])
     if importlib.util.find_spec("vllm") is None:
         with pytest.raises(MissingExtraError, match=r"pip install 'spinerl\[vllm\]'"):
-            open_workload(load_config(overrides=["rollout.engine=vllm"]))
+            open_workload(load_config(overrides=["rollout.sampler=vllm"]))
     with pytest.raises(InputError, match=r"vllm.url=http://127.0.0.1:9 does not answer"):
-        open_workload(load_config(overrides=["rollout.engine=vllm", "vllm.url=http://127.0.0.1:9"]))
+        open_workload(load_config(overrides=["rollout.sampler=vllm", "vllm.url=http://127.0.0.1:9"]))

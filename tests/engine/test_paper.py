@@ -41,7 +41,7 @@ def scenes(model_folders, vision_model_folders):
         vision = FAMILIES[name].endswith("_vl")
         folder = (vision_model_folders if vision else model_folders)(FAMILIES[name])
         config = load_config(RECIPES[name], [f"model.name={folder}", *SMALL])
-        policy, anchor = (load_model(config.model) for _ in range(2))
+        policy, anchor = (load_model(config.model, config.engine) for _ in range(2))
         for loaded in (policy, anchor):
             loaded.model.to(torch.float64)
             compute_norms_in_float64(loaded.model)

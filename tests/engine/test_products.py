@@ -1,20 +1,18 @@
-"""Products through oneDNN, in sampling and in learning: the same numbers, for as long as they are asked for."""
-
-import dataclasses
+"""Linear layers through oneDNN, in sampling and in learning: the same numbers, for as long as they are asked for."""
 
 import pytest
 import torch
 
 from spinerl.config import LoraConfig, load_config
 from spinerl.engine.adapters import add_adapters
-from spinerl.engine.cpu.linear import fast_products, packed_weights, product
+from spinerl.engine.cpu.linear import linear, onednn_linear, packed_weights
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score, update
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, without
 
 QUESTIONS = (Question("a", "first"), Question("b", "second"))
 PROMPTS = ((3, 4, 5, 6, 7), (9, 8, 7))
@@ -24,17 +22,17 @@ def opened(folder, **keys):
     config = load_config(
         overrides=[f"model={folder}", "rollout.max_new_tokens=24", *(f"{k}={v}" for k, v in keys.items())]
     )
-    return load_model(config.model), config
+    return load_model(config.model, config.engine), config
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_weights_change_no_sample(model_folders, architecture):
     loaded, config = opened(model_folders(architecture))
-    plain = config.rollout.model_copy(update={"pack_weights": False})
-    expected = sample_responses(loaded, QUESTIONS, PROMPTS, 4, plain, ("p",))
-    assert "packed_weights" not in loaded.abilities
+    plain = without(loaded, "packed-weights")
+    expected = sample_responses(plain, QUESTIONS, PROMPTS, 4, config.rollout, ("p",))
+    assert "packed_weights" not in loaded.capabilities.verdicts
     found = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("p",))
-    assert loaded.abilities["packed_weights"]
+    assert loaded.capabilities.uses("packed_weights")
     assert torch.equal(found.tokens, expected.tokens)
     assert torch.allclose(found.logprobs, expected.logprobs, atol=1e-4)
 
@@ -63,10 +61,10 @@ def test_an_error_inside_leaves_no_packed_layer(model_folders):
     assert not any("forward" in module.__dict__ for module in loaded.model.modules())
 
 
-@pytest.mark.parametrize("products", [packed_weights, fast_products])
-def test_other_types_are_left_alone(model_folders, products):
+@pytest.mark.parametrize("patch", [packed_weights, onednn_linear])
+def test_other_types_are_left_alone(model_folders, patch):
     loaded, _ = opened(model_folders("qwen3"), **{"model.dtype": "bfloat16"})
-    with products(loaded):
+    with patch(loaded):
         assert not any("forward" in module.__dict__ for module in loaded.model.modules())
 
 
@@ -82,7 +80,8 @@ LEARNING = {
 
 def gradients(loaded, anchor, config, fast):
     """{name: gradient} of an update, and what it saw; the weights stay."""
-    config = config.model_copy(update={"optim": config.optim.model_copy(update={"fast_products": fast})})
+    loaded = loaded if fast else without(loaded, "onednn")
+    anchor = anchor if fast else without(anchor, "onednn")
     kept = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     rollout = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("g",))
     batch, logprobs, entropies = trained_rows(rollout, config)
@@ -98,14 +97,14 @@ def gradients(loaded, anchor, config, fast):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_update_through_onednn_has_the_same_gradient(model_folders, architecture):
     loaded, config = opened(model_folders(architecture), **LEARNING)
-    anchor = load_model(config.model)
+    anchor = load_model(config.model, config.engine)
     with torch.no_grad():
         for parameter in anchor.model.parameters():
             parameter.mul_(1.1)
     plain, expected = gradients(loaded, anchor, config, fast=False)
-    assert "fast_products" not in loaded.abilities
+    assert "onednn_linear" not in loaded.capabilities.verdicts
     fast, found = gradients(loaded, anchor, config, fast=True)
-    assert loaded.abilities["fast_products"]
+    assert loaded.capabilities.uses("onednn_linear")
     assert plain.keys() == fast.keys()
     scale = max(float(gradient.abs().max()) for gradient in plain.values())
     for name, gradient in plain.items():
@@ -115,7 +114,7 @@ def test_an_update_through_onednn_has_the_same_gradient(model_folders, architect
 
 
 def test_adapters_learn_through_onednn_with_the_base_as_anchor(model_folders):
-    """The anchor is the same model: its products are exchanged twice, and put back twice."""
+    """The anchor is the same model: its layers are patched twice, and restored twice."""
     pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
     loaded, config = opened(model_folders("llama"), **LEARNING)
     add_adapters(loaded.model, LoraConfig(rank=2), 0)
@@ -123,7 +122,7 @@ def test_adapters_learn_through_onednn_with_the_base_as_anchor(model_folders):
         for name, parameter in loaded.model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    loaded.abilities.clear()
+    loaded.capabilities.clear()
     plain, _ = gradients(loaded, loaded.base, config, fast=False)
     fast, _ = gradients(loaded, loaded.base, config, fast=True)
     assert plain
@@ -134,20 +133,20 @@ def test_adapters_learn_through_onednn_with_the_base_as_anchor(model_folders):
 
 
 def test_biases_many_rows_and_wide_layers():
-    """Slopes of weights are summed up 1,024 rows at a time, either way round; by hand against torch's own."""
+    """Gradients of weights are summed up 1,024 rows at a time, either way round; by hand against torch's own."""
     generator = torch.Generator().manual_seed(0)
     for inside, outside in ((24, 7), (7, 24), (16, 16)):
         states = torch.randn(3, 900, inside, generator=generator, requires_grad=True)
         layer = torch.nn.Linear(inside, outside)
-        slopes = torch.randn(3, 900, outside, generator=generator)
+        grads = torch.randn(3, 900, outside, generator=generator)
         inputs = [states, layer.weight, layer.bias]
-        expected = torch.autograd.grad(layer(states), inputs, slopes)
-        found = torch.autograd.grad(product(states, layer.weight, layer.bias), inputs, slopes)
+        expected = torch.autograd.grad(layer(states), inputs, grads)
+        found = torch.autograd.grad(linear(states, layer.weight, layer.bias), inputs, grads)
         for a, b in zip(found, expected, strict=True):
             assert a.shape == b.shape
             assert torch.allclose(a, b, atol=2e-4, rtol=1e-5)
-        # Slopes that are one number for all, as sums give them.
-        (a,) = torch.autograd.grad(product(states, layer.weight, None).sum(), [layer.weight])
+        # Gradients that are one number for all, as sums give them.
+        (a,) = torch.autograd.grad(linear(states, layer.weight, None).sum(), [layer.weight])
         (b,) = torch.autograd.grad(torch.nn.functional.linear(states, layer.weight).sum(), [layer.weight])
         assert torch.allclose(a, b, atol=2e-4, rtol=1e-5)
 
@@ -156,7 +155,6 @@ def test_scores_are_the_same(model_folders):
     loaded, config = opened(model_folders("qwen3"))
     rollout = sample_responses(loaded, QUESTIONS, PROMPTS, 4, config.rollout, ("s",))
     batch, *_ = trained_rows(rollout, config.model_copy(update={"group_size": 4}))
-    slow = dataclasses.replace(loaded, abilities={})
-    plain = score(slow, batch, batch.mask, config.optim.model_copy(update={"fast_products": False}))
+    plain = score(without(loaded, "onednn"), batch, batch.mask, config.optim)
     fast = score(loaded, batch, batch.mask, config.optim)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, plain, strict=True))

@@ -9,6 +9,7 @@ import torch
 
 from spinerl.answers import Equivalence
 from spinerl.config import LoraConfig, load_config
+from spinerl.engine import forward
 from spinerl.engine.adapters import add_adapters
 from spinerl.engine.cpu import activations as replay_room
 from spinerl.engine.loading import load_model
@@ -17,7 +18,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.step import StepState, freeze_targets, train_step, trained_rows
 from tests.engine.test_savings import relative_gap
 from tests.engine.test_update import QUESTIONS, REWARDS, TEXTS, gradient
-from tests.models import ARCHITECTURES, compute_norms_in_float64, needs_loops, write_model
+from tests.models import ARCHITECTURES, compute_norms_in_float64, needs_loops, without, write_model
 
 WORDS = ("group_size=4", "rollout.max_new_tokens=20", "band.weight=0.2", "optim.max_grad_norm=0")
 
@@ -25,7 +26,7 @@ WORDS = ("group_size=4", "rollout.max_new_tokens=20", "band.weight=0.2", "optim.
 def recorded(folder, *words, dtype=torch.float32, adapters=False):
     """(config, policy, batch with a record, targets) of a rollout that was recorded."""
     config = load_config(overrides=[f"model={folder}", *WORDS, *words])
-    policy = load_model(config.model)
+    policy = load_model(config.model, config.engine)
     policy.model.to(dtype)
     if dtype == torch.float64:
         compute_norms_in_float64(policy.model)
@@ -33,7 +34,7 @@ def recorded(folder, *words, dtype=torch.float32, adapters=False):
         add_adapters(policy.model, LoraConfig(rank=2), 0)
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     votes = config.num_votes
-    rollout = sample_responses(policy, QUESTIONS, prompts, votes, config.rollout, ("u",), record=True)
+    rollout = sample_responses(policy, QUESTIONS, prompts, votes, config.rollout, ("u",), keep_activations=True)
     batch, old, entropies = trained_rows(rollout, config)
     targets, _ = freeze_targets(None, batch, REWARDS, old, entropies, config, StepState())
     return config, policy, batch, targets
@@ -41,10 +42,10 @@ def recorded(folder, *words, dtype=torch.float32, adapters=False):
 
 def compared(config, policy, batch, targets):
     """The gap between the gradient with a record and without, and the losses."""
-    assert batch.record is not None
+    assert batch.activations is not None
     found_loss, found = gradient(config, policy, None, batch, targets)
-    assert policy.abilities["replay"]
-    loss, expected = gradient(config, policy, None, dataclasses.replace(batch, record=None), targets)
+    assert policy.capabilities.uses("activation_reuse")
+    loss, expected = gradient(config, policy, None, dataclasses.replace(batch, activations=None), targets)
     return relative_gap(found, expected), abs(found_loss - loss)
 
 
@@ -61,7 +62,7 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
     )
     folder = write_model(architecture, tmp_path, spread=0.1, head_dim=head_dim)
     if architecture == "gpt2":  # its products are no linear layers
-        assert recorded(folder, dtype=dtype)[2].record is None
+        assert recorded(folder, dtype=dtype)[2].activations is None
         return
     # In float32 rounding decides on which side of a band's edge a token lies that is within 1e-6 of it: none there.
     words = ["band.weight=0"] if dtype == torch.float32 else []
@@ -70,28 +71,34 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
     assert gap <= limit
     assert loss_gap <= limit
     usual = architecture in {"qwen2", "qwen3", "llama"} and dtype == torch.float32 and head_dim == 16
-    assert policy.abilities["replayed_layers"] == usual
+    assert policy.capabilities.uses("layer_reuse") == usual
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["optim.share_prompts=false"],
         ["optim.micro_batch_rows=2"],
-        ["optim.micro_batch_tokens=60", "optim.trim=false", "optim.skip=false"],
-        ["rollout.max_cache_tokens=150"],
+        ["optim.micro_batch_tokens=60", "engine.disable=[trim,skip]"],
+        ["engine.kv_cache_tokens=150"],
         ["rollout.num_votes=7"],
-        ["rollout.compact=false"],
+        ["engine.disable=[compact]"],
         ["method=ttrl"],
-        ["optim.compiled=false"],
-        ["rollout.compiled=false"],
-        ["optim.fast_products=false", "rollout.pack_weights=false"],
+        ["engine.disable=[compiled]"],
+        ["engine.disable=[onednn,packed-weights]"],
     ],
     ids=" ".join,
 )
 def test_however_it_was_sampled_and_is_computed(tmp_path, words):
     folder = write_model("qwen3", tmp_path, spread=0.1, head_dim=16)
     gap, loss_gap = compared(*recorded(folder, *words))
+    assert gap <= 2e-6
+    assert loss_gap <= 2e-6
+
+
+def test_rows_that_carry_their_prompts(tmp_path, monkeypatch):
+    """Where sharing prompts does not pay, the prompts' activations serve each row."""
+    monkeypatch.setattr(forward, "_WORTH_SHARING", 0.0)
+    gap, loss_gap = compared(*recorded(write_model("qwen3", tmp_path, spread=0.1, head_dim=16)))
     assert gap <= 2e-6
     assert loss_gap <= 2e-6
 
@@ -104,12 +111,12 @@ def test_what_was_never_written_is_never_read(tmp_path):
     """
     folder = write_model("qwen3", tmp_path, spread=0.1, head_dim=16)
     config, policy, batch, targets = recorded(folder, "rollout.max_new_tokens=150", "band.weight=0")
-    assert batch.record.attention is not None
+    assert batch.activations.attention is not None
     assert len(set(batch.mask.sum(1).tolist())) > 1
-    written = torch.zeros(len(batch.record.outputs[0]), dtype=torch.bool)
-    written[batch.record.slots[batch.record.slots >= 0]] = True
+    written = torch.zeros(len(batch.activations.outputs[0]), dtype=torch.bool)
+    written[batch.activations.slots[batch.activations.slots >= 0]] = True
     with torch.inference_mode():
-        for kept in [tensor for pair in batch.record.attention for tensor in pair]:
+        for kept in [tensor for pair in batch.activations.attention for tensor in pair]:
             kept[~written] = torch.nan
     gap, _ = compared(config, policy, batch, targets)
     assert gap <= 2e-6
@@ -124,14 +131,14 @@ def test_adapters_too(tmp_path):
 
 def test_a_record_serves_the_weights_it_was_made_with_alone(model_folders):
     config, policy, batch, targets = recorded(model_folders("qwen2"))
-    assert batch.record.serves(policy)
+    assert batch.activations.serves(policy)
     with torch.no_grad():
         policy.model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1.5)
-    assert not batch.record.serves(policy)
+    assert not batch.activations.serves(policy)
     _, found = gradient(config, policy, None, batch, targets)
-    _, expected = gradient(config, policy, None, dataclasses.replace(batch, record=None), targets)
+    _, expected = gradient(config, policy, None, dataclasses.replace(batch, activations=None), targets)
     assert relative_gap(found, expected) == 0.0
-    assert "replay" not in policy.abilities
+    assert "activation_reuse" not in policy.capabilities.verdicts
 
 
 def test_what_does_not_fit_is_not_kept(model_folders, monkeypatch):
@@ -139,10 +146,10 @@ def test_what_does_not_fit_is_not_kept(model_folders, monkeypatch):
     _, _, batch, _ = recorded(model_folders("qwen2"))
     monkeypatch.setattr(replay_room, "free_bytes", lambda _: 4 * 4 * 100 * 2 * (4 * 32 + 2 * 64))
     _, _, other, _ = recorded(model_folders("qwen2"))
-    assert other.record is None
+    assert other.activations is None
     assert torch.equal(other.tokens, batch.tokens)
     monkeypatch.setattr(replay_room, "free_bytes", lambda _: 1)
-    assert recorded(model_folders("qwen2"))[2].record is None
+    assert recorded(model_folders("qwen2"))[2].activations is None
 
 
 def test_a_layer_that_is_not_run_once_per_token_leaves_no_record(model_folders):
@@ -150,19 +157,20 @@ def test_a_layer_that_is_not_run_once_per_token_leaves_no_record(model_folders):
     block = policy.model.model.layers[0].mlp
     ordinary = block.forward
     block.forward = lambda states: ordinary(states) + block.down_proj(0 * block.up_proj(states))
-    config = load_config(overrides=[f"model={model_folders('llama')}", *WORDS, "rollout.compiled=false"])
+    config = load_config(overrides=[f"model={model_folders('llama')}", *WORDS])
+    policy = without(policy, "compiled")
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
-    rollout = sample_responses(policy, QUESTIONS, prompts, 2, config.rollout, ("u",), record=True)
-    assert rollout.record is None
+    rollout = sample_responses(policy, QUESTIONS, prompts, 2, config.rollout, ("u",), keep_activations=True)
+    assert rollout.activations is None
 
 
 def test_a_step_uses_it_and_lets_go_of_it(model_folders):
     """Two minibatches: the first update is of the weights that sampled, the second is not."""
     results = {}
-    for replay in ("true", "false"):
-        words = [*WORDS, "optim.lr=1e-3", "optim.minibatches=2", f"optim.replay={replay}", "answer.kind=text"]
+    for replay in ("[]", "[activation-reuse]"):
+        words = [*WORDS, "optim.lr=1e-3", "optim.minibatches=2", f"engine.disable={replay}", "answer.kind=text"]
         config = load_config(overrides=[f"model={model_folders('qwen3')}", *words, "answer.truncated=count"])
-        policy = load_model(config.model)
+        policy = load_model(config.model, config.engine)
         prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
         optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
         with Equivalence() as equivalence:
@@ -179,8 +187,8 @@ def test_a_step_uses_it_and_lets_go_of_it(model_folders):
                 StepState(),
                 oracle=lambda _questions, _votes, given=rewards: given["rewards"],
             )
-        assert record.rollout.record is None
-        assert policy.abilities.get("replay", False) == (replay == "true")
+        assert record.rollout.activations is None
+        assert policy.capabilities.uses("activation_reuse") == (replay == "[]")
         results[replay] = policy.model.state_dict()
-    for name, tensor in results["true"].items():
-        assert torch.allclose(tensor, results["false"][name], atol=2e-5), name
+    for name, tensor in results["[]"].items():
+        assert torch.allclose(tensor, results["[activation-reuse]"][name], atol=2e-5), name

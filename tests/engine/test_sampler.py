@@ -9,7 +9,7 @@ from spinerl.config import load_config
 from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.types import Question
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, without
 
 TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with some more words in it than others.", "What is 7?")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
@@ -17,7 +17,7 @@ QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
 
 def opened(folder, **keys):
     config = load_config(overrides=[f"model={folder}", *(f"{k}={v}" for k, v in keys.items())])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     prompts = [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
     return config, loaded, prompts
 
@@ -34,12 +34,11 @@ def teacher_forced(loaded, rollout, temperature):
     return (torch.cat(parts) for parts in zip(*figures, strict=True))
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("parts", [(), ("shared-prefix",), ("cpu",)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_equals_generate(model_folders, architecture, share):
-    config, loaded, prompts = opened(
-        model_folders(architecture), **{"rollout.max_new_tokens": 40, "rollout.share_prompts": share}
-    )
+def test_greedy_equals_generate(model_folders, architecture, parts):
+    config, loaded, prompts = opened(model_folders(architecture), **{"rollout.max_new_tokens": 40})
+    loaded = without(loaded, *parts)
     ours = greedy_responses(loaded, QUESTIONS, prompts, config.rollout)
     for row, prompt in enumerate(prompts):
         theirs = loaded.model.generate(
@@ -53,18 +52,17 @@ def test_greedy_equals_generate(model_folders, architecture, share):
         assert ours.tokens[row][ours.mask[row]].tolist() == theirs.tolist()
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("parts", [(), ("shared-prefix",), ("cpu",)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_figures_equal_teacher_forcing(model_folders, architecture, share):
-    config, loaded, prompts = opened(
-        model_folders(architecture),
-        **{"rollout.max_new_tokens": 48, "rollout.temperature": 0.8, "rollout.share_prompts": share},
-    )
+def test_figures_equal_teacher_forcing(model_folders, architecture, parts):
+    keys = {"rollout.max_new_tokens": 48, "rollout.temperature": 0.8}
+    config, loaded, prompts = opened(model_folders(architecture), **keys)
+    loaded = without(loaded, *parts)
     rollout = sample_responses(loaded, QUESTIONS, prompts, 5, config.rollout, ("t", 0))
     logprobs, entropies = teacher_forced(loaded, rollout, 0.8)
     assert (logprobs - rollout.logprobs[rollout.mask]).abs().max() < 1e-4
     assert (entropies - rollout.entropies[rollout.mask]).abs().max() < 1e-4
-    assert loaded.abilities.get("shared_decoding", False) == share
+    assert ("shared_prefix" in loaded.capabilities.verdicts) == ("shared-prefix" not in parts)
 
 
 def test_masks_and_padding(model_folders):
@@ -89,8 +87,8 @@ def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):
     folder = model_folders("llama")
     config, loaded, prompts = opened(folder, **{"rollout.max_new_tokens": 24})
     together = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 2))
-    narrow, _, _ = opened(folder, **{"rollout.max_new_tokens": 24, "rollout.max_cache_tokens": 200})
-    alone = sample_responses(loaded, QUESTIONS[::-1], prompts[::-1], 4, narrow.rollout, ("t", 2))
+    narrow = without(loaded, kv_cache_tokens=200)
+    alone = sample_responses(narrow, QUESTIONS[::-1], prompts[::-1], 4, config.rollout, ("t", 2))
     assert together.texts[:4] == alone.texts[-4:]
     assert together.texts[-4:] == alone.texts[:4]
     assert sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 3)).texts != together.texts

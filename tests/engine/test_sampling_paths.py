@@ -1,4 +1,4 @@
-"""Ways to the same responses: shared prompts, compaction, refill, budgets, checks, stop texts, the drawing itself."""
+"""Ways to the same responses: shared prompts, compaction, refill, budgets, checks, stop texts, picking a token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spinerl.config import load_config
+from spinerl.engine.cpu import kernels
 from spinerl.engine.kv_cache import bytes_per_token, fitting_tokens
 from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
-from spinerl.engine.sampling import draw
+from spinerl.engine.sampling import Sampled, sample
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies
 from spinerl.types import Question
-from tests.models import byte_tokenizer, needs_loops
+from tests.models import byte_tokenizer, needs_loops, without
 
 TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with some more words in it than others.", "What is 7?", "And 9?")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
@@ -65,19 +66,21 @@ def test_every_way_gives_the_same_responses(model_folders, architecture):
     # Gemma's eager attention masks padding with a number of the model's type, and takes the softmax in float32.
     loaded, prompts = opened(model_folders(architecture), many_ends=True, exact=architecture != "gemma2")
     expected = sample_responses(loaded, QUESTIONS, prompts, 6, rollout_config(), ("w",))
-    assert loaded.abilities["shared_decoding"]
+    assert loaded.capabilities.uses("shared_prefix")
     assert expected.finished_mask.any()
     assert not expected.finished_mask.all()
-    for share, compact, refill, budget in product(*[[True, False]] * 3, [7 * TOKENS, 14 * TOKENS]):
-        config = rollout_config(share_prompts=share, compact=compact, refill=refill, max_cache_tokens=budget)
-        same(sample_responses(loaded, QUESTIONS, prompts, 6, config, ("w",)), expected)
+    for on, budget in product(product([True, False], repeat=3), [7 * TOKENS, 14 * TOKENS]):
+        parts = [part for part, used in zip(("shared-prefix", "compact", "refill"), on, strict=True) if not used]
+        other = without(loaded, *parts, kv_cache_tokens=budget)
+        same(sample_responses(other, QUESTIONS, prompts, 6, rollout_config(), ("w",)), expected)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "mistral"])
 def test_checking_less_often_changes_nothing(model_folders, architecture):
     loaded, prompts = opened(model_folders(architecture), many_ends=True)
-    for share, compact in product([True, False], repeat=2):
-        config = rollout_config(share_prompts=share, compact=compact, max_cache_tokens=14 * TOKENS)
+    config = rollout_config()
+    for parts in ((), ("compact",), ("shared-prefix",), ("shared-prefix", "compact")):
+        loaded = without(loaded, *parts, kv_cache_tokens=14 * TOKENS)
         often = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), turns_per_check=1)
         for turns in (3, 16, 1000):
             same(sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), turns_per_check=turns), often)
@@ -91,12 +94,12 @@ def test_waiting_questions_enter_when_others_finish(model_folders):
     budget = 20 * TOKENS
     sample_responses(loaded, questions[:1], prompts[:1], 1, rollout_config(), ("r",))  # the trial is over
 
-    def sampled(**keys):
-        config = rollout_config(max_cache_tokens=budget, **keys)
-        return passes(loaded, lambda: sample_responses(loaded, questions, prompts, 6, config, ("r",)))
+    def sampled(*parts):
+        other = without(loaded, *parts, kv_cache_tokens=budget)
+        return passes(other, lambda: sample_responses(other, questions, prompts, 6, rollout_config(), ("r",)))
 
     refilled, shapes = sampled()
-    chunked, chunked_shapes = sampled(refill=False)
+    chunked, chunked_shapes = sampled("refill")
     same(refilled, chunked)
     assert len(shapes) < len(chunked_shapes)
     assert sum(tokens == 1 for _, tokens in shapes) < 0.8 * sum(tokens == 1 for _, tokens in chunked_shapes)
@@ -110,29 +113,29 @@ def test_waiting_questions_enter_when_others_finish(model_folders):
 
 def test_finished_rows_leave(model_folders):
     loaded, prompts = opened(model_folders("qwen2"), many_ends=True)
-    for share in (True, False):
-        most = {}
-        for compact in (True, False):
-            config = rollout_config(share_prompts=share, compact=compact)
-            _, shapes = passes(loaded, lambda c=config: sample_responses(loaded, QUESTIONS, prompts, 6, c, ("l",)))
-            most[compact] = sum(rows for rows, tokens in shapes if tokens == 1)
-        assert most[True] < 0.9 * most[False]
+    for share in ((), ("shared-prefix",)):
+        most = []
+        for compact in ((), ("compact",)):
+            one = without(loaded, *share, *compact)
+            _, shapes = passes(one, lambda m=one: sample_responses(m, QUESTIONS, prompts, 6, rollout_config(), ("l",)))
+            most.append(sum(rows for rows, tokens in shapes if tokens == 1))
+        assert most[0] < 0.9 * most[1]
 
 
 def test_one_question_goes_whatever_the_budget(model_folders):
     loaded, prompts = opened(model_folders("llama"))
     expected = sample_responses(loaded, QUESTIONS, prompts, 3, rollout_config(), ("b",))
-    for share in (True, False):
-        config = rollout_config(max_cache_tokens=1, share_prompts=share)
-        got, shapes = passes(loaded, lambda c=config: sample_responses(loaded, QUESTIONS, prompts, 3, c, ("b",)))
+    for parts in ((), ("shared-prefix",)):
+        one = without(loaded, *parts, kv_cache_tokens=1)
+        got, shapes = passes(one, lambda m=one: sample_responses(m, QUESTIONS, prompts, 3, rollout_config(), ("b",)))
         same(got, expected)
         assert max(rows for rows, _ in shapes) == 3
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_a_response_ends_at_a_stop_text(model_folders, share):
+@pytest.mark.parametrize("parts", [(), ("shared-prefix",)])
+def test_a_response_ends_at_a_stop_text(model_folders, parts):
     loaded, prompts = opened(model_folders("llama"))
-    config = rollout_config(share_prompts=share)
+    loaded, config = without(loaded, *parts), rollout_config()
     free = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("s",))
     # Two letters, a token each, that some response has; then the prompts of the other questions get them too.
     row, stop = next((i, pair) for i, text in enumerate(free.texts) for pair in re.findall("[a-zA-Z]{2}", text[4:-4]))
@@ -178,8 +181,8 @@ def test_attention_of_its_own_falls_back(tmp_path, architecture, sizes):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, prompts = opened(tmp_path, exact=False)
-    ours = greedy_responses(loaded, QUESTIONS, prompts, rollout_config(share_prompts=True))
-    assert loaded.abilities["shared_decoding"] is False
+    ours = greedy_responses(loaded, QUESTIONS, prompts, rollout_config())
+    assert loaded.capabilities.verdicts["shared_prefix"].used is False
     for row, prompt in enumerate(prompts):
         theirs = loaded.model.generate(
             torch.tensor([prompt]),
@@ -200,7 +203,7 @@ def test_the_models_attention_comes_back(model_folders):
 
     with pytest.raises(KeyboardInterrupt):
         sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("i",), interrupt)
-    assert loaded.abilities["shared_decoding"]
+    assert loaded.capabilities.uses("shared_prefix")
     assert loaded.model.config._attn_implementation == before
 
 
@@ -224,54 +227,58 @@ def test_every_token_is_reported(model_folders):
         assert sum(seen) == int(rollout.mask.sum())
 
 
-COMPILED = pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=needs_loops)], ids=["by torch", "by a loop"]
+def compiled_sample(logits, temperature, uniforms):
+    return Sampled(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
+
+
+SAMPLE = pytest.mark.parametrize(
+    "by", [sample, pytest.param(compiled_sample, marks=needs_loops)], ids=["torch", "compiled"]
 )
 
 
-@COMPILED
+@SAMPLE
 @pytest.mark.parametrize("vocabulary", [64, 1000, 5003, 151_936])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_drawn_figures_equal_their_definitions(vocabulary, temperature, compiled):
+def test_sampled_figures_equal_their_definitions(vocabulary, temperature, by):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, vocabulary, generator=generator) * torch.tensor([0.1, 1, 2, 4, 8, 16, 3]).unsqueeze(1)
     logits[6, ::3] = float("-inf")
     uniforms = torch.rand(7, generator=generator)
     log_dist = log_distribution(logits.double(), temperature)
-    drawn = draw(logits, temperature, uniforms, compiled=compiled)
-    assert (drawn.logprobs - pick_logprobs(log_dist, drawn.tokens)).abs().max() < 1e-5
-    assert (drawn.entropies - shannon_entropies(log_dist)).abs().max() < 1e-5
+    sampled = by(logits, temperature, uniforms)
+    assert (sampled.logprobs - pick_logprobs(log_dist, sampled.tokens)).abs().max() < 1e-5
+    assert (sampled.entropies - shannon_entropies(log_dist)).abs().max() < 1e-5
     cumulative = log_dist.exp().cumsum(-1)
     row = torch.arange(7)
-    assert (cumulative[row, drawn.tokens] > uniforms - 1e-5).all()
-    assert (cumulative[row, drawn.tokens] - log_dist.exp()[row, drawn.tokens] < uniforms + 1e-5).all()
-    likeliest = draw(logits, temperature, None)
+    assert (cumulative[row, sampled.tokens] > uniforms - 1e-5).all()
+    assert (cumulative[row, sampled.tokens] - log_dist.exp()[row, sampled.tokens] < uniforms + 1e-5).all()
+    likeliest = sample(logits, temperature, None)
     assert torch.equal(likeliest.tokens, logits.argmax(-1))
     assert (likeliest.logprobs - pick_logprobs(log_dist, likeliest.tokens)).abs().max() < 1e-5
 
 
-@COMPILED
+@SAMPLE
 @pytest.mark.parametrize("vocabulary", [5, 130, 5003])
-def test_the_ends_of_the_unit_interval_draw_possible_tokens(vocabulary, compiled):
+def test_the_ends_of_the_unit_interval_give_possible_tokens(vocabulary, by):
     last = 1 - 2**-24
     for first, count in product((0, vocabulary // 2), (1, 2, vocabulary // 2)):
         logits = torch.full((3, vocabulary), float("-inf"))
         logits[:, first : first + count] = torch.linspace(-20, 20, count)
-        drawn = draw(logits, 1.0, torch.tensor([0.0, 0.5, last]), compiled=compiled)
-        assert (drawn.tokens >= first).all()
-        assert (drawn.tokens < first + count).all()
-        assert drawn.logprobs.isfinite().all()
+        sampled = by(logits, 1.0, torch.tensor([0.0, 0.5, last]))
+        assert (sampled.tokens >= first).all()
+        assert (sampled.tokens < first + count).all()
+        assert sampled.logprobs.isfinite().all()
 
 
-@COMPILED
-def test_drawn_frequencies_follow_a_large_vocabulary(compiled):
+@SAMPLE
+def test_sampled_frequencies_follow_a_large_vocabulary(by):
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(5003, generator=generator)
     uniforms = torch.rand(20_000, generator=generator)
-    drawn = draw(logits.expand(20_000, -1), 1.0, uniforms, compiled=compiled)
+    sampled = by(logits.expand(20_000, -1), 1.0, uniforms)
     expected = 20_000 * logits.double().softmax(-1)
     likely = expected > 5
-    counts = torch.bincount(drawn.tokens, minlength=5003)
+    counts = torch.bincount(sampled.tokens, minlength=5003)
     chi_square = ((counts[likely] - expected[likely]) ** 2 / expected[likely]).sum()
     freedom = int(likely.sum())
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5

@@ -8,16 +8,16 @@ import itertools
 import pytest
 import torch
 
-from spinerl.config import load_config
+from spinerl.config import EngineConfig, load_config
 from spinerl.engine.forward import plan
 from spinerl.engine.lm_head import chunks, head_logits
 from spinerl.engine.loading import load_model
 from spinerl.engine.update import score
 from tests.engine.test_update import gradient, prepared
-from tests.models import ARCHITECTURES, write_model
+from tests.models import ARCHITECTURES, without, write_model
 
-SWITCHES = ("share_prompts", "trim", "skip", "sort")
-PLAIN = [f"optim.{name}=false" for name in SWITCHES]
+SWITCHES = ("shared-prefix", "trim", "skip", "sort")
+PLAIN = [f"engine.disable=[{','.join(SWITCHES)}]"]
 TERMS = ["band.weight=0.2", "anchor.weight=0.1", "anchor.estimator=exact", "optim.micro_batch_tokens=100000"]
 
 
@@ -48,8 +48,8 @@ def test_all_savings_together_give_the_plain_gradient(tmp_path, architecture, dt
     for more in (["optim.head_chunk=3"], ["optim.head_chunk=3", "optim.micro_batch_rows=2"]):
         fast = load_config(overrides=[*_words(plain), *TERMS, *more])
         found_loss, found = gradient(fast, *plain[1:])
-        assert plain[1].abilities["split_head"]
-        assert plain[1].abilities["shared_prompts"]
+        assert plain[1].capabilities.uses("split_head")
+        assert plain[1].capabilities.uses("shared_prompts")
         assert found_loss == pytest.approx(loss, abs=limit)
         assert relative_gap(found, expected) <= limit
 
@@ -58,8 +58,8 @@ def test_all_savings_together_give_the_plain_gradient(tmp_path, architecture, dt
 def test_every_combination_gives_the_same_numbers(model_folders, on):
     plain = prepared(model_folders("qwen3"), *TERMS, *PLAIN, dtype=torch.float64)
     loss, expected = gradient(*plain)
-    switches = [f"optim.{name}={str(value).lower()}" for name, value in zip(SWITCHES, on, strict=True)]
-    config = load_config(overrides=[*_words(plain), *TERMS, *switches])
+    off = [name for name, value in zip(SWITCHES, on, strict=True) if not value]
+    config = load_config(overrides=[*_words(plain), *TERMS, f"engine.disable=[{','.join(off)}]"])
     found_loss, found = gradient(config, *plain[1:])
     assert found_loss == pytest.approx(loss, abs=1e-10)
     assert relative_gap(found, expected) <= 1e-10
@@ -69,17 +69,17 @@ def test_what_each_saving_saves(model_folders):
     config, policy, _, batch, targets, _ = prepared(model_folders("llama"))
     wanted = targets.fork_mask & (targets.advantages != 0)
 
-    def tokens(**switches):
-        off = dict.fromkeys(SWITCHES, False) | {"micro_batch_rows": 3}
-        optim = config.optim.model_copy(update=off | switches)
-        pieces = plan(policy, batch, wanted, optim)
+    def tokens(*on):
+        off = [name for name in SWITCHES if name not in on]
+        optim = config.optim.model_copy(update={"micro_batch_rows": 0 if len(on) == len(SWITCHES) else 3})
+        pieces = plan(without(policy, *off), batch, wanted, optim)
         computed = sum(micro.input_ids.numel() for piece in pieces for micro in piece.micros)
         return computed + sum(len(prefix) for piece in pieces for prefix in piece.prefixes)
 
     everything = tokens()
     for name in SWITCHES:
-        assert tokens(**{name: True, "skip": True} if name == "trim" else {name: True}) < everything, name
-    assert tokens(**dict.fromkeys(SWITCHES, True)) < 0.6 * everything
+        assert tokens(name, *(["skip"] if name == "trim" else [])) < everything, name
+    assert tokens(*SWITCHES) < 0.6 * everything
     without_variance = set(range(4, 8))
     rows = {
         row for piece in plan(policy, batch, wanted, config.optim) for m in piece.micros for row in m.row_of.tolist()
@@ -96,7 +96,7 @@ def test_prompts_are_not_shared_where_it_does_not_pay(model_folders):
 
 def test_scores_are_the_same_with_and_without_sharing(model_folders):
     config, policy, _, batch, _, _ = prepared(model_folders("gemma2"), dtype=torch.float64)
-    plain = score(policy, batch, batch.mask, config.optim.model_copy(update={"share_prompts": False}))
+    plain = score(without(policy, "shared-prefix"), batch, batch.mask, config.optim)
     shared = score(policy, batch, batch.mask, config.optim)
     for a, b in zip(plain, shared, strict=True):
         assert (a - b).abs().max() <= 1e-10
@@ -110,7 +110,7 @@ def test_head_on_states_equals_the_whole_model(model_folders, architecture):
         whole = loaded.model(input_ids=ids).logits
         states = loaded.model.base_model(input_ids=ids)[0]
         assert torch.allclose(head_logits(loaded.model, states.flatten(0, 1)), whole.flatten(0, 1), atol=1e-6)
-    assert loaded.vocabulary == whole.shape[-1]
+    assert loaded.vocab_size == whole.shape[-1]
 
 
 class _Unshareable(torch.nn.Module):
@@ -126,13 +126,13 @@ class _Unshareable(torch.nn.Module):
 
 def test_a_model_that_breaks_sharing_runs_plainly(model_folders):
     config, policy, anchor, batch, targets, _ = prepared(model_folders("qwen2"), *TERMS)
-    policy.abilities.clear()
+    policy.capabilities.clear()
     policy.model.set_input_embeddings(_Unshareable(policy.model.get_input_embeddings()))
     policy.model.get_input_embeddings().weight = policy.model.get_input_embeddings().inner.weight
     before = policy.model.get_input_embeddings().weight.clone()
     _, found = gradient(config, policy, anchor, batch, targets)
-    assert policy.abilities["shared_prompts"] is False
-    plain = config.model_copy(update={"optim": config.optim.model_copy(update={"share_prompts": False})})
+    assert policy.capabilities.verdicts["shared_prompts"].used is False
+    plain = config.model_copy(update={"engine": EngineConfig(disable=["shared-prefix"])})
     _, expected = gradient(plain, policy, anchor, batch, targets)
     assert relative_gap(found, expected) <= 1e-6
     assert torch.equal(policy.model.get_input_embeddings().weight, before), "a trial leaves the model as it was"
@@ -140,7 +140,7 @@ def test_a_model_that_breaks_sharing_runs_plainly(model_folders):
 
 def test_a_trial_leaves_gradients_and_flags_alone(model_folders):
     config, policy, _, batch, _, _ = prepared(model_folders("qwen2"))
-    policy.abilities.clear()
+    policy.capabilities.clear()
     weight = policy.model.get_input_embeddings().weight
     weight.grad = torch.ones_like(weight)
     frozen = next(p for p in policy.model.parameters() if p is not weight)

@@ -26,7 +26,7 @@ QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in en
 
 def opened(folder, *words):
     config = load_config(overrides=[f"model={folder}", "group_size=4", "rollout.max_new_tokens=12", *words])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     return config, loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
 
 
@@ -34,7 +34,7 @@ def opened(folder, *words):
 def test_every_method_takes_a_step(model_folders, method):
     words = ["answer.kind=text", "answer.truncated=count", "vote.tie=first", "optim.lr=0.01"]
     config, policy, prompts = opened(model_folders("llama"), f"method={method}", *words)
-    anchor = load_model(config.model)
+    anchor = load_model(config.model, config.engine)
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     oracle = None
     if method == "grpo-gold":
@@ -58,7 +58,7 @@ def test_every_method_takes_a_step(model_folders, method):
 
 def test_reference_rewards_agreement_with_what_the_initial_model_wrote(model_folders):
     config, policy, prompts = opened(model_folders("qwen3"), "method=cat")
-    anchor = load_model(config.model)
+    anchor = load_model(config.model, config.engine)
     rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("r",))
     answers = [["4", "5", None, "4"], ["7", "7", "8", "9"]]
     with Equivalence() as equivalence:
@@ -79,7 +79,7 @@ def test_reference_rewards_agreement_with_what_the_initial_model_wrote(model_fol
 def test_a_reference_that_agrees_pays_those_who_said_so(model_folders, monkeypatch):
     """The same with a reference whose text is known."""
     config, policy, prompts = opened(model_folders("qwen3"), "method=cat")
-    anchor = load_model(config.model)
+    anchor = load_model(config.model, config.engine)
     rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("r",))
     answers = [["4", "5", None, "4"], ["7", "7", "8", "9"]]
 

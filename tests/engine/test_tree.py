@@ -30,7 +30,7 @@ def grown(model_folders, *words, architecture="qwen3", step=0):
             *words,
         ]
     )
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     prompts = [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
     return config, loaded, prompts, tree_responses(loaded, QUESTIONS, prompts, config, ("t", step))
 

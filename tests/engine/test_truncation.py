@@ -15,7 +15,7 @@ from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.tree import tree_responses
-from spinerl.engine.vllm import VllmEngine, _Response
+from spinerl.engine.vllm import VllmSampler, _Response
 from spinerl.errors import RunError
 from spinerl.step import StepState, freeze_targets, rollout_metrics, train_step, trained_rows
 from tests.engine.test_update import QUESTIONS, REWARDS, TEXTS, dense_reference, gradient, prepared
@@ -60,7 +60,7 @@ def distributions(model, prompt, response, temperature):
 
 def opened(folder, *words):
     config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=16", "group_size=4", *words])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     return config, loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
 
 
@@ -328,12 +328,12 @@ def served(folder, *words, cut="top-p", listens=True):
     """(configuration, a model that learns and a `Side` with other weights to sample for it, prompts)"""
     short = ["rollout.temperature=0.8", "rollout.max_new_tokens=8", "vllm.max_mismatch=0.02"]
     config, loaded, prompts = opened(folder, *cut_words(CUTS[cut]), *short, *words)
-    other = load_model(config.model)
+    other = load_model(config.model, config.engine)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for parameter in other.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    engine = VllmEngine(config, Side(other.model, config, listens))
+    engine = VllmSampler(config, Side(other.model, config, listens))
     return config, dataclasses.replace(loaded, engine=engine), prompts
 
 
@@ -369,7 +369,7 @@ def test_another_model_is_found_behind_the_truncation(model_folders, monkeypatch
     plain, _ = freeze_targets(None, batch, REWARDS, old, entropies, config, StepState())
     assert record.metrics["mismatch/logprob_diff"] > 0.05
     # One distribution over the other, both truncated: each token's advantage counts by it, at most 1.5 times.
-    fresh, capped = load_model(config.model), 0
+    fresh, capped = load_model(config.model, config.engine), 0
     for (row, column), (logprob, log_mass, _) in masses(fresh, rollout, CUTS["top-p"], 0.8).items():
         ratio = math.exp(logprob - log_mass - rollout.sampler_logprobs[row, column].item())
         capped += ratio > 1.5

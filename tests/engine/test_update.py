@@ -40,9 +40,9 @@ def prepared(folder, *words, dtype=torch.float32, shift=0.0):
             *words,
         ]
     )
-    policy = load_model(config.model)
+    policy = load_model(config.model, config.engine)
     policy.model.to(dtype)
-    anchor = load_model(config.model)
+    anchor = load_model(config.model, config.engine)
     anchor.model.to(dtype)
     if dtype == torch.float64:
         compute_norms_in_float64(policy.model)
@@ -71,6 +71,7 @@ def gradient(config, policy, anchor, batch, targets, _entropies=None, rows=None)
 
     optimizer = Recording(policy.model.parameters(), config.optim, 1)
     rows = torch.arange(len(batch.tokens)) if rows is None else rows
+    policy = dataclasses.replace(policy, settings=config.engine)
     figures = update(policy, anchor, batch, targets, optimizer, config, rows)
     policy.model.load_state_dict(kept)
     policy.model.zero_grad()
@@ -300,7 +301,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(model_folders):
 
 def test_bfloat16_model_learns_through_float32_masters(model_folders):
     config = load_config(overrides=[f"model={model_folders('qwen3')}", "model.dtype=bfloat16", "optim.lr=1e-6"])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     weight = loaded.model.get_output_embeddings().weight
     start = weight.detach().clone()
     optimizer = Optimizer([weight], config.optim, 4000)

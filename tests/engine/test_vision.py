@@ -13,7 +13,7 @@ from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
 from spinerl.types import Batch, ImagePrompt, ImageRef, Question
-from tests.models import compute_norms_in_float64
+from tests.models import compute_norms_in_float64, without
 from tests.vision_models import FAMILIES, image_place
 
 TOLERANCE = 1e-4
@@ -29,7 +29,7 @@ def picture(width, height, seed=0):
 def opened(folder, *words):
     """The model, its configuration, and prompts: one image, two, none, and the first again with another image."""
     config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=12", *words])
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     place = image_place(folder)
     vision = loaded.vision
     prompts = (
@@ -66,10 +66,10 @@ def folder(request, vision_model_folders):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_sampled_figures_equal_teacher_forcing(folder, share):
-    loaded, config, prompts = opened(folder, f"rollout.share_prompts={share}")
+    loaded, config, prompts = opened(folder, *(() if share else ("engine.disable=[shared-prefix]",)))
     rollout = sample_responses(loaded, QUESTIONS, prompts, 3, config.rollout, ("v",))
     if share:
-        assert loaded.abilities["shared_decoding"]
+        assert loaded.capabilities.uses("shared_prefix")
     for row in range(12):
         prompt, length = prompts[row // 3], int(rollout.mask[row].sum())
         response = rollout.tokens[row, :length]
@@ -128,7 +128,7 @@ def batch_of(prompts, seed=0, width=6):
     return Batch(rows, tokens, mask, 1.0)
 
 
-@pytest.mark.parametrize("words", [(), ("optim.share_prompts=false",), ("optim.micro_batch_rows=1",)])
+@pytest.mark.parametrize("words", [(), ("engine.disable=[shared-prefix]",), ("optim.micro_batch_rows=1",)])
 def test_scores_equal_the_models_own(folder, words):
     loaded, config, prompts = opened(folder, *words)
     batch = batch_of(prompts)
@@ -179,11 +179,11 @@ def test_gradients_equal_the_models_own(folder, train):
     vision = [name for name in expected if "vis" in name or "connector" in name or "projector" in name]
     assert bool(vision) == train
     scale = max(float(g.abs().max()) for g in expected.values())
-    for words in ({}, {"share_prompts": False}, {"micro_batch_rows": 1}, {"trim": False}):
-        loaded.vision._share = words != {"trim": False}  # what model.share_images says
-        found = gradients(loaded, batch, config.optim.model_copy(update=words))
-        if not words:
-            assert loaded.abilities["shared_prompts"]
+    for parts, rows in ((), 0), (("shared-prefix",), 0), ((), 1), (("trim", "shared-images"), 0):
+        loaded.vision._share = "shared-images" not in parts  # settled when a model is opened
+        found = gradients(without(loaded, *parts), batch, config.optim.model_copy(update={"micro_batch_rows": rows}))
+        if not parts and not rows:
+            assert loaded.capabilities.uses("shared_prompts")
         assert found.keys() == expected.keys()
         worst = max(float((found[name] - expected[name]).abs().max()) for name in expected)
-        assert worst <= 1e-6 * scale, (words, worst / scale)
+        assert worst <= 1e-6 * scale, (parts, rows, worst / scale)

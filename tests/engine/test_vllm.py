@@ -29,7 +29,7 @@ vllm = pytest.importorskip("vllm", reason="vLLM has an environment of its own: m
 
 pytestmark = pytest.mark.slow
 
-CONFIG = load_config(overrides=["rollout.engine=vllm", "data=tiny/shift-a", "data.max_questions=12", "threads=1"])
+CONFIG = load_config(overrides=["rollout.sampler=vllm", "data=tiny/shift-a", "data.max_questions=12", "threads=1"])
 MEAN, LARGEST = 1e-5, 1e-3  # nats: what two float32 engines may differ by; seen: 2e-7 and 2e-5
 
 
@@ -218,7 +218,7 @@ def test_a_running_server(work, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    config = load_config(overrides=["rollout.engine=vllm", f"vllm.url={url}", "threads=1", "data=tiny/shift-a"])
+    config = load_config(overrides=["rollout.sampler=vllm", f"vllm.url={url}", "threads=1", "data=tiny/shift-a"])
     with pytest.raises(InputError, match="does not answer"):
         open_workload(config)
     start = [sys.executable, "-m", "spinerl.engine.vllm", "tiny-reasoner", "--host", "127.0.0.1", "--port", str(port)]
@@ -263,7 +263,7 @@ def adapt(folder: Path, *words: str) -> Path:
 
 
 def command(run: Path, *words: str) -> list[str]:
-    common = ["rollout.engine=vllm", f"run={run}", "questions_per_step=4", "group_size=4", "guard=off", "threads=1"]
+    common = ["rollout.sampler=vllm", f"run={run}", "questions_per_step=4", "group_size=4", "guard=off", "threads=1"]
     return [sys.executable, "-m", "spinerl.cli", "adapt", *common, "eval.max_questions=8", *words]
 
 

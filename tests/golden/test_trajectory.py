@@ -43,7 +43,7 @@ def trajectory(folder: Path, words: list[str]) -> list[dict[str, float]]:
             *words,
         ]
     )
-    policy, anchor = load_model(config.model), load_model(config.model)
+    policy, anchor = load_model(config.model, config.engine), load_model(config.model, config.engine)
     for loaded in (policy, anchor):
         loaded.model.double()
         compute_norms_in_float64(loaded.model)

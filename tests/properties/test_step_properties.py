@@ -23,7 +23,7 @@ WORDS = ["group_size=3", "rollout.max_new_tokens=16", "band.weight=0.2", "anchor
 @pytest.fixture(scope="module")
 def rollout(model_folders):
     config = load_config(overrides=[f"model={model_folders('qwen3')}", *WORDS])
-    policy = load_model(config.model)
+    policy = load_model(config.model, config.engine)
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     questions = [Question(str(i), text) for i, text in enumerate(TEXTS)]
     return config, policy, sample_responses(policy, questions, prompts, 3, config.rollout, ("p",))

@@ -94,15 +94,15 @@ def matmul_peak(device: str = "cpu", dtype: Any = None, seconds: float = 0.6, *,
     import torch
 
     best = 0.0
-    multiply = torch.mm
+    matmul = torch.mm
     if onednn:
-        from spinerl.engine.cpu.linear import multiply
+        from spinerl.engine.cpu.linear import matmul
     for size in (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         end = time.perf_counter() + seconds / 3
         while time.perf_counter() < end:
             start = time.perf_counter()
-            multiply(a, b)
+            matmul(a, b)
             if device != "cpu":
                 torch.cuda.synchronize()
             best = max(best, 2 * size**3 / (time.perf_counter() - start))

@@ -19,7 +19,7 @@ from spinerl.types import ImagePrompt, ImageRef, Question
 
 __all__ = ["measure_images"]
 
-_OFF = ("rollout.share_prompts=false", "optim.share_prompts=false", "model.share_images=false")
+_OFF = ("engine.disable=[shared-prefix,shared-images]",)
 
 
 def measure_images(job: Job) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class _Side:
     def __init__(self, job: Job, words: tuple[str, ...]) -> None:
         self._settings = job.settings
         self._config = bench_config(job, words=words)
-        self._loaded = replace(load_model(self._config.model), end_ids=())
+        self._loaded = replace(load_model(self._config.model, self._config.engine), end_ids=())
         self._optimizer = Optimizer(self._loaded.model.parameters(), self._config.optim, 1)
 
     @property

@@ -10,7 +10,7 @@ from spinerl.bench.work import Job, open_work
 
 __all__ = ["measure_sharing"]
 
-_OFF = ("rollout.share_prompts=false", "optim.share_prompts=false")
+_OFF = ("engine.disable=[shared-prefix]",)
 
 
 def measure_sharing(job: Job) -> dict[str, Any]:

@@ -135,4 +135,4 @@ def _open(job: Job) -> tuple[LoadedModel, Config]:
             f"optim.lr={settings.lr}",
         ]
     )
-    return load_model(config.model), config
+    return load_model(config.model, config.engine), config

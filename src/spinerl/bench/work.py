@@ -57,12 +57,14 @@ class Work:
     def device(self) -> str:
         return str(self.loaded.device)
 
-    def sample(self, repeat: int = 0, config: Config | None = None, record: bool = False) -> Rollout:
-        """One rollout of the configuration; another repeat draws other responses.  `record`: for the update to use."""
+    def sample(self, repeat: int = 0, config: Config | None = None, keep_activations: bool = False) -> Rollout:
+        """One rollout of the configuration; another repeat gives other responses."""
         config = config or self.config
         seed = (config.seed, "bench", repeat)
         sizes = (config.group_size, config.rollout)
-        return sample_responses(self.loaded, self.questions, self.prompts, *sizes, seed, record=record)
+        return sample_responses(
+            self.loaded, self.questions, self.prompts, *sizes, seed, keep_activations=keep_activations
+        )
 
     def targets(self, rollout: Rollout, config: Config | None = None) -> tuple[Batch, Targets]:
         """What an update of this rollout learns, every second response being rewarded."""
@@ -102,7 +104,7 @@ def open_work(job: Job, lengths: str = "equal", words: Sequence[str] = ()) -> Wo
     """The job's model on its device with random questions.  `equal`: no response ends by itself."""
     settings = job.settings
     config = bench_config(job, lengths, words)
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, config.engine)
     if lengths == "equal":
         loaded = dataclasses.replace(loaded, end_ids=())
     questions, prompts = random_questions(loaded.tokenizer, settings, settings.questions, settings.prompt_tokens)

@@ -126,7 +126,7 @@ def freeze_step(
     Responses that only vote have columns of zeros and belong to no update.
 
     Raises RunError where a group has not as many responses as vote, the step not as many groups as it should, or
-    another sampler's account is too far from the actor's (rollout.engine=vllm).
+    another sampler's account is too far from the actor's (rollout.sampler=vllm).
     """
     samples = sorted(samples, key=lambda sample: (sample.index, sample.group, sample.number))
     n = config.num_votes
@@ -346,7 +346,7 @@ class SpineTrainer(PPOTrainerSync):
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """Freeze the step's targets and put their columns beside the responses."""
-        unread = set() if self.spine.rollout.engine == "vllm" else {"rollout_log_probs"}  # the sampler's account
+        unread = set() if self.spine.rollout.sampler == "vllm" else {"rollout_log_probs"}  # the sampler's account
         names = ["uid", "extra_info", "response_mask", *(name for name in _READ if name not in unread)]
         data = transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
         padding = [bool(tag.get("is_padding")) for tag in batch.tags]
@@ -414,7 +414,7 @@ def check_settings(settings: Any, config: Config) -> None:
         "actor_rollout_ref.model.lora_rank": [0],
         "actor_rollout_ref.model.lora.rank": [0],
         "distillation.enabled": [False],
-        **({f"{sampler}.calculate_log_probs": [True]} if config.rollout.engine == "vllm" else {}),
+        **({f"{sampler}.calculate_log_probs": [True]} if config.rollout.sampler == "vllm" else {}),
     }
     for key, allowed in wanted.items():
         value = OmegaConf.select(settings, key)

@@ -13,6 +13,8 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from spinerl.engine.capabilities import Unsupported
+
 __all__ = ["ATTENTION", "AttendingLayer", "exchanged", "implementation"]
 
 ATTENTION = "spinerl"
@@ -22,17 +24,17 @@ _HARMLESS = {"cache_position", "is_causal", "logits_to_keep", "output_attentions
 
 
 def implementation(model: PreTrainedModel) -> str | dict[str, Any]:
-    """What `set_attn_implementation` takes to bring back the present state.  ValueError if it takes nothing."""
+    """What `set_attn_implementation` takes to bring back the present state.  Unsupported if it takes nothing."""
     config: Any = model.config
     if not getattr(model, "_can_set_attn_implementation", lambda: True)():
-        raise ValueError("the attention function cannot be exchanged")
+        raise Unsupported("the attention function cannot be exchanged")
     parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs if getattr(config, name)}
     return {"": config._attn_implementation, **parts} if parts else config._attn_implementation
 
 
 @contextmanager
 def exchanged(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model with another attention function.  ValueError as for `implementation`."""
+    """The model with another attention function.  Unsupported as for `implementation`."""
     ordinary = implementation(model)
     model.set_attn_implementation(name)
     try:
@@ -45,7 +47,7 @@ class AttendingLayer(DynamicLayer):
     """What a model takes for a layer of its cache: its `update` returns itself twice, in place of keys and values."""
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
-        """Attention's output (R, T, H, D) for queries (R, H, T, D).  TypeError or ValueError for what it cannot do."""
+        """Attention's output (R, T, H, D) for queries (R, H, T, D).  Unsupported for what it cannot do."""
         raise NotImplementedError
 
 
@@ -63,10 +65,10 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """The attention function that models call by the name of `ATTENTION`, with an `AttendingLayer` for keys."""
     if not isinstance(key, AttendingLayer):
-        raise TypeError("this attention function needs a cache of its own")
+        raise Unsupported("this attention function needs a cache of its own")
     unknown = {name for name, value in others.items() if value is not None} - _HARMLESS
     if unknown or attention_mask is not None or dropout:
-        raise ValueError(f"attention with {sorted(unknown) or 'a mask or dropout'} is not known here")
+        raise Unsupported(f"attention with {sorted(unknown) or 'a mask or dropout'} is not known here")
     return key.attend(query, scaling or query.shape[-1] ** -0.5, softcap, sliding_window), None
 
 

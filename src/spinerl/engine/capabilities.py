@@ -1,47 +1,130 @@
-"""Fast paths are tried on the model at hand before they are trusted."""
+"""What the engine found out about the model at hand: which faster paths give its numbers, and how much memory to use.
+
+A faster path runs once on the model, on a few tokens, and its numbers are compared with those of the plain path; the
+verdict and its reason are kept, logged (`spinerl.engine`, level INFO) and written to a run's manifest.  A run that is
+resumed takes over the verdicts and the memory budgets of its first session (`restore`), so that it rounds as that did.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
-from spinerl.engine.loading import LoadedModel
+__all__ = ["STRICT", "Capabilities", "Unsupported", "Verdict", "agree", "differences", "only_embeddings_learn"]
 
-__all__ = ["ability", "agree", "only_embeddings_learn"]
+STRICT = "SPINERL_STRICT"
+"""With this environment variable set to 1, an unexpected error in a self-check is raised, not taken for a no."""
+
+_log = logging.getLogger("spinerl.engine")
 
 # Relative to the largest number: what the same sum in another order may differ by.  float64 models compute some
 # parts in float32 (transformers' norms).
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+_SMALLEST = 1e-3  # a tensor's numbers are compared relative to at least this share of the largest of all tensors
 
 
-def ability(loaded: LoadedModel, name: str, trial: Callable[[], bool]) -> bool:
-    """Whether a trial run succeeded; run once and remembered in `loaded.abilities`.
-
-    Any error means no: an architecture may break a fast path in ways that cannot be listed.
-    """
-    if name not in loaded.abilities:
-        try:
-            with torch.enable_grad():
-                loaded.abilities[name] = trial()
-        except Exception:  # see above: the plain path is always there
-            loaded.abilities[name] = False
-    return loaded.abilities[name]
+class Unsupported(Exception):
+    """A path is not made for this model or this machine; its text says why."""
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two results are the same up to the rounding of their type."""
-    scale = expected.abs().max().clamp_min(1e-6)
+class Verdict(NamedTuple):
+    """Whether a path is used, and why."""
+
+    used: bool
+    reason: str
+
+
+class Capabilities:
+    """Verdicts by the name of the path, and memory budgets in tokens; both are settled once for a model."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Verdict] = {}
+        self.budgets: dict[str, int] = {}
+
+    def allows(self, name: str, check: Callable[[], str | None]) -> bool:
+        """Whether the path of this name may be used; `check` runs the first time alone.
+
+        Args:
+            check: returns None where the path gives the plain path's numbers, else what differs; raises Unsupported
+                where it is not made for the model.  Any other error counts as a no too, for an architecture may break a
+                path in ways that cannot be listed; with SPINERL_STRICT=1 it is raised.
+        """
+        if name not in self.verdicts:
+            try:
+                with torch.enable_grad():
+                    found = check()
+                verdict = Verdict(found is None, found or "same numbers as the plain path")
+            except Unsupported as error:
+                verdict = Verdict(False, str(error))
+            except Exception as error:
+                if os.environ.get(STRICT, "") == "1":
+                    raise
+                verdict = Verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self.verdicts[name] = verdict
+            _log.info("%s: %s (%s)", name, "on" if verdict.used else "off", verdict.reason)
+        return self.verdicts[name].used
+
+    def uses(self, name: str) -> bool:
+        """Whether the path of this name was checked and may be used."""
+        return name in self.verdicts and self.verdicts[name].used
+
+    def budget(self, name: str, measure: Callable[[], int]) -> int:
+        """A number of tokens that memory has room for, measured the first time alone."""
+        if name not in self.budgets:
+            self.budgets[name] = measure()
+            _log.info("%s: %d tokens", name, self.budgets[name])
+        return self.budgets[name]
+
+    def clear(self) -> None:
+        """Forget everything, after the model's layers were exchanged."""
+        self.verdicts.clear()
+        self.budgets.clear()
+
+    def facts(self) -> dict[str, Any]:
+        """For a manifest: {"paths": {name: {"used": bool, "reason": str}}, "tokens": {name: int}}."""
+        return {
+            "paths": {name: verdict._asdict() for name, verdict in sorted(self.verdicts.items())},
+            "tokens": dict(sorted(self.budgets.items())),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take over what `facts` says."""
+        for name, verdict in facts.get("paths", {}).items():
+            self.verdicts[name] = Verdict(bool(verdict["used"]), str(verdict["reason"]))
+        self.budgets |= {name: int(tokens) for name, tokens in facts.get("tokens", {}).items()}
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> bool:
+    """Whether two tensors are the same up to their type's rounding, relative to the largest number or to `floor`."""
+    scale = expected.abs().max().clamp_min(max(1e-6, floor))
     return bool((found - expected).abs().max() <= _TOLERANCES.get(expected.dtype, 1e-4) * scale)
 
 
+def differences(found: Iterable[tuple[str, torch.Tensor]], expected: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that is not the same (`agree`), as a reason; None if all are.
+
+    Each is compared relative to its own largest number, but to no less than 1/1000 of the largest of all.
+    """
+    largest = max((float(tensor.detach().abs().max()) for tensor in expected.values() if tensor.numel()), default=0.0)
+    for name, tensor in found:
+        tensor, other = tensor.detach(), expected[name].detach()
+        if tensor.numel() and not agree(tensor, other, _SMALLEST * largest):
+            gap = float((tensor - other).abs().max())
+            return f"{name} differs by {gap:.2g} from the plain path's"
+    return None
+
+
 @contextmanager
-def only_embeddings_learn(loaded: LoadedModel) -> Iterator[torch.nn.Parameter]:
-    """The input embedding, the only parameter with a gradient meanwhile: a trial must not cost a model's worth."""
-    weight = loaded.model.get_input_embeddings().weight
+def only_embeddings_learn(model: Any) -> Iterator[torch.nn.Parameter]:
+    """The input embedding, the only parameter with a gradient meanwhile: a self-check must not cost a model's worth."""
+    weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.nn.Parameter)
-    learned = {parameter: parameter.requires_grad for parameter in loaded.model.parameters()}
+    learned = {parameter: parameter.requires_grad for parameter in model.parameters()}
     kept, weight.grad = weight.grad, None
     try:
         for parameter in learned:

@@ -20,11 +20,8 @@ from transformers.cache_utils import DynamicLayer
 
 from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
-from spinerl.engine.capabilities import ability, agree, only_embeddings_learn
-from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.activations import Record, Replay, passing
-from spinerl.engine.cpu.extend_attention import continued_cache, spans
-from spinerl.engine.cpu.patching import suits_cpu
+from spinerl.engine.backend import ForwardPath, backend_of
+from spinerl.engine.capabilities import differences, only_embeddings_learn
 from spinerl.engine.lm_head import head_logits
 from spinerl.engine.loading import LoadedModel
 from spinerl.types import Batch
@@ -33,10 +30,12 @@ __all__ = [
     "MicroBatch",
     "Piece",
     "Prefix",
-    "continues_compiled",
+    "check_extending",
     "logits",
     "micro_batch",
     "plan",
+    "settle",
+    "shares_prompts",
     "states_and_gradient",
     "wanted_states",
 ]
@@ -65,19 +64,6 @@ class MicroBatch:
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
 
-    def slots(self, record: Record) -> torch.Tensor:
-        """(b, L) where a record of the batch keeps what the layers put out for each token; -1 for padding."""
-        slots = torch.full_like(self.input_ids, -1)
-        for row, number, prompt, length in zip(slots, self.rows, self.prompts, self.lengths, strict=True):
-            head = record.places(prompt, len(prompt))
-            if self.prefix_of is not None:
-                head = head[-1:]
-            row[: len(head)] = head
-            tail = row[len(head) : length]
-            found = record.slots[number, : len(tail)]
-            tail[: len(found)] = found
-        return slots
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -88,53 +74,50 @@ class Piece:
 
 
 def plan(
-    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, *, padding_is_free: bool = False
+    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, *, pads: bool = True
 ) -> list[Piece]:
     """The passes that compute the wanted (B, T) tokens, each of at most `optim.micro_batch_tokens` padded tokens
     (`optim.micro_batch_rows` rows where that is given); a single longer row still goes alone.
 
-    `padding_is_free`: rows that continue prompts run without it, so that unlike lengths may go together.
+    `pads`: rows of unlike lengths cost padding; False where those that continue prompts run without any.
     """
     if batch.tokens.shape[1] == 0:
         return []
     columns = torch.arange(batch.tokens.shape[1])
     last = torch.where(wanted, columns, -1).amax(dim=1)
-    if not optim.skip:
+    if loaded.disables("skip"):
         last = last.clamp_min(0)
-    if not optim.trim:
+    if loaded.disables("trim"):
         last = torch.where(last >= 0, batch.mask.sum(dim=1) - 1, last)
     # The output at position p predicts token p + 1: to predict response token t, a row needs t response tokens.
     ends = {row: t for row, t in enumerate(last.tolist()) if t >= 0}
-    if optim.share_prompts and _pays(batch, ends) and _shares_prompts(loaded):
-        return _shared_pieces(batch, wanted, ends, optim, loaded, padding_is_free)
+    if _pays(batch, ends) and shares_prompts(loaded):
+        return _shared_pieces(batch, wanted, ends, optim, loaded, pads)
     lengths = {row: len(batch.prompts[row]) + t for row, t in ends.items()}
     micros = [
         micro_batch(batch, wanted, rows, ends, loaded.pad_id, None)
-        for rows in _cut(_ordered(lengths, optim.sort), lengths, optim.micro_batch_rows, optim.micro_batch_tokens)
+        for rows in _cut(_ordered(lengths, loaded), lengths, optim.micro_batch_rows, optim.micro_batch_tokens)
     ]
     return [Piece((), (micro,)) for micro in micros]
 
 
 def wanted_states(
-    loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None, replay: Replay | None = None
+    loaded: LoadedModel, micro: MicroBatch, prefix: Prefix | None, path: ForwardPath | None = None
 ) -> torch.Tensor:
     """What predicts the wanted tokens: last hidden states (N, d), for `logits` to turn into logits.
 
-    `replay` knows what the layers put out; it acts inside `products.replayed_products`.
+    `path`: how the pass runs; None: as the model's backend would for one that reuses nothing.
     """
+    path = path or backend_of(loaded).forward()
     ids = micro.input_ids.to(loaded.device)
     place = micro.place.to(loaded.device)
     if prefix is not None:
-        more = prefix.continuation(micro, replay)
+        more = prefix.continuation(micro)
     else:
         more = loaded.image_inputs(micro.prompts, ids.shape[1])
-    own_attention = prefix is not None and prefix.own_attention
-    known = None if replay is None else micro.slots(replay.record)
-    with (
-        passing(replay, known),
-        loaded.acting(),
-        exchanged(loaded.model, ATTENTION) if own_attention else nullcontext(),
-    ):
+    extends = prefix is not None and prefix.extends
+    attention = exchanged(loaded.model, ATTENTION) if extends else nullcontext()
+    with path.passing(micro, ids.shape[1]), loaded.acting(), attention:
         if _splits_head(loaded):
             states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:
@@ -153,21 +136,14 @@ class Prefix:
     With gradient enabled its rows may run, and go backward, one micro-batch after the other: they differentiate
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
-    `own_attention` says whether rows meet them by `spinerl.engine.cpu.extend_attention`, without copies; None: where the model
-    allows it.  `compiled` says whether that is a compiled loop (`continues_compiled`).  `replay` as for
-    `wanted_states`.
+    `path` as for `wanted_states`.  `extends` says whether rows attend to the prompts without copies
+    (`ForwardPath.extend`).
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        prefixes: Sequence[tuple[int, ...]],
-        own_attention: bool | None = None,
-        replay: Replay | None = None,
-        compiled: bool = False,
+        self, loaded: LoadedModel, prefixes: Sequence[tuple[int, ...]], path: ForwardPath | None = None
     ) -> None:
-        self.own_attention = _continues(loaded) if own_attention is None else own_attention
-        self._compiled = compiled and self.own_attention
+        self._path = path or backend_of(loaded).forward()
         self._device = loaded.device
         self._lengths = torch.tensor([len(p) for p in prefixes], device=loaded.device)
         width = int(self._lengths.max())
@@ -176,8 +152,7 @@ class Prefix:
         cache = DynamicCache(config=loaded.model.config)
         ids = torch.tensor(padded, device=loaded.device)
         more = loaded.image_inputs(prefixes, width)
-        known = None if replay is None else torch.stack([replay.record.places(p, width) for p in prefixes])
-        with passing(replay, known), loaded.acting():
+        with self._path.passing(prefixes, width), loaded.acting():
             loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         self._width = width
         self._next_positions = self._lengths + loaded.offsets(prefixes)
@@ -187,22 +162,22 @@ class Prefix:
         for layer in layers:
             layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
         self._cache, self._layers = cache, layers
+        self.extends = False
 
-    def continuation(self, micro: MicroBatch, replay: Replay | None = None) -> dict[str, object]:
+    def continuation(self, micro: MicroBatch) -> dict[str, object]:
         """The model arguments that make a micro-batch's rows continue their prompts."""
         assert micro.prefix_of is not None
         prefix_of = micro.prefix_of.to(self._device)
         lengths = self._lengths[prefix_of].unsqueeze(1)
         columns = torch.arange(micro.input_ids.shape[1], device=self._device)
-        if self.own_attention:
-            layers = [(layer.keys, layer.values) for layer in self._layers]
-            cache = continued_cache(layers, self._lengths.tolist(), spans(micro.prefix_of), replay, self._compiled)
-        else:
+        cache = self._path.extend(self._layers, self._lengths.tolist(), micro.prefix_of)
+        self.extends = cache is not None
+        if cache is None:
             cache = copy.copy(self._cache)
             cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
         positions = self._next_positions[prefix_of].unsqueeze(1) + columns
         arguments: dict[str, object] = {"past_key_values": cache, "position_ids": positions}
-        if not self.own_attention and bool((lengths < self._width).any()):
+        if not self.extends and bool((lengths < self._width).any()):
             real = torch.arange(self._width, device=self._device) < lengths
             arguments["attention_mask"] = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1).long()
         return arguments
@@ -233,75 +208,66 @@ class Prefix:
         return other
 
 
-def _splits_head(loaded: LoadedModel) -> bool:
-    """Whether backbone and head, run apart, give what the model gives."""
+def settle(loaded: LoadedModel) -> None:
+    """Run the self-checks of passes now."""
+    _splits_head(loaded)
+    shares_prompts(loaded)
 
-    def trial() -> bool:
+
+def _splits_head(loaded: LoadedModel) -> bool:
+    """Whether backbone and head, run apart, give the model's own logits."""
+
+    def check() -> str | None:
         ids = torch.arange(6, device=loaded.device).unsqueeze(0) + 1
         with torch.no_grad():
             states = loaded.model.base_model(input_ids=ids, use_cache=False)[0]
             whole = loaded.model(input_ids=ids, use_cache=False).logits
-            return agree(head_logits(loaded.model, states[0]), whole[0])
+            return differences([("logits", head_logits(loaded.model, states[0]))], {"logits": whole[0]})
 
-    return ability(loaded, "split_head", trial)
+    return loaded.capabilities.allows("split_head", check)
 
 
-def _shares_prompts(loaded: LoadedModel) -> bool:
+def shares_prompts(loaded: LoadedModel) -> bool:
     """Whether rows that continue a prompt's keys and values give the same states, and the same gradient."""
+    if loaded.disables("shared-prefix"):
+        return False
     if any(getattr(module, "gradient_checkpointing", False) for module in loaded.model.modules()):
         return False  # layers that are computed a second time would enter the cache twice
-    return ability(loaded, "shared_prompts", lambda: _sharing_trial(loaded, own_attention=False))
+    return loaded.capabilities.allows("shared_prompts", lambda: check_extending(loaded, ForwardPath(loaded)))
 
 
-def _continues(loaded: LoadedModel) -> bool:
-    """Whether they do so too with the attention function of `spinerl.engine.cpu.extend_attention`, which is for CPUs."""
-    if loaded.device.type != "cpu":
-        return False
-    return ability(loaded, "continued_attention", lambda: _sharing_trial(loaded, own_attention=True))
+def check_extending(loaded: LoadedModel, path: ForwardPath) -> str | None:
+    """What differs between rows that continue shared prompts by this path, and rows that carry theirs; None: nothing.
 
-
-def continues_compiled(loaded: LoadedModel) -> bool:
-    """Whether they do so too where that attention is a compiled loop; False where nothing is compiled."""
-    if not suits_cpu(loaded) or kernels.library() is None or not _continues(loaded):
-        return False
-    return ability(loaded, "compiled_continuing", lambda: _sharing_trial(loaded, own_attention=True, compiled=True))
-
-
-def _sharing_trial(loaded: LoadedModel, own_attention: bool, compiled: bool = False) -> bool:
-    """Two prompts of unlike lengths, two rows each: together, and every row with its prompt."""
+    Two prompts of unlike lengths, two rows each.
+    """
     tokens = torch.arange(16).view(4, 4) + 2
     prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
     batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     ends = dict.fromkeys(range(4), 3)
     apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
     together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
-    states, gradient = states_and_gradient(loaded, apart, own_attention)
-    shared_states, shared_gradient = states_and_gradient(loaded, together, own_attention, compiled=compiled)
-    return agree(shared_states, states) and agree(shared_gradient, gradient)
+    expected = states_and_gradient(loaded, apart, path)
+    return differences(states_and_gradient(loaded, together, path).items(), expected)
 
 
-def states_and_gradient(
-    loaded: LoadedModel,
-    pieces: list[Piece],
-    own_attention: bool | None = None,
-    replay: Replay | None = None,
-    compiled: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Wanted states, by row and column, and a gradient of them that reaches the input embeddings: for trials."""
+def states_and_gradient(loaded: LoadedModel, pieces: list[Piece], path: ForwardPath) -> dict[str, torch.Tensor]:
+    """Wanted states, by row and column, and a gradient of them that reaches the input embeddings: for self-checks."""
     found = {}
-    with only_embeddings_learn(loaded) as weight:
+    with only_embeddings_learn(loaded.model) as weight:
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes, own_attention, replay, compiled) if piece.prefixes else None
+            prefix = Prefix(loaded, piece.prefixes, path) if piece.prefixes else None
             for micro in piece.micros:
-                states = wanted_states(loaded, micro, prefix, replay)
+                states = wanted_states(loaded, micro, prefix, path)
                 cells = zip(micro.row_of.tolist(), micro.column_of.tolist(), strict=True)
                 found |= dict(zip(cells, states.detach(), strict=True))
-                slope = torch.linspace(-1, 1, states.shape[1], device=states.device, dtype=states.dtype)
-                states.backward(slope.expand(states.shape))
+                grad = torch.linspace(-1, 1, states.shape[1], device=states.device, dtype=states.dtype)
+                states.backward(grad.expand(states.shape))
             if prefix is not None:
                 prefix.backward()
         assert weight.grad is not None
-        return torch.stack([found[cell] for cell in sorted(found)]), weight.grad
+        states = torch.stack([found[cell] for cell in sorted(found)])
+        return {"hidden states": states, "the gradient of input embeddings": weight.grad}
 
 
 def _slides(loaded: LoadedModel) -> bool:
@@ -323,7 +289,7 @@ def _shared_pieces(
     ends: dict[int, int],
     optim: OptimConfig,
     loaded: LoadedModel,
-    padding_is_free: bool = False,
+    pads: bool = True,
 ) -> list[Piece]:
     """Whole questions together while they fit; the rows of a piece cut into micro-batches."""
     rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -336,8 +302,8 @@ def _shared_pieces(
         number = {prompt: i for i, prompt in enumerate(prompts)}
         rows = {row: lengths[row] for prompt in prompts for row in rows_of[prompt]}
         budget = max(1, optim.micro_batch_tokens - len(prompts) * max(map(len, prefixes)))
-        least_filled = 0.0 if padding_is_free else _LITTLE_PADDING
-        cuts = _cut(_ordered(rows, optim.sort), rows, optim.micro_batch_rows, budget, least_filled)
+        least_filled = _LITTLE_PADDING if pads else 0.0
+        cuts = _cut(_ordered(rows, loaded), rows, optim.micro_batch_rows, budget, least_filled)
         pieces.append(
             Piece(
                 prefixes,
@@ -370,8 +336,9 @@ def _together(
         yield lot
 
 
-def _ordered(lengths: dict[int, int], sort: bool) -> list[int]:
-    return sorted(lengths, key=lambda row: (-lengths[row], row)) if sort else list(lengths)
+def _ordered(lengths: dict[int, int], loaded: LoadedModel) -> list[int]:
+    """Rows, the longest first."""
+    return list(lengths) if loaded.disables("sort") else sorted(lengths, key=lambda row: (-lengths[row], row))
 
 
 def _cut(

@@ -13,21 +13,21 @@ from transformers.cache_utils import DynamicLayer
 
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["CopyingDecoder", "bytes_per_token", "fitting_tokens", "free_bytes", "new_cache"]
+__all__ = ["CopyingDecoder", "bytes_per_token", "cache_tokens", "fitting_tokens", "free_bytes", "new_cache"]
 
-_COMPACT_BELOW = 0.75  # drop finished rows once this share or less is still going: a copy costs about one token
+_COMPACT_BELOW = 0.75  # drop finished rows once this share or less is active: a copy costs about one token
 _SHARE_OF_MEMORY = 1 / 3  # of what is free: the rest is for activations, logits and the update
 _UNKNOWN_MEMORY = 4 * 2**30  # bytes taken to be free where the system does not say
 
 
 class InPlaceLayer(DynamicLayer):
-    """A full-attention cache layer that writes new keys and values into spare room.
+    """A full-attention cache layer that writes new keys and values into spare capacity.
 
     The stock layer concatenates, that is copies the whole cache, at every token: 36 % of decoding time was
-    measured there.  This one copies only when its room is used up, and then doubles it.
+    measured there.  This one copies only when its buffers are full, and then makes them half as long again.
     """
 
-    _room: tuple[torch.Tensor, torch.Tensor] | None = None
+    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
@@ -36,27 +36,32 @@ class InPlaceLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         used = self.get_seq_length()
         length = used + key_states.shape[-2]
-        if self._room is None or self._room[0].shape[-2] < length or self._room[0].shape[0] != key_states.shape[0]:
-            self._room = (
+        if (
+            self._buffers is None
+            or self._buffers[0].shape[-2] < length
+            or self._buffers[0].shape[0] != key_states.shape[0]
+        ):
+            self._buffers = (
                 self._grown(self.keys, key_states, length),
                 self._grown(self.values, value_states, length),
             )
-        keys, values = self._room
+        assert self._buffers is not None
+        keys, values = self._buffers
         keys[:, :, used:length] = key_states
         values[:, :, used:length] = value_states
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep only these rows; the spare room stays."""
-        if self._room is not None:
+        """Keep only these rows, and the spare capacity."""
+        if self._buffers is not None:
             length = self.get_seq_length()
-            self._room = tuple(buffer.index_select(0, indices) for buffer in self._room)  # pyright: ignore
-            self.keys, self.values = self._room[0][:, :, :length], self._room[1][:, :, :length]  # pyright: ignore
+            self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)  # pyright: ignore
+            self.keys, self.values = self._buffers[0][:, :, :length], self._buffers[1][:, :, :length]  # pyright: ignore
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._room = None
+        self._buffers = None
 
     @staticmethod
     def _grown(held: torch.Tensor | None, like: torch.Tensor, length: int) -> torch.Tensor:
@@ -82,17 +87,17 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
 class CopyingDecoder:
     """A batch of rows that all begin with their question's prompt, for any model with transformers' cache interface.
 
-    The plain way, for models that `spinerl.engine.shared_prefix.SharedDecoder` cannot run: each prompt is computed once,
-    then its keys and values are copied for each of its rows.  Prompts are padded on the left, where all rows
+    For models that `spinerl.engine.shared_prefix.SharedDecoder` cannot run: each prompt is computed once, then its keys
+    and values are copied for each of its rows.  Prompts are padded on the left, where all rows
     append at the same column; so questions enter an empty batch only.
     """
 
     shares_prompts = False
     max_cohorts = 1
 
-    def __init__(self, loaded: LoadedModel, compact: bool = True) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._compact = compact
+        self._compact = not loaded.disables("compact")
         self._cache = new_cache(loaded.model.config)
         self._attended = torch.empty(0, 0, dtype=torch.int64, device=loaded.device)  # (R, tokens): 0 on padding
         self._even = True  # no padding anywhere: the model may take its maskless path
@@ -145,24 +150,24 @@ class CopyingDecoder:
         self._positions = self._positions + 1
         return output.logits[:, -1]
 
-    def keep(self, going: torch.Tensor) -> torch.Tensor | None:
-        """Let finished rows leave, where that pays; `going` (R,) on the CPU says which rows are not finished.
+    def keep(self, active: torch.Tensor) -> torch.Tensor | None:
+        """Drop finished rows, where that pays; `active` (R,) on the CPU says which rows are not finished.
 
         Returns an index (R',): the old numbers of the rows now in the batch, in order; None if nothing changed.
         """
-        num_going = int(going.sum())
-        if num_going and not (self._compact and num_going <= _COMPACT_BELOW * len(going)):
+        num_active = int(active.sum())
+        if num_active and not (self._compact and num_active <= _COMPACT_BELOW * len(active)):
             return None
-        order = going.nonzero().squeeze(1)
+        order = active.nonzero().squeeze(1)
         rows = order.to(self._loaded.device)
         self._attended, self._positions = self._attended[rows], self._positions[rows]
-        if num_going:
+        if num_active:
             self._cache.batch_select_indices(rows)
         return order
 
 
 def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """What one token's keys and values take in all layers together, by the configuration's sizes.
+    """Bytes of one token's keys and values in all layers together, by the configuration's sizes.
 
     Rather too much than too little where the configuration leaves something open or its layers differ.
     """
@@ -179,17 +184,27 @@ def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     return 2 * layers * size("num_key_value_heads", heads) * width * dtype.itemsize
 
 
+def cache_tokens(loaded: LoadedModel) -> int:
+    """How many tokens' keys and values a rollout may hold: `engine.kv_cache_tokens`, or what fits (`fitting_tokens`) as
+    measured the first time."""
+
+    def measure() -> int:
+        return fitting_tokens(loaded.model.config, loaded.model.dtype, loaded.device)
+
+    return loaded.settings.kv_cache_tokens or loaded.capabilities.budget("kv_cache", measure)
+
+
 def fitting_tokens(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """How many tokens' keys and values a third of the device's free memory holds; at least 1."""
     return max(1, int(free_bytes(device) * _SHARE_OF_MEMORY) // bytes_per_token(config, dtype))
 
 
 def free_bytes(device: torch.device) -> float:
-    """What a device's memory still takes."""
+    """Free memory of a device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-        return free + reserved - allocated  # torch keeps what it once had
+        return free + reserved - allocated  # torch's allocator keeps freed memory
     return min(_free_on_machine(), _free_in_container())
 
 
@@ -206,11 +221,11 @@ def _free_on_machine() -> int:
 
 
 def _free_in_container() -> float:
-    """What the control group this process runs in may still take; infinity without a limit."""
+    """Bytes that the control group of this process may still take; infinity without a limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(figures["inactive_file"])  # files in the page cache give way
+        return limit - used + int(figures["inactive_file"])  # the page cache is reclaimed
     except (OSError, ValueError, KeyError):  # no such file, or "max" for no limit
         return float("inf")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from spinerl.config import ModelConfig, RolloutConfig
+from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
 from spinerl.engine.adapters import base_of, merged
+from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.machine import pick_device
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "Engine",
     "LoadedModel",
+    "Sampler",
     "fingerprint",
     "load_model",
     "load_tokenizer",
@@ -35,8 +36,9 @@ __all__ = [
 ]
 
 
-class Engine(Protocol):
-    """Samples for a model, with that model's weights as they are at the call.  `facts` are for the manifest."""
+class Sampler(Protocol):
+    """Samples for a model in place of our own loop, with its weights as they are at the call.  `facts` are for the
+    manifest."""
 
     facts: Mapping[str, str]
 
@@ -59,10 +61,9 @@ class Engine(Protocol):
 class LoadedModel:
     """A model on its device, its tokenizer, and the ids that end a response.
 
-    `vision` is there for models that see images.  `without_adapters` says that this is the model beneath its adapters
-    (`base`), which every pass must put to rest (`acting`).  `engine` samples in place of our own sampler.  `abilities`
-    remembers what was found out about the model:
-    for each fast path, whether a trial run gave the same numbers as the plain path.
+    `vision` is there for models that see images.  `without_adapters` says that this is the model without its adapters
+    (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `settings` say
+    what the engine may use, `capabilities` which of its paths suit the model.
     """
 
     model: PreTrainedModel
@@ -72,17 +73,22 @@ class LoadedModel:
     device: torch.device
     vision: Vision | None = None
     without_adapters: bool = False
-    engine: Engine | None = None
-    abilities: dict[str, bool] = field(default_factory=dict, compare=False)
+    sampler: Sampler | None = None
+    settings: EngineConfig = field(default_factory=EngineConfig)
+    capabilities: Capabilities = field(default_factory=Capabilities, compare=False, repr=False)
+
+    def disables(self, part: str) -> bool:
+        """Whether `engine.disable` lists this part of the engine."""
+        return part in self.settings.disable
 
     @property
     def base(self) -> LoadedModel:
-        """The same model without its adapters: what it was before it learned, at no cost in memory."""
-        return replace(self, without_adapters=True, engine=None)
+        """The same model without its adapters: as before it learned, at no cost in memory."""
+        return replace(self, without_adapters=True, sampler=None)
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Inside, the model computes what this record stands for."""
+        """Inside, the model computes with its adapters, or without them for `base`."""
         model: Any = self.model
         if not self.without_adapters:
             yield
@@ -103,7 +109,7 @@ class LoadedModel:
         return torch.tensor(offsets, device=self.device)
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         """The number of logits per position."""
         head = self.model.get_output_embeddings()
         weight = getattr(head, "weight", None)
@@ -139,7 +145,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return _open(AutoTokenizer.from_pretrained, _without_adapters(config)[0])
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
+def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> LoadedModel:
     """The model in evaluation mode (no dropout, also while it learns: the policy that learns is the one sampled).
 
     Reads safetensors only.  A folder of adapters gives the model they belong to with them added in.
@@ -157,16 +163,21 @@ def load_model(config: ModelConfig) -> LoadedModel:
         config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
     attention = None if config.attention == "auto" else config.attention
-    settings = _open(AutoConfig.from_pretrained, config)
-    loader = AutoModelForImageTextToText if _sees(settings) else AutoModelForCausalLM
+    architecture = _open(AutoConfig.from_pretrained, config)
+    loader = AutoModelForImageTextToText if _sees(architecture) else AutoModelForCausalLM
     model = _open(loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention)
     if adapters is not None:
         model = merged(model, adapters)
     model.to(device)  # pyright: ignore[reportArgumentType]
-    return wrap_model(model, load_tokenizer(config), config)
+    return wrap_model(model, load_tokenizer(config), config, settings)
 
 
-def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> LoadedModel:
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,
+    settings: EngineConfig | None = None,
+) -> LoadedModel:
     """A model in memory, where it is and as it is, ready to be adapted; it is put into evaluation mode.
 
     A model that sees images has its processor opened by `config.name`.  Raises InputError for an encoder-decoder.
@@ -182,12 +193,14 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, confi
         enable()
     end_ids = _end_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id  # only fills rows up: any id serves a tokenizer without one
-    vision = None
+    settings, vision = settings or EngineConfig(), None
     if _sees(model.config):
-        vision = _open(partial(Vision, model, max_pixels=config.image_pixels, share=config.share_images), config)
+        share = "shared-images" not in settings.disable
+        vision = _open(partial(Vision, model, max_pixels=config.image_pixels, share=share), config)
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
-    return LoadedModel(model, tokenizer, end_ids, pad_id if isinstance(pad_id, int) else 0, model.device, vision)
+    pad_id = pad_id if isinstance(pad_id, int) else 0
+    return LoadedModel(model, tokenizer, end_ids, pad_id, model.device, vision, settings=settings)
 
 
 def _sees(settings: Any) -> bool:

@@ -1,17 +1,17 @@
 """Sampling groups of responses, with the log-probability and entropy of every token as it is drawn.
 
 Questions enter the batch while the token budget allows; each prompt is computed once for all its responses;
-finished rows leave.  Each response draws from a random stream of its own, named by (seed, question, response), so
+finished rows leave.  Each response is sampled from a random stream of its own, named by (seed, question, response), so
 that what it says does not depend on which rows are sampled beside it, up to floating-point ties.
 
-A decoder owns the keys and values and continues the rows of the batch by a token; a `_Run` draws those tokens.
+A decoder owns the keys and values and continues the rows of the batch by a token; a `_Loop` samples those tokens.  How
+the model computes meanwhile is the backend's business (`spinerl.engine.backend`).
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -19,15 +19,11 @@ import torch
 from transformers import StopStringCriteria
 
 from spinerl.config import RolloutConfig
-from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.activations import Recorder, slots_for
-from spinerl.engine.cpu.fused import fused_loops
-from spinerl.engine.cpu.linear import packed_weights
-from spinerl.engine.cpu.patching import suits_cpu
-from spinerl.engine.kv_cache import CopyingDecoder, fitting_tokens
+from spinerl.engine.backend import SamplingPath, backend_of
+from spinerl.engine.kv_cache import CopyingDecoder, cache_tokens
 from spinerl.engine.loading import LoadedModel
-from spinerl.engine.sampling import Truncation, draw, truncation_of, unwritable
-from spinerl.engine.shared_prefix import SharedDecoder, can_attend_compiled, can_share_prompts, compiled_layers
+from spinerl.engine.sampling import Sampled, Truncation, sample, truncation_of, unwritable
+from spinerl.engine.shared_prefix import SharedDecoder
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
@@ -36,7 +32,7 @@ __all__ = ["greedy_responses", "sample_responses"]
 
 _ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
 _REFILL_AT = 0.75  # questions enter when so much of the budget or less is in use: one by one they would be slow
-_TURNS_PER_CHECK = 16  # on devices that must be waited for to know which rows have finished
+_TURNS_PER_CHECK = 16  # on devices where reading which rows have finished means a synchronisation
 _NO_TOKEN = 2**40  # an id beyond any vocabulary
 
 
@@ -52,34 +48,35 @@ def sample_responses(
     certainties: bool = False,
     limits: Sequence[int] | None = None,
     turns_per_check: int | None = None,
-    record: bool = False,
+    keep_activations: bool = False,
 ) -> Rollout:
     """`num_responses` sampled responses to each question.
 
     Log-probabilities and entropies are those of softmax(logits / temperature) before top-k, top-p and min-p, so
     that they equal what a forward pass over the finished text gives; `Rollout.log_mass` says how much of it could be
-    drawn.  Tokens that stand for images are never drawn.
-    Where another engine samples for the model (`loaded.engine`), this hands the questions on to it.
+    sampled.  Tokens that stand for images are never sampled.
+    A sampler of the model's own (`loaded.sampler`) does it all where there is one.
 
     Args:
         seed: names the random streams; equal seeds give equal responses.
-        on_tokens: called with the number of tokens drawn, now and then, for progress displays.
+        on_tokens: called with the number of tokens sampled, now and then, for progress displays.
         certainties: whether to record the self-certainty of every token's distribution too.
         limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
         turns_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
-        record: whether to keep what the layers put out, for an update to take it from there (`spinerl.engine.cpu.activations`),
-            where model and memory allow it.
+        keep_activations: whether an update with the same weights follows, which may reuse activations
+            (`Rollout.activations`) where the backend keeps them.
 
     Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and
     NonFiniteError for a model whose logits are not numbers.
     """
     most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
-    if loaded.engine is not None:
-        return loaded.engine.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
+    if loaded.sampler is not None:
+        return loaded.sampler.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
-    compiled = rollout.compiled and suits_cpu(loaded) and kernels.library() is not None
-    manner = _Manner(rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most, compiled)
-    return _respond(loaded, questions, prompts, num_responses, rollout, manner, on_tokens, turns_per_check, record)
+    params = _SamplingParams(rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most)
+    return _respond(
+        loaded, questions, prompts, num_responses, rollout, params, on_tokens, turns_per_check, keep_activations
+    )
 
 
 def greedy_responses(
@@ -96,22 +93,21 @@ def greedy_responses(
     `on_tokens`, `turns_per_check` and errors as for `sample_responses`.
     """
     most = [rollout.max_new_tokens] * len(questions)
-    if loaded.engine is not None:
-        return loaded.engine.respond(loaded, questions, prompts, 1, rollout, None, most, on_tokens)
-    manner = _Manner(1.0, unwritable(loaded), None, False, most)
-    return _respond(loaded, questions, prompts, 1, rollout, manner, on_tokens, turns_per_check)
+    if loaded.sampler is not None:
+        return loaded.sampler.respond(loaded, questions, prompts, 1, rollout, None, most, on_tokens)
+    params = _SamplingParams(1.0, unwritable(loaded), None, False, most)
+    return _respond(loaded, questions, prompts, 1, rollout, params, on_tokens, turns_per_check)
 
 
 @dataclass(frozen=True)
-class _Manner:
-    """How tokens are drawn."""
+class _SamplingParams:
+    """How tokens are sampled."""
 
     temperature: float
-    truncate: Truncation | None  # leaves the tokens that may be drawn; None: all
+    truncate: Truncation | None  # leaves the tokens that may be sampled; None: all
     streams: Sequence[tuple[object, ...]] | None  # the name of each response's random stream; None: greedy
     certainties: bool
     limits: Sequence[int]  # the most tokens of a response, by question
-    compiled: bool = False  # whether a compiled loop may draw
 
 
 def _respond(
@@ -120,45 +116,27 @@ def _respond(
     prompts: Sequence[tuple[int, ...]],
     num_responses: int,
     rollout: RolloutConfig,
-    manner: _Manner,
+    params: _SamplingParams,
     on_tokens: Callable[[int], None] | None,
     turns_per_check: int | None,
-    record: bool = False,
+    keep_activations: bool = False,
 ) -> Rollout:
-    shared = rollout.share_prompts and can_share_prompts(loaded)
     turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
-    weights = packed_weights(loaded) if rollout.pack_weights else nullcontext()
-    loops = fused_loops(loaded) if rollout.compiled else nullcontext()
-    recorder = _recorder(loaded, prompts, num_responses, max(manner.limits, default=0)) if record and shared else None
-    if shared:
-        compiled = rollout.compiled and can_attend_compiled(loaded)
-        layers = compiled_layers(loaded) if compiled else None
-        decoding = SharedDecoder(loaded, rollout.compact, compiled, recorder, layers)
-    else:
-        decoding = CopyingDecoder(loaded, rollout.compact)
-    recording = nullcontext() if recorder is None else recorder.recording()
-    with loaded.acting(), torch.inference_mode(), loops, weights, recording, decoding as decoder:
-        queue = _Queue(loaded, prompts, num_responses, rollout, shared)
-        records = _Run(loaded, decoder, queue, rollout, manner, recorder).records(turns, on_tokens or (lambda _: None))
-        kept = None if recorder is None else recorder.record()
-    rolled_out = _assembled(loaded, questions, prompts, num_responses, records)
+    num_rows, longest = len(prompts) * num_responses, max(params.limits, default=0)
+    path = backend_of(loaded).sampling(num_rows, longest, [len(prompt) for prompt in prompts], keep_activations)
+    decoding = path.decoder()
+    with loaded.acting(), torch.inference_mode(), path.running(), decoding as decoder:
+        queue = _Queue(loaded, prompts, num_responses, rollout, decoder.shares_prompts)
+        loop = _Loop(loaded, decoder, queue, rollout, params, path)
+        turns_sampled = loop.run(turns, on_tokens or (lambda _: None))
+        kept = path.activations()
+    rolled_out = _assembled(loaded, questions, prompts, num_responses, turns_sampled)
     return replace(
         rolled_out,
-        certainties=rolled_out.certainties if manner.certainties else None,
-        log_mass=rolled_out.log_mass if manner.truncate is not None and manner.streams is not None else None,
-        record=kept,
+        certainties=rolled_out.certainties if params.certainties else None,
+        log_mass=rolled_out.log_mass if params.truncate is not None and params.streams is not None else None,
+        activations=kept,
     )
-
-
-def _recorder(
-    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], num_responses: int, most_tokens: int
-) -> Recorder | None:
-    """With room for every token that may be drawn, or for as many as fit in memory."""
-    num_rows = len(prompts) * num_responses
-    # Prompts are padded: to a length that is at most half as much again, and 64 (`shared`).
-    wanted = num_rows * most_tokens + sum(len(prompt) * 3 // 2 + 64 for prompt in prompts)
-    capacity = slots_for(loaded, wanted)
-    return Recorder(loaded, num_rows, most_tokens, capacity) if capacity else None
 
 
 class _Queue:
@@ -179,30 +157,28 @@ class _Queue:
         self.num_responses = num_responses
         self._shared = shared  # a prompt is held once, not once for each of its rows
         self._per_row = rollout.max_new_tokens
-        self._refill = rollout.refill
+        self._refill = not loaded.disables("refill")
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-        self._max_tokens = rollout.max_cache_tokens
-        self._max_rows = float("inf")
-        if self._max_tokens == 0:
-            self._max_tokens = fitting_tokens(loaded.model.config, loaded.model.dtype, loaded.device)
-            self._max_rows = _ROWS_ON_CPU if loaded.device.type == "cpu" else self._max_rows
+        self._max_tokens = cache_tokens(loaded)
+        limited = loaded.device.type == "cpu" and not loaded.settings.kv_cache_tokens
+        self._max_rows = _ROWS_ON_CPU if limited else float("inf")
 
-    def take(self, live: Sequence[int], room: bool) -> list[int]:
-        """The questions to admit beside rows that answer the questions `live`; one at least if there are none.
+    def take(self, active: Sequence[int], room: bool) -> list[int]:
+        """The questions to admit next to rows that answer the questions `active`; one at least if there are none.
 
-        `room` says whether the decoder can take more beside the present ones at all.
+        `room` says whether the decoder can take more of them at all.
         """
-        if not self._waiting or (live and not (room and self._refill)):
+        if not self._waiting or (active and not (room and self._refill)):
             return []
-        used = sum(self._tokens(question, count) for question, count in Counter(live).items())
-        num_rows = len(live)
+        used = sum(self._tokens(question, count) for question, count in Counter(active).items())
+        num_rows = len(active)
         if max(used / self._max_tokens, num_rows / self._max_rows) > _REFILL_AT:
             return []
         taken: list[int] = []
         while self._waiting:
             used += self._tokens(self._waiting[0], self.num_responses)
             num_rows += self.num_responses
-            if (live or taken) and (used > self._max_tokens or num_rows > self._max_rows):
+            if (active or taken) and (used > self._max_tokens or num_rows > self._max_rows):
                 break
             taken.append(self._waiting.popleft())
         return taken
@@ -216,9 +192,9 @@ class _Rows:
     """The responses in the batch, R of them, in the decoder's order."""
 
     number: torch.Tensor  # (R,) which: question * num_responses + response
-    drawn: torch.Tensor  # (R,) tokens drawn so far
+    num_sampled: torch.Tensor  # (R,) tokens so far
     limit: torch.Tensor  # (R,) the most tokens
-    going: torch.Tensor  # (R,) bool: not finished
+    active: torch.Tensor  # (R,) bool: not finished
     uniforms: torch.Tensor  # (R, max_new_tokens): a number for each token; (R, 0) where the likeliest is taken
     recent: torch.Tensor  # (R, n) the latest tokens, as many as can be part of a stop text
 
@@ -229,8 +205,8 @@ class _Rows:
         return _Rows(*(torch.cat([getattr(rows, f.name) for rows in (self, other)]) for f in fields(self)))
 
 
-class _Record(NamedTuple):
-    """What one turn drew for the R rows then in the batch; a row counts where it is `going`."""
+class _Turn(NamedTuple):
+    """The tokens sampled in one turn for the R rows then in the batch; a row counts where it is `active`."""
 
     number: torch.Tensor
     column: torch.Tensor
@@ -240,11 +216,11 @@ class _Record(NamedTuple):
     certainties: torch.Tensor
     log_mass: torch.Tensor
     ended: torch.Tensor
-    going: torch.Tensor
+    active: torch.Tensor
 
 
-class _Run:
-    """One rollout in the making."""
+class _Loop:
+    """Samples one rollout, turn by turn."""
 
     def __init__(
         self,
@@ -252,50 +228,49 @@ class _Run:
         decoder: SharedDecoder | CopyingDecoder,
         queue: _Queue,
         rollout: RolloutConfig,
-        manner: _Manner,
-        recorder: Recorder | None = None,
+        params: _SamplingParams,
+        path: SamplingPath,
     ) -> None:
-        self._recorder = recorder
+        self._path = path
         self._device = loaded.device
         self._decoder = decoder
         self._queue = queue
         self._max_new_tokens = rollout.max_new_tokens
-        self._manner = manner
+        self._params = params
         self._end_ids = torch.tensor(loaded.end_ids, dtype=torch.int64, device=loaded.device)
         self._stop = _stop_criterion(loaded, rollout.stop)
         self._rows = self._new_rows([])
 
-    def records(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Record]:
-        """Draw until every response is finished."""
-        records: list[_Record] = []
-        told = 0
+    def run(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Turn]:
+        """Sample until every response is finished."""
+        done: list[_Turn] = []
+        reported = 0
         logits = self._admit(None)
         while logits is not None:
-            # A check falls where the next row reaches its limit, so that none is drawn for past it.
-            left = (self._rows.limit - self._rows.drawn)[self._rows.going]
+            # A check falls where the next row reaches its limit, so that no row is sampled past it.
+            left = (self._rows.limit - self._rows.num_sampled)[self._rows.active]
             turns = min(turns_per_check, int(left.min()))
             for turn in range(turns):
                 if turn:
-                    logits = self._step(records[-1].tokens)
-                records.append(self._draw(logits))
-            tokens = self._drop_finished(records[-1].tokens)
+                    logits = self._step(done[-1].tokens)
+                done.append(self._sample(logits))
+            tokens = self._drop_finished(done[-1].tokens)
             logits = self._admit(self._step(tokens) if len(tokens) else None)
-            if logits is None or len(records) - told >= _TURNS_PER_CHECK:
-                on_tokens(_num_drawn(records[told:]))
-                told = len(records)
-        return records
+            if logits is None or len(done) - reported >= _TURNS_PER_CHECK:
+                on_tokens(_num_sampled(done[reported:]))
+                reported = len(done)
+        return done
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits after the tokens just drawn."""
-        if self._recorder is not None:
-            self._recorder.begin_rows(self._rows.number, self._rows.drawn - 1)
+        """Logits after the tokens just sampled."""
+        self._path.begin_rows(self._rows.number, self._rows.num_sampled - 1)
         return self._decoder.step(tokens)
 
     def _admit(self, logits: torch.Tensor | None) -> torch.Tensor | None:
         """Let waiting questions in, their rows' logits below the others'."""
         num_responses = self._queue.num_responses
-        live = (self._rows.number // num_responses).tolist()
-        taken = self._queue.take(live, self._decoder.num_cohorts < self._decoder.max_cohorts)
+        active = (self._rows.number // num_responses).tolist()
+        taken = self._queue.take(active, self._decoder.num_cohorts < self._decoder.max_cohorts)
         if not taken:
             return logits
         numbers = [question * num_responses + j for question in taken for j in range(num_responses)]
@@ -304,29 +279,38 @@ class _Run:
         new = new.repeat_interleave(num_responses, 0)
         return new if logits is None else torch.cat([logits, new])
 
-    def _draw(self, logits: torch.Tensor) -> _Record:
+    def _sample(self, logits: torch.Tensor) -> _Turn:
         """One token more for every row."""
-        rows, manner = self._rows, self._manner
-        column = rows.drawn
-        uniforms = None if manner.streams is None else rows.uniforms.gather(1, column.unsqueeze(1)).squeeze(1)
-        how = manner.truncate, manner.certainties
-        drawn = draw(logits, manner.temperature, uniforms, *how, compiled=manner.compiled)
-        tokens = drawn.tokens
+        rows = self._rows
+        column = rows.num_sampled
+        sampled = self._sampled(logits, column)
+        tokens = sampled.tokens
         ended = torch.isin(tokens, self._end_ids)
         if self._stop is not None:
             rows.recent = torch.cat([rows.recent[:, 1:], tokens.unsqueeze(1)], dim=1)
             ended |= self._stop(rows.recent, None)  # pyright: ignore[reportArgumentType]
-        # The place of what is not there is held by the log-probabilities, which cost nothing.
-        certainties, log_mass = (part if len(part) else drawn.logprobs for part in (drawn.certainties, drawn.log_mass))
-        figures = (drawn.logprobs.float(), drawn.entropies.float(), certainties.float(), log_mass.float())
-        record = _Record(rows.number, column, tokens, *figures, ended, rows.going)
-        rows.drawn = column + 1
-        rows.going = rows.going & ~ended & (rows.drawn < rows.limit)
-        return record
+        # Figures that were not asked for are filled with log-probabilities, at no cost; `_respond` drops them.
+        optional = (sampled.certainties, sampled.log_mass)
+        certainties, log_mass = (part if len(part) else sampled.logprobs for part in optional)
+        figures = (sampled.logprobs.float(), sampled.entropies.float(), certainties.float(), log_mass.float())
+        turn = _Turn(rows.number, column, tokens, *figures, ended, rows.active)
+        rows.num_sampled = column + 1
+        rows.active = rows.active & ~ended & (rows.num_sampled < rows.limit)
+        return turn
+
+    def _sampled(self, logits: torch.Tensor, column: torch.Tensor) -> Sampled:
+        params, uniforms = self._params, None
+        if params.streams is not None:
+            uniforms = self._rows.uniforms.gather(1, column.unsqueeze(1)).squeeze(1)
+            if params.truncate is None and not params.certainties:
+                found = self._path.sample(logits, params.temperature, uniforms)
+                if found is not None:
+                    return found
+        return sample(logits, params.temperature, uniforms, params.truncate, params.certainties)
 
     def _drop_finished(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Let finished rows leave as far as the decoder likes; the last tokens of the others."""
-        order = self._decoder.keep(self._rows.going.cpu())
+        """Let the decoder drop finished rows; the last tokens of the others."""
+        order = self._decoder.keep(self._rows.active.cpu())
         if order is None:
             return tokens
         order = order.to(self._device)
@@ -334,28 +318,28 @@ class _Run:
         return tokens[order]
 
     def _new_rows(self, numbers: list[int]) -> _Rows:
-        streams = self._manner.streams
+        streams = self._params.streams
         uniforms = torch.empty(len(numbers), 0 if streams is None else self._max_new_tokens)
         if streams is not None:
             for row, number in zip(uniforms, numbers, strict=True):
                 row.uniform_(generator=torch.Generator().manual_seed(seed_of(*streams[number])))
         number = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        limits = [self._manner.limits[i // self._queue.num_responses] for i in numbers]
+        limits = [self._params.limits[i // self._queue.num_responses] for i in numbers]
         return _Rows(
             number=number,
-            drawn=torch.zeros_like(number),
+            num_sampled=torch.zeros_like(number),
             limit=torch.tensor(limits, dtype=torch.int64, device=self._device),
-            going=torch.ones_like(number, dtype=torch.bool),
+            active=torch.ones_like(number, dtype=torch.bool),
             uniforms=uniforms.to(self._device),
             recent=number.new_full((len(number), self._stop.maximum_token_len if self._stop else 0), _NO_TOKEN),
         )
 
 
-def _num_drawn(records: Sequence[_Record]) -> int:
-    """How many tokens count; NonFiniteError if one was drawn from what is no distribution."""
-    going = torch.cat([record.going for record in records])
-    figures = torch.cat([record.logprobs for record in records])
-    number, finite = torch.stack([going.sum(), (figures.isfinite() | ~going).all()]).tolist()
+def _num_sampled(turns: Sequence[_Turn]) -> int:
+    """How many tokens count; NonFiniteError if one was sampled from what is no distribution."""
+    active = torch.cat([turn.active for turn in turns])
+    logprobs = torch.cat([turn.logprobs for turn in turns])
+    number, finite = torch.stack([active.sum(), (logprobs.isfinite() | ~active).all()]).tolist()
     if not finite:
         raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
     return number
@@ -377,21 +361,21 @@ def _assembled(
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
     num_responses: int,
-    records: Sequence[_Record],
+    turns: Sequence[_Turn],
 ) -> Rollout:
-    """The records of all turns as response-aligned tensors on the CPU."""
+    """The tokens of all turns as response-aligned tensors on the CPU."""
     num_rows = len(prompts) * num_responses
-    drawn = _Record(*(torch.cat(parts).cpu() for parts in zip(*records, strict=True)))
-    drawn = _Record(*(part[drawn.going] for part in drawn))
-    cells = (drawn.number, drawn.column)
-    lengths = torch.bincount(drawn.number, minlength=num_rows)
+    all_turns = _Turn(*(torch.cat(parts).cpu() for parts in zip(*turns, strict=True)))
+    sampled = _Turn(*(part[all_turns.active] for part in all_turns))
+    cells = (sampled.number, sampled.column)
+    lengths = torch.bincount(sampled.number, minlength=num_rows)
     shape = (num_rows, int(lengths.max()))
 
     def aligned(values: torch.Tensor, padding: float) -> torch.Tensor:
         return torch.full(shape, padding, dtype=values.dtype).index_put_(cells, values)
 
-    tokens = aligned(drawn.tokens, loaded.pad_id)
-    finished = torch.zeros(num_rows, dtype=torch.bool).index_put_((drawn.number[drawn.ended],), torch.tensor(True))
+    tokens = aligned(sampled.tokens, loaded.pad_id)
+    finished = torch.zeros(num_rows, dtype=torch.bool).index_put_((sampled.number[sampled.ended],), torch.tensor(True))
     texts = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     return Rollout(
         questions=tuple(questions),
@@ -399,10 +383,10 @@ def _assembled(
         num_responses=num_responses,
         tokens=tokens,
         mask=torch.arange(shape[1]) < lengths.unsqueeze(1),
-        logprobs=aligned(drawn.logprobs, 0.0),
-        entropies=aligned(drawn.entropies, 0.0),
+        logprobs=aligned(sampled.logprobs, 0.0),
+        entropies=aligned(sampled.entropies, 0.0),
         finished_mask=finished,
         texts=tuple(loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)),
-        certainties=aligned(drawn.certainties, 0.0),
-        log_mass=aligned(drawn.log_mass, 0.0),
+        certainties=aligned(sampled.certainties, 0.0),
+        log_mass=aligned(sampled.log_mass, 0.0),
     )

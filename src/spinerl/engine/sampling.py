@@ -1,4 +1,4 @@
-"""Drawing one token per row from logits, with the token's log-probability and the entropy of its distribution."""
+"""Sampling one token per row from logits, with its log-probability and the entropy of its distribution."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from transformers.generation.logits_process import (
 )
 
 from spinerl.config import RolloutConfig
-from spinerl.engine.cpu import kernels
 from spinerl.engine.loading import LoadedModel
 from spinerl.maths import kept_log_mass, log_distribution, self_certainty
 
-__all__ = ["Drawn", "Truncation", "draw", "log_mass_with", "truncation_of", "unwritable"]
+__all__ = ["Sampled", "Truncation", "log_mass_with", "sample", "truncation_of", "unwritable"]
 
 Truncation = Callable[[torch.Tensor], torch.Tensor]
-"""Scores (R, V) -> the same with -inf for the tokens that may not be drawn."""
+"""Scores (R, V) -> the same with -inf for the tokens that may not be sampled."""
 
-# Elements of logits worked on at once.  On a CPU the later passes over a piece then find it in the cache.
-_PIECE_ON_CPU, _PIECE = 2**20, 2**26
+# Elements of logits worked on at once.  On a CPU the later passes over a chunk then find it in the cache.
+_CHUNK_ON_CPU, _CHUNK = 2**20, 2**26
 _FEW = 1024  # a vocabulary so small is searched directly
-_BLOCK = 128  # neighbouring tokens whose probabilities are added up before the drawn one is looked for
+_BLOCK = 128  # neighbouring tokens whose probabilities are added up before the sampled one is looked for
 _IMPOSSIBLE = -1e4  # stands for -inf: 0 * -inf is nan, and exp(-1e4) is 0 in every float type
 
 
-class Drawn(NamedTuple):
+class Sampled(NamedTuple):
     """One token per row: `tokens` (R,) int64; `logprobs`, `entropies` (R,) in nats, float32 or better; `certainties`
-    (R,), or (0,) where nobody asks for them; `log_mass` (R,), the log-probability of the tokens that could be drawn, or
-    (0,) where all could."""
+    (R,), or (0,) where they are not asked for; `log_mass` (R,), the log-probability of the tokens that could be
+    sampled, or (0,) where all could."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
@@ -43,9 +42,9 @@ class Drawn(NamedTuple):
 
 
 def truncation_of(rollout: RolloutConfig, loaded: LoadedModel) -> Truncation | None:
-    """Top-k, then top-p, then min-p, and no token that stands for an image; None where every token may be drawn.
+    """Top-k, then top-p, then min-p, and no token that stands for an image; None where every token may be sampled.
 
-    vLLM takes min-p first, so that top-p is of what that leaves: where another engine samples, that is the order.
+    vLLM takes min-p first, so that top-p is of what that leaves: where another sampler is used, that is the order.
     """
     warpers = LogitsProcessorList()
     if rollout.top_k:
@@ -53,7 +52,7 @@ def truncation_of(rollout: RolloutConfig, loaded: LoadedModel) -> Truncation | N
     if rollout.top_p < 1.0:
         warpers.append(TopPLogitsWarper(rollout.top_p))
     if rollout.min_p > 0.0:
-        warpers.insert(0 if loaded.engine else len(warpers), MinPLogitsWarper(rollout.min_p))
+        warpers.insert(0 if loaded.sampler else len(warpers), MinPLogitsWarper(rollout.min_p))
     images = unwritable(loaded)
     if not warpers:
         return images
@@ -78,32 +77,27 @@ def log_mass_with(logits: torch.Tensor, tokens: torch.Tensor, temperature: float
     return kept_log_mass(log_dist, kept)
 
 
-def draw(
+def sample(
     logits: torch.Tensor,
     temperature: float,
     uniforms: torch.Tensor | None,
     truncate: Truncation | None = None,
     certainties: bool = False,
-    *,
-    compiled: bool = False,
-) -> Drawn:
+) -> Sampled:
     """One token for each row of `logits` (R, V).
 
     The figures are those of softmax(logits / temperature), as `spinerl.maths.log_distribution`, `pick_logprobs`
-    and `shannon_entropies` define them, also where `truncate` keeps tokens from being drawn.
+    and `shannon_entropies` define them, also where `truncate` keeps tokens from being sampled.
 
     Args:
         uniforms: (R,) numbers in [0, 1): a row's token is the first whose cumulative probability exceeds its
             number.  None: the likeliest token.
         certainties: whether to take `spinerl.maths.self_certainty` too, which costs passes over the vocabulary.
-        compiled: whether a compiled loop may do it: float32 logits on a CPU, without anything but tokens to draw.
     """
-    if compiled and uniforms is not None and truncate is None and not certainties and logits.dtype == torch.float32:
-        return Drawn(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
-    rows, vocabulary = logits.shape
-    step = max(1, (_PIECE_ON_CPU if logits.device.type == "cpu" else _PIECE) // vocabulary)
-    pieces = [
-        _draw_piece(
+    rows, vocab_size = logits.shape
+    step = max(1, (_CHUNK_ON_CPU if logits.device.type == "cpu" else _CHUNK) // vocab_size)
+    chunks = [
+        _sample_chunk(
             logits[a : a + step],
             temperature,
             None if uniforms is None else uniforms[a : a + step],
@@ -112,16 +106,16 @@ def draw(
         )
         for a in range(0, rows, step)
     ]
-    return pieces[0] if len(pieces) == 1 else Drawn(*map(torch.cat, zip(*pieces, strict=True)))
+    return chunks[0] if len(chunks) == 1 else Sampled(*map(torch.cat, zip(*chunks, strict=True)))
 
 
-def _draw_piece(
+def _sample_chunk(
     logits: torch.Tensor,
     temperature: float,
     uniforms: torch.Tensor | None,
     truncate: Truncation | None,
     certainties: bool,
-) -> Drawn:
+) -> Sampled:
     scores = logits if logits.dtype == torch.float64 else logits.float()
     if temperature != 1.0:
         scores = scores / temperature
@@ -137,15 +131,15 @@ def _draw_piece(
     # token has x = 0, so that log Z is found without another pass of exponentials.  Over a large vocabulary
     # softmax misses a sum of 1 by more than the rounding of one number; dividing by the sum mends that.
     top = scores.amax(dim=-1, keepdim=True)
-    total = probabilities.sum(dim=-1, keepdim=True)
-    log_total = (total / probabilities.amax(dim=-1, keepdim=True)).log()
-    logprobs = scores.gather(1, tokens) - top - log_total
-    mean = (scores - top).clamp_min_(_IMPOSSIBLE).mul_(probabilities).sum(dim=-1, keepdim=True) / total
+    mass = probabilities.sum(dim=-1, keepdim=True)
+    log_z = (mass / probabilities.amax(dim=-1, keepdim=True)).log()
+    logprobs = scores.gather(1, tokens) - top - log_z
+    mean = (scores - top).clamp_min_(_IMPOSSIBLE).mul_(probabilities).sum(dim=-1, keepdim=True) / mass
     log_mass = scores.new_empty(0)
     if truncate is not None and uniforms is not None:
-        log_mass = (allowed.logsumexp(dim=-1) - (top + log_total).squeeze(1)).clamp_max_(0.0)
+        log_mass = (allowed.logsumexp(dim=-1) - (top + log_z).squeeze(1)).clamp_max_(0.0)
     certain = self_certainty(torch.log_softmax(scores, dim=-1)) if certainties else scores.new_empty(0)
-    return Drawn(tokens.squeeze(1), logprobs.squeeze(1), (log_total - mean).squeeze(1), certain, log_mass)
+    return Sampled(tokens.squeeze(1), logprobs.squeeze(1), (log_z - mean).squeeze(1), certain, log_mass)
 
 
 def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -154,18 +148,18 @@ def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.T
     Probabilities are (R, V), uniforms (R, 1).  Over a large vocabulary a running sum is the slowest pass there is;
     so the token's block is found among sums of blocks, which are few, and then its place in the block.
     """
-    vocabulary = probabilities.shape[1]
-    if vocabulary <= _FEW:
+    vocab_size = probabilities.shape[1]
+    if vocab_size <= _FEW:
         cumulative = probabilities.cumsum(-1)
         return _first_above(cumulative, uniforms * cumulative[:, -1:])
-    whole = vocabulary // _BLOCK * _BLOCK
+    whole = vocab_size // _BLOCK * _BLOCK
     sums = probabilities[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
     cumulative = torch.cat([sums, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1).cumsum(-1)
     target = uniforms * cumulative[:, -1:]
     block = _first_above(cumulative, target)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_min(0)), 0)
     place = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
-    inside = (probabilities.gather(1, place.clamp_max(vocabulary - 1)) * (place < vocabulary)).cumsum(-1)
+    inside = (probabilities.gather(1, place.clamp_max(vocab_size - 1)) * (place < vocab_size)).cumsum(-1)
     return block * _BLOCK + _first_above(inside, target - before)
 
 

@@ -12,75 +12,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
-from spinerl.engine.capabilities import ability, agree
-from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.activations import Recorder
-from spinerl.engine.cpu.decoder import CompiledLayers
-from spinerl.engine.cpu.patching import suits_cpu
+from spinerl.engine.capabilities import Unsupported, differences
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["SharedDecoder", "can_attend_compiled", "can_share_prompts", "compiled_layers"]
+__all__ = ["Cohort", "LayerState", "SharedDecoder", "SharedLayer", "can_share_prompts", "check_decoding"]
 
-_BLOCK_ON_CPU, _BLOCK = 64, 256  # tokens whose keys lie together; small ones are fast on a CPU only
+BLOCK_ON_CPU, BLOCK = 64, 256  # tokens whose keys lie together; small blocks are fast on a CPU only
 _PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
-_QUERIES_AT_ONCE = 32  # of a head of keys: as many as meet a prompt's keys while those are at hand
-_ROWS_PER_THREAD = 4  # from so many on, each thread takes rows of its own through all layers
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
 
 def can_share_prompts(loaded: LoadedModel) -> bool:
-    """Whether `SharedDecoder` gives this model's own logits: tried once, on a few tokens, and remembered."""
-    return ability(loaded, "shared_decoding", lambda: _trial(loaded, compiled=False))
-
-
-def can_attend_compiled(loaded: LoadedModel) -> bool:
-    """Whether it still does so where attention runs as a compiled loop; False where nothing is compiled."""
-    if not suits_cpu(loaded) or kernels.library() is None:
+    """Whether `SharedDecoder` gives this model's own logits, and is not disabled."""
+    if loaded.disables("shared-prefix"):
         return False
-    return ability(loaded, "compiled_attention", lambda: _trial(loaded, compiled=True))
-
-
-def compiled_layers(loaded: LoadedModel) -> CompiledLayers | None:
-    """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
-    for such a model, or finds no room."""
-    if not can_attend_compiled(loaded):
-        return None
-    if not ability(loaded, "compiled_layers", lambda: _trial(loaded, True, CompiledLayers(loaded))):
-        return None
-    try:
-        return CompiledLayers(loaded)
-    except ValueError:  # memory may have become short
-        return None
+    return loaded.capabilities.allows("shared_prefix", lambda: check_decoding(loaded, SharedDecoder(loaded)))
 
 
 @torch.no_grad()
-def _trial(loaded: LoadedModel, compiled: bool, layers: CompiledLayers | None = None) -> bool:
-    """Two prompts of unlike lengths, the second entering two tokens after the first, two responses each."""
+def check_decoding(loaded: LoadedModel, decoding: SharedDecoder) -> str | None:
+    """What differs between logits by this decoder and by the model's own passes; None if nothing does.
+
+    Two prompts of unlike lengths, the second entering two tokens after the first, two responses each.
+    """
     prompts = ((3, 4, 5, 6, 7), (8, 9))
-    vocabulary = loaded.model.config.get_text_config().vocab_size
-    tokens = (torch.arange(16, device=loaded.device).view(4, 4) * 7 + 2) % vocabulary
+    vocab_size = loaded.model.config.get_text_config().vocab_size
+    tokens = (torch.arange(16, device=loaded.device).view(4, 4) * 7 + 2) % vocab_size
     found: list[list[torch.Tensor]] = []
-    with SharedDecoder(loaded, compiled=compiled, layers=layers, rows_per_thread=0) as decoder:
+    with decoding as decoder:
         for t in range(4):
             if t in (0, 2):
                 found.append([decoder.admit([prompts[t // 2]], 2).expand(2, -1)])
             logits = decoder.step(tokens[: 2 * len(found), t])
-            for lot, new in zip(found, logits.split(2), strict=True):
-                lot.append(new)
-    same = True
-    for i, (prompt, lot) in enumerate(zip(prompts, found, strict=True)):
+            for rows, new in zip(found, logits.split(2), strict=True):
+                rows.append(new)
+    expected = {}
+    for i, prompt in enumerate(prompts):
         ids = torch.tensor([prompt, prompt], device=loaded.device)
         ids = torch.cat([ids, tokens[2 * i : 2 * i + 2, 2 * i :]], dim=1)
-        plain = loaded.model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :]
-        same &= agree(torch.stack(lot, dim=1), plain)
-    return same
+        logits = loaded.model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :]
+        expected[f"logits after prompt {i}"] = logits
+    return differences(zip(expected, (torch.stack(rows, dim=1) for rows in found), strict=True), expected)
 
 
 class SharedDecoder:
@@ -88,36 +67,33 @@ class SharedDecoder:
 
     Rows are in the order in which they were admitted, until `keep` moves them.
 
-    Raises TypeError or ValueError, when it is made or used, for an architecture it cannot run.
+    Raises Unsupported, when it is made or used, for an architecture it cannot run.
     """
 
     shares_prompts = True
     max_cohorts = 8  # each costs some operations per layer and token
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        compact: bool = True,
-        compiled: bool = False,
-        recorder: Recorder | None = None,
-        layers: CompiledLayers | None = None,
-        rows_per_thread: int = _ROWS_PER_THREAD,
-    ) -> None:
-        self._rows_per_thread = rows_per_thread
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._recorder = recorder
-        self._layers = layers
-        self._compact = compact
-        self._compiled = compiled
-        self._cohorts: list[_Cohort] = []
-        windows = _windows(loaded.model)
-        self._num_layers = len(windows)
-        self._cache = Cache(
-            layers=[_SharedLayer(i, window, self._cohorts, recorder) for i, window in enumerate(windows)]
-        )
+        self._compact = not loaded.disables("compact")
+        self._cohorts: list[Cohort] = []
+        self._windows = _windows(loaded.model)
+        self._cache = Cache(layers=[self._layer(i) for i in range(len(self._windows))])
         self._ordinary = implementation(loaded.model)
 
-    def __enter__(self) -> SharedDecoder:
+    def _layer(self, number: int) -> SharedLayer:
+        """The layer of this number for the model's cache."""
+        return SharedLayer(number, self._windows[number], self._cohorts)
+
+    def _cohort(
+        self, lengths: list[int], offsets: torch.Tensor, num_responses: int, layers: list[LayerState]
+    ) -> Cohort:
+        return Cohort(lengths, offsets, num_responses, layers)
+
+    def _begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int) -> None:
+        """Called before the pass of these prompts, padded to this width."""
+
+    def __enter__(self) -> Self:
         self._loaded.model.set_attn_implementation(ATTENTION)
         return self
 
@@ -139,11 +115,11 @@ class SharedDecoder:
         self._loaded.model.set_attn_implementation(self._ordinary)
         try:
             logits = []
-            for piece in _alike(prompts):
-                piece_logits, layers = self._prefill(piece)
-                offsets = self._loaded.offsets(piece).cpu()
-                self._cohorts.append(_Cohort([len(p) for p in piece], offsets, num_responses, layers, self._compiled))
-                logits.append(piece_logits)
+            for chunk in _of_like_length(prompts):
+                chunk_logits, layers = self._prefill(chunk)
+                offsets = self._loaded.offsets(chunk).cpu()
+                self._cohorts.append(self._cohort([len(p) for p in chunk], offsets, num_responses, layers))
+                logits.append(chunk_logits)
         finally:
             self._loaded.model.set_attn_implementation(ATTENTION)
         return torch.cat(logits)
@@ -153,8 +129,6 @@ class SharedDecoder:
         for cohort in self._cohorts:
             cohort.begin_token()
         positions = torch.cat([cohort.positions for cohort in self._cohorts])
-        if self._layers is not None and len(tokens) >= self._rows_per_thread * torch.get_num_threads():
-            return self._step_compiled(self._layers, tokens, positions)
         output = self._loaded.model(
             input_ids=tokens.unsqueeze(1),
             position_ids=positions.unsqueeze(1),
@@ -163,31 +137,19 @@ class SharedDecoder:
         )
         return output.logits[:, -1]
 
-    def _step_compiled(self, layers: CompiledLayers, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        states = layers.embed(tokens)
-        angles = layers.angles(states, positions)
-        slot = 0 if self._recorder is None else self._recorder.filled()
-        start, logits = 0, layers.room(len(tokens))
-        for cohort in self._cohorts:
-            rows = slice(start, start + cohort.num_rows)
-            those = (angles[0][rows], angles[1][rows])
-            cohort.advance(layers, states[rows], those, self._recorder, slot + start, logits[rows])
-            start = rows.stop
-        return layers.logits(logits)
-
-    def keep(self, going: torch.Tensor) -> torch.Tensor | None:
-        """Let finished rows leave, where that pays; `going` (R,) on the CPU says which rows are not finished.
+    def keep(self, active: torch.Tensor) -> torch.Tensor | None:
+        """Drop finished rows, where that pays; `active` (R,) on the CPU says which rows are not finished.
 
         Returns an index (R',): the old numbers of the rows now in the batch, in their new order; None if nothing
         changed.
         """
         cohorts, orders, start = [], [], 0
-        for cohort, mask in zip(self._cohorts, going.split([c.num_rows for c in self._cohorts]), strict=True):
+        for cohort, mask in zip(self._cohorts, active.split([c.num_rows for c in self._cohorts]), strict=True):
             order = torch.arange(len(mask))
-            num_going = int(mask.sum())
-            if num_going == 0 or (self._compact and len(mask) - num_going > _COMPACT_AT * len(mask)):
+            num_active = int(mask.sum())
+            if num_active == 0 or (self._compact and len(mask) - num_active > _COMPACT_AT * len(mask)):
                 order = _filling_holes(mask)
-            if num_going:
+            if num_active:
                 cohorts.append(cohort)
                 if len(order) < len(mask):
                     cohort.select(order)
@@ -195,37 +157,36 @@ class SharedDecoder:
             start += len(mask)
         self._cohorts[:] = cohorts
         order = torch.cat(orders)
-        return order if len(order) < len(going) else None
+        return order if len(order) < len(active) else None
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[_LayerState]]:
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[LayerState]]:
         """Logits after the prompts, and their keys and values.  Padding on the right is seen by no prompt token."""
         model, device = self._loaded.model, self._loaded.device
         width = max(map(len, prompts))
         step = max(1, _PREFILL_TOKENS // width)
         logits: list[torch.Tensor] = []
-        pieces: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        chunks: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
         for start in range(0, len(prompts), step):
-            piece = prompts[start : start + step]
-            ids = torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in piece], device=device)
-            last = torch.tensor([len(p) - 1 for p in piece], device=device)
+            chunk = prompts[start : start + step]
+            ids = torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in chunk], device=device)
+            last = torch.tensor([len(p) - 1 for p in chunk], device=device)
             cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
-            more = self._loaded.image_inputs(piece, width)
-            if self._recorder is not None:
-                self._recorder.begin_prompts(piece, width)
+            more = self._loaded.image_inputs(chunk, width)
+            self._begin_prompts(chunk, width)
             logits.append(_last_logits(model, ids, last, cache, more))
-            pieces.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
+            chunks.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
         layers = [
-            tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)) for pairs in zip(*pieces, strict=True)
+            tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)) for pairs in zip(*chunks, strict=True)
         ]
-        if len(layers) != self._num_layers:
-            raise ValueError("not every layer keeps keys and values of its own")
-        return torch.cat(logits), [_LayerState(keys, values) for keys, values in layers]
+        if len(layers) != len(self._windows):
+            raise Unsupported("not every layer keeps keys and values of its own")
+        return torch.cat(logits), [LayerState(keys, values) for keys, values in layers]
 
 
 def _windows(model: PreTrainedModel) -> list[int | None]:
-    """How far each layer sees, by the configuration; None for all the way.  ValueError for layers of other kinds."""
+    """How far each layer sees, by the configuration; None for all the way.  Unsupported for layers of other kinds."""
     if "chunked_attention" in (getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()):
-        raise ValueError("attention in chunks")
+        raise Unsupported("attention in chunks")
     windows: list[int | None] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicSlidingWindowLayer:
@@ -233,20 +194,20 @@ def _windows(model: PreTrainedModel) -> list[int | None]:
         elif type(layer) is DynamicLayer:
             windows.append(None)
         else:
-            raise ValueError(f"a cache layer of type {type(layer).__name__}")
+            raise Unsupported(f"a cache layer of type {type(layer).__name__}")
     return windows
 
 
-def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+def _of_like_length(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
     """Cut where one prompt is so much longer than another that padding would cost more than a cohort of its own."""
-    lot: list[tuple[int, ...]] = []
+    chunk: list[tuple[int, ...]] = []
     for prompt in prompts:
-        lengths = [len(p) for p in lot] + [len(prompt)]
+        lengths = [len(p) for p in chunk] + [len(prompt)]
         if max(lengths) > 1.5 * min(lengths) + 64:
-            yield lot
-            lot = []
-        lot.append(prompt)
-    yield lot
+            yield chunk
+            chunk = []
+        chunk.append(prompt)
+    yield chunk
 
 
 def _last_logits(
@@ -274,32 +235,24 @@ def _filling_holes(keep: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class _LayerState:
+class LayerState:
     """One layer's keys and values for one cohort: Q prompts of padded length L, R rows, Hkv heads of width D.
 
     The rows' own tokens are kept in blocks of neighbouring columns, (R or more, Hkv, block, D) each: nothing is ever
-    copied to make room, and memory is read in long stretches.
+    copied to grow, and memory is read in long stretches.
     """
 
     prompt_keys: torch.Tensor  # (Q, Hkv, L, D)
     prompt_values: torch.Tensor
     blocks: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    packed_keys: torch.Tensor | None = None  # the prompts' keys as `kernels.decode_attention` takes them, once it did
 
     def keep_prompts(self, questions: torch.Tensor, longest: int) -> None:
         """Forget all prompts but these, cut to this length."""
         self.prompt_keys = self.prompt_keys[:, :, :longest][questions]
         self.prompt_values = self.prompt_values[:, :, :longest][questions].contiguous()
-        self.packed_keys = None
 
-    def packed(self) -> torch.Tensor:
-        """The prompts' keys as `kernels.decode_attention` takes them."""
-        if self.packed_keys is None:
-            self.packed_keys = kernels.packed(self.prompt_keys)
-        return self.packed_keys
-
-    def make_room(self, num_rows: int, column: int, size: int) -> bool:
-        """Whether a block had to be added for this column."""
+    def grow(self, num_rows: int, column: int, size: int) -> bool:
+        """Add a block for this column where there is none yet; whether that was so."""
         if column // size < len(self.blocks):
             return False
         shape = (num_rows, self.prompt_keys.shape[1], size)
@@ -309,24 +262,24 @@ class _LayerState:
 
     def write(self, column: int, size: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put one token's keys and values (R, Hkv, 1, D) into a column, blocks being of this size."""
-        self.make_room(len(keys), column, size)
-        number, place = divmod(column, size)
+        self.grow(len(keys), column, size)
+        number, offset = divmod(column, size)
         for block, new in zip(self.blocks[number], (keys, values), strict=True):
-            block[: len(new), :, place] = new[:, :, 0]
+            block[: len(new), :, offset] = new[:, :, 0]
 
     def own(self, num_rows: int, first: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of the rows' own tokens from `first` up to `length`, in pieces (R * Hkv, n, D)."""
-        pieces = []
+        """Keys and values of the rows' own tokens from `first` up to `length`, in chunks (R * Hkv, n, D)."""
+        chunks = []
         start = 0
         for keys, values in self.blocks:
             span = slice(max(0, first - start), length - start)
             start += keys.shape[2]
             if first < start:
-                pieces.append((keys[:num_rows].flatten(0, 1)[:, span], values[:num_rows].flatten(0, 1)[:, span]))
-        return pieces
+                chunks.append((keys[:num_rows].flatten(0, 1)[:, span], values[:num_rows].flatten(0, 1)[:, span]))
+        return chunks
 
 
-class _Cohort:
+class Cohort:
     """Questions that entered the batch together, with all their rows: R rows, Q questions."""
 
     def __init__(
@@ -334,16 +287,14 @@ class _Cohort:
         prompt_lengths: list[int],
         offsets: torch.Tensor,
         num_responses: int,
-        layers: list[_LayerState],
-        compiled: bool,
+        layers: list[LayerState],
     ) -> None:
         self.layers = layers
-        self._compiled = compiled  # whether attention may run as a compiled loop
         self._device = layers[0].prompt_keys.device
         self._lengths = prompt_lengths  # prompt tokens, per question
         self._offsets = offsets  # (Q,) what images add to the positions after the prompt
         self._question_of = torch.arange(len(prompt_lengths)).repeat_interleave(num_responses)  # (R,)
-        self._length = 0  # tokens of every row's own, the one in the making included
+        self._length = 0  # tokens of every row's own, the present one included
         self._arrange()
 
     @property
@@ -358,11 +309,11 @@ class _Cohort:
     def begin_token(self) -> None:
         """Every row gets one more token."""
         self._length += 1
-        self._sights.clear()
+        self._visible_columns.clear()
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep the present token's keys and values, (R, Hkv, 1, D)."""
-        size = _BLOCK_ON_CPU if keys.device.type == "cpu" else _BLOCK
+        size = BLOCK_ON_CPU if keys.device.type == "cpu" else BLOCK
         self.layers[layer].write(self._length - 1, size, keys, values)
 
     def select(self, order: torch.Tensor) -> None:
@@ -372,18 +323,21 @@ class _Cohort:
             to, source = holes.to(self._device), order[holes].to(self._device)
             for tensor in (tensor for state in self.layers for block in state.blocks for tensor in block):
                 tensor[to] = tensor[source]
-        alive, self._question_of = self._question_of[order].unique(return_inverse=True)
-        if len(alive) < len(self._lengths):
-            self._lengths, self._offsets = [self._lengths[i] for i in alive.tolist()], self._offsets[alive]
-            longest, questions = max(self._lengths), alive.to(self._device)
-            for state in self.layers:
-                state.keep_prompts(questions, longest)
+        active, self._question_of = self._question_of[order].unique(return_inverse=True)
+        if len(active) < len(self._lengths):
+            self._keep_prompts(active)
         self._arrange()
 
+    def _keep_prompts(self, questions: torch.Tensor) -> None:
+        """Keep the prompts of these questions alone, an index into all."""
+        self._lengths, self._offsets = [self._lengths[i] for i in questions.tolist()], self._offsets[questions]
+        longest, index = max(self._lengths), questions.to(self._device)
+        for state in self.layers:
+            state.keep_prompts(index, longest)
+
     def release(self) -> None:
-        """Give back the memory of rows that have left."""
+        """Free the memory of rows that have left."""
         rows = self.num_rows
-        self._places = None
         for state in self.layers:
             state.blocks = [
                 (keys[:rows].clone(), values[:rows].clone()) if len(keys) > rows else (keys, values)
@@ -392,83 +346,29 @@ class _Cohort:
 
     def attend(
         self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What attention puts out for each row's present token: (R, 1, H, D) for queries (R, H, 1, D); and, where that
-        comes with it, the logarithm of the weights' sum (R, H)."""
+    ) -> torch.Tensor:
+        """Attention's output for each row's present token: (R, 1, H, D) for queries (R, H, 1, D)."""
         state = self.layers[layer]
-        rows, heads, _, width = query.shape
+        rows, heads, _, head_dim = query.shape
         kv_heads = state.prompt_keys.shape[1]
-        if self._compiled and softcap is None and window is None and width in kernels.DECODING_WIDTHS:
-            found, found_total = self._attend_compiled(state, query.squeeze(2), scaling)
-            return found.unsqueeze(1), found_total
         # A key head's own query heads are so many queries to the same keys: no key is ever repeated.
-        queries = (query * scaling).reshape(rows * kv_heads, heads // kv_heads, width)
-        first = 0 if window is None else max(0, self._length - window)  # the first in sight of a row's own tokens
+        queries = (query * scaling).reshape(rows * kv_heads, heads // kv_heads, head_dim)
+        first = 0 if window is None else max(0, self._length - window)  # the first own token that a row sees
         own = state.own(rows, first, self._length)
-        output, total = _weighted(queries, own, softcap)
-        start, hidden = self._sight(window)
+        output, lse = _weighted(queries, own, softcap)
+        start, hidden = self._visible(window)
         if start < state.prompt_keys.shape[2]:
             grouping = self._grouping(kv_heads)
             prompts = [(state.prompt_keys.flatten(0, 1)[:, start:], state.prompt_values.flatten(0, 1)[:, start:])]
             to_prompts = _weighted(grouping.by_question(queries), prompts, softcap, hidden)
-            prompt_output, prompt_total = map(grouping.by_row, to_prompts)
-            # Both are normalised over their own tokens: weigh them as one softmax over all would.
-            output = torch.lerp(output, prompt_output, torch.sigmoid(prompt_total - total).to(output.dtype))
-        return output.view(rows, 1, heads, -1), None
+            prompt_output, prompt_lse = map(grouping.by_row, to_prompts)
+            # Both are normalized over their own tokens: weigh them as one softmax over all would.
+            output = torch.lerp(output, prompt_output, torch.sigmoid(prompt_lse - lse).to(output.dtype))
+        return output.view(rows, 1, heads, -1)
 
-    def _attend_compiled(
-        self, state: _LayerState, queries: torch.Tensor, scaling: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention's output (R, H, D) and logarithm of the weights' sum (R, H) for queries (R, H, D), in one loop."""
-        prompts = (state.packed(), state.prompt_values, self._prompt_lengths)
-        group = queries.shape[1] // state.prompt_keys.shape[1]
-        return kernels.decode_attention(
-            queries.contiguous(), scaling, state.blocks, self._length, *prompts, *self._tasks(group)
-        )
-
-    def advance(
-        self,
-        layers: CompiledLayers,
-        stream: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        recorder: Recorder | None,
-        slot: int,
-        logits: torch.Tensor,
-    ) -> None:
-        """Take the present tokens' embeddings (R, d) through all layers: to the logits that follow (R, V or more)."""
-        added = [state.make_room(self.num_rows, self._length - 1, _BLOCK_ON_CPU) for state in self.layers]
-        kept = recorder is not None and recorder.keeps
-        if self._places is None or any(added) or kept != self._places_keep:
-            _, heads, _, width = layers.sizes
-            slots = [[] for _ in self.layers] if recorder is None else recorder.storage(layers.linear, heads, width)
-            places = []
-            for state, own_slots in zip(self.layers, slots, strict=True):
-                blocks = [[pair[i].data_ptr() for pair in state.blocks] for i in (0, 1)]
-                places.append((state.packed().data_ptr(), state.prompt_values.data_ptr(), [*blocks, own_slots]))
-            self._places, self._places_keep = layers.states(places), kept
-        tasks, order = self._tasks(layers.sizes[1] // layers.sizes[2])
-        layers.advance(
-            stream,
-            angles,
-            self._places,
-            own=self._length,
-            block_size=_BLOCK_ON_CPU,
-            prompts=(self.layers[0].packed()[0, 0, ..., 0, :].numel(), self.layers[0].prompt_values.shape[2]),
-            lengths=self._prompt_lengths,
-            tasks=tasks,
-            order=order,
-            slot=slot,
-            logits=logits,
-        )
-
-    def _tasks(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if group not in self._task_lists:
-            self._task_lists[group] = _tasks(self._question_of, max(1, _QUERIES_AT_ONCE // group))
-        return self._task_lists[group]
-
-    def _sight(self, window: int | None) -> tuple[int, torch.Tensor | None]:
+    def _visible(self, window: int | None) -> tuple[int, torch.Tensor | None]:
         """The first prompt column that any row sees, and which columns (Q, n) from there on a question's do not."""
-        if window not in self._sights:
+        if window not in self._visible_columns:
             longest, shortest = max(self._lengths), min(self._lengths)
             start = 0 if window is None else max(0, shortest + self._length - window)
             hidden = None
@@ -478,8 +378,8 @@ class _Cohort:
                 hidden = columns >= lengths
                 if window is not None:
                     hidden |= columns < lengths + (self._length - window)
-            self._sights[window] = start, hidden
-        return self._sights[window]
+            self._visible_columns[window] = start, hidden
+        return self._visible_columns[window]
 
     def _grouping(self, kv_heads: int) -> _Grouping:
         if kv_heads not in self._groupings:
@@ -487,28 +387,11 @@ class _Cohort:
         return self._groupings[kv_heads]
 
     def _arrange(self) -> None:
-        """Forget what depended on which rows there are."""
+        """Recompute what depends on which rows there are."""
         self._groupings: dict[int, _Grouping] = {}
-        self._task_lists: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._places: Any = None  # addresses of keys and values, for compiled layers
-        self._places_keep = False
-        self._prompt_lengths = torch.tensor(self._lengths)
-        self._sights: dict[int | None, tuple[int, torch.Tensor | None]] = {}
+        self._visible_columns: dict[int | None, tuple[int, torch.Tensor | None]] = {}
         ends = torch.tensor(self._lengths) + self._offsets
         self._prompt_end_of_row = ends[self._question_of].to(self._device)
-
-
-def _tasks(question_of: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tasks (3, K), order (R,)) as `kernels.decode_attention` takes them, of at most so many rows each.
-
-    >>> _tasks(torch.tensor([0, 1, 0, 0]), 2)[0].tolist()  # questions; where rows begin; how many they are
-    [[0, 0, 1], [0, 2, 3], [2, 1, 1]]
-    """
-    tasks, start = [], 0
-    for question, count in enumerate(question_of.bincount().tolist()):
-        tasks += [(question, start + i, min(most, count - i)) for i in range(0, count, most)]
-        start += count
-    return torch.tensor(tasks).t().contiguous(), question_of.argsort(stable=True)
 
 
 class _Grouping:
@@ -523,15 +406,15 @@ class _Grouping:
         self._questions, self._most = len(counts), int(counts.max())
         rows = question_of.argsort(stable=True)
         questions = question_of[rows]
-        place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[questions]  # among its question's rows
+        rank = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[questions]  # among its question's rows
         row_at = torch.zeros(self._questions, 1, self._most, dtype=torch.int64)
-        row_at[questions, 0, place] = rows
-        place_of_row = torch.empty_like(place)
-        place_of_row[rows] = place
+        row_at[questions, 0, rank] = rows
+        rank_of_row = torch.empty_like(rank)
+        rank_of_row[rows] = rank
         heads = torch.arange(kv_heads)
         self._heads = kv_heads
         self._gather = (row_at * kv_heads + heads[:, None]).flatten().to(device)
-        at = (question_of[:, None] * kv_heads + heads) * self._most + place_of_row[:, None]
+        at = (question_of[:, None] * kv_heads + heads) * self._most + rank_of_row[:, None]
         self._scatter = at.flatten().to(device)
 
     def by_question(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -545,16 +428,16 @@ class _Grouping:
 
 def _weighted(
     queries: torch.Tensor,
-    pieces: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    chunks: Sequence[tuple[torch.Tensor, torch.Tensor]],
     softcap: float | None,
     hidden: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What attention over these keys and values alone puts out, and the logarithm of the weights' sum.
+    """Attention's output over these keys and values alone, and the log-sum-exp of its scores.
 
-    (N, a, D) and (N, a, 1), in float32 or better, for queries (N, a, D) and pieces of keys and values (N, n, D).
-    `hidden` (Q, n), for a single piece, says which keys the queries of the Q-th part of N do not see.
+    (N, a, D) and (N, a, 1), in float32 or better, for queries (N, a, D) and chunks of keys and values (N, n, D).
+    `hidden` (Q, n), for a single chunk, says which keys the queries of the Q-th part of N do not see.
     """
-    scores = [torch.bmm(queries, keys.transpose(1, 2)) for keys, _ in pieces]
+    scores = [torch.bmm(queries, keys.transpose(1, 2)) for keys, _ in chunks]
     joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     if softcap is not None:
         joined = joined.div_(softcap).tanh_().mul_(softcap)
@@ -564,20 +447,19 @@ def _weighted(
     wide = torch.promote_types(joined.dtype, torch.float32)
     weights = torch.softmax(joined, dim=-1, dtype=wide)
     # The largest weight is exp(0) / sum: the sum is found without another pass of exponentials.
-    total = joined.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
+    lse = joined.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
     parts = weights.to(queries.dtype).split([s.shape[-1] for s in scores], dim=-1)
-    output = torch.bmm(parts[0], pieces[0][1])
-    for part, (_, values) in zip(parts[1:], pieces[1:], strict=True):
+    output = torch.bmm(parts[0], chunks[0][1])
+    for part, (_, values) in zip(parts[1:], chunks[1:], strict=True):
         output += torch.bmm(part, values)  # faster than baddbmm where there are few queries to a key
-    return output, total
+    return output, lse
 
 
-class _SharedLayer(AttendingLayer):
+class SharedLayer(AttendingLayer):
     """One layer of all cohorts."""
 
-    def __init__(self, number: int, window: int | None, cohorts: list[_Cohort], recorder: Recorder | None) -> None:
+    def __init__(self, number: int, window: int | None, cohorts: Sequence[Cohort]) -> None:
         super().__init__()
-        self._recorder = recorder
         self._number = number
         self._window = window
         self._cohorts = cohorts
@@ -593,21 +475,12 @@ class _SharedLayer(AttendingLayer):
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         if query.shape[2] != 1:
-            raise TypeError("shared decoding takes one token per row")
+            raise Unsupported("shared decoding takes one token per row")
         if window != self._window:
-            raise ValueError(f"attention sees {window} tokens back, the configuration says {self._window}")
-        parts = query.split([cohort.num_rows for cohort in self._cohorts])
-        outputs, totals = zip(
-            *(
-                cohort.attend(self._number, queries, scaling, softcap, window)
-                for cohort, queries in zip(self._cohorts, parts, strict=True)
-            ),
-            strict=True,
-        )
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        if self._recorder is not None:
-            known = [total for total in totals if total is not None]
-            self._recorder.keep_attention(
-                self._number, output.squeeze(1), torch.cat(known) if len(known) == len(totals) else None
-            )
-        return output
+            raise Unsupported(f"attention sees {window} tokens back, the configuration says {self._window}")
+        rows = query.split([cohort.num_rows for cohort in self._cohorts])
+        outputs = [
+            cohort.attend(self._number, queries, scaling, softcap, window)
+            for cohort, queries in zip(self._cohorts, rows, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,6 +1,6 @@
 """Scoring finished responses, and learning from them.
 
-`spinerl.engine.forward` says which rows run together and gives the hidden states at the wanted positions.  The head
+`spinerl.engine.forward` says which rows run together and gives the hidden states at the wanted positions.  The LM head
 works on those alone, a chunk at a time: the loss is a weighted sum over tokens, its weights fixed beforehand, so each
 chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 """
@@ -8,22 +8,16 @@ chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import nullcontext
 
 import torch
 
-from spinerl.config import Config, LossConfig, OptimConfig, RolloutConfig
-from spinerl.engine.capabilities import ability, agree
-from spinerl.engine.cpu.activations import Replay
-from spinerl.engine.cpu.decoder_backward import replayed_layers
-from spinerl.engine.cpu.fused import fused_loops
-from spinerl.engine.cpu.linear import fast_products, replayed_products
-from spinerl.engine.forward import Piece, Prefix, continues_compiled, logits, plan, states_and_gradient, wanted_states
+from spinerl.config import Config, LossConfig, OptimConfig
+from spinerl.engine.backend import ForwardPath, backend_of
+from spinerl.engine.forward import Piece, Prefix, logits, plan, wanted_states
 from spinerl.engine.lm_head import chunks
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
-from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import Truncation, log_mass_with, truncation_of
 from spinerl.errors import NonFiniteError
 from spinerl.maths import (
@@ -42,11 +36,9 @@ from spinerl.maths import (
     term_weights,
     token_figures,
 )
-from spinerl.types import Batch, Question, Targets
+from spinerl.types import Batch, Targets
 
 __all__ = ["Terms", "embed_responses", "score", "score_with_mass", "update", "wanted_tokens", "weigh_terms"]
-
-_LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where layers are replayed: they keep less than others at once
 
 
 def score(
@@ -67,14 +59,14 @@ def score_with_mass(
     """The same and `Rollout.log_mass` (B, T) under this truncation; 0.0 without one."""
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
     logprobs, entropies, log_mass = (torch.zeros(batch.tokens.shape, dtype=dtype) for _ in range(3))
-    pieces = plan(loaded, batch, wanted, optim)
-    with _fast(loaded, optim):
+    pieces, path = plan(loaded, batch, wanted, optim), backend_of(loaded).forward()
+    with path.running():
         for piece in pieces:
-            prefix = _prefix(loaded, piece, optim)
+            prefix = _prefix(loaded, piece, path)
             for micro in piece.micros:
-                states = wanted_states(loaded, micro, prefix)
+                states = wanted_states(loaded, micro, prefix, path)
                 tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
-                for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
+                for part in chunks(len(states), loaded.vocab_size, optim.head_chunk):
                     scores = logits(loaded, states[part])
                     found = token_figures(scores, tokens[part], batch.temperature)
                     cell = (micro.row_of[part], micro.column_of[part])
@@ -88,10 +80,11 @@ def score_with_mass(
 def embed_responses(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> torch.Tensor:
     """A vector (B, d) for each response: the mean of its last hidden states, float32 on the CPU; 0 without tokens."""
     means: torch.Tensor | None = None
+    path = backend_of(loaded).forward()
     for piece in plan(loaded, batch, batch.mask, optim):
-        prefix = _prefix(loaded, piece, optim)
+        prefix = _prefix(loaded, piece, path)
         for micro in piece.micros:
-            states = wanted_states(loaded, micro, prefix).float().cpu()
+            states = wanted_states(loaded, micro, prefix, path).float().cpu()
             found = row_means(states, micro.row_of, len(batch.tokens))
             means = found if means is None else means + found  # a row's tokens are all in one micro-batch
     return torch.zeros(len(batch.tokens), 1) if means is None else means
@@ -130,102 +123,62 @@ def update(
             now, _, log_mass = score_with_mass(loaded, batch, asked, config.optim, truncate)
             log_ratios = response_means((now - log_mass - targets.old_logprobs) * chosen, asked)
     terms = Terms(config, batch, targets, weights, log_ratios, truncate)
-    exact_anchor = anchor if terms.wants_anchor_logits else None
-    optim = config.optim
     optimizer.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
-    replay = _replay(loaded, batch, optim)
-    replays_layers = replay is not None and _replays_layers(loaded, optim)
-    if replays_layers:
-        optim = optim.model_copy(update={"micro_batch_tokens": _LONGER_PASSES * optim.micro_batch_tokens})
-    pieces = plan(loaded, batch, wanted, optim, padding_is_free=replays_layers and exact_anchor is None)
-    with _fast(loaded, optim, replay), _fast(exact_anchor, optim):
+    exact_anchor = anchor if terms.wants_anchor_logits else None
+    path = backend_of(loaded).forward(batch.activations)
+    anchor_path = None if exact_anchor is None else backend_of(exact_anchor).forward()
+    pieces = plan(loaded, batch, wanted, path.optim(config.optim), pads=path.pads or exact_anchor is not None)
+    with path.running(), nullcontext() if anchor_path is None else anchor_path.running():
         for piece in pieces:
-            prefix = _prefix(loaded, piece, optim, replay)
-            with torch.no_grad():
-                anchor_prefix = _prefix(exact_anchor, piece, optim) if exact_anchor else None
-            for micro in piece.micros:
-                states = wanted_states(loaded, micro, prefix, replay)
-                with torch.no_grad():
-                    anchor_states = wanted_states(exact_anchor, micro, anchor_prefix) if exact_anchor else None
-                slopes = []
-                for part in chunks(len(states), loaded.vocabulary, optim.head_chunk):
-                    leaf = states[part].detach().requires_grad_()
-                    anchor_logits = None
-                    if exact_anchor is not None and anchor_states is not None:
-                        with torch.no_grad():
-                            anchor_logits = logits(exact_anchor, anchor_states[part])
-                    terms.loss(
-                        logits(loaded, leaf), anchor_logits, micro.row_of[part], micro.column_of[part]
-                    ).backward()
-                    slopes.append(leaf.grad)
-                states.backward(torch.cat(slopes))
-                optimizer.collect()
-            if prefix is not None:
-                prefix.backward()
-                optimizer.collect()
+            _learn_piece(loaded, exact_anchor, piece, terms, optimizer, path, anchor_path, config.optim.head_chunk)
     loaded.model.eval()
     figures = terms.figures()
     if not math.isfinite(figures["loss/total"]):
         raise NonFiniteError(
-            f"the loss is {figures['loss/total']}: stopped before the update; lower optim.lr (now {optim.lr:g}) or "
-            "use model.dtype=float32"
+            f"the loss is {figures['loss/total']}: stopped before the update; lower optim.lr (now {config.optim.lr:g}) "
+            "or use model.dtype=float32"
         )
     return figures | optimizer.step()
 
 
-@contextmanager
-def _fast(loaded: LoadedModel | None, optim: OptimConfig, replay: Replay | None = None) -> Iterator[None]:
-    """Inside, the model computes with what the configuration allows of the exchanges for CPUs, and what is known."""
-    with ExitStack() as stack:
-        if loaded is not None and optim.fast_products:
-            stack.enter_context(fast_products(loaded))
-        if loaded is not None and optim.compiled:
-            stack.enter_context(fused_loops(loaded))
-        if loaded is not None and replay is not None:
-            replaying = replayed_layers if _replays_layers(loaded, optim) else replayed_products
-            stack.enter_context(replaying(loaded, replay))
-        yield
+def _learn_piece(
+    loaded: LoadedModel,
+    anchor: LoadedModel | None,
+    piece: Piece,
+    terms: Terms,
+    optimizer: Optimizer,
+    path: ForwardPath,
+    anchor_path: ForwardPath | None,
+    head_chunk: int,
+) -> None:
+    """Forward and backward of one piece.  The anchor model runs too where its logits are wanted."""
+    prefix = _prefix(loaded, piece, path)
+    with torch.no_grad():
+        anchor_prefix = None if anchor is None else _prefix(anchor, piece, anchor_path)
+    for micro in piece.micros:
+        states = wanted_states(loaded, micro, prefix, path)
+        with torch.no_grad():
+            anchor_states = None if anchor is None else wanted_states(anchor, micro, anchor_prefix, anchor_path)
+        grads = []
+        for part in chunks(len(states), loaded.vocab_size, head_chunk):
+            leaf = states[part].detach().requires_grad_()
+            anchor_logits = None
+            if anchor is not None and anchor_states is not None:
+                with torch.no_grad():
+                    anchor_logits = logits(anchor, anchor_states[part])
+            terms.loss(logits(loaded, leaf), anchor_logits, micro.row_of[part], micro.column_of[part]).backward()
+            grads.append(leaf.grad)
+        states.backward(torch.cat(grads))
+        optimizer.collect()
+    if prefix is not None:
+        prefix.backward()
+        optimizer.collect()
 
 
-def _prefix(loaded: LoadedModel, piece: Piece, optim: OptimConfig, replay: Replay | None = None) -> Prefix | None:
+def _prefix(loaded: LoadedModel, piece: Piece, path: ForwardPath | None) -> Prefix | None:
     """The prompts that a piece's rows continue, if they do."""
-    if not piece.prefixes:
-        return None
-    return Prefix(loaded, piece.prefixes, replay=replay, compiled=optim.compiled and continues_compiled(loaded))
-
-
-def _replay(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> Replay | None:
-    """What sampling computed of this batch, if it was kept, with these very weights, and the model can take it."""
-    record = batch.record
-    if not optim.replay or record is None or loaded.model.training or not record.serves(loaded):
-        return None
-    return Replay(record) if ability(loaded, "replay", lambda: _replay_trial(loaded, replayed_products)) else None
-
-
-def _replays_layers(loaded: LoadedModel, optim: OptimConfig) -> bool:
-    """Whether a replay is one of whole layers."""
-    return optim.compiled and ability(loaded, "replayed_layers", lambda: _replay_trial(loaded, replayed_layers))
-
-
-def _replay_trial(
-    loaded: LoadedModel, replaying: Callable[[LoadedModel, Replay], AbstractContextManager[None]]
-) -> bool:
-    """Two questions, two responses each: states and a gradient from what sampling computed, and computed anew."""
-    prompts = ((3, 4, 5, 6), (9, 8, 7))
-    questions = tuple(Question(str(number), "") for number in range(len(prompts)))
-    rollout_config = RolloutConfig(max_new_tokens=5)  # pyright: ignore[reportCallIssue]
-    rollout = sample_responses(loaded, questions, prompts, 2, rollout_config, ("trial",), record=True)
-    batch = Batch(tuple(p for p in prompts for _ in range(2)), rollout.tokens, rollout.mask, 1.0)
-    optim = OptimConfig()  # pyright: ignore[reportCallIssue]
-    plain = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim))
-    if rollout.record is None:
-        return False
-    replay = Replay(rollout.record)
-    with replaying(loaded, replay):
-        pieces, compiled = plan(loaded, batch, batch.mask, optim), continues_compiled(loaded)
-        found = states_and_gradient(loaded, pieces, replay=replay, compiled=compiled)
-    return all(agree(a, b) for a, b in zip(found, plain, strict=True))
+    return Prefix(loaded, piece.prefixes, path) if piece.prefixes else None
 
 
 class Terms:

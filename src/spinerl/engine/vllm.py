@@ -41,7 +41,7 @@ from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt, Question, Rollout
 
-__all__ = ["TakesWeights", "VllmEngine", "main", "open_engine", "require_vllm"]
+__all__ = ["TakesWeights", "VllmSampler", "main", "open_sampler", "require_vllm"]
 
 _EXTENSION = f"{__name__ if __name__ != '__main__' else 'spinerl.engine.vllm'}.TakesWeights"
 _AT_ONCE = 64  # questions asked of a server at the same time
@@ -83,20 +83,20 @@ class _Side(Protocol):
 def require_vllm() -> None:
     """MissingExtraError without vLLM in this environment; a server has its own."""
     if importlib.util.find_spec("vllm") is None:
-        raise MissingExtraError("rollout.engine=vllm needs vLLM, and it is not installed: pip install 'spinerl[vllm]'")
+        raise MissingExtraError("rollout.sampler=vllm needs vLLM, and it is not installed: pip install 'spinerl[vllm]'")
 
 
-def open_engine(config: Config, loaded: LoadedModel) -> VllmEngine:
+def open_sampler(config: Config, loaded: LoadedModel) -> VllmSampler:
     """The engine that `config` asks for.
 
     Raises MissingExtraError without vLLM, InputError for a server that does not answer or was started without what is
     needed, and for a model that vLLM cannot run.
     """
-    return VllmEngine(config, _Server(config, loaded) if config.vllm.url else _InProcess(config, loaded))
+    return VllmSampler(config, _Server(config, loaded) if config.vllm.url else _InProcess(config, loaded))
 
 
-class VllmEngine:
-    """Samples for a model, with its weights as they are; an `spinerl.engine.loading.Engine`."""
+class VllmSampler:
+    """Samples for a model, with its weights as they are; an `spinerl.engine.loading.Sampler`."""
 
     def __init__(self, config: Config, side: _Side) -> None:
         self._config = config
@@ -170,7 +170,7 @@ class VllmEngine:
             raise RunError(
                 f"vLLM's log-probabilities differ from the model's by {difference:.3f} nats on average (allowed: "
                 f"vllm.max_mismatch={most:g}): it does not sample from the weights that learn; try vllm.options="
-                "'{enforce_eager: true}', another vLLM version, or rollout.engine=native"
+                "'{enforce_eager: true}', another vLLM version, or rollout.sampler=native"
             )
 
 
@@ -208,7 +208,7 @@ class _InProcess:
     def __init__(self, config: Config, loaded: LoadedModel) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtraError(
-                "rollout.engine=vllm needs vLLM, and it is not installed: pip install 'spinerl[vllm]'"
+                "rollout.sampler=vllm needs vLLM, and it is not installed: pip install 'spinerl[vllm]'"
             )
         on_cpu = loaded.device.type == "cpu"
         options: dict[str, Any] = {
@@ -399,7 +399,7 @@ def _check_prompt(prompt: tuple[int, ...], read: Sequence[int] | None) -> None:
     if read is not None and list(prompt) != list(read):
         raise RunError(
             f"vLLM reads a prompt with images as {len(read)} tokens, the model as {len(prompt)}: the versions of their "
-            "processors differ; use rollout.engine=native"
+            "processors differ; use rollout.sampler=native"
         )
 
 

@@ -1,31 +1,34 @@
-"""What the layers put out while responses were sampled, kept for the update that follows.
+"""Activations kept while responses were sampled, for the update that follows.
 
-The first update after a rollout runs the very weights that sampled over the very tokens that were drawn: its forward
-pass would compute once more what sampling computed.  So a rollout can keep what each linear layer of the backbone put
-out for each token, and what attention did, and the update takes it from there: its forward pass multiplies nothing,
-and the graph it leaves behind is the ordinary one.
+The first update after a rollout runs the very weights that sampled over the very tokens that were sampled: its forward
+pass would compute once more what sampling computed.  So a rollout can keep the outputs of each linear layer of the
+backbone for each token, and those of attention, and the update takes them from there: its forward pass multiplies
+nothing, and the graph it leaves is the ordinary one.
 
-Kept figures lie in slots, one per token that went through the model.  `Recorder` writes them, `Record` is what
-comes out, and `Replay` hands a pass the slots of its tokens.  A record knows the weights it was made with and serves
-no others.
+Kept activations lie in slots, one per token that went through the model.  `Recorder` writes them, `KeptActivations` is
+the result, and `Reuse` hands a pass the slots of its tokens.  Activations serve the weights they were computed with
+alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spinerl.engine.cpu.patching import exchanged_forwards
+from spinerl.engine.cpu.patching import patch_forwards
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel, state_of
 
-__all__ = ["Record", "Recorder", "Replay", "linear_layers", "passing", "slots_for"]
+if TYPE_CHECKING:
+    from spinerl.engine.forward import MicroBatch
 
-_MUCH = 1e30  # as the logarithm of a sum of weights: each weight is then 0
+__all__ = ["KeptActivations", "Recorder", "Reuse", "keeps_activations", "linear_layers", "token_capacity"]
+
+_LARGE_LSE = 1e30  # as a log-sum-exp: each weight is then 0
 _SHARE_OF_MEMORY = 1 / 4  # of what is free
 
 
@@ -35,10 +38,10 @@ def linear_layers(loaded: LoadedModel) -> list[torch.nn.Linear]:
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
-    """N tokens' figures, in slots, and where each response's tokens are.
+class KeptActivations:
+    """N tokens' activations, in slots, and where each response's tokens are.
 
-    `outputs` (N, n) of each linear layer; `attention`, by layer, (N, H, D) and the logarithm of the weights' sum
+    `outputs` (N, n) of each linear layer; `attention`, by layer, its output (N, H, D) and the log-sum-exp of its scores
     (N, H), of response tokens alone (None: not kept).  `slots` (B, T) of response tokens, -1 where there is none;
     `prompt_slots` is where each prompt begins, with and without its last token.
     """
@@ -54,40 +57,59 @@ class Record:
         None where it was not kept."""
         if self.attention is None:
             return None
-        output, total = (_taken(kept, slots) for kept in self.attention[layer])
+        output, lse = (_taken(kept, slots) for kept in self.attention[layer])
         padding = slots < 0
-        if padding.any():  # what was never written may be no number
-            output[padding], total[padding] = 0.0, _MUCH
-        return output, total
+        if padding.any():  # memory that was never written may hold NaN
+            output[padding], lse[padding] = 0.0, _LARGE_LSE
+        return output, lse
 
-    def of_rows(self, rows: torch.Tensor) -> Record:
+    def of_rows(self, rows: torch.Tensor) -> KeptActivations:
         """The same for some of the responses."""
         return replace(self, slots=self.slots[rows])
 
     def serves(self, loaded: LoadedModel) -> bool:
-        """Whether the model still has the weights that this was made with."""
+        """Whether the model still has the weights that these were computed with."""
         return self.weights == state_of(loaded.model)
 
-    def places(self, prompt: tuple[int, ...], width: int) -> torch.Tensor:
+    def slots_of_prompt(self, prompt: tuple[int, ...], width: int) -> torch.Tensor:
         """The slots (width,) of a prompt's tokens; -1 beyond them."""
-        places = torch.full((width,), -1)
-        places[: len(prompt)] = self.prompt_slots[prompt] + torch.arange(len(prompt))
-        return places
+        slots = torch.full((width,), -1)
+        slots[: len(prompt)] = self.prompt_slots[prompt] + torch.arange(len(prompt))
+        return slots
+
+    def slots_of(self, micro: MicroBatch) -> torch.Tensor:
+        """The slots (b, L) of a micro-batch's tokens; -1 for padding."""
+        slots = torch.full_like(micro.input_ids, -1)
+        for row, number, prompt, length in zip(slots, micro.rows, micro.prompts, micro.lengths, strict=True):
+            head = self.slots_of_prompt(prompt, len(prompt))
+            if micro.prefix_of is not None:
+                head = head[-1:]
+            row[: len(head)] = head
+            tail = row[len(head) : length]
+            found = self.slots[number, : len(tail)]
+            tail[: len(found)] = found
+        return slots
 
 
-def slots_for(loaded: LoadedModel, most_tokens: int) -> int:
-    """How many tokens' figures to make room for: at most so many, and as fit in memory; 0 for a model that no record
-    serves."""
-    bytes_per_token = sum(layer.out_features for layer in linear_layers(loaded)) * loaded.model.dtype.itemsize
-    simple = loaded.device.type == "cpu" and loaded.vision is None and not loaded.without_adapters
-    if not simple or loaded.model.dtype.itemsize < 4 or not bytes_per_token:
-        return 0
-    return min(most_tokens, int(_SHARE_OF_MEMORY * free_bytes(loaded.device)) // bytes_per_token)
+def keeps_activations(loaded: LoadedModel) -> bool:
+    """Whether activations of this model can be kept: float32 or wider, on a CPU, no images, adapters in use."""
+    plain = loaded.device.type == "cpu" and loaded.vision is None and not loaded.without_adapters
+    return plain and loaded.model.dtype.itemsize >= 4 and bool(linear_layers(loaded))
+
+
+def token_capacity(loaded: LoadedModel) -> int:
+    """The activations of how many tokens may be kept: `engine.activation_tokens`, or as many as a quarter of the free
+    memory held when it was first measured."""
+
+    def measure() -> int:
+        bytes_per_token = sum(layer.out_features for layer in linear_layers(loaded)) * loaded.model.dtype.itemsize
+        return int(_SHARE_OF_MEMORY * free_bytes(loaded.device)) // bytes_per_token
+
+    return loaded.settings.activation_tokens or loaded.capabilities.budget("activations", measure)
 
 
 class Recorder:
-    """Keeps what a model puts out while it samples; to be used in a `with` statement, inside which its layers' forward
-    functions are as they will be."""
+    """Keeps a model's activations while it samples."""
 
     def __init__(self, loaded: LoadedModel, num_rows: int, most_tokens: int, capacity: int) -> None:
         self._loaded = loaded
@@ -99,15 +121,15 @@ class Recorder:
         self._prompt_slots: dict[tuple[int, ...], int] = {}
         self._pass = slice(0, 0)
         self._kept = 0
-        self._whole = True
-        self._attends = True
+        self._complete = True
+        self._keeps_attention = True
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, passes are recorded."""
+        """Inside, passes are recorded.  To be entered last: it wraps the layers' forward functions as they then are."""
         self._weights = state_of(self._loaded.model)
         inner = [layer.forward for layer in self._layers]
-        with exchanged_forwards(
+        with patch_forwards(
             (layer, self._keeping(i, forward))
             for i, (layer, forward) in enumerate(zip(self._layers, inner, strict=True))
         ):
@@ -125,23 +147,24 @@ class Recorder:
         start = self._begin(len(numbers))
         self._slots[numbers, columns] = torch.arange(start, start + len(numbers))
 
-    def keep_attention(self, layer: int, output: torch.Tensor, total: torch.Tensor | None) -> None:
-        """What attention put out for the rows of this pass, (R, H, D) and (R, H); None for what nobody knows."""
-        self._attends &= total is not None
-        if total is None or not self._attends or not self._whole:
+    def keep_attention(self, layer: int, output: torch.Tensor, lse: torch.Tensor | None) -> None:
+        """Attention's output for the rows of this pass (R, H, D), and its log-sum-exp (R, H); without it, nothing of
+        attention is kept any more."""
+        self._keeps_attention &= lse is not None
+        if lse is None or not self._keeps_attention or not self._complete:
             return
         if layer not in self._attention:
             self._attention[layer] = (
                 output.new_empty(self._capacity, *output.shape[1:]),
-                total.new_empty(self._capacity, total.shape[1]),
+                lse.new_empty(self._capacity, lse.shape[1]),
             )
-        for kept, found in zip(self._attention[layer], (output, total), strict=True):
+        for kept, found in zip(self._attention[layer], (output, lse), strict=True):
             kept[self._pass] = found
 
-    def storage(self, layers: Sequence[Sequence[torch.nn.Linear]], heads: int, width: int) -> list[list[int]]:
-        """The addresses of the slots of these layers' outputs, of what attention put out and of its totals, layer by
-        layer, for a loop that fills them itself (`filled`); lists of none where nothing is kept any more."""
-        if not self._whole:
+    def storage(self, layers: Sequence[Sequence[torch.nn.Linear]], heads: int, head_dim: int) -> list[list[int]]:
+        """The addresses of the slots of these layers' outputs, of attention's and of its log-sum-exp, layer by layer,
+        for a loop that fills them itself (`filled`); empty lists where nothing is kept any more."""
+        if not self._complete:
             return [[] for _ in layers]
         numbers = {id(layer): number for number, layer in enumerate(self._layers)}
         found = []
@@ -149,30 +172,30 @@ class Recorder:
             kept = [self._outputs[numbers[id(layer)]] for layer in parts]
             if number not in self._attention:
                 like = next(tensor for tensor in kept if tensor is not None)  # a prompt has been through
-                room = self._capacity, heads
-                self._attention[number] = like.new_empty(*room, width), like.new_empty(*room)
+                shape = self._capacity, heads
+                self._attention[number] = like.new_empty(*shape, head_dim), like.new_empty(*shape)
             kept += self._attention[number]
             found.append([0 if tensor is None else tensor.data_ptr() for tensor in kept])
         return found
 
     def filled(self) -> int:
-        """The first slot of this pass, all of whose figures a loop fills by itself."""
+        """The first slot of this pass, which a loop fills by itself."""
         self._kept = len(self._layers)
         return self._pass.start
 
     @property
     def keeps(self) -> bool:
-        """Whether this still keeps what comes."""
-        return self._whole
+        """Whether activations are still kept."""
+        return self._complete
 
-    def record(self) -> Record | None:
-        """What was kept; None where some layer did not put out one row for each token of each pass."""
+    def activations(self) -> KeptActivations | None:
+        """What was kept; None where some layer did not have one output for each token of each pass."""
         self._check_pass()
         outputs = [output for output in self._outputs if output is not None]
-        if not self._whole or len(outputs) < len(self._layers):
+        if not self._complete or len(outputs) < len(self._layers):
             return None
-        attention = tuple(self._attention[i] for i in range(len(self._attention))) if self._attends else None
-        return Record(tuple(outputs), attention or None, self._slots, self._prompt_slots, self._weights)
+        attention = tuple(self._attention[i] for i in range(len(self._attention))) if self._keeps_attention else None
+        return KeptActivations(tuple(outputs), attention or None, self._slots, self._prompt_slots, self._weights)
 
     def _begin(self, num_tokens: int) -> int:
         self._check_pass()
@@ -184,20 +207,20 @@ class Recorder:
         return start
 
     def _give_up(self) -> None:
-        """Keep nothing, neither what there is nor what comes."""
-        self._whole = self._attends = False
+        """Drop what was kept, and keep nothing more."""
+        self._complete = self._keeps_attention = False
         self._outputs = [None] * len(self._layers)
         self._attention = {}
 
     def _check_pass(self) -> None:
-        """Every layer has spoken once in the pass that ends."""
-        if self._whole and self._pass.stop and self._kept != len(self._layers):
+        """Give up unless every layer has run once in the pass that ends."""
+        if self._complete and self._pass.stop and self._kept != len(self._layers):
             self._give_up()
 
     def _keeping(self, number: int, forward: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         def keep(states: torch.Tensor) -> torch.Tensor:
             output = forward(states)
-            if self._whole:
+            if self._complete:
                 self._keep(number, output.flatten(0, -2))
             return output
 
@@ -214,35 +237,33 @@ class Recorder:
         self._kept += 1
 
 
-class Replay:
-    """Hands the passes of an update what a record keeps of their tokens."""
+class Reuse:
+    """Hands the passes of an update the kept activations of their tokens."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self, kept: KeptActivations) -> None:
+        self.kept = kept
         self.slots: torch.Tensor | None = None  # (b, L) of the pass that runs
 
     @contextmanager
-    def over(self, slots: torch.Tensor) -> Iterator[None]:
-        """Inside, a pass runs whose tokens (b, L) have these slots, -1 being padding."""
-        self.slots = slots
+    def passing(self, tokens: MicroBatch | Sequence[tuple[int, ...]], width: int) -> Iterator[None]:
+        """Inside, the pass of a micro-batch, or of prompts padded to this width, runs."""
+        if isinstance(tokens, Sequence):
+            self.slots = torch.stack([self.kept.slots_of_prompt(prompt, width) for prompt in tokens])
+        else:
+            self.slots = self.kept.slots_of(tokens)
         try:
             yield
         finally:
             self.slots = None
 
     def output(self, layer: int) -> torch.Tensor | None:
-        """What a linear layer put out for the tokens of the pass, (b, L, n); None outside of one."""
-        return None if self.slots is None else _taken(self.record.outputs[layer], self.slots)
+        """A linear layer's output for the tokens of the pass, (b, L, n); None outside of one."""
+        return None if self.slots is None else _taken(self.kept.outputs[layer], self.slots)
 
     def attention(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """`Record.attended` for the tokens of the pass; None outside of one."""
-        return None if self.slots is None else self.record.attended(layer, self.slots)
+        """`KeptActivations.attended` for the tokens of the pass; None outside of one."""
+        return None if self.slots is None else self.kept.attended(layer, self.slots)
 
 
 def _taken(kept: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     return kept.index_select(0, slots.flatten().clamp_min(0)).view(*slots.shape, *kept.shape[1:])
-
-
-def passing(replay: Replay | None, slots: torch.Tensor | None) -> AbstractContextManager[None]:
-    """`Replay.over`, where there is something to replay."""
-    return nullcontext() if replay is None or slots is None else replay.over(slots)

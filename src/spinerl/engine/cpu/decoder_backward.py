@@ -1,10 +1,10 @@
-"""A decoder's layers as one function each, for an update that knows what they put out.
+"""Whole decoder layers for an update that reuses kept activations: one autograd function per layer.
 
-The forward pass adds what attention and the feed-forward block of a layer are known to have put out: it runs neither.
-All else is computed going backward, layer by layer: norms, turned queries and keys and gates, each by one loop that
-reads the record where it lies, so that between the passes nothing is kept but the residual stream.
+The forward pass adds the kept outputs of a layer's attention and feed-forward block to the residual stream: it runs
+neither.  All else is recomputed going backward, layer by layer: norms, queries and keys after RoPE, SwiGLU, each by one
+loop that reads the kept activations in place, so that between the passes nothing is stored but the residual stream.
 
-For decoders of the usual make (`spinerl.engine.cpu.decoder`); `policy` tries it on the model at hand.
+For Llama-style decoders (`spinerl.engine.cpu.decoder`); `spinerl.engine.cpu.backend` checks it on the model at hand.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.activations import Record, Replay, linear_layers
+from spinerl.engine.cpu.activations import KeptActivations, Reuse, linear_layers
 from spinerl.engine.cpu.decoder import LayerParts, decoder_parts
-from spinerl.engine.cpu.extend_attention import ContinuedLayer, Span, attend_compiled, laid_out_alike
-from spinerl.engine.cpu.linear import live_rows, put_back, slopes_back, weight_slope
-from spinerl.engine.cpu.patching import exchanged_forwards
+from spinerl.engine.cpu.extend_attention import ExtendLayer, Span, attend_compiled, equal_strides
+from spinerl.engine.cpu.linear import active_rows, grad_input, grad_weight, scatter_rows
+from spinerl.engine.cpu.patching import patch_forwards
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["replayed_layers"]
+__all__ = ["reused_layers"]
 
 
-def replayed_layers(loaded: LoadedModel, replay: Replay) -> AbstractContextManager[None]:
-    """Inside, passes of tokens that the replay knows take whole layers from it, forward; their gradients are the
+def reused_layers(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[None]:
+    """Inside, passes over tokens with kept activations take whole layers from there, forward; their gradients are the
     ordinary ones.
 
-    TypeError, ValueError or AttributeError for models that `decoder_parts` does not take to pieces.
+    Unsupported as for `decoder_parts`.
     """
     numbers = {layer: number for number, layer in enumerate(linear_layers(loaded))}
     layers: Any = loaded.model.base_model.layers
-    return exchanged_forwards(
-        (layer, _forward(layer, number, len(layers), parts, [numbers[linear] for linear in parts.linear], replay))
+    return patch_forwards(
+        (layer, _forward(layer, number, len(layers), parts, [numbers[linear] for linear in parts.linear], reuse))
         for number, (layer, parts) in enumerate(zip(layers, decoder_parts(loaded), strict=True))
     )
 
 
 def _forward(
-    layer: torch.nn.Module, number: int, count: int, parts: LayerParts, linear: Sequence[int], replay: Replay
+    layer: torch.nn.Module, number: int, count: int, parts: LayerParts, linear: Sequence[int], reuse: Reuse
 ) -> Callable[..., torch.Tensor]:
     ordinary = layer.forward
     norms = (parts.first_norm, parts.second_norm, parts.query_norm, parts.key_norm)
@@ -51,34 +51,35 @@ def _forward(
     weights += [module.weight for module in parts.linear] + [module.bias for module in parts.linear]
 
     def forward(states: torch.Tensor, *more: Any, **others: Any) -> torch.Tensor:
-        angles, cache = others.get("position_embeddings"), others.get("past_key_values")
+        rope, cache = others.get("position_embeddings"), others.get("past_key_values")
         held = None if cache is None else cache.layers[number]
-        if replay.slots is None or more or angles is None or angles[0].shape[-1] != parts.sizes[3]:
+        slots, head_dim = reuse.slots, parts.sizes[3]
+        if slots is None or more or rope is None or rope[0].shape[-1] != head_dim:
             return ordinary(states, *more, **others)
-        if isinstance(held, ContinuedLayer):
+        if isinstance(held, ExtendLayer):
             if not held.compiled:
                 return ordinary(states, **others)
             prompts, lengths, spans = held.prompts, held.lengths, held.rows
         elif held is None or (type(held) is DynamicLayer and not held.get_seq_length()):
-            nothing = states.new_empty(1, parts.sizes[2], 0, parts.sizes[3])
+            nothing = states.new_empty(1, parts.sizes[2], 0, head_dim)
             prompts, lengths, spans = (nothing, nothing), (0,), ((0, 0, len(states)),)
         else:
             return ordinary(states, **others)
-        kept, slots, starts = [replay.record.outputs[i] for i in linear], replay.slots, None
-        cosines, sines = (t.expand(len(slots), -1, -1).reshape(-1, parts.sizes[3]) for t in angles)
+        outputs, starts = [reuse.kept.outputs[i] for i in linear], None
+        cos, sin = (t.expand(len(slots), -1, -1).reshape(-1, head_dim) for t in rope)
         real = (slots.flatten() >= 0).nonzero().squeeze(1)
-        packs = isinstance(held, ContinuedLayer) and len(real) < slots.numel()
-        if packs:  # from the first layer to the last, padding is left out
+        unpads = isinstance(held, ExtendLayer) and len(real) < slots.numel()
+        if unpads:  # from the first layer to the last, padding is left out
             starts = torch.nn.functional.pad((slots >= 0).sum(1).cumsum(0), (1, 0))
             if not number:
                 states = states.flatten(0, 1).index_select(0, real).unsqueeze(0)
-            cosines, sines = cosines[real], sines[real]
-        at = slots.flatten()[real] if packs else slots
-        known = _Known(replay.record, at, starts, number, parts, kept, cosines, sines, lengths, spans)
-        output, keys, values = _Layer.apply(states, *laid_out_alike(*prompts), known, *weights)  # pyright: ignore
+            cos, sin = cos[real], sin[real]
+        own_slots = slots.flatten()[real] if unpads else slots
+        saved = _Pass(reuse.kept, own_slots, starts, number, parts, outputs, cos, sin, lengths, spans)
+        output, keys, values = _Layer.apply(states, *equal_strides(*prompts), saved, *weights)  # pyright: ignore
         if held is not None and keys is not None:
             held.update(keys, values)
-        if packs and number + 1 == count:
+        if unpads and number + 1 == count:
             padded = output.new_zeros(slots.numel(), output.shape[-1])
             output = padded.index_copy(0, real, output.squeeze(0)).view(*slots.shape, -1)
         return output
@@ -87,46 +88,45 @@ def _forward(
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What a pass of N tokens through a layer knows: the record, where it has them, and what is no tensor with a
-    gradient."""
+class _Pass:
+    """A pass of N tokens through a layer: the kept activations, where its tokens have them, and all that is no tensor
+    with a gradient."""
 
-    record: Record
+    kept: KeptActivations
     slots: torch.Tensor  # (R, T), or (N,) of rows of unlike lengths
     starts: torch.Tensor | None  # (R + 1,) where those begin
     number: int  # of the layer
     parts: LayerParts
-    kept: Sequence[torch.Tensor]  # what the seven linear layers put out
-    cosines: torch.Tensor  # (N, D)
-    sines: torch.Tensor
-    lengths: Sequence[int]  # of the prompts that rows continue; one of length 0 where they continue none
+    outputs: Sequence[torch.Tensor]  # kept ones of the seven linear layers
+    cos: torch.Tensor  # (N, D)
+    sin: torch.Tensor
+    lengths: Sequence[int]  # of the prompts that rows extend; one of length 0 where they extend none
     spans: tuple[Span, ...]
 
     @property
-    def continues(self) -> bool:
+    def extends(self) -> bool:
         return max(self.lengths) > 0
 
     @property
-    def places(self) -> torch.Tensor:
-        """(N,)"""
+    def rows(self) -> torch.Tensor:
+        """(N,) the slots; that of padding is 0."""
         return self.slots.flatten().clamp_min(0)
 
-    def turning(self, weight: torch.Tensor | None) -> kernels.Turning:
-        """How queries, or keys, are turned by a norm of this weight."""
-        return kernels.Turning(weight, self.parts.manner[0][1], self.cosines, self.sines)
+    def rope(self, norm_weight: torch.Tensor | None) -> kernels.Turning:
+        """RoPE of queries, or keys, after a norm of this weight if there is one."""
+        return kernels.Turning(norm_weight, self.parts.constants[0][1], self.cos, self.sin)
 
-    def heads(self, which: int, how: kernels.Turning | None) -> torch.Tensor:
+    def heads(self, which: int, rope: kernels.Turning | None) -> torch.Tensor:
         """Queries (0), keys (1) or values (2) of the pass: (R, T, heads, D), or (N, heads, D)."""
-        _, heads, kv_heads, width = self.parts.sizes
+        _, heads, kv_heads, head_dim = self.parts.sizes
         number = kv_heads if which else heads
-        kept = self.places, self.kept[which]
-        found = kept[1].index_select(0, kept[0]) if how is None else kernels.turn(kept, number, how)
-        return found.view(*self.slots.shape, number, width)
+        kept = self.rows, self.outputs[which]
+        found = kept[1].index_select(0, kept[0]) if rope is None else kernels.turn(kept, number, rope)
+        return found.view(*self.slots.shape, number, head_dim)
 
 
 class _Layer(torch.autograd.Function):
-    """What a layer puts out (R, T, d) or (1, N, d), and keys and values (R, Hkv, T, D) where its tokens continue no
-    prompt.
+    """A layer's output (R, T, d) or (1, N, d), and keys and values (R, Hkv, T, D) where its tokens extend no prompt.
 
     The weights are those of four norms (before attention, before the feed-forward block, of queries, of keys), of the
     seven linear layers, and their biases; None for what is missing.
@@ -138,81 +138,110 @@ class _Layer(torch.autograd.Function):
         states: torch.Tensor,
         prompt_keys: torch.Tensor,
         prompt_values: torch.Tensor,
-        known: _Known,
+        saved: _Pass,
         *weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         states = states.contiguous()
-        ctx.known = known
+        ctx.saved = saved
         ctx.save_for_backward(states, prompt_keys, prompt_values, *weights)
-        _, _, _, of_attention, _, _, of_block = known.kept
-        output = kernels.add_at(states.flatten(0, 1), known.places, of_attention, of_block).view_as(states)
-        if known.continues:
+        _, _, _, of_attention, _, _, of_block = saved.outputs
+        output = kernels.add_at(states.flatten(0, 1), saved.rows, of_attention, of_block).view_as(states)
+        if saved.extends:
             return output, None, None
-        keys, values = known.heads(1, known.turning(weights[3])), known.heads(2, None)
+        keys, values = saved.heads(1, saved.rope(weights[3])), saved.heads(2, None)
         return output, keys.transpose(1, 2), values.transpose(1, 2)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, slopes: torch.Tensor, of_keys: torch.Tensor | None, of_values: torch.Tensor | None
+        ctx: Any, grad_output: torch.Tensor, grad_keys: torch.Tensor | None, grad_values: torch.Tensor | None
     ) -> Any:
-        known: _Known = ctx.known
-        states, prompt_keys, prompt_values, *weights = ctx.saved_tensors
-        needed = ctx.needs_input_grad[4:]
-        found: list[torch.Tensor | None] = [None] * len(weights)
-        first_norm, second_norm, query_norm, key_norm, *matrices = weights[:11]
-        (eps, _), scaling = known.parts.manner
-        places, stream = known.places, states.flatten(0, 1)
-        tokens = len(places)
+        return _Backward(ctx).run(grad_output, grad_keys, grad_values)
 
-        def learn(number: int, by_rows: torch.Tensor, inputs: torch.Tensor) -> None:
-            """The slopes of a linear layer's weight and bias, from those of what it puts out."""
-            if needed[4 + number]:
-                found[4 + number] = weight_slope(by_rows, inputs)
-            if needed[11 + number]:
-                found[11 + number] = by_rows.sum(0)
 
-        # The feed-forward block, for the rows whose slopes are not all 0.
-        rows = slopes.contiguous().flatten(0, 1)
-        live = live_rows(rows)
-        seen, beneath = (places, stream) if live is None else (places[live], stream[live])
-        rows = rows if live is None else rows[live]
-        gates, ups = known.kept[4:6]
-        inside, by_gates, by_ups = kernels.gate_both((seen, gates, ups), slopes_back(rows, matrices[6]))
-        learn(6, rows, inside)
-        kept = seen, known.kept[3]
-        normed, inverse = kernels.normalise_sum(beneath, kept, second_norm, eps)
-        learn(4, by_gates, normed)
-        learn(5, by_ups, normed)
-        by_normed = slopes_back(by_ups, matrices[5], slopes_back(by_gates, matrices[4]))
-        rows, found[1] = kernels.normalise_back(by_normed, beneath, second_norm, inverse, kept, rows)
+class _Backward:
+    """One layer's backward pass: the feed-forward block, attention, then queries, keys and values."""
 
-        # Attention.
-        turning = known.turning(query_norm), known.turning(key_norm)
-        queries, keys, values = (known.heads(i, how) for i, how in enumerate((*turning, None)))
-        prompts = prompt_keys, prompt_values, known.lengths, known.spans
-        job = kernels.Continuing(queries, keys, values, *prompts, scaling, known.starts)
-        attended = attend_compiled(job, known.record.attended(known.number, known.slots) if known.continues else None)
-        output = attended[0].view(tokens, -1)
-        learn(3, rows, output if live is None else output[live])
-        by_output = put_back(slopes_back(rows, matrices[3]), live, tokens)
-        by_heads = list(kernels.continue_back(job, by_output.view_as(queries), *attended))
-        for i, more in ((1, of_keys), (2, of_values)):
-            if more is not None:
-                by_heads[i] += more.transpose(1, 2)
-        by_rows = [by.view(tokens, -1) for by in by_heads[:3]]
-        for i, how in enumerate(turning):
-            slopes = by_heads[i].view(tokens, -1, by_heads[i].shape[-1])
-            by_rows[i], found[2 + i] = kernels.turn_back((places, known.kept[i]), how, slopes)
-        normed, inverse = kernels.normalise_sum(stream, None, first_norm, eps)
-        for i in (1, 2):
-            learn(i, by_rows[i], normed)
-        by_normed = slopes_back(by_rows[2], matrices[2], slopes_back(by_rows[1], matrices[1]))
-        if live is None:
-            learn(0, by_rows[0], normed)
-            slopes_back(by_rows[0], matrices[0], by_normed)
+    def __init__(self, ctx: Any) -> None:
+        self.saved: _Pass = ctx.saved
+        self.states, self.prompt_keys, self.prompt_values, *weights = ctx.saved_tensors
+        self.first_norm, self.second_norm, self.query_norm, self.key_norm, *self.matrices = weights[:11]
+        self.needed = ctx.needs_input_grad[4:]
+        self.grads: list[torch.Tensor | None] = [None] * len(weights)
+        self.stream = self.states.flatten(0, 1)
+        (self.eps, _), self.scaling = self.saved.parts.constants
+
+    def run(
+        self, grad_output: torch.Tensor, grad_keys: torch.Tensor | None, grad_values: torch.Tensor | None
+    ) -> tuple[Any, ...]:
+        grads, active = self._feed_forward(grad_output.contiguous().flatten(0, 1))
+        grad_q, grad_k, grad_v, grad_prompts, normed = self._attention(grads, active, grad_keys, grad_values)
+        grad_normed = grad_input(grad_v, self.matrices[2], grad_input(grad_k, self.matrices[1]))
+        if active is None:
+            self._learn(0, grad_q, normed)
+            grad_input(grad_q, self.matrices[0], grad_normed)
         else:
-            learn(0, by_rows[0][live], normed[live])
-            by_normed.index_add_(0, live, slopes_back(by_rows[0][live], matrices[0]))
-        residual = put_back(rows, live, tokens)
-        by_states, found[0] = kernels.normalise_back(by_normed, stream, first_norm, inverse, None, residual)
-        return by_states.view_as(states), *by_heads[3:], None, *found
+            self._learn(0, grad_q[active], normed[active])
+            grad_normed.index_add_(0, active, grad_input(grad_q[active], self.matrices[0]))
+        residual = scatter_rows(grads, active, len(self.stream))
+        grad_states, self.grads[0] = kernels.normalise_back(
+            grad_normed, self.stream, self.first_norm, self._first_rstd, None, residual
+        )
+        return grad_states.view_as(self.states), *grad_prompts, None, *self.grads
+
+    def _learn(self, number: int, grad_output: torch.Tensor, inputs: torch.Tensor) -> None:
+        """The gradients of a linear layer's weight and bias."""
+        if self.needed[4 + number]:
+            self.grads[4 + number] = grad_weight(grad_output, inputs)
+        if self.needed[11 + number]:
+            self.grads[11 + number] = grad_output.sum(0)
+
+    def _feed_forward(self, grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The gradient of the residual stream before the block, for the rows whose gradient is not all 0; and those."""
+        saved, rows, stream = self.saved, self.saved.rows, self.stream
+        active = active_rows(grads)
+        if active is not None:
+            rows, stream, grads = rows[active], stream[active], grads[active]
+        gates, ups = saved.outputs[4:6]
+        inner, grad_gate, grad_up = kernels.gate_both((rows, gates, ups), grad_input(grads, self.matrices[6]))
+        self._learn(6, grads, inner)
+        attention_output = rows, saved.outputs[3]
+        normed, rstd = kernels.normalise_sum(stream, attention_output, self.second_norm, self.eps)
+        self._learn(4, grad_gate, normed)
+        self._learn(5, grad_up, normed)
+        grad_normed = grad_input(grad_up, self.matrices[5], grad_input(grad_gate, self.matrices[4]))
+        grads, self.grads[1] = kernels.normalise_back(
+            grad_normed, stream, self.second_norm, rstd, attention_output, grads
+        )
+        return grads, active
+
+    def _attention(
+        self,
+        grads: torch.Tensor,
+        active: torch.Tensor | None,
+        grad_keys: torch.Tensor | None,
+        grad_values: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """The gradients of queries, keys and values before norms and RoPE (N, n), of the prompts' keys and values, and
+        the input of the three linear layers."""
+        saved, num_tokens = self.saved, len(self.stream)
+        rope = saved.rope(self.query_norm), saved.rope(self.key_norm)
+        queries, keys, values = (saved.heads(i, how) for i, how in enumerate((*rope, None)))
+        prompts = self.prompt_keys, self.prompt_values, saved.lengths, saved.spans
+        job = kernels.Continuing(queries, keys, values, *prompts, self.scaling, saved.starts)
+        attended = attend_compiled(job, saved.kept.attended(saved.number, saved.slots) if saved.extends else None)
+        output = attended[0].view(num_tokens, -1)
+        self._learn(3, grads, output if active is None else output[active])
+        grad_output = scatter_rows(grad_input(grads, self.matrices[3]), active, num_tokens)
+        grad_heads = list(kernels.continue_back(job, grad_output.view_as(queries), *attended))
+        for i, more in ((1, grad_keys), (2, grad_values)):
+            if more is not None:
+                grad_heads[i] += more.transpose(1, 2)
+        grad_rows = [grad.view(num_tokens, -1) for grad in grad_heads[:3]]
+        for i, how in enumerate(rope):
+            of_heads = grad_heads[i].view(num_tokens, -1, grad_heads[i].shape[-1])
+            grad_rows[i], self.grads[2 + i] = kernels.turn_back((saved.rows, saved.outputs[i]), how, of_heads)
+        normed, self._first_rstd = kernels.normalise_sum(self.stream, None, self.first_norm, self.eps)
+        for i in (1, 2):
+            self._learn(i, grad_rows[i], normed)
+        grad_q, grad_k, grad_v = grad_rows
+        return grad_q, grad_k, grad_v, grad_heads[3:], normed

@@ -1,13 +1,13 @@
-"""Attention of responses that continue shared prompts: a prompt's keys are met once by all its responses.
+"""Attention of responses that extend shared prompts: all responses to a question attend to one copy of its keys.
 
 The ordinary way gives every response a copy of its prompt's keys and values and a mask.  Here all tokens of all
-responses to a question meet the prompt in one call without a mask, each response meets itself under the causal
-mask, and the two are weighed as one softmax over both would (logaddexp of the two normalisers).  Backward, each
-part gets the output and the normaliser of the whole: attention probabilities are exp(score - normaliser) and their
+responses to a question attend to the prompt in one call without a mask, each response attends to itself under the
+causal mask, and the two are combined as one softmax over both would be (logaddexp of the two log-sum-exps).  Backward,
+each part gets the output and the log-sum-exp of the whole: attention probabilities are exp(score - lse) and their
 derivative needs the output alone, so that each part's gradient is its share of the whole one.
 
 The kernel is PyTorch's flash attention for CPUs, called by its operator's name because `scaled_dot_product_attention`
-keeps the normaliser to itself.  `passes` tries all this on the model at hand before it is used.
+does not return the log-sum-exp; or a compiled loop.  `spinerl.engine.cpu.backend` checks all this on the model at hand.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from transformers import Cache
 
 from spinerl.engine.attention import AttendingLayer
+from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.activations import Replay
+from spinerl.engine.cpu.activations import Reuse
 
-__all__ = ["ContinuedLayer", "Span", "attend_compiled", "continued_cache", "laid_out_alike", "spans"]
+__all__ = ["ExtendLayer", "Span", "attend_compiled", "equal_strides", "extend_cache", "spans"]
 
 Span = tuple[int, int, int]
 """A prompt's number, and where its rows begin and end."""
@@ -40,26 +41,26 @@ def spans(prefix_of: torch.Tensor) -> tuple[Span, ...]:
     return tuple(zip(numbers.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True))
 
 
-def continued_cache(
+def extend_cache(
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
     lengths: Sequence[int],
     rows: tuple[Span, ...],
-    replay: Replay | None = None,
+    reuse: Reuse | None = None,
     compiled: bool = False,
 ) -> Cache:
-    """A cache for one forward pass of rows that continue prompts.
+    """A cache for one forward pass of rows that extend prompts.
 
     Args:
         layers: keys and values of the prompts, (Q, Hkv, L, D) each, padded on the right.
         lengths: the prompts' lengths, Q of them.
-        replay: may know what attention puts out, but for the rows' first tokens.
+        reuse: may have attention's outputs, but for the rows' first tokens.
         compiled: whether to attend by `kernels.continue_prompts`; float32 and heads of a multiple of 16 alone.
     """
     parts = enumerate(layers)
-    return Cache(layers=[ContinuedLayer(*pair, lengths, rows, i, replay, compiled) for i, pair in parts])
+    return Cache(layers=[ExtendLayer(*pair, lengths, rows, i, reuse, compiled) for i, pair in parts])
 
 
-class ContinuedLayer(AttendingLayer):
+class ExtendLayer(AttendingLayer):
     """One layer's keys and values of the prompts, and during a pass those of the rows."""
 
     def __init__(
@@ -69,7 +70,7 @@ class ContinuedLayer(AttendingLayer):
         lengths: Sequence[int],
         rows: tuple[Span, ...],
         number: int,
-        replay: Replay | None,
+        reuse: Reuse | None,
         compiled: bool,
     ) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class ContinuedLayer(AttendingLayer):
         self.lengths = lengths
         self.rows = rows
         self._number = number
-        self._replay = replay
+        self._reuse = reuse
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
         self._own = key_states, value_states
@@ -89,8 +90,8 @@ class ContinuedLayer(AttendingLayer):
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         if softcap or window:
-            raise ValueError("only plain causal attention continues prompts in this way")
-        known = None if self._replay is None else self._replay.attention(self._number)
+            raise Unsupported("only plain causal attention extends prompts in this way")
+        known = None if self._reuse is None else self._reuse.attention(self._number)
         attention = _CompiledAttention if self.compiled else _Attention
         output = attention.apply(query, *self._own, *self.prompts, self.lengths, self.rows, scaling, known)
         assert isinstance(output, torch.Tensor)
@@ -116,40 +117,50 @@ class _Attention(torch.autograd.Function):
         query = query.transpose(1, 2).contiguous()  # (R, T, H, D): a question's tokens lie in one stretch
         own, prompts = (keys, values), (prompt_keys, prompt_values)
         if known is None:
-            output, total = _attended(query, own, prompts, lengths, rows, scaling)
+            output, lse = _attended(query, own, prompts, lengths, rows, scaling)
         else:
-            output, total = known
+            output, lse = known
             firsts = tuple(tensor[:, :, :1] for tensor in own)
             found = _attended(query[:, :1].contiguous(), firsts, prompts, lengths, rows, scaling)
-            output[:, :1], total[:, :1] = found
-        ctx.save_for_backward(query, keys, values, prompt_keys, prompt_values, output, total)
+            output[:, :1], lse[:, :1] = found
+        ctx.save_for_backward(query, keys, values, prompt_keys, prompt_values, output, lse)
         ctx.others = lengths, rows, scaling
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, keys, values, prompt_keys, prompt_values, output, total = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, keys, values, prompt_keys, prompt_values, output, lse = ctx.saved_tensors
         lengths, rows, scaling = ctx.others
         heads, kv_heads = query.shape[2], keys.shape[1]
-        gradient = gradient.contiguous()
+        grad_output = grad_output.contiguous()
         all_keys, all_values = _repeated(keys, heads), _repeated(values, heads)
-        by_query, *by_own = _flash_backward(gradient, query, all_keys, all_values, output, total, scaling, causal=True)
-        by_prompts = torch.zeros_like(prompt_keys), torch.zeros_like(prompt_values)
+        grad_query, *grad_own = _flash_backward(
+            grad_output, query, all_keys, all_values, output, lse, scaling, causal=True
+        )
+        grad_prompts = torch.zeros_like(prompt_keys), torch.zeros_like(prompt_values)
         for question, start, end in rows:
             length = lengths[question]
-            slopes, queries, outputs, totals = (_joined(t[start:end]) for t in (gradient, query, output, total))
+            grads, queries, outputs, all_lse = (_joined(t[start:end]) for t in (grad_output, query, output, lse))
             of_keys, of_values = (_repeated(t[question, :, :length][None], heads) for t in (prompt_keys, prompt_values))
-            found, *by_prompt = _flash_backward(
-                slopes, queries, of_keys, of_values, outputs, totals, scaling, causal=False
+            found, *grad_prompt = _flash_backward(
+                grads, queries, of_keys, of_values, outputs, all_lse, scaling, causal=False
             )
-            by_query[start:end] += found.view_as(query[start:end])
-            for whole, part in zip(by_prompts, by_prompt, strict=True):
+            grad_query[start:end] += found.view_as(query[start:end])
+            for whole, part in zip(grad_prompts, grad_prompt, strict=True):
                 whole[question, :, :length] = _summed(part, kv_heads)[0]
-        return by_query.transpose(1, 2), *(_summed(t, kv_heads) for t in by_own), *by_prompts, None, None, None, None
+        return (
+            grad_query.transpose(1, 2),
+            *(_summed(t, kv_heads) for t in grad_own),
+            *grad_prompts,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _CompiledAttention(torch.autograd.Function):
-    """The same by a compiled loop, which repeats no key for the queries it serves."""
+    """The same by a compiled loop, which repeats no key head for its query heads."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -165,24 +176,24 @@ class _CompiledAttention(torch.autograd.Function):
         known: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         queries, keys, values = (tensor.transpose(1, 2).contiguous() for tensor in (query, keys, values))
-        prompts = laid_out_alike(prompt_keys, prompt_values)
+        prompts = equal_strides(prompt_keys, prompt_values)
         job = kernels.Continuing(queries, keys, values, *prompts, lengths, rows, scaling)
-        output, total = attend_compiled(job, known)
-        ctx.save_for_backward(queries, keys, values, *prompts, output, total)
+        output, lse = attend_compiled(job, known)
+        ctx.save_for_backward(queries, keys, values, *prompts, output, lse)
         ctx.others = lengths, rows, scaling
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        queries, keys, values, prompt_keys, prompt_values, output, total = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        queries, keys, values, prompt_keys, prompt_values, output, lse = ctx.saved_tensors
         lengths, rows, scaling = ctx.others
         job = kernels.Continuing(queries, keys, values, prompt_keys, prompt_values, lengths, rows, scaling)
-        found = kernels.continue_back(job, gradient.contiguous(), output, total)
-        by_rows = (slopes.transpose(1, 2) for slopes in found[:3])
-        return *by_rows, *found[3:], None, None, None, None
+        found = kernels.continue_back(job, grad_output.contiguous(), output, lse)
+        grad_rows = (grad.transpose(1, 2) for grad in found[:3])
+        return *grad_rows, *found[3:], None, None, None, None
 
 
-def laid_out_alike(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def equal_strides(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, as `kernels.Continuing` takes them."""
     if keys.stride() == values.stride() and keys.stride(-1) == 1:
         return keys, values
@@ -192,16 +203,16 @@ def laid_out_alike(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tens
 def attend_compiled(
     job: kernels.Continuing, known: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`kernels.continue_prompts`; `known` is its result but for the rows' first tokens, which are put in."""
+    """`kernels.continue_prompts`; `known` is its result but for the rows' first tokens, which are computed here."""
     if known is None:
         return kernels.continue_prompts(job)
-    output, total = known
+    output, lse = known
     heads = {name: getattr(job, name) for name in ("queries", "keys", "values")}
     flat = {name: tensor.view(-1, *tensor.shape[-2:])[job.firsts] for name, tensor in heads.items()}
     found = kernels.continue_prompts(replace(job, **flat, starts=torch.arange(len(job.firsts) + 1)))
-    for whole, part in zip((output, total), found, strict=True):
+    for whole, part in zip((output, lse), found, strict=True):
         whole.view(-1, *part.shape[1:])[job.firsts] = part
-    return output, total
+    return output, lse
 
 
 def _attended(
@@ -212,18 +223,18 @@ def _attended(
     rows: tuple[Span, ...],
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (R, T, H, D) and normaliser (R, T, H) of queries (R, T, H, D), the rest as for `_Attention`."""
+    """Output (R, T, H, D) and log-sum-exp (R, T, H) of queries (R, T, H, D), the rest as for `_Attention`."""
     heads = query.shape[2]
     own_keys, own_values = (_repeated(tensor, heads) for tensor in own)
-    output, total = _flash(query, own_keys, own_values, scaling, causal=True)
+    output, lse = _flash(query, own_keys, own_values, scaling, causal=True)
     for question, start, end in rows:
         of_keys, of_values = (_repeated(t[question, :, : lengths[question]][None], heads) for t in prompts)
-        found, found_total = _flash(_joined(query[start:end]), of_keys, of_values, scaling, causal=False)
-        part, part_total = output[start:end], total[start:end]
-        share = torch.sigmoid(found_total.view_as(part_total) - part_total)
+        found, found_lse = _flash(_joined(query[start:end]), of_keys, of_values, scaling, causal=False)
+        part, part_lse = output[start:end], lse[start:end]
+        share = torch.sigmoid(found_lse.view_as(part_lse) - part_lse)
         part.lerp_(found.view_as(part), share.unsqueeze(-1).to(part.dtype))
-        torch.logaddexp(part_total, found_total.view_as(part_total), out=part_total)
-    return output, total
+        torch.logaddexp(part_lse, found_lse.view_as(part_lse), out=part_lse)
+    return output, lse
 
 
 def _joined(tensor: torch.Tensor) -> torch.Tensor:
@@ -244,25 +255,25 @@ def _summed(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:
 def _flash(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (R, T, H, D) and normaliser (R, T, H) of queries (R, T, H, D) that meet keys (R, H, n, D)."""
+    """Output (R, T, H, D) and log-sum-exp (R, T, H) of queries (R, T, H, D) to keys (R, H, n, D)."""
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output, total = operator(query.transpose(1, 2), keys, values, 0.0, causal, scale=scaling)
-    return output.transpose(1, 2), total.transpose(1, 2)
+    output, lse = operator(query.transpose(1, 2), keys, values, 0.0, causal, scale=scaling)
+    return output.transpose(1, 2), lse.transpose(1, 2)
 
 
 def _flash_backward(
-    gradient: torch.Tensor,
+    grad_output: torch.Tensor,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     output: torch.Tensor,
-    total: torch.Tensor,
+    lse: torch.Tensor,
     scaling: float,
     causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query (R, T, H, D), keys and values (R, H, n, D)."""
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    of_heads = (t.transpose(1, 2) for t in (gradient, query))
-    results = (t.transpose(1, 2) for t in (output, total))
-    by_query, by_keys, by_values = operator(*of_heads, keys, values, *results, 0.0, causal, scale=scaling)
-    return by_query.transpose(1, 2), by_keys, by_values
+    of_heads = (t.transpose(1, 2) for t in (grad_output, query))
+    results = (t.transpose(1, 2) for t in (output, lse))
+    grad_query, grad_keys, grad_values = operator(*of_heads, keys, values, *results, 0.0, causal, scale=scaling)
+    return grad_query.transpose(1, 2), grad_keys, grad_values

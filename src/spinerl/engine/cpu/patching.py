@@ -1,4 +1,4 @@
-"""Exchanging the forward functions of a model's parts for faster ones, tried on the model first."""
+"""Replacing the forward functions of a model's modules by faster ones, checked on the model first."""
 
 from __future__ import annotations
 
@@ -8,36 +8,48 @@ from typing import Any
 
 import torch
 
-from spinerl.engine.capabilities import ability, agree
+from spinerl.engine.capabilities import differences
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["exchanged_forwards", "suits_cpu", "tried"]
+__all__ = ["checked", "patch_forwards", "suits_cpu"]
 
 Forward = Callable[..., Any]
 
 
 def suits_cpu(loaded: LoadedModel) -> bool:
-    """Whether the model is a float32 one on a CPU, which the exchanges of this package are for."""
+    """Whether the model is a float32 one on a CPU, which most of this package is for."""
     return loaded.device.type == "cpu" and loaded.model.dtype == torch.float32
 
 
 @contextmanager
-def tried(
-    loaded: LoadedModel, name: str, exchange: Callable[[], AbstractContextManager[None]], *, learning: bool = True
+def checked(
+    loaded: LoadedModel,
+    name: str,
+    patch: Callable[[], AbstractContextManager[None]],
+    *,
+    gradients: bool = True,
+    fits: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Inside, the exchange is in force, unless a trial found other numbers with it than without.
+    """Inside, the model is patched, unless a self-check found other numbers with the patch than without.
 
-    `learning`: gradients are among those numbers.
+    Args:
+        gradients: whether they are among those numbers.
+        fits: raises Unsupported where the patch needs more memory than there is; asked before the self-check.
     """
-    if ability(loaded, name, lambda: _trial(loaded, exchange, learning)):
-        with exchange():
+
+    def check() -> str | None:
+        fits()
+        return _check(loaded, patch, gradients)
+
+    if loaded.capabilities.allows(name, check):
+        with patch():
             yield
     else:
         yield
 
 
 @contextmanager
-def exchanged_forwards(pairs: Iterable[tuple[torch.nn.Module, Forward]]) -> Iterator[None]:
+def patch_forwards(pairs: Iterable[tuple[torch.nn.Module, Forward]]) -> Iterator[None]:
     """Inside, each module's forward function is the other one."""
     pairs = list(pairs)
     before = [(module, module.__dict__.get("forward")) for module, _ in pairs]
@@ -52,21 +64,24 @@ def exchanged_forwards(pairs: Iterable[tuple[torch.nn.Module, Forward]]) -> Iter
                 module.forward = forward
 
 
-def _trial(loaded: LoadedModel, exchange: Callable[[], AbstractContextManager[None]], learning: bool) -> bool:
-    with torch.inference_mode(False), torch.set_grad_enabled(learning):
-        plain = _figures(loaded)
-        with exchange():
-            found = _figures(loaded)
-    return all(agree(a, b) for a, b in zip(found, plain, strict=True))
+def _check(loaded: LoadedModel, patch: Callable[[], AbstractContextManager[None]], gradients: bool) -> str | None:
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        expected = _numbers(loaded)
+        with patch():
+            found = _numbers(loaded)
+    return differences(found.items(), expected)
 
 
-def _figures(loaded: LoadedModel) -> list[torch.Tensor]:
-    """Logits of a few tokens and, with gradient enabled, the slopes of whatever learns in the backbone."""
+def _numbers(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    """Logits of a few tokens and, with gradient enabled, the gradient of each parameter of the backbone that learns."""
     ids = torch.arange(12, device=loaded.device).view(3, 4) + 1
     logits = loaded.model(input_ids=ids, use_cache=False).logits
-    learning = [parameter for parameter in loaded.model.base_model.parameters() if parameter.requires_grad]
+    named = loaded.model.base_model.named_parameters()
+    learning = {name: parameter for name, parameter in named if parameter.requires_grad}
     if not learning or not torch.is_grad_enabled():
-        return [logits]
+        return {"logits": logits}
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
-    slopes = torch.autograd.grad((logits * weights).sum(), learning, allow_unused=True, materialize_grads=True)
-    return [logits, torch.cat([slope.flatten() for slope in slopes])]
+    gradients = torch.autograd.grad(
+        (logits * weights).sum(), list(learning.values()), allow_unused=True, materialize_grads=True
+    )
+    return {"logits": logits, **{f"the gradient of {name}": g for name, g in zip(learning, gradients, strict=True)}}

@@ -1,0 +1,240 @@
+"""The faster paths for CPUs: which of them a model can take, and how a rollout and an update take them.
+
+This is the one module of `spinerl.engine.cpu` that `spinerl.engine.backend` imports.  Every path is checked on the
+model at hand before it is used (`spinerl.engine.capabilities`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from spinerl.config import OptimConfig, RolloutConfig
+from spinerl.engine.backend import Backend, ForwardPath, SamplingPath
+from spinerl.engine.capabilities import Unsupported, differences
+from spinerl.engine.cpu import kernels
+from spinerl.engine.cpu.activations import KeptActivations, Recorder, Reuse, keeps_activations, token_capacity
+from spinerl.engine.cpu.decoder import DecoderStep
+from spinerl.engine.cpu.decoder_backward import reused_layers
+from spinerl.engine.cpu.extend_attention import extend_cache, spans
+from spinerl.engine.cpu.fused import fused_modules
+from spinerl.engine.cpu.linear import onednn_linear, packed_weights, reused_linear
+from spinerl.engine.cpu.patching import suits_cpu
+from spinerl.engine.cpu.shared_decoder import CpuDecoder
+from spinerl.engine.forward import MicroBatch, check_extending, plan, shares_prompts, states_and_gradient
+from spinerl.engine.kv_cache import CopyingDecoder
+from spinerl.engine.loading import LoadedModel
+from spinerl.engine.sampler import sample_responses
+from spinerl.engine.sampling import Sampled
+from spinerl.engine.shared_prefix import can_share_prompts, check_decoding
+from spinerl.types import Activations, Batch, Question
+
+__all__ = ["CpuBackend"]
+
+_LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where whole layers are reused: they keep less than others at once
+
+
+class CpuBackend(Backend):
+    """`spinerl.engine.backend.Backend` for CPUs."""
+
+    name = "cpu"
+
+    def sampling(self, num_rows: int, num_tokens: int, prompt_lengths: Sequence[int], keep: bool) -> SamplingPath:
+        loaded, recorder = self._loaded, None
+        if keep and not loaded.disables("activation-reuse") and can_share_prompts(loaded) and keeps_activations(loaded):
+            # Prompts are padded: to a length that is at most half as much again, and 64 (`shared_prefix`).
+            wanted = num_rows * num_tokens + sum(length * 3 // 2 + 64 for length in prompt_lengths)
+            capacity = min(wanted, token_capacity(loaded))
+            recorder = Recorder(loaded, num_rows, num_tokens, capacity) if capacity else None
+        return _CpuSampling(loaded, recorder)
+
+    def forward(self, activations: Activations | None = None) -> ForwardPath:
+        loaded, reuse, layers = self._loaded, None, False
+        if isinstance(activations, KeptActivations) and self._reuses(activations):
+            reuse, layers = Reuse(activations), _reuses_layers(loaded)
+        return _CpuForward(loaded, reuse, layers)
+
+    def settle(self) -> None:
+        super().settle()
+        loaded = self._loaded
+        patches = {"onednn": onednn_linear, "packed-weights": packed_weights}
+        for part in [part for part in patches if not loaded.disables(part)]:
+            with patches[part](loaded):
+                pass
+        if _compiles(loaded):
+            with fused_modules(loaded):
+                pass
+            decoder_step(loaded)
+        _extends_compiled(loaded)
+        if not loaded.disables("activation-reuse") and keeps_activations(loaded):
+            token_capacity(loaded)
+            _reuses_linear(loaded)
+            _reuses_layers(loaded)
+
+    def _reuses(self, activations: KeptActivations) -> bool:
+        loaded = self._loaded
+        if loaded.disables("activation-reuse") or loaded.model.training or not activations.serves(loaded):
+            return False
+        return _reuses_linear(loaded)
+
+
+class _CpuSampling(SamplingPath):
+    """A rollout with packed weights and compiled loops, whose activations a recorder may keep."""
+
+    def __init__(self, loaded: LoadedModel, recorder: Recorder | None) -> None:
+        super().__init__(loaded)
+        self._recorder = recorder
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        loaded = self._loaded
+        with ExitStack() as stack:
+            if _compiles(loaded):
+                stack.enter_context(fused_modules(loaded))
+            if not loaded.disables("packed-weights"):
+                stack.enter_context(packed_weights(loaded))
+            if self._recorder is not None:
+                stack.enter_context(self._recorder.recording())
+            yield
+
+    def decoder(self) -> CpuDecoder | CopyingDecoder:
+        loaded = self._loaded
+        if not can_share_prompts(loaded):
+            return CopyingDecoder(loaded)
+        compiled = _attends_compiled(loaded)
+        return CpuDecoder(loaded, compiled, decoder_step(loaded), self._recorder)
+
+    def begin_rows(self, numbers: torch.Tensor, columns: torch.Tensor) -> None:
+        if self._recorder is not None:
+            self._recorder.begin_rows(numbers, columns)
+
+    def sample(self, logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> Sampled | None:
+        if logits.dtype != torch.float32 or not _compiles(self._loaded):
+            return None
+        return Sampled(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
+
+    def activations(self) -> KeptActivations | None:
+        return None if self._recorder is None else self._recorder.activations()
+
+
+class _CpuForward(ForwardPath):
+    """Passes with oneDNN and compiled loops, which may reuse activations."""
+
+    def __init__(self, loaded: LoadedModel, reuse: Reuse | None, layers: bool, compiled: bool | None = None) -> None:
+        """`layers`: activations are reused by whole layers; `compiled`: whether rows extend prompts by a compiled loop,
+        None: as checks on the model allow."""
+        super().__init__(loaded)
+        self._reuse, self._layers, self._compiled = reuse, layers, compiled
+        self.pads = reuse is None or not layers
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        loaded = self._loaded
+        with ExitStack() as stack:
+            if not loaded.disables("onednn"):
+                stack.enter_context(onednn_linear(loaded))
+            if _compiles(loaded):
+                stack.enter_context(fused_modules(loaded))
+            if self._reuse is not None:
+                stack.enter_context((reused_layers if self._layers else reused_linear)(loaded, self._reuse))
+            yield
+
+    def passing(self, tokens: MicroBatch | Sequence[tuple[int, ...]], width: int) -> AbstractContextManager[object]:
+        return super().passing(tokens, width) if self._reuse is None else self._reuse.passing(tokens, width)
+
+    def optim(self, optim: OptimConfig) -> OptimConfig:
+        if self.pads:
+            return optim
+        return optim.model_copy(update={"micro_batch_tokens": _LONGER_PASSES * optim.micro_batch_tokens})
+
+    def extend(self, layers: Sequence[Any], lengths: Sequence[int], prefix_of: torch.Tensor) -> Cache | None:
+        compiled = self._compiled
+        if compiled is None:
+            if not _extends(self._loaded):
+                return None
+            compiled = _extends_compiled(self._loaded)
+        pairs = [(layer.keys, layer.values) for layer in layers]
+        return extend_cache(pairs, lengths, spans(prefix_of), self._reuse, compiled)
+
+
+class _Reusing(_CpuForward):
+    """Passes that reuse activations and are the plain path's in all else: what a self-check compares."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        assert self._reuse is not None
+        with (reused_layers if self._layers else reused_linear)(self._loaded, self._reuse):
+            yield
+
+
+def _compiles(loaded: LoadedModel) -> bool:
+    """Whether compiled loops may be used."""
+    return suits_cpu(loaded) and not loaded.disables("compiled") and kernels.library() is not None
+
+
+def _attends_compiled(loaded: LoadedModel) -> bool:
+    """Whether shared-prefix decoding gives the same logits with compiled attention."""
+    return _compiles(loaded) and loaded.capabilities.allows(
+        "compiled_attention", lambda: check_decoding(loaded, CpuDecoder(loaded, compiled=True))
+    )
+
+
+def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
+    """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
+    for such a model, or found too little memory."""
+    if not _attends_compiled(loaded):
+        return None
+
+    def check() -> str | None:
+        return check_decoding(loaded, CpuDecoder(loaded, True, DecoderStep(loaded), rows_per_thread=0))
+
+    return DecoderStep(loaded, settled=True) if loaded.capabilities.allows("decoder_step", check) else None
+
+
+def _extends(loaded: LoadedModel) -> bool:
+    """Whether rows that extend prompts without copies (`spinerl.engine.cpu.extend_attention`) give the same states and
+    the same gradient."""
+    path = _CpuForward(loaded, None, False, compiled=False)
+    return shares_prompts(loaded) and loaded.capabilities.allows(
+        "extend_attention", lambda: check_extending(loaded, path)
+    )
+
+
+def _extends_compiled(loaded: LoadedModel) -> bool:
+    """Whether they do so too where that attention is a compiled loop."""
+    if not _compiles(loaded) or not _extends(loaded):
+        return False
+    path = _CpuForward(loaded, None, False, compiled=True)
+    return loaded.capabilities.allows("compiled_extend_attention", lambda: check_extending(loaded, path))
+
+
+def _reuses_linear(loaded: LoadedModel) -> bool:
+    """Whether kept outputs of linear layers and of attention give the same states and the same gradient."""
+    return loaded.capabilities.allows("activation_reuse", lambda: _check_reuse(loaded, layers=False))
+
+
+def _reuses_layers(loaded: LoadedModel) -> bool:
+    """Whether they do so by whole layers."""
+    return _compiles(loaded) and loaded.capabilities.allows("layer_reuse", lambda: _check_reuse(loaded, layers=True))
+
+
+def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
+    """Two questions, two responses each: states and a gradient from kept activations, and recomputed."""
+    prompts = ((3, 4, 5, 6), (9, 8, 7))
+    questions = tuple(Question(str(number), "") for number in range(len(prompts)))
+    rollout_config = RolloutConfig(max_new_tokens=5)  # pyright: ignore[reportCallIssue]
+    rollout = sample_responses(loaded, questions, prompts, 2, rollout_config, ("check",), keep_activations=True)
+    batch = Batch(tuple(p for p in prompts for _ in range(2)), rollout.tokens, rollout.mask, 1.0)
+    optim = OptimConfig()  # pyright: ignore[reportCallIssue]
+    plain = _CpuForward(loaded, None, False, compiled=False if _extends(loaded) else None)
+    expected = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
+    if not isinstance(rollout.activations, KeptActivations):
+        raise Unsupported("sampling kept no activations of this model")
+    path = _Reusing(loaded, Reuse(rollout.activations), layers)
+    with path.running():
+        found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), path)
+    return differences(found.items(), expected)
