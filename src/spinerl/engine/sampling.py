@@ -99,7 +99,7 @@ def draw(
         compiled: whether a compiled loop may do it: float32 logits on a CPU, without anything but tokens to draw.
     """
     if compiled and uniforms is not None and truncate is None and not certainties and logits.dtype == torch.float32:
-        return Drawn(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
+        return Drawn(*kernels.sample(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
     rows, vocabulary = logits.shape
     step = max(1, (_PIECE_ON_CPU if logits.device.type == "cpu" else _PIECE) // vocabulary)
     pieces = [

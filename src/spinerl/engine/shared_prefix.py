@@ -295,7 +295,7 @@ class _LayerState:
     def packed(self) -> torch.Tensor:
         """The prompts' keys as `kernels.decode_attention` takes them."""
         if self.packed_keys is None:
-            self.packed_keys = kernels.packed(self.prompt_keys)
+            self.packed_keys = kernels.pack_panels(self.prompt_keys)
         return self.packed_keys
 
     def make_room(self, num_rows: int, column: int, size: int) -> bool:
@@ -398,7 +398,7 @@ class _Cohort:
         state = self.layers[layer]
         rows, heads, _, width = query.shape
         kv_heads = state.prompt_keys.shape[1]
-        if self._compiled and softcap is None and window is None and width in kernels.DECODING_WIDTHS:
+        if self._compiled and softcap is None and window is None and width in kernels.head_dims():
             found, found_total = self._attend_compiled(state, query.squeeze(2), scaling)
             return found.unsqueeze(1), found_total
         # A key head's own query heads are so many queries to the same keys: no key is ever repeated.
@@ -451,10 +451,10 @@ class _Cohort:
             stream,
             angles,
             self._places,
-            own=self._length,
+            own_length=self._length,
             block_size=_BLOCK_ON_CPU,
-            prompts=(self.layers[0].packed()[0, 0, ..., 0, :].numel(), self.layers[0].prompt_values.shape[2]),
-            lengths=self._prompt_lengths,
+            prompt_sizes=(self.layers[0].packed()[0, 0, ..., 0, :].numel(), self.layers[0].prompt_values.shape[2]),
+            prompt_lengths=self._prompt_lengths,
             tasks=tasks,
             order=order,
             slot=slot,

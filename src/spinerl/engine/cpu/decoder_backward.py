@@ -111,16 +111,16 @@ class _Known:
         """(N,)"""
         return self.slots.flatten().clamp_min(0)
 
-    def turning(self, weight: torch.Tensor | None) -> kernels.Turning:
+    def turning(self, weight: torch.Tensor | None) -> kernels.NormRope:
         """How queries, or keys, are turned by a norm of this weight."""
-        return kernels.Turning(weight, self.parts.manner[0][1], self.cosines, self.sines)
+        return kernels.NormRope(weight, self.parts.manner[0][1], self.cosines, self.sines)
 
-    def heads(self, which: int, how: kernels.Turning | None) -> torch.Tensor:
+    def heads(self, which: int, how: kernels.NormRope | None) -> torch.Tensor:
         """Queries (0), keys (1) or values (2) of the pass: (R, T, heads, D), or (N, heads, D)."""
         _, heads, kv_heads, width = self.parts.sizes
         number = kv_heads if which else heads
         kept = self.places, self.kept[which]
-        found = kept[1].index_select(0, kept[0]) if how is None else kernels.turn(kept, number, how)
+        found = kept[1].index_select(0, kept[0]) if how is None else kernels.norm_rope(kept, number, how)
         return found.view(*self.slots.shape, number, width)
 
 
@@ -145,7 +145,7 @@ class _Layer(torch.autograd.Function):
         ctx.known = known
         ctx.save_for_backward(states, prompt_keys, prompt_values, *weights)
         _, _, _, of_attention, _, _, of_block = known.kept
-        output = kernels.add_at(states.flatten(0, 1), known.places, of_attention, of_block).view_as(states)
+        output = kernels.add_indexed(states.flatten(0, 1), known.places, of_attention, of_block).view_as(states)
         if known.continues:
             return output, None, None
         keys, values = known.heads(1, known.turning(weights[3])), known.heads(2, None)
@@ -177,33 +177,33 @@ class _Layer(torch.autograd.Function):
         seen, beneath = (places, stream) if live is None else (places[live], stream[live])
         rows = rows if live is None else rows[live]
         gates, ups = known.kept[4:6]
-        inside, by_gates, by_ups = kernels.gate_both((seen, gates, ups), slopes_back(rows, matrices[6]))
+        inside, by_gates, by_ups = kernels.swiglu_recompute_backward((seen, gates, ups), slopes_back(rows, matrices[6]))
         learn(6, rows, inside)
         kept = seen, known.kept[3]
-        normed, inverse = kernels.normalise_sum(beneath, kept, second_norm, eps)
+        normed, inverse = kernels.rms_norm_with_rstd(beneath, kept, second_norm, eps)
         learn(4, by_gates, normed)
         learn(5, by_ups, normed)
         by_normed = slopes_back(by_ups, matrices[5], slopes_back(by_gates, matrices[4]))
-        rows, found[1] = kernels.normalise_back(by_normed, beneath, second_norm, inverse, kept, rows)
+        rows, found[1] = kernels.rms_norm_backward(by_normed, beneath, second_norm, inverse, kept, rows)
 
         # Attention.
         turning = known.turning(query_norm), known.turning(key_norm)
         queries, keys, values = (known.heads(i, how) for i, how in enumerate((*turning, None)))
         prompts = prompt_keys, prompt_values, known.lengths, known.spans
-        job = kernels.Continuing(queries, keys, values, *prompts, scaling, known.starts)
+        job = kernels.ExtendAttention(queries, keys, values, *prompts, scaling, known.starts)
         attended = attend_compiled(job, known.record.attended(known.number, known.slots) if known.continues else None)
         output = attended[0].view(tokens, -1)
         learn(3, rows, output if live is None else output[live])
         by_output = put_back(slopes_back(rows, matrices[3]), live, tokens)
-        by_heads = list(kernels.continue_back(job, by_output.view_as(queries), *attended))
+        by_heads = list(kernels.extend_attention_backward(job, by_output.view_as(queries), *attended))
         for i, more in ((1, of_keys), (2, of_values)):
             if more is not None:
                 by_heads[i] += more.transpose(1, 2)
         by_rows = [by.view(tokens, -1) for by in by_heads[:3]]
         for i, how in enumerate(turning):
             slopes = by_heads[i].view(tokens, -1, by_heads[i].shape[-1])
-            by_rows[i], found[2 + i] = kernels.turn_back((places, known.kept[i]), how, slopes)
-        normed, inverse = kernels.normalise_sum(stream, None, first_norm, eps)
+            by_rows[i], found[2 + i] = kernels.norm_rope_backward((places, known.kept[i]), how, slopes)
+        normed, inverse = kernels.rms_norm_with_rstd(stream, None, first_norm, eps)
         for i in (1, 2):
             learn(i, by_rows[i], normed)
         by_normed = slopes_back(by_rows[2], matrices[2], slopes_back(by_rows[1], matrices[1]))
@@ -214,5 +214,5 @@ class _Layer(torch.autograd.Function):
             learn(0, by_rows[0][live], normed[live])
             by_normed.index_add_(0, live, slopes_back(by_rows[0][live], matrices[0]))
         residual = put_back(rows, live, tokens)
-        by_states, found[0] = kernels.normalise_back(by_normed, stream, first_norm, inverse, None, residual)
+        by_states, found[0] = kernels.rms_norm_backward(by_normed, stream, first_norm, inverse, None, residual)
         return by_states.view_as(states), *by_heads[3:], None, *found

@@ -58,7 +58,7 @@ def _exchange(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda states: kernels.normalise(states, module.weight, module.variance_epsilon)
+    return lambda states: kernels.rms_norm(states, module.weight, module.variance_epsilon)
 
 
 def is_gated(module: Any) -> bool:
@@ -73,7 +73,7 @@ def gated_layers(module: Any) -> list[Any]:
 
 
 def _gated(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda states: module.down_proj(kernels.gate(module.gate_proj(states), module.up_proj(states)))
+    return lambda states: module.down_proj(kernels.swiglu(module.gate_proj(states), module.up_proj(states)))
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _rotating(source: Any) -> Iterator[None]:
         if more or others or not all(_can_turn(states, cos, sin) for states in (q, k)):
             return ordinary(q, k, cos, sin, *more, **others)
         angles = [t.expand(len(q), -1, -1) for t in (cos, sin)]
-        return tuple(kernels.rotate(states.transpose(1, 2), *angles).transpose(1, 2) for states in (q, k))
+        return tuple(kernels.rope(states.transpose(1, 2), *angles).transpose(1, 2) for states in (q, k))
 
     setattr(source, _ROTATION, rotate)
     try:

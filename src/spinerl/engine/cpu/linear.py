@@ -162,13 +162,13 @@ def _times(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 def _by_loops(slopes: torch.Tensor, width: int) -> bool:
     on_cpu = slopes.dtype == torch.float32 and slopes.device.type == "cpu"
-    return on_cpu and width % 16 == 0 and len(slopes) > 0 and kernels.multiplies()
+    return on_cpu and width % 16 == 0 and len(slopes) > 0 and kernels.has_fast_gemm()
 
 
 def slopes_back(slopes: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
     """slopes (m, n) times weight (n, k), added to `into` (m, k) if that is given."""
     if _by_loops(slopes, weight.shape[1]):
-        return kernels.slopes_back(slopes.contiguous(), weight.contiguous(), into)
+        return kernels.grad_input(slopes.contiguous(), weight.contiguous(), into)
     found = _times(slopes, weight.t())
     return found if into is None else into.add_(found)
 
@@ -195,7 +195,7 @@ def weight_slope(slopes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     if not len(slopes):
         return slopes.new_zeros(slopes.shape[1], states.shape[1])
     if _by_loops(slopes, states.shape[1]):
-        return kernels.weight_slope(slopes.contiguous(), states.contiguous())
+        return kernels.grad_weight(slopes.contiguous(), states.contiguous())
     wide = slopes.shape[1] > states.shape[1]  # of the two ways round, the one with more rows was measured to be slower
     total: torch.Tensor | None = None
     for few_slopes, few_states in zip(slopes.split(_ROWS_AT_ONCE), states.split(_ROWS_AT_ONCE), strict=True):
