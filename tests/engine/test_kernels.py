@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 
 import pytest
 import torch
@@ -11,7 +10,9 @@ import torch
 from spinerl.config import load_config
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.backend import decoder_step
+from spinerl.engine.cpu.bindings import bind
 from spinerl.engine.cpu.fused import fused_modules
+from spinerl.engine.cpu.library import build, library_override
 from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import sample_responses
 from spinerl.types import Question
@@ -27,18 +28,20 @@ PROMPTS = ((3, 4, 5, 6, 7, 8, 9), (9, 8, 7), (11, 12, 13, 14, 15))
 def plain_loops(tmp_path_factory):
     """The loops as compiled for processors of which nothing is known."""
     file = tmp_path_factory.mktemp("loops") / "plain.so"
-    command = ["cc", *kernels._FLAGS, "-o", str(file), str(kernels._SOURCE), "-lm"]
-    subprocess.run(command, check=True, capture_output=True)
-    return kernels._declared(ctypes.CDLL(str(file)))
+    build(file, tuned=False)
+    return bind(ctypes.CDLL(str(file)))
 
 
 @pytest.fixture(params=["this machine's", "any machine's"])
-def loops(request, monkeypatch):
+def loops(request):
     """The loops as they run here, and as they would anywhere."""
-    if request.param == "any machine's":
-        plain = request.getfixturevalue("plain_loops")
-        assert not plain.has_wide_registers()
-        monkeypatch.setattr(kernels, "library", lambda: plain)
+    if request.param == "this machine's":
+        yield
+        return
+    plain = request.getfixturevalue("plain_loops")
+    assert not plain.constants.has_wide_registers
+    with library_override(plain):
+        yield
 
 
 def randn(*shape, seed=0):
@@ -67,7 +70,7 @@ def test_norms(shape):
     def formula(states, weight):
         return weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-5)
 
-    gradients_agree(lambda s, w: kernels.normalise(s, w, 1e-5), formula, randn(*shape), randn(shape[-1], seed=1))
+    gradients_agree(lambda s, w: kernels.rms_norm(s, w, 1e-5), formula, randn(*shape), randn(shape[-1], seed=1))
 
 
 @pytest.mark.usefixtures("loops")
@@ -76,13 +79,13 @@ def test_gates(shape):
     def formula(gates, states):
         return torch.nn.functional.silu(gates) * states
 
-    gradients_agree(kernels.gate, formula, 5 * randn(*shape), randn(*shape, seed=1))
+    gradients_agree(kernels.swiglu, formula, 5 * randn(*shape), randn(*shape, seed=1))
 
 
 @pytest.mark.usefixtures("loops")
 def test_gates_of_large_numbers_are_finite():
     gates = torch.tensor([[-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4]])
-    found = kernels.gate(gates, torch.ones_like(gates))
+    found = kernels.swiglu(gates, torch.ones_like(gates))
     assert torch.allclose(found, torch.nn.functional.silu(gates), atol=1e-6, rtol=1e-6)
 
 
@@ -91,9 +94,9 @@ def test_gates_of_large_numbers_are_finite():
 def test_gates_and_their_slopes_in_places(width):
     gates, states, slopes = randn(9, width), randn(9, width, seed=1), randn(4, width, seed=2)
     places = torch.tensor([8, 0, 3, 3])
-    found, *by_both = kernels.gate_both((places, gates, states), slopes)
+    found, *by_both = kernels.swiglu_recompute_backward((places, gates, states), slopes)
     inputs = [gates[places].requires_grad_(), states[places].requires_grad_()]
-    expected = kernels.gate(*inputs)
+    expected = kernels.swiglu(*inputs)
     assert torch.allclose(found, expected)
     for a, b in zip(by_both, torch.autograd.grad(expected, inputs, slopes), strict=True):
         assert torch.equal(a, b)
@@ -105,8 +108,8 @@ def test_norms_of_sums_in_places(width):
     """The norm of states and kept rows, and its slopes with a residual's beside, against autograd in float64."""
     places, kept, residual, slopes = torch.tensor([4, 0, 0]), randn(5, width), randn(3, width, seed=1), randn(3, width)
     states, weight = randn(3, width, seed=2), randn(width, seed=3)
-    found, inverse = kernels.normalise_sum(states, (places, kept), weight, 1e-5)
-    by_states, by_weight = kernels.normalise_back(slopes, states, weight, inverse, (places, kept), residual)
+    found, inverse = kernels.rms_norm_with_rstd(states, (places, kept), weight, 1e-5)
+    by_states, by_weight = kernels.rms_norm_backward(slopes, states, weight, inverse, (places, kept), residual)
     wide = states.double().requires_grad_(), weight.double().requires_grad_()
     whole = wide[0] + kept.double()[places]
     expected = wide[1] * whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + 1e-5)
@@ -115,7 +118,7 @@ def test_norms_of_sums_in_places(width):
     assert torch.allclose(by_states.double(), of_states + residual, atol=1e-5)
     assert torch.allclose(by_weight.double(), of_weight, atol=1e-5)
     other = randn(5, width, seed=4)
-    assert torch.equal(kernels.add_at(states, places, kept, other), states + kept[places] + other[places])
+    assert torch.equal(kernels.add_indexed(states, places, kept, other), states + kept[places] + other[places])
 
 
 @pytest.mark.usefixtures("loops")
@@ -125,16 +128,16 @@ def test_turned_heads(width, normed):
     """Norm and rotation of kept heads, and their slopes, against autograd in float64."""
     places, kept, slopes = torch.tensor([3, 3, 0, 1]), randn(4, 3 * width), randn(4, 3, width, seed=1)
     weight = randn(width, seed=2) if normed else None
-    how = kernels.Turning(weight, 1e-5, randn(4, width, seed=3), randn(4, width, seed=4))
-    found = kernels.turn((places, kept), 3, how)
-    by_rows, by_weight = kernels.turn_back((places, kept), how, slopes)
+    how = kernels.NormRope(weight, 1e-5, randn(4, width, seed=3), randn(4, width, seed=4))
+    found = kernels.norm_rope((places, kept), 3, how)
+    by_rows, by_weight = kernels.norm_rope_backward((places, kept), how, slopes)
     rows = kept.double()[places].view(4, 3, width).requires_grad_()
     wide = [rows] if weight is None else [rows, weight.double().requires_grad_()]
     states = rows
     if normed:
         states = wide[1] * rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-5)
     a, b = states.chunk(2, dim=-1)
-    angles = [angle.double().unsqueeze(1) for angle in (how.cosines, how.sines)]
+    angles = [angle.double().unsqueeze(1) for angle in (how.cos, how.sin)]
     expected = states * angles[0] + torch.cat([-b, a], dim=-1) * angles[1]
     assert torch.allclose(found.double(), expected, atol=1e-5)
     of_rows, *of_weight = torch.autograd.grad(expected, wide, slopes.double())
@@ -154,11 +157,11 @@ def test_rotations(width):
         turned = torch.cat([-b, a], dim=-1)
         return states * cosines.double().unsqueeze(2) + turned * sines.double().unsqueeze(2)
 
-    gradients_agree(lambda s: kernels.rotate(s, cosines, sines), formula, randn(2, 5, 3, width))
+    gradients_agree(lambda s: kernels.rope(s, cosines, sines), formula, randn(2, 5, 3, width))
 
 
 @pytest.mark.usefixtures("loops")
-@pytest.mark.parametrize("width", kernels.DECODING_WIDTHS)
+@pytest.mark.parametrize("width", kernels.head_dims())
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (7, 1), (12, 2)])
 @pytest.mark.parametrize("own", [1, 16, 21])
 def test_decoding(width, heads, kv_heads, own):
@@ -175,7 +178,7 @@ def test_decoding(width, heads, kv_heads, own):
     order = question_of.argsort(stable=True)
     tasks = torch.tensor([[0, 1, 1, 2], [0, 1, 3, 5], [1, 2, 2, 1]])
     found, total = kernels.decode_attention(
-        queries, 0.3, blocks, own, kernels.packed(prompt_keys), prompt_values, torch.tensor(lengths), tasks, order
+        queries, 0.3, blocks, own, kernels.pack_panels(prompt_keys), prompt_values, torch.tensor(lengths), tasks, order
     )
     for row, question in enumerate(question_of.tolist()):
         for head in range(heads):
@@ -196,19 +199,19 @@ def test_products(rows, n, k):
     slopes, states, weight = randn(rows, n), randn(rows, k, seed=1), randn(n, k, seed=2)
     expected = slopes.double().t() @ states.double()
     limit = 1e-5 * float(expected.abs().max() + 1)
-    assert (kernels.weight_slope(slopes, states) - expected).abs().max() <= limit
+    assert (kernels.grad_weight(slopes, states) - expected).abs().max() <= limit
     back = slopes.double() @ weight.double()
     into = randn(rows, k, seed=3)
-    assert (kernels.slopes_back(slopes, weight) - back).abs().max() <= 1e-5 * float(back.abs().max())
-    found = kernels.slopes_back(slopes, weight, into.clone())
+    assert (kernels.grad_input(slopes, weight) - back).abs().max() <= 1e-5 * float(back.abs().max())
+    found = kernels.grad_input(slopes, weight, into.clone())
     assert (found - back - into).abs().max() <= 1e-5 * float(back.abs().max() + 1)
 
 
 @pytest.mark.usefixtures("loops")
 def test_packed_matrices():
-    panel = int(kernels.library().panel())
+    panel = kernels.library().constants.panel
     weight = randn(panel + 3, 5)
-    found = kernels.packed(weight)
+    found = kernels.pack_panels(weight)
     assert found.shape == (2, 5, panel)
     assert torch.equal(found.transpose(1, 2).flatten(0, 1)[: len(weight)], weight)
     assert found[1, :, 3:].abs().max() == 0
@@ -218,21 +221,29 @@ def test_threads_change_nothing():
     slopes, states = randn(700, 130), randn(700, 64, seed=1)
     norm = randn(300, 256).requires_grad_(), randn(256, seed=1).requires_grad_()
     kept, by_heads = (torch.arange(300), randn(300, 4 * 32)), randn(300, 4, 32, seed=2)
-    how = kernels.Turning(randn(32), 1e-6, randn(300, 32), randn(300, 32, seed=1))
+    how = kernels.NormRope(randn(32), 1e-6, randn(300, 32), randn(300, 32, seed=1))
     prompts = randn(2, 2, 70, 32), randn(2, 2, 70, 32, seed=1)
-    job = kernels.Continuing(
+    job = kernels.ExtendAttention(
         randn(300, 4, 32), randn(300, 2, 32), randn(300, 2, 32), *prompts, (70, 9), ((1, 0, 1), (0, 1, 5)), 0.3,
         torch.tensor([0, 90, 100, 101, 200, 300]),
     )  # fmt: skip
 
     def everything():
-        normed = kernels.normalise(*norm, 1e-6)
+        normed = kernels.rms_norm(*norm, 1e-6)
         by_norm = torch.autograd.grad(normed.square().sum(), norm)
-        products = kernels.weight_slope(slopes, states), kernels.slopes_back(slopes, randn(130, 64))
-        attended = kernels.continue_prompts(job)
-        by_attention = kernels.continue_back(job, by_heads, *attended)
-        drawn = kernels.draw(randn(60, 700), 0.8, torch.linspace(0, 0.99, 60))
-        return [*products, normed, *by_norm, *kernels.turn_back(kept, how, by_heads), *attended, *by_attention, *drawn]
+        products = kernels.grad_weight(slopes, states), kernels.grad_input(slopes, randn(130, 64))
+        attended = kernels.extend_attention(job)
+        by_attention = kernels.extend_attention_backward(job, by_heads, *attended)
+        drawn = kernels.sample(randn(60, 700), 0.8, torch.linspace(0, 0.99, 60))
+        return [
+            *products,
+            normed,
+            *by_norm,
+            *kernels.norm_rope_backward(kept, how, by_heads),
+            *attended,
+            *by_attention,
+            *drawn,
+        ]
 
     before = torch.get_num_threads()
     try:
@@ -316,24 +327,11 @@ def test_modules_are_their_own_again_afterwards(wide_models):
     assert not any("forward" in module.__dict__ for module in loaded.model.modules())
 
 
-def test_without_a_compiler_torch_does_it(wide_models, monkeypatch):
+def test_without_a_library_torch_does_it(wide_models):
     loaded, config = opened(wide_models("qwen2"))
     expected = sample_responses(loaded, QUESTIONS, PROMPTS, 3, config.rollout, ("k",))
-    monkeypatch.setattr(kernels, "library", lambda: None)
     loaded, _ = opened(wide_models("qwen2"))
-    found = sample_responses(loaded, QUESTIONS, PROMPTS, 3, config.rollout, ("k",))
+    with library_override(None):
+        found = sample_responses(loaded, QUESTIONS, PROMPTS, 3, config.rollout, ("k",))
     assert torch.equal(found.tokens, expected.tokens)
     assert not {"fused_modules", "compiled_attention", "decoder_step"} & loaded.capabilities.verdicts.keys()
-
-
-def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
-    broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CC", str(broken))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    assert kernels.library.__wrapped__() is None
-    monkeypatch.delenv("CC")
-    assert kernels.library.__wrapped__() is not None
-    assert [file.suffix for file in (tmp_path / "cache" / "spinerl").iterdir()] == [".so"]

@@ -228,7 +228,7 @@ def test_every_token_is_reported(model_folders):
 
 
 def compiled_sample(logits, temperature, uniforms):
-    return Sampled(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
+    return Sampled(*kernels.sample(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
 
 
 SAMPLE = pytest.mark.parametrize(

@@ -115,7 +115,7 @@ class _CpuSampling(SamplingPath):
     def sample(self, logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> Sampled | None:
         if logits.dtype != torch.float32 or not _compiles(self._loaded):
             return None
-        return Sampled(*kernels.draw(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
+        return Sampled(*kernels.sample(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
 
     def activations(self) -> KeptActivations | None:
         return None if self._recorder is None else self._recorder.activations()

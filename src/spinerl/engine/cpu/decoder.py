@@ -54,7 +54,7 @@ class DecoderStep:
         self._tensors: list[torch.Tensor] = []
         self._weights = (kernels.LayerWeights * len(layers))(*(self._packed_layer(parts) for parts in layers))
         norm = self._backbone.norm
-        self._last = norm.weight.detach(), float(norm.variance_epsilon), kernels.packed(head.weight.detach())
+        self._last = norm.weight.detach(), float(norm.variance_epsilon), kernels.pack_panels(head.weight.detach())
         self._vocab_size = head.out_features
         self._rope: tuple[torch.Tensor, ...] = ()
 
@@ -97,36 +97,36 @@ class DecoderStep:
             found.arrays += arrays
             state.prompt_keys, state.prompt_values = keys, values
             state.key_blocks, state.value_blocks = map(ctypes.addressof, arrays)
-            state.kept[: len(kept)] = kept
+            state.saved[: len(kept)] = kept
         return found
 
     def run(
         self, states: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], layer_states: Any, **others: Any
     ) -> None:
-        """`kernels.decode_layers` with this model's weights."""
+        """`kernels.decoder_step` with this model's weights."""
         sizes = self.sizes, self.eps, self.scaling
-        kernels.decode_layers(states, *rope, self._weights, layer_states, *sizes, last=self._last, **others)
+        kernels.decoder_step(states, *rope, self._weights, layer_states, *sizes, final=self._last, **others)
 
     def _packed_layer(self, parts: LayerParts) -> kernels.LayerWeights:
         q, k, v, o, gate, up, down = parts.linear
-        whole = [kernels.packed(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
+        whole = [kernels.pack_panels(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
         for layer in (o, down):
-            whole.append(kernels.packed(layer.weight.detach()))
-        whole.append(torch.cat([kernels.packed(layer.weight.detach()) for layer in (gate, up)]))
+            whole.append(kernels.pack_panels(layer.weight.detach()))
+        whole.append(torch.cat([kernels.pack_panels(layer.weight.detach()) for layer in (gate, up)]))
         self._tensors += whole
         attention, output, downward, gates = (tensor.data_ptr() for tensor in whole)
         return kernels.LayerWeights(
-            first_norm=self._address(parts.first_norm.weight),
-            attention=attention,
-            attention_bias=self._biases([q, k, v], torch.cat),
-            query_norm=None if parts.query_norm is None else self._address(parts.query_norm.weight),
-            key_norm=None if parts.key_norm is None else self._address(parts.key_norm.weight),
-            output=output,
-            output_bias=self._biases([o], torch.cat),
-            second_norm=self._address(parts.second_norm.weight),
-            gates=gates,
-            gates_bias=self._biases([gate, up], lambda biases: torch.cat([kernels.filled_up(b) for b in biases])),
-            down=downward,
+            input_norm=self._address(parts.first_norm.weight),
+            qkv_proj=attention,
+            qkv_bias=self._biases([q, k, v], torch.cat),
+            q_norm=None if parts.query_norm is None else self._address(parts.query_norm.weight),
+            k_norm=None if parts.key_norm is None else self._address(parts.key_norm.weight),
+            o_proj=output,
+            o_bias=self._biases([o], torch.cat),
+            post_attention_norm=self._address(parts.second_norm.weight),
+            gate_up_proj=gates,
+            gate_up_bias=self._biases([gate, up], lambda biases: torch.cat([kernels.pad_to_panel(b) for b in biases])),
+            down_proj=downward,
             down_bias=self._biases([down], torch.cat),
         )
 
@@ -139,7 +139,7 @@ class DecoderStep:
         biases = [
             zero if layer.bias is None else layer.bias.detach() for layer, zero in zip(layers, zeros, strict=True)
         ]
-        return self._address(kernels.filled_up(join(biases)))
+        return self._address(kernels.pad_to_panel(join(biases)))
 
     def _address(self, tensor: torch.Tensor) -> int:
         self._tensors.append(tensor)
@@ -185,7 +185,7 @@ class LayerParts:
         ]
         head_dim = attention.head_dim
         q, k, _, _, gate, _, _ = self.linear
-        if head_dim not in kernels.DECODING_WIDTHS or any(
+        if head_dim not in kernels.head_dims() or any(
             norm.weight.shape[0] not in (head_dim, q.in_features) for norm in norms
         ):
             raise Unsupported("heads or norms of another size")

@@ -112,16 +112,16 @@ class _Pass:
         """(N,) the slots; that of padding is 0."""
         return self.slots.flatten().clamp_min(0)
 
-    def rope(self, norm_weight: torch.Tensor | None) -> kernels.Turning:
+    def rope(self, norm_weight: torch.Tensor | None) -> kernels.NormRope:
         """RoPE of queries, or keys, after a norm of this weight if there is one."""
-        return kernels.Turning(norm_weight, self.parts.constants[0][1], self.cos, self.sin)
+        return kernels.NormRope(norm_weight, self.parts.constants[0][1], self.cos, self.sin)
 
-    def heads(self, which: int, rope: kernels.Turning | None) -> torch.Tensor:
+    def heads(self, which: int, rope: kernels.NormRope | None) -> torch.Tensor:
         """Queries (0), keys (1) or values (2) of the pass: (R, T, heads, D), or (N, heads, D)."""
         _, heads, kv_heads, head_dim = self.parts.sizes
         number = kv_heads if which else heads
         kept = self.rows, self.outputs[which]
-        found = kept[1].index_select(0, kept[0]) if rope is None else kernels.turn(kept, number, rope)
+        found = kept[1].index_select(0, kept[0]) if rope is None else kernels.norm_rope(kept, number, rope)
         return found.view(*self.slots.shape, number, head_dim)
 
 
@@ -145,7 +145,7 @@ class _Layer(torch.autograd.Function):
         ctx.saved = saved
         ctx.save_for_backward(states, prompt_keys, prompt_values, *weights)
         _, _, _, of_attention, _, _, of_block = saved.outputs
-        output = kernels.add_at(states.flatten(0, 1), saved.rows, of_attention, of_block).view_as(states)
+        output = kernels.add_indexed(states.flatten(0, 1), saved.rows, of_attention, of_block).view_as(states)
         if saved.extends:
             return output, None, None
         keys, values = saved.heads(1, saved.rope(weights[3])), saved.heads(2, None)
@@ -183,7 +183,7 @@ class _Backward:
             self._learn(0, grad_q[active], normed[active])
             grad_normed.index_add_(0, active, grad_input(grad_q[active], self.matrices[0]))
         residual = scatter_rows(grads, active, len(self.stream))
-        grad_states, self.grads[0] = kernels.normalise_back(
+        grad_states, self.grads[0] = kernels.rms_norm_backward(
             grad_normed, self.stream, self.first_norm, self._first_rstd, None, residual
         )
         return grad_states.view_as(self.states), *grad_prompts, None, *self.grads
@@ -202,14 +202,16 @@ class _Backward:
         if active is not None:
             rows, stream, grads = rows[active], stream[active], grads[active]
         gates, ups = saved.outputs[4:6]
-        inner, grad_gate, grad_up = kernels.gate_both((rows, gates, ups), grad_input(grads, self.matrices[6]))
+        inner, grad_gate, grad_up = kernels.swiglu_recompute_backward(
+            (rows, gates, ups), grad_input(grads, self.matrices[6])
+        )
         self._learn(6, grads, inner)
         attention_output = rows, saved.outputs[3]
-        normed, rstd = kernels.normalise_sum(stream, attention_output, self.second_norm, self.eps)
+        normed, rstd = kernels.rms_norm_with_rstd(stream, attention_output, self.second_norm, self.eps)
         self._learn(4, grad_gate, normed)
         self._learn(5, grad_up, normed)
         grad_normed = grad_input(grad_up, self.matrices[5], grad_input(grad_gate, self.matrices[4]))
-        grads, self.grads[1] = kernels.normalise_back(
+        grads, self.grads[1] = kernels.rms_norm_backward(
             grad_normed, stream, self.second_norm, rstd, attention_output, grads
         )
         return grads, active
@@ -227,20 +229,20 @@ class _Backward:
         rope = saved.rope(self.query_norm), saved.rope(self.key_norm)
         queries, keys, values = (saved.heads(i, how) for i, how in enumerate((*rope, None)))
         prompts = self.prompt_keys, self.prompt_values, saved.lengths, saved.spans
-        job = kernels.Continuing(queries, keys, values, *prompts, self.scaling, saved.starts)
+        job = kernels.ExtendAttention(queries, keys, values, *prompts, self.scaling, saved.starts)
         attended = attend_compiled(job, saved.kept.attended(saved.number, saved.slots) if saved.extends else None)
         output = attended[0].view(num_tokens, -1)
         self._learn(3, grads, output if active is None else output[active])
         grad_output = scatter_rows(grad_input(grads, self.matrices[3]), active, num_tokens)
-        grad_heads = list(kernels.continue_back(job, grad_output.view_as(queries), *attended))
+        grad_heads = list(kernels.extend_attention_backward(job, grad_output.view_as(queries), *attended))
         for i, more in ((1, grad_keys), (2, grad_values)):
             if more is not None:
                 grad_heads[i] += more.transpose(1, 2)
         grad_rows = [grad.view(num_tokens, -1) for grad in grad_heads[:3]]
         for i, how in enumerate(rope):
             of_heads = grad_heads[i].view(num_tokens, -1, grad_heads[i].shape[-1])
-            grad_rows[i], self.grads[2 + i] = kernels.turn_back((saved.rows, saved.outputs[i]), how, of_heads)
-        normed, self._first_rstd = kernels.normalise_sum(self.stream, None, self.first_norm, self.eps)
+            grad_rows[i], self.grads[2 + i] = kernels.norm_rope_backward((saved.rows, saved.outputs[i]), how, of_heads)
+        normed, self._first_rstd = kernels.rms_norm_with_rstd(self.stream, None, self.first_norm, self.eps)
         for i in (1, 2):
             self._learn(i, grad_rows[i], normed)
         grad_q, grad_k, grad_v = grad_rows

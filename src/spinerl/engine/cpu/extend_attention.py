@@ -54,7 +54,7 @@ def extend_cache(
         layers: keys and values of the prompts, (Q, Hkv, L, D) each, padded on the right.
         lengths: the prompts' lengths, Q of them.
         reuse: may have attention's outputs, but for the rows' first tokens.
-        compiled: whether to attend by `kernels.continue_prompts`; float32 and heads of a multiple of 16 alone.
+        compiled: whether to attend by `kernels.extend_attention`; float32 and heads of a multiple of 16 alone.
     """
     parts = enumerate(layers)
     return Cache(layers=[ExtendLayer(*pair, lengths, rows, i, reuse, compiled) for i, pair in parts])
@@ -177,7 +177,7 @@ class _CompiledAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         queries, keys, values = (tensor.transpose(1, 2).contiguous() for tensor in (query, keys, values))
         prompts = equal_strides(prompt_keys, prompt_values)
-        job = kernels.Continuing(queries, keys, values, *prompts, lengths, rows, scaling)
+        job = kernels.ExtendAttention(queries, keys, values, *prompts, lengths, rows, scaling)
         output, lse = attend_compiled(job, known)
         ctx.save_for_backward(queries, keys, values, *prompts, output, lse)
         ctx.others = lengths, rows, scaling
@@ -187,31 +187,31 @@ class _CompiledAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         queries, keys, values, prompt_keys, prompt_values, output, lse = ctx.saved_tensors
         lengths, rows, scaling = ctx.others
-        job = kernels.Continuing(queries, keys, values, prompt_keys, prompt_values, lengths, rows, scaling)
-        found = kernels.continue_back(job, grad_output.contiguous(), output, lse)
+        job = kernels.ExtendAttention(queries, keys, values, prompt_keys, prompt_values, lengths, rows, scaling)
+        found = kernels.extend_attention_backward(job, grad_output.contiguous(), output, lse)
         grad_rows = (grad.transpose(1, 2) for grad in found[:3])
         return *grad_rows, *found[3:], None, None, None, None
 
 
 def equal_strides(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, as `kernels.Continuing` takes them."""
+    """The same, as `kernels.ExtendAttention` takes them."""
     if keys.stride() == values.stride() and keys.stride(-1) == 1:
         return keys, values
     return keys.contiguous(), values.contiguous()
 
 
 def attend_compiled(
-    job: kernels.Continuing, known: tuple[torch.Tensor, torch.Tensor] | None
+    job: kernels.ExtendAttention, known: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`kernels.continue_prompts`; `known` is its result but for the rows' first tokens, which are computed here."""
+    """`kernels.extend_attention`; `known` is its result but for the rows' first tokens, which are computed here."""
     if known is None:
-        return kernels.continue_prompts(job)
+        return kernels.extend_attention(job)
     output, lse = known
     heads = {name: getattr(job, name) for name in ("queries", "keys", "values")}
-    flat = {name: tensor.view(-1, *tensor.shape[-2:])[job.firsts] for name, tensor in heads.items()}
-    found = kernels.continue_prompts(replace(job, **flat, starts=torch.arange(len(job.firsts) + 1)))
+    flat = {name: tensor.view(-1, *tensor.shape[-2:])[job.first_tokens] for name, tensor in heads.items()}
+    found = kernels.extend_attention(replace(job, **flat, row_starts=torch.arange(len(job.first_tokens) + 1)))
     for whole, part in zip((output, lse), found, strict=True):
-        whole.view(-1, *part.shape[1:])[job.firsts] = part
+        whole.view(-1, *part.shape[1:])[job.first_tokens] = part
     return output, lse
 
 

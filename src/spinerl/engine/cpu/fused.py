@@ -64,7 +64,7 @@ def _takes_cos_sin(function: Any) -> bool:
 
 
 def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda states: kernels.normalise(states, module.weight, module.variance_epsilon)
+    return lambda states: kernels.rms_norm(states, module.weight, module.variance_epsilon)
 
 
 def is_swiglu(module: Any) -> bool:
@@ -79,7 +79,7 @@ def swiglu_layers(module: Any) -> list[Any]:
 
 
 def _swiglu(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda states: module.down_proj(kernels.gate(module.gate_proj(states), module.up_proj(states)))
+    return lambda states: module.down_proj(kernels.swiglu(module.gate_proj(states), module.up_proj(states)))
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _patched_rope(source: Any) -> Iterator[None]:
         if more or others or not all(_fits(states, cos, sin) for states in (q, k)):
             return ordinary(q, k, cos, sin, *more, **others)
         rope = [t.expand(len(q), -1, -1) for t in (cos, sin)]
-        return tuple(kernels.rotate(states.transpose(1, 2), *rope).transpose(1, 2) for states in (q, k))
+        return tuple(kernels.rope(states.transpose(1, 2), *rope).transpose(1, 2) for states in (q, k))
 
     setattr(source, _ROPE, apply)
     try:

@@ -170,13 +170,13 @@ def _matmul(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 def _compiled(grad_output: torch.Tensor, width: int) -> bool:
     on_cpu = grad_output.dtype == torch.float32 and grad_output.device.type == "cpu"
-    return on_cpu and width % 16 == 0 and len(grad_output) > 0 and kernels.multiplies()
+    return on_cpu and width % 16 == 0 and len(grad_output) > 0 and kernels.has_fast_gemm()
 
 
 def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """grad_output (m, n) times weight (n, k), added to `out` (m, k) if that is given."""
     if _compiled(grad_output, weight.shape[1]):
-        return kernels.slopes_back(grad_output.contiguous(), weight.contiguous(), out)
+        return kernels.grad_input(grad_output.contiguous(), weight.contiguous(), out)
     found = _matmul(grad_output, weight.t())
     return found if out is None else out.add_(found)
 
@@ -186,7 +186,7 @@ def grad_weight(grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor
     if not len(grad_output):
         return grad_output.new_zeros(grad_output.shape[1], states.shape[1])
     if _compiled(grad_output, states.shape[1]):
-        return kernels.weight_slope(grad_output.contiguous(), states.contiguous())
+        return kernels.grad_weight(grad_output.contiguous(), states.contiguous())
     wide = grad_output.shape[1] > states.shape[1]  # the order with more rows was measured to be slower
     found: torch.Tensor | None = None
     for some_grads, some_states in zip(grad_output.split(_CHUNK_ROWS), states.split(_CHUNK_ROWS), strict=True):

@@ -98,7 +98,7 @@ class _CpuCohort(Cohort):
         self, layer: int, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None
     ) -> torch.Tensor:
         self.lse = None
-        plain = softcap is None and window is None and query.shape[-1] in kernels.DECODING_WIDTHS
+        plain = softcap is None and window is None and query.shape[-1] in kernels.head_dims()
         if not (self._compiled and plain):
             return super().attend(layer, query, scaling, softcap, window)
         state = self.layers[layer]
@@ -127,10 +127,10 @@ class _CpuCohort(Cohort):
             states,
             rope,
             self._addresses,
-            own=self._length,
+            own_length=self._length,
             block_size=BLOCK_ON_CPU,
-            prompts=(self._packed_keys(0)[0, 0, ..., 0, :].numel(), self.layers[0].prompt_values.shape[2]),
-            lengths=self._prompt_lengths,
+            prompt_sizes=(self._packed_keys(0)[0, 0, ..., 0, :].numel(), self.layers[0].prompt_values.shape[2]),
+            prompt_lengths=self._prompt_lengths,
             tasks=tasks,
             order=order,
             slot=slot,
@@ -154,7 +154,7 @@ class _CpuCohort(Cohort):
 
     def _packed_keys(self, layer: int) -> torch.Tensor:
         if layer not in self._packed:
-            self._packed[layer] = kernels.packed(self.layers[layer].prompt_keys)
+            self._packed[layer] = kernels.pack_panels(self.layers[layer].prompt_keys)
         return self._packed[layer]
 
     def _tasks(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:

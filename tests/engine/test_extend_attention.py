@@ -79,15 +79,15 @@ def test_rows_of_unlike_lengths_need_no_padding():
     lengths = torch.tensor([70, 1, 64, 65, 33])
     real = torch.arange(70) < lengths.unsqueeze(1)
     others = *prompts, LENGTHS, spans(PREFIX_OF), 0.3
-    padded = kernels.Continuing(*(tensor.contiguous() for tensor in given), *others)
+    padded = kernels.ExtendAttention(*(tensor.contiguous() for tensor in given), *others)
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    packed = kernels.Continuing(*(tensor[real] for tensor in given), *others, starts)
-    expected, found = kernels.continue_prompts(padded), kernels.continue_prompts(packed)
+    packed = kernels.ExtendAttention(*(tensor[real] for tensor in given), *others, starts)
+    expected, found = kernels.extend_attention(padded), kernels.extend_attention(packed)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b[real])
     slope = torch.randn(expected[0].shape) * real[..., None, None]
-    by_padded = kernels.continue_back(padded, slope, *expected)
-    by_packed = kernels.continue_back(packed, slope[real], *found)
+    by_padded = kernels.extend_attention_backward(padded, slope, *expected)
+    by_packed = kernels.extend_attention_backward(packed, slope[real], *found)
     for i, (a, b) in enumerate(zip(by_packed, by_padded, strict=True)):
         assert torch.equal(a, b[real] if i < 3 else b)
 
@@ -97,13 +97,13 @@ def test_rows_that_continue_nothing():
     """Causal attention alone, by the same loop."""
     queries, keys, values = (torch.randn(3, 70, heads, 32) for heads in (4, 2, 2))
     nothing = torch.empty(1, 2, 0, 32)
-    job = kernels.Continuing(queries, keys, values, nothing, nothing, (0,), ((0, 0, 3),), 0.3)
-    output, total = kernels.continue_prompts(job)
+    job = kernels.ExtendAttention(queries, keys, values, nothing, nothing, (0,), ((0, 0, 3),), 0.3)
+    output, total = kernels.extend_attention(job)
     wide = [tensor.double().transpose(1, 2).requires_grad_() for tensor in (queries, keys, values)]
     expected = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=0.3, enable_gqa=True)
     assert torch.allclose(output.double(), expected.transpose(1, 2), atol=1e-5)
     slope = torch.randn(output.shape)
-    found = kernels.continue_back(job, slope, output, total)
+    found = kernels.extend_attention_backward(job, slope, output, total)
     assert found[3].shape == nothing.shape
     for a, b in zip(found[:3], torch.autograd.grad(expected, wide, slope.double().transpose(1, 2)), strict=True):
         assert torch.allclose(a.double(), b.transpose(1, 2), atol=1e-4)
