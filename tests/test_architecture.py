@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from spinerl.errors import MissingExtraError
@@ -61,6 +63,34 @@ def test_lower_rooms_do_not_know_upper_ones():
             for other in upper:
                 bad = {n for n in names if n == f"spinerl.{other}" or n.startswith(f"spinerl.{other}.")}
                 assert not bad, f"{file.name} in {room} imports {bad}"
+
+
+def test_the_backend_alone_imports_what_is_for_cpus():
+    users = {
+        file.relative_to(SOURCE).as_posix()
+        for file in SOURCE.rglob("*.py")
+        if not file.is_relative_to(SOURCE / "engine" / "cpu")
+        and any(name.startswith("spinerl.engine.cpu") for name in imports(file))
+    }
+    assert users == {"engine/backend.py"}
+
+
+RUN_WITHOUT = """
+import sys
+from spinerl.config import load_config
+from spinerl.train import adapt
+from tests.e2e.test_guarded_runs import Quiet
+words = ["data.max_questions=4", "steps=1", "questions_per_step=2", "group_size=2", "rollout.max_new_tokens=8",
+         "guard=off", "answer.truncated=count", "engine.disable=[cpu]", "threads=1", "run=" + sys.argv[1]]
+adapt(load_config(overrides=words), Quiet())
+found = sorted(name for name in sys.modules if name.startswith("spinerl.engine.cpu"))
+assert not found, found
+"""
+
+
+def test_a_run_without_the_cpu_backend_imports_none_of_it(tmp_path):
+    command = [sys.executable, "-c", RUN_WITHOUT, str(tmp_path / "run")]
+    subprocess.run(command, check=True, cwd=SOURCE.parent.parent, timeout=120)
 
 
 def reachable(*files: Path) -> set[Path]:

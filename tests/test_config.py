@@ -36,11 +36,25 @@ def test_short_and_long_names_are_one():
     assert load_config(overrides=words[::-1]) == load_config(overrides=words)
 
 
+def test_old_switches_disable_parts_of_the_engine(caplog):
+    """Those of the first release: false ones are listed, true ones were the default, and each word counts."""
+    recipe = {"optim": {"replay": False, "trim": True, "lr": 0.1}, "rollout": {"engine": "native"}}
+    config = load_config(recipe, ["rollout.compiled=false", "engine.disable=[sort]", "rollout.max_cache_tokens=7"])
+    assert sorted(config.engine.disable) == ["activation-reuse", "compiled", "sort"]
+    assert (config.engine.kv_cache_tokens, config.optim.lr, config.rollout.sampler) == (7, 0.1, "native")
+    assert "optim.replay=false is engine.disable=[activation-reuse]" in caplog.text
+    assert "trim" not in caplog.text
+    both = load_config({"rollout": {"engine": "vllm"}}, ["rollout.sampler=native"])
+    assert both.rollout.sampler == "native", "the new name wins"
+    with pytest.raises(InputError, match=r"optim\.sort='maybe'.*engine\.disable=\[sort\]"):
+        load_config(overrides=["optim.sort=maybe"])
+
+
 def test_old_names_are_read_with_a_notice(caplog):
     config = load_config({"loss": {"normaliser": "response", "clip_low": 0.1}})
     assert (config.loss.normalizer, config.loss.clip_low) == ("response", 0.1)
     assert [record.getMessage() for record in caplog.records] == [
-        "loss.normaliser is called loss.normalizer now; the old name goes with the next release"
+        "old keys, read until the next release: loss.normaliser is called loss.normalizer"
     ]
     assert load_config(overrides=["method=prefix-tree"]) == load_config(overrides=["method=tempo"])
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 refused input.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,11 +45,32 @@ Words = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="configuration overrides")]
 
 
+def _log_to_terminal(verbose: bool) -> bool:
+    """With -v, what the engine finds out about the model goes to standard error."""
+    if verbose:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("spinerl").setLevel(logging.INFO)
+    return verbose
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="say which faster paths suit the model, and why", callback=_log_to_terminal),
+]
+
+
 @app.command()
 def adapt(
     words: Words = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run folder", metavar="RUN")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run folder if it exists")] = False,
+    other_numerics: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-numerics", help="resume also where this machine rounds otherwise than the one before"
+        ),
+    ] = False,
+    _verbose: Verbose = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
 
@@ -69,7 +91,7 @@ def adapt(
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
     with Display(out, config.steps) as display:
-        finished = run_adapt(config, display, resume=run, overwrite=overwrite)
+        finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
     _print_result(finished)
 
 
@@ -82,6 +104,7 @@ def evaluate_command(
     predictions: Annotated[
         Path | None, typer.Option(help="write a line per question here, to score or compare later", metavar="FILE")
     ] = None,
+    _verbose: Verbose = False,
 ) -> None:
     """Measure a model on questions, or compare two models, or two files of saved predictions, question by question.
 
@@ -409,13 +432,17 @@ def bench_command(
 
 
 @app.command()
-def doctor() -> None:
-    """Show versions, devices, and what is missing."""
-    from spinerl.doctor import diagnose
+def doctor(
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="the model whose faster paths to check")
+    ] = "tiny-reasoner",
+) -> None:
+    """Show versions, devices, what is missing, and which faster paths suit a model, and why."""
+    from spinerl.doctor import diagnose, diagnose_model
 
-    rows = diagnose()
+    rows = [*diagnose(), *diagnose_model(model)]
     for what, finding, well in rows:
-        out.print(f"{'ok ' if well else 'BAD'} {what:16s} {finding}", highlight=False, markup=False)
+        out.print(f"{'ok ' if well else 'BAD'} {what:26s} {finding}", highlight=False, markup=False)
     if not all(well for *_, well in rows):
         raise typer.Exit(1)
 

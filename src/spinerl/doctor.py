@@ -6,7 +6,7 @@ import importlib.util
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "diagnose_model"]
 
 REQUIRED = (
     "torch",
@@ -42,7 +42,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     import torch
 
     from spinerl import __version__
-    from spinerl.engine.cpu.kernels import library
+    from spinerl.engine.backend import compiled_loops_error
     from spinerl.engine.machine import bfloat16_support, tune_allocator
 
     rows = [
@@ -58,10 +58,9 @@ def diagnose() -> list[tuple[str, str, bool]]:
     advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
     rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
-    compiled = library() is not None
-    rows.append(
-        ("compiled loops", "yes" if compiled else "no C compiler: CPU runs are slower; install gcc or clang", True)
-    )
+    reason = compiled_loops_error()
+    loops = "yes" if reason is None else f"none, so CPU runs are slower: {' '.join(reason.split())}"
+    rows.append(("compiled loops", loops, True))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
@@ -89,4 +88,25 @@ def diagnose() -> list[tuple[str, str, bool]]:
     for module, names in OPTIONAL.items():
         if importlib.util.find_spec(module) is not None:
             rows.append((names[0], next(filter(None, map(_version, names)), "installed"), True))
+    return rows
+
+
+def diagnose_model(name: str) -> list[tuple[str, str, bool]]:
+    """(path, verdict and reason, True) rows of the faster paths that a model may take on this machine.
+
+    Raises InputError for a model that cannot be opened.
+    """
+    from spinerl.config import load_config, word
+    from spinerl.engine.backend import backend_of
+    from spinerl.engine.loading import load_model
+
+    config = load_config(overrides=[word("model", name)])
+    loaded = load_model(config.model, config.engine)
+    backend = backend_of(loaded)
+    backend.settle()
+    rows = [("model", f"{name}, on {loaded.device}, backend {backend.name}", True)]
+    for path, verdict in loaded.capabilities.verdicts.items():
+        rows.append((path, f"{'on' if verdict.used else 'off'}: {verdict.reason}", True))
+    for budget, tokens in loaded.capabilities.budgets.items():
+        rows.append((budget, f"memory for {tokens:,} tokens", True))
     return rows

@@ -21,6 +21,7 @@ from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
 from spinerl.engine.adapters import add_adapters, save_adapters
+from spinerl.engine.backend import backend_of
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
@@ -51,6 +52,7 @@ def adapt(
     resume: RunFolder | None = None,
     overwrite: bool = False,
     work: Workload | None = None,
+    other_numerics: bool = False,
 ) -> RunFolder:
     """Run the configuration to its end (or the rest of it, with `resume`) and write its folder.
 
@@ -66,132 +68,209 @@ def adapt(
     find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
     if work is None:
         work = open_workload(config, observer)
-    loaded, open_again = work.loaded, work.open_again
-    assert open_again is not None
     if config.reward == "gold" and len(work.gold) < len(work.questions):
         missing = len(work.questions) - len(work.gold)
         raise InputError(
             f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
     if config.lora.rank and config.steps:
-        add_adapters(loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
-        loaded.capabilities.clear()
+        add_adapters(work.loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
+        work.loaded.capabilities.clear()
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
-    run = _continue(resume, work) if resume else _begin(config, work, overwrite)
+    run = _continue(resume, work, other_numerics) if resume else _begin(config, work, overwrite)
     with explain_disk_errors(run.path), Equivalence() as equivalence:
-        _evaluate(run, work, config, equivalence, 0, observer)
-        ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
-        guard = None
-        if config.guard.mode != "off" and config.steps:
-            render = partial(
-                render_prompt,
-                tokenizer=loaded.tokenizer,
-                prompt=config.prompt,
-                kind=config.answer.kind,
-                vision=loaded.vision,
-            )
-            guard = Guard(run, loaded, work.questions, work.prompts, config, equivalence, render, observer.note)
-            ranks = [place for place in ranks if place not in guard.held_out]
-            if not ranks:
-                raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")
-        initial = copy.deepcopy(loaded.model.state_dict()) if config.stream.reset_every else None
-        anchor = None
-        if _needs_anchor(config):
-            anchor = loaded.base if config.lora.rank else open_again()
-        per_step = min(config.questions_per_step, len(ranks))
-        last = num_steps(config, len(ranks))
+        session = _Session(run, work, config, equivalence, observer)
+        session.start(resume is not None)
+        session.train()
+        session.finish()
+    return run
 
-        def new_optimizer() -> Optimizer:
-            num_updates = last * config.optim.epochs * min(config.optim.minibatches, per_step)
-            return Optimizer(loaded.model.parameters(), config.optim, num_updates)
 
-        optimizer, done, state = new_optimizer(), 0, StepState()
-        rounds = Rounds(config, work, ranks, per_step) if config.rollout.reuse != 1 else None
-        voter = SlowVoter(open_again(), config, equivalence, observer.tokens) if config.vote.slow_decay else None
-        memory = None
-        if voter is not None or config.vote.memory != "off":
-            memory = Memories(config, voter and voter.vote)
-        kept = [one for one in (rounds, memory, voter) if one is not None]  # beside the weights, in checkpoints
-        if resume:
-            saved = run.load_checkpoint(loaded.model, optimizer, lambda folder: [one.load(folder) for one in kept])
-            if saved is not None:
-                edges = saved["band_edges"]
-                done, state = saved["step"], StepState(tuple(edges) if edges else None)
-            run.rewind(done)
-            observer.note(f"resuming {run.path} after step {done}")
-        oracle = None
+class _Session:
+    """One run from where it is to its end."""
+
+    def __init__(
+        self, run: RunFolder, work: Workload, config: Config, equivalence: Equivalence, observer: Observer
+    ) -> None:
+        self._run, self._work, self._config = run, work, config
+        self._equivalence, self._observer = equivalence, observer
+        self._loaded = work.loaded
+        self._open_again = work.open_again
+        self._oracle = None
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
-            oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
-        if memory is not None and config.vote.memory_start and not done:
-            _start_memory(memory, work.only(ranks), config, equivalence, run, observer)
-        if guard is not None:
-            last = guard.begin(done, last)
-        for step in range(done + 1, last + 1):
-            if step > last:
-                break
-            if initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
-                loaded.model.load_state_dict(initial)
-                optimizer, state = new_optimizer(), StepState()
-            places = question_order(len(ranks), per_step, step, config.data.order, config.seed, config.stream.on)
-            chosen = work.only([ranks[place] for place in places])
-            observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
-            asked = _answer_first(chosen, config, equivalence) if config.stream.on else ()
-            record, state = train_step(
-                loaded,
-                anchor,
-                optimizer,
-                equivalence,
-                chosen.questions,
-                chosen.prompts,
-                config,
-                step,
-                state,
-                observer.tokens,
-                oracle,
-                rounds and partial(rounds.draw, step, last, observer.tokens),
-                memory,
-            )
-            labels = label_rows(record, work.gold, config, equivalence)
-            metrics = {"step": step, **record.metrics, **gold_metrics(record, labels, work.gold, config, equivalence)}
+            self._oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+
+    def start(self, resumed: bool) -> None:
+        """Evaluate the initial model, and bring everything to where the run is: its beginning, or its checkpoint."""
+        config, work, run = self._config, self._work, self._run
+        self._evaluate(0)
+        ids = [question.id for question in work.questions]
+        self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
+        self._guard = self._new_guard()
+        self._initial = copy.deepcopy(self._loaded.model.state_dict()) if config.stream.reset_every else None
+        self._anchor = None
+        if _needs_anchor(config):
+            self._anchor = self._loaded.base if config.lora.rank else self._copy()
+        self._per_step = min(config.questions_per_step, len(self._ranks))
+        self._last = num_steps(config, len(self._ranks))
+        self._optimizer, self._done, self._state = self._new_optimizer(), 0, StepState()
+        self._rounds = Rounds(config, work, self._ranks, self._per_step) if config.rollout.reuse != 1 else None
+        self._voter = None
+        if config.vote.slow_decay:
+            self._voter = SlowVoter(self._copy(), config, self._equivalence, self._observer.tokens)
+        self._memory = None
+        if self._voter is not None or config.vote.memory != "off":
+            self._memory = Memories(config, self._voter and self._voter.vote)
+        # What checkpoints hold next to the weights.
+        self._kept = [one for one in (self._rounds, self._memory, self._voter) if one is not None]
+        if resumed:
+            self._restore()
+        if self._memory is not None and config.vote.memory_start and not self._done:
+            _start_memory(self._memory, work.only(self._ranks), config, self._equivalence, run, self._observer)
+        if self._guard is not None:
+            self._last = self._guard.begin(self._done, self._last)
+
+    def train(self) -> None:
+        """All steps that are left."""
+        config, guard = self._config, self._guard
+        step = self._done + 1
+        while step <= self._last:
+            if self._initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
+                self._loaded.model.load_state_dict(self._initial)
+                self._optimizer, self._state = self._new_optimizer(), StepState()
+            self._step(step)
             if guard is not None:
-                metrics |= guard.step(record)
-            if voter is not None:
-                voter.follow(loaded.model)
-            if config.stream.on:
-                run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, equivalence))
-            run.append("labels.jsonl", *labels)
-            run.append("metrics.jsonl", metrics)
-            if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
-                run.append("samples.jsonl", *_samples(record, loaded, config, run))
-                run.append("tokens.jsonl", _token_counts(record, loaded, config))
-            observer.step(metrics, last)
-            if guard is not None:
-                last = guard.look(step, last)
-            if step == last or (config.eval.every and step % config.eval.every == 0):
-                _evaluate(run, work, config, equivalence, step, observer)
-            if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == last):
-                run.save_checkpoint(
-                    step,
-                    loaded.model,
-                    optimizer,
-                    asdict(state),
-                    config.checkpoint.keep,
-                    lambda folder: [one.save(folder) for one in kept],
-                )
-                observer.checkpoint(run.path / "checkpoints" / f"step-{step:06d}")
-        if guard is not None:
-            outcome = guard.end(last)
-            observer.note(outcome.text)
-            _evaluate(run, work, config, equivalence, outcome.kept_step, observer)
+                self._last = guard.look(step, self._last)
+            if step == self._last or (config.eval.every and step % config.eval.every == 0):
+                self._evaluate(step)
+            if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == self._last):
+                self._save_checkpoint(step)
+            step += 1
+
+    def finish(self) -> None:
+        """The guard's outcome, the adapted model and the report."""
+        run, config = self._run, self._config
+        if self._guard is not None:
+            outcome = self._guard.end(self._last)
+            self._observer.note(outcome.text)
+            self._evaluate(outcome.kept_step)
             run.write_manifest({**run.manifest, "guard": asdict(outcome)})
         if config.steps:
-            run.write_folder("model", lambda folder: _save(loaded, folder, config))
+            run.write_folder("model", lambda folder: _save(self._loaded, folder, config))
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
         write_report([run.path], run.path / "report.html")
-    return run
+
+    def _step(self, step: int) -> None:
+        """One training step, and its lines in the run folder."""
+        config, run, work, observer = self._config, self._run, self._work, self._observer
+        order = config.data.order
+        places = question_order(len(self._ranks), self._per_step, step, order, config.seed, config.stream.on)
+        chosen = work.only([self._ranks[place] for place in places])
+        observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
+        asked = _answer_first(chosen, config, self._equivalence) if config.stream.on else ()
+        record, self._state = train_step(
+            self._loaded,
+            self._anchor,
+            self._optimizer,
+            self._equivalence,
+            chosen.questions,
+            chosen.prompts,
+            config,
+            step,
+            self._state,
+            observer.tokens,
+            self._oracle,
+            self._rounds and partial(self._rounds.draw, step, self._last, observer.tokens),
+            self._memory,
+        )
+        labels = label_rows(record, work.gold, config, self._equivalence)
+        metrics = {
+            "step": step,
+            **record.metrics,
+            **gold_metrics(record, labels, work.gold, config, self._equivalence),
+        }
+        if self._guard is not None:
+            metrics |= self._guard.step(record)
+        if self._voter is not None:
+            self._voter.follow(self._loaded.model)
+        if config.stream.on:
+            run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, self._equivalence))
+        run.append("labels.jsonl", *labels)
+        run.append("metrics.jsonl", metrics)
+        if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == self._last):
+            run.append("samples.jsonl", *_samples(record, self._loaded, config, run))
+            run.append("tokens.jsonl", _token_counts(record, self._loaded, config))
+        observer.step(metrics, self._last)
+
+    def _copy(self) -> LoadedModel:
+        assert self._open_again is not None
+        return self._open_again()
+
+    def _new_optimizer(self) -> Optimizer:
+        optim = self._config.optim
+        num_updates = self._last * optim.epochs * min(optim.minibatches, self._per_step)
+        return Optimizer(self._loaded.model.parameters(), optim, num_updates)
+
+    def _new_guard(self) -> Guard | None:
+        """The guard, its held-out questions taken from those to adapt to."""
+        config, work, loaded = self._config, self._work, self._loaded
+        if config.guard.mode == "off" or not config.steps:
+            return None
+        render = partial(
+            render_prompt,
+            tokenizer=loaded.tokenizer,
+            prompt=config.prompt,
+            kind=config.answer.kind,
+            vision=loaded.vision,
+        )
+        note = self._observer.note
+        guard = Guard(self._run, loaded, work.questions, work.prompts, config, self._equivalence, render, note)
+        self._ranks = [place for place in self._ranks if place not in guard.held_out]
+        if not self._ranks:
+            raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")
+        return guard
+
+    def _restore(self) -> None:
+        """Go back to the newest checkpoint, if there is one."""
+        run = self._run
+        saved = run.load_checkpoint(
+            self._loaded.model, self._optimizer, lambda folder: [one.load(folder) for one in self._kept]
+        )
+        if saved is not None:
+            edges = saved["band_edges"]
+            self._done, self._state = saved["step"], StepState(tuple(edges) if edges else None)
+        run.rewind(self._done)
+        self._observer.note(f"resuming {run.path} after step {self._done}")
+
+    def _save_checkpoint(self, step: int) -> None:
+        self._run.save_checkpoint(
+            step,
+            self._loaded.model,
+            self._optimizer,
+            asdict(self._state),
+            self._config.checkpoint.keep,
+            lambda folder: [one.save(folder) for one in self._kept],
+        )
+        self._observer.checkpoint(self._run.path / "checkpoints" / f"step-{step:06d}")
+
+    def _evaluate(self, step: int) -> None:
+        """Append a line to eval.jsonl, unless a session before the interruption already did."""
+        run, work, config = self._run, self._work, self._config
+        if any(row["step"] == step for row in run.rows("eval.jsonl")):
+            return
+        num_questions = config.eval.max_questions or len(work.questions)
+        self._observer.phase("evaluate", num_questions * (1 + config.eval_samples) * config.rollout.max_new_tokens)
+        result = evaluate(
+            work.loaded, work.questions, work.prompts, work.gold, config, self._equivalence, self._observer.tokens
+        )
+        (run.path / "predictions").mkdir(exist_ok=True)
+        write_rows(run.path / "predictions" / f"step-{step:06d}.jsonl", result.predictions)
+        metrics = {"step": step, **result.metrics}
+        run.append("eval.jsonl", metrics)
+        self._observer.evaluation(metrics)
 
 
 def _start_memory(
@@ -246,6 +325,8 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
             "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
         )
     run = RunFolder.create(config, overwrite)
+    backend = backend_of(work.loaded)
+    backend.settle()
     run.write_manifest(
         {
             "spinerl": __version__,
@@ -253,6 +334,7 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
             **{name: version(name) for name in ("torch", "transformers")},
             "platform": platform.platform(),
             **work.facts,
+            "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
             "seed": config.seed,
             "uses_gold": config.reward == "gold",
             "started": _now(),
@@ -262,8 +344,9 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
     return run
 
 
-def _continue(run: RunFolder, work: Workload) -> RunFolder:
-    """The run to resume, after checking that its model and data are still the same."""
+def _continue(run: RunFolder, work: Workload, other_numerics: bool) -> RunFolder:
+    """The run to resume, after checking that its model and data are still the same, and that this machine computes as
+    the one did where it began (`other_numerics` allows another)."""
     manifest = run.manifest
     for what in ("model", "data"):
         then, now = manifest.get(what, {}).get("fingerprint"), work.facts[what]["fingerprint"]
@@ -274,23 +357,20 @@ def _continue(run: RunFolder, work: Workload) -> RunFolder:
             )
     if not manifest:  # killed before the manifest was written: nothing else has been either
         return _begin(run.config, work, overwrite=True)
+    engine = manifest.get("engine", {})
+    changed = [
+        f"{name} was {engine[name]}, is {value}"
+        for name, value in backend_of(work.loaded).machine().items()
+        if name in engine and engine[name] != value
+    ]
+    if changed and not other_numerics:
+        raise InputError(
+            f"{run.path} would end with other numbers here than where it began ({'; '.join(changed)}); go on all the "
+            "same with --allow-different-numerics"
+        )
+    if not changed:
+        work.loaded.capabilities.restore(engine)
     return run
-
-
-def _evaluate(
-    run: RunFolder, work: Workload, config: Config, equivalence: Equivalence, step: int, observer: Observer
-) -> None:
-    """Append a line to eval.jsonl, unless a run before the interruption already did."""
-    if any(row["step"] == step for row in run.rows("eval.jsonl")):
-        return
-    num_questions = config.eval.max_questions or len(work.questions)
-    observer.phase("evaluate", num_questions * (1 + config.eval_samples) * config.rollout.max_new_tokens)
-    result = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, observer.tokens)
-    (run.path / "predictions").mkdir(exist_ok=True)
-    write_rows(run.path / "predictions" / f"step-{step:06d}.jsonl", result.predictions)
-    metrics = {"step": step, **result.metrics}
-    run.append("eval.jsonl", metrics)
-    observer.evaluation(metrics)
 
 
 def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:

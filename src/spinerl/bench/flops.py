@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 __all__ = ["Shape", "forward_flops", "matmul_peak", "rollout_flops", "update_flops"]
@@ -94,9 +95,9 @@ def matmul_peak(device: str = "cpu", dtype: Any = None, seconds: float = 0.6, *,
     import torch
 
     best = 0.0
-    matmul = torch.mm
+    matmul: Any = torch.mm
     if onednn:
-        from spinerl.engine.cpu.linear import matmul
+        matmul = partial(torch.ops.mkldnn._linear_pointwise, B=None, attr="none", scalars=[], algorithm="")
     for size in (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         end = time.perf_counter() + seconds / 3

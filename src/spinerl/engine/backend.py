@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spinerl.engine.sampling import Sampled
     from spinerl.engine.shared_prefix import SharedDecoder
 
-__all__ = ["Backend", "ForwardPath", "SamplingPath", "backend_of"]
+__all__ = ["Backend", "ForwardPath", "SamplingPath", "backend_of", "compiled_loops_error"]
 
 
 class SamplingPath:
@@ -108,6 +108,10 @@ class Backend:
         """For passes over rows whose activations sampling has kept, or not."""
         return ForwardPath(self._loaded)
 
+    def machine(self) -> dict[str, Any]:
+        """What the last bits of a run depend on beside its configuration, for its manifest."""
+        return {"backend": self.name}
+
     def settle(self) -> None:
         """Run every self-check and measure every memory budget now, rather than when first needed."""
         from spinerl.engine.forward import settle
@@ -126,3 +130,10 @@ def backend_of(loaded: LoadedModel) -> Backend:
 
         return CpuBackend(loaded)
     return Backend(loaded)
+
+
+def compiled_loops_error() -> str | None:
+    """Why there are no compiled loops for CPUs on this machine, with the compiler's words; None where there are."""
+    from spinerl.engine.cpu.library import library_error
+
+    return library_error()

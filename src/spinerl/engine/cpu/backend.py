@@ -58,6 +58,13 @@ class CpuBackend(Backend):
             reuse, layers = Reuse(activations), _reuses_layers(loaded)
         return _CpuForward(loaded, reuse, layers)
 
+    def machine(self) -> dict[str, Any]:
+        return {
+            "backend": self.name,
+            "cpu capability": torch.backends.cpu.get_cpu_capability(),
+            "compiled loops": _compiles(self._loaded),
+        }
+
     def settle(self) -> None:
         super().settle()
         loaded = self._loaded
@@ -173,7 +180,14 @@ class _Reusing(_CpuForward):
 
 def _compiles(loaded: LoadedModel) -> bool:
     """Whether compiled loops may be used."""
-    return suits_cpu(loaded) and not loaded.disables("compiled") and kernels.library() is not None
+
+    def check() -> None:
+        if kernels.library() is None:
+            raise Unsupported(kernels.library_error() or "no library")
+
+    if not suits_cpu(loaded) or loaded.disables("compiled"):
+        return False
+    return loaded.capabilities.allows("compiled_loops", check)
 
 
 def _attends_compiled(loaded: LoadedModel) -> bool:
