@@ -122,7 +122,7 @@ def evaluate_command(
                 both = [
                     [
                         judge(row, equivalence, config.answer, config.vote, config.seed)
-                        for row in read_predictions(Path(f))
+                        for row in read_predictions(Path(f), config.data.gold_extract)
                     ]
                     for f in (first, second)
                 ]
@@ -223,11 +223,11 @@ def score(
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table
     from spinerl.runs import write_json, write_rows
-    from spinerl.scoring import judge, read_predictions, score_row, summarise
+    from spinerl.scoring import judge, read_predictions, score_row, summarise, why_no_accuracy
 
     _check_writable(json_file)
     config = load_config(overrides=overrides or [])
-    rows = [row for row in read_predictions(file) if "responses" in row]
+    rows = [row for row in read_predictions(file, config.data.gold_extract) if "responses" in row]
     if not rows:
         raise InputError(f"{file}: no row has responses to score")
     with Equivalence() as equivalence:
@@ -235,6 +235,8 @@ def score(
     known = sum(row["correct"] is not None for row in judged)
     figures = {"num_questions": len(judged), "num_gold": known, **summarise(judged, config.eval.confidence)}
     out.print(comparison_table({file.name: figures}))
+    for line in why_no_accuracy(judged, config.answer):
+        out.print(line, markup=False, highlight=False)
     scored = [score_row(row) for row in judged]
     if json_file is not None and json_file.suffix == ".jsonl":
         write_rows(json_file, scored)

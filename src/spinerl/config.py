@@ -99,6 +99,11 @@ class DataConfig(_Section):
     )
     path: str | None = Field(None, description="local file or folder to read instead of the hub's")
     gold: str | None = Field(None, description="a separate JSONL file of {id, answer} rows, for evaluation only")
+    gold_extract: Literal["auto", "none", "hash", "boxed"] = Field(
+        "auto",
+        description="how a gold answer is found in its cell: hash: after the last ####; boxed: in the last \\boxed{}; "
+        "auto: either, else the whole cell; none: the whole cell",
+    )
     split: str | None = Field(None, description="split of a hub data set; null: the data set's own, or test")
     config: str | None = Field(None, description="configuration (subset) of a hub data set")
     columns: ColumnsConfig = ColumnsConfig()  # pyright: ignore[reportCallIssue]
@@ -577,7 +582,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
 
 def dump_yaml(config: Config) -> str:
     """The whole configuration as YAML; loading it again gives an equal one."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True)
 
 
 def describe_keys() -> Iterator[tuple[str, str, Any, str]]:
@@ -639,6 +644,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
         return mapping
+
+
+class _FaithfulDumper(yaml.SafeDumper):
+    """Writes texts with separators that YAML takes for line ends (U+0085) in double quotes, as escapes."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_FaithfulDumper.add_representer(str, _FaithfulDumper.represent_str)
 
 
 def split_word(word: str, example: str = "steps=20 (a recipe file must end in .yaml)") -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spinerl.config import ColumnsConfig, Config, DataConfig, explain_value, read_recipe
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.errors import InputError, did_you_mean
+from spinerl.lines import read_text
 
 __all__ = ["Definition", "definition_of", "read_definition", "resolve", "resolve_data", "suite_of"]
 
@@ -195,7 +196,7 @@ def _from_file(raw: Mapping[str, Any], name: str) -> Definition:
 def _json_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file if it is a definition: it names its rows' place, and that with a word."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_text(path))
     except (OSError, ValueError):
         return None  # the reader of rows tells what is wrong with the file
     is_definition = isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("hub", "path"))

@@ -125,7 +125,15 @@ def scan(data: DataConfig, answer_kind: str = "auto", *, decode: bool = False) -
     gold_cells = _gold_cells(resolved)
     folder = Path(resolved.image_folder) if resolved.image_folder is not None else table.folder
     images = ImageReader(folder, resolved.max_image_pixels, decode or resolved.on_bad_row == "skip")
-    reader = RowReader.of(table, resolved.columns, definition, answer_kind, images, read_gold=gold_cells is None)
+    reader = RowReader.of(
+        table,
+        resolved.columns,
+        definition,
+        answer_kind,
+        images,
+        read_gold=gold_cells is None,
+        gold_extract=resolved.gold_extract,
+    )
     if reader.images is not None:
         _check_image_folder(resolved, definition, table)
     return Scan(resolved, definition, table, reader, gold_cells)

@@ -18,6 +18,7 @@ from spinerl.data.images import ImageReader, place_images
 from spinerl.data.sources import Row, Table, name_list
 from spinerl.errors import InputError, did_you_mean
 from spinerl.images import BadImageError
+from spinerl.solutions import final_answer
 from spinerl.types import ImageRef, Question
 
 __all__ = ["Outcome", "RowReader", "gold_letter", "parse_choices", "plain_text"]
@@ -58,6 +59,7 @@ class RowReader:
     image_reader: ImageReader
     definition: Definition
     kind: str
+    gold_extract: str = "auto"
 
     @classmethod
     def of(
@@ -69,6 +71,7 @@ class RowReader:
         image_reader: ImageReader,
         *,
         read_gold: bool = True,
+        gold_extract: str = "auto",
     ) -> RowReader:
         """Raises InputError for a named column that is not there, listing those that are."""
         definition = definition or Definition()
@@ -84,6 +87,7 @@ class RowReader:
             image_reader=image_reader,
             definition=definition,
             kind=kind,
+            gold_extract=gold_extract,
         )
         if table.columns:
             for key, name in reader._named():
@@ -189,12 +193,22 @@ class RowReader:
         if _is_blank(cell):
             return None
         if kind == "choice" and options:
-            return gold_letter(cell, labels, options, self.definition.gold_form)
+            # The options say what an answer is; a text of any length may be one.
+            found = self._final(cell, "text") if isinstance(cell, str) else cell
+            return gold_letter(found, labels, options, self.definition.gold_form)
         if isinstance(cell, bool) and kind == "yesno":
             return "yes" if cell else "no"
-        text = _text_cell(cell, name)
+        return self._final(_text_cell(cell, name), kind) or None
+
+    def _final(self, text: str, kind: str) -> str:
+        """The answer in a gold text, by the definition's gold_after and data.gold_extract."""
         mark = self.definition.gold_after
-        return (text.rpartition(mark)[2] if mark is not None else text).strip() or None
+        if mark is not None:
+            return text.rpartition(mark)[2].strip()
+        try:
+            return final_answer(text, self.gold_extract, kind)
+        except InputError as error:
+            raise BadCellError(str(error)) from None
 
 
 def choice_lines(options: Sequence[str]) -> list[str]:
