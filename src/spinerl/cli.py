@@ -198,16 +198,19 @@ def merge(
 
     Example: spinerl merge runs/mine --out mine-merged
     """
-    from spinerl.engine.adapters import base_of
+    from spinerl.engine.adapters import base_of, learned_nothing
     from spinerl.engine.loading import load_model, resolve_name, save_model
 
     if out_folder.exists() and any(out_folder.iterdir()):
         raise InputError(f"--out {out_folder} is not empty; name a new folder")
-    if base_of(resolve_name(model)) is None:
+    base = base_of(resolve_name(model))
+    if base is None:
         raise InputError(f"{model} holds no adapters: its model is whole already, in {resolve_name(model)}")
     loaded = load_model(load_config(overrides=[f"model={model}", "model.device=cpu"]).model)
     out_folder.mkdir(parents=True, exist_ok=True)
     save_model(loaded, out_folder)
+    if learned_nothing(resolve_name(model)):
+        out.print(f"these adapters learned nothing (all 0): the merged model is {base} as it was", highlight=False)
     out.print(f"merged model: {out_folder}", highlight=False)
 
 

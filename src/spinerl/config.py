@@ -84,7 +84,9 @@ class ColumnsConfig(_Section):
         "auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none"
     )
     choices: str | list[str] | None = Field(
-        None, description="multiple choice: the column that lists the options, or one column per option"
+        "auto",
+        description="multiple choice: the column that lists the options, or one column per option; auto: `choices`, "
+        "`options` or A, B, C, ... if there; null: none",
     )
     subject: str | None = Field(None, description="subject, for tables by subject")
     images: str | None = Field(
@@ -624,11 +626,12 @@ def profile_of(model_name: str) -> str:
     for folder in (Path(model_name), Path(model_name) / "model"):
         try:
             base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return profile_of(str(base))
+            return profile_of(base) if isinstance(base, str) else model_name
         except (OSError, ValueError, KeyError, TypeError):
             pass
         try:
-            return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"])
+            profile = json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"]
+            return profile if isinstance(profile, str) else model_name
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return model_name

@@ -65,7 +65,7 @@ def why_no_accuracy(rows: Sequence[Mapping[str, Any]], answer: AnswerConfig) -> 
     sizes = sorted({len(row["responses"]) for row in gold if row.get("responses")})
     if len(sizes) > 1:
         notes.append(
-            f"avg@k, maj@k and pass@k left out: rows have from {sizes[0]} to {sizes[-1]} responses, k must be one number"
+            f"avg@k, maj@k and pass@k left out: rows have from {sizes[0]} to {sizes[-1]} responses, and k is one number"
         )
     unread = [row for row in gold if _unreadable(row["gold"], answer.kind_of(row.get("kind") or "auto"))]
     if unread:

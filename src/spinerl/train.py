@@ -20,7 +20,7 @@ from spinerl import __version__
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
-from spinerl.engine.adapters import add_adapters, save_adapters
+from spinerl.engine.adapters import add_adapters, learned_nothing, save_adapters
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimiser import Optimiser
 from spinerl.engine.sampler import sample_responses
@@ -187,6 +187,10 @@ def adapt(
             run.write_manifest({**run.manifest, "guard": asdict(outcome)})
         if config.steps:
             run.write_folder("model", lambda folder: _save(loaded, folder, config))
+            if learned_nothing(run.path / "model"):
+                observer.note(
+                    f"the adapters saved in {run.path / 'model'} learned nothing (all 0): the model is unchanged"
+                )
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 

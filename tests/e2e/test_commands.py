@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spinerl.cli import main
@@ -399,6 +400,21 @@ def test_data_commands(tmp_path, capsys):
     assert code == 1
     assert "2" in out
     assert run(["data", "check", "tiny/in-domain"], capsys)[0] == 0
+
+
+def test_adapters_that_learned_nothing_say_so(questions, model_folders, tmp_path, capsys):
+    pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
+    made, whole = tmp_path / "r", tmp_path / "whole"
+    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", f"run={made}", "steps=1", *SHORT]
+    # The guard finds that this random model agrees with nobody, and trains nothing.
+    code, out, error = run(["adapt", *words, "guard=rollback", "eval.samples=0"], capsys)
+    assert code == 0, error
+    assert f"the adapters saved in {made / 'model'} learned nothing (all 0)" in out
+    code, out, error = run(["merge", made, "--out", whole], capsys)
+    assert code == 0, error
+    assert "these adapters learned nothing (all 0): the merged model is" in out
+    base, merged = (load_file(folder / "model.safetensors") for folder in (model_folders("qwen2"), whole))
+    assert all(torch.equal(merged[name], weight) for name, weight in base.items())
 
 
 def test_adapters_from_adapt_to_merge(questions, model_folders, tmp_path, capsys):

@@ -105,7 +105,7 @@ def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
             "id": data.columns.id if data.columns.id is not None else own.id,
             "question": data.columns.question if data.columns.question is not None else own.question,
             "gold": data.columns.gold if data.columns.gold != "auto" else own.gold,
-            "choices": data.columns.choices if data.columns.choices is not None else own.choices,
+            "choices": data.columns.choices if data.columns.choices != "auto" else own.choices,
             "subject": data.columns.subject if data.columns.subject is not None else own.subject,
             "images": data.columns.images if data.columns.images != "auto" else own.images,
         }
@@ -141,7 +141,7 @@ def resolve(config: Config) -> Config:
         }
     )
     # A kind is written out only where it holds for every row: options make some rows multiple choice.
-    uniform = definition.kind == "choice" or definition.columns.choices is None
+    uniform = definition.kind == "choice" or definition.columns.choices in (None, "auto")
     kind = definition.kind if config.answer.kind == "auto" and uniform else config.answer.kind
     return config.model_copy(
         update={

@@ -133,7 +133,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
     found = scan(data, config.answer.kind, decode=True)
     findings: list[Finding] = []
     kinds: Counter[str] = Counter()
-    first_rows: dict[tuple[str, tuple[ImageRef, ...]], str] = {}
+    first_rows: dict[tuple[Any, str, tuple[ImageRef, ...]], str] = {}
     ids: list[str] = []
     num_gold = 0
     num_rows = 0
@@ -155,7 +155,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
             continue
         ids.append(question.id)
         kinds[question.answer_kind] += 1
-        same = first_rows.setdefault((question.text, question.images), row.where)
+        same = first_rows.setdefault((question.turns, question.text, question.images), row.where)
         if same != row.where:
             findings.append(Finding("warning", row.where, f"the same question as {same}"))
         if outcome.gold is not None:

@@ -140,14 +140,14 @@ def scan(data: DataConfig, answer_kind: str = "auto", *, decode: bool = False) -
 
 
 def fingerprint(questions: list[Question] | tuple[Question, ...]) -> str:
-    """SHA-256 over the questions' ids, texts and images' files, in hex."""
+    """SHA-256 over the questions' ids, texts, images' files and earlier messages, in hex."""
     digest = hashlib.sha256()
     keys: dict[ImageRef, str] = {}
     for question in questions:
         for image in question.images:
             if image not in keys:
                 keys[image] = image_key(image)
-        parts = [question.id, question.text, *(keys[image] for image in question.images)]
+        parts = [question.id, question.text, *(keys[image] for image in question.images), *question.turns]
         digest.update(json.dumps(parts, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
