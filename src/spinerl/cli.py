@@ -156,12 +156,13 @@ def preflight_command(
 
     Examples: spinerl preflight tiny-reasoner tiny/shift-a | spinerl preflight MODEL questions.jsonl group_size=32
     """
-    from spinerl.display import preflight_table
+    from spinerl.display import Display, preflight_table
     from spinerl.guard.preflight import preflight
     from spinerl.runs import write_json
 
     _check_writable(json_file)
-    expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []))
+    with Display(err, 0) as display:
+        expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []), display)
     out.print(preflight_table(figures))
     colour = {"go": "green", "caution": "yellow", "no-go": "red"}[expected.verdict]
     out.print(f"[bold {colour}]{expected.verdict}[/]: {expected.reason}", highlight=False)
@@ -302,9 +303,10 @@ def data_show(
     """The first questions as the model will see them, its chat template applied."""
     from spinerl.data import preview
     from spinerl.engine.loading import load_tokenizer
+    from spinerl.engine.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
-    for row in preview(config, load_tokenizer(config.model), rows):
+    for row in preview(config, load_tokenizer(config.model), rows, load_processor(config.model)):
         gold = "none" if row.gold is None else row.gold
         tokens = "" if row.num_tokens is None else f" · {row.num_tokens} tokens"
         out.print(f"── {row.id} · {row.kind}{tokens} · gold: {gold}", style="bold", markup=False)
@@ -318,9 +320,10 @@ def data_check(name: DataName, overrides: Overrides = None) -> None:
     """Go through every row and say what is wrong; exit code 1 if a run would not start."""
     from spinerl.data import check
     from spinerl.engine.loading import load_tokenizer
+    from spinerl.engine.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
-    found = check(config, load_tokenizer(config.model))
+    found = check(config, load_tokenizer(config.model), load_processor(config.model))
     for line in found.lines():
         out.print(line, markup=False, highlight=False)
     if not found.ok:

@@ -12,6 +12,7 @@ from typing import Any
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config
+from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.memory import is_flip
@@ -80,7 +81,10 @@ def evaluate_model(config: Config, observer: Observer | None = None, *, given: L
         observer.phase("evaluate", 0)
     on_tokens = None if observer is None else observer.tokens
     with Equivalence() as equivalence:
-        return evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
+        found = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
+    if observer is not None:
+        EndWatch(work.loaded, config, observer.note).see(found.metrics["eval/truncated_frac"])
+    return found
 
 
 def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: Rollout | None) -> dict[str, Any]:

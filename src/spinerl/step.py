@@ -47,6 +47,7 @@ __all__ = [
     "StepState",
     "correct_mismatch",
     "count_votes",
+    "cuts_short",
     "freeze_targets",
     "rollout_metrics",
     "sample",
@@ -155,7 +156,7 @@ def sample(
     if config.tree_bases:
         return tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
     limits = None
-    if config.reward == "constant" and config.forks.selector == "first":  # nothing reads what comes after those tokens
+    if cuts_short(config):
         limits = [min(config.forks.num_tokens, config.rollout.max_new_tokens)] * len(questions)
     return sample_responses(
         policy,
@@ -169,6 +170,11 @@ def sample(
         limits=limits,
         record=config.optim.replay and not config.model.gradient_checkpointing and config.rollout.reuse == 1,
     )
+
+
+def cuts_short(config: Config) -> bool:
+    """Whether only a response's first tokens are sampled, because nothing reads what comes after them (UPFT)."""
+    return config.reward == "constant" and config.forks.selector == "first"
 
 
 def count_votes(

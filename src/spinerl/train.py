@@ -20,6 +20,7 @@ from spinerl import __version__
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
+from spinerl.endings import EndWatch
 from spinerl.engine.adapters import add_adapters, learned_nothing, save_adapters
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimiser import Optimiser
@@ -34,7 +35,7 @@ from spinerl.rewards import asked_by, check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
-from spinerl.step import StepState, count_votes, train_step, trained_rows, vote_weights
+from spinerl.step import StepState, count_votes, cuts_short, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
 from spinerl.workload import Observer, Workload, open_workload
@@ -80,6 +81,8 @@ def adapt(
     run = _continue(resume, work) if resume else _begin(config, work, overwrite)
     with explain_disk_errors(run.path), Equivalence() as equivalence:
         _evaluate(run, work, config, equivalence, 0, observer)
+        endings = EndWatch(loaded, config, observer.note)
+        endings.see(run.rows("eval.jsonl")[0]["eval/truncated_frac"])
         ranks = rank_questions(config, loaded, work.prompts, [q.id for q in work.questions], run.predictions(step=0))
         guard = None
         if config.guard.mode != "off" and config.steps:
@@ -165,6 +168,8 @@ def adapt(
             if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == last):
                 run.append("samples.jsonl", *_samples(record, loaded, config, run))
                 run.append("tokens.jsonl", _token_counts(record, loaded, config))
+            if not cuts_short(config):
+                endings.see(metrics["rollout/truncated_frac"])
             observer.step(metrics, last)
             if guard is not None:
                 last = guard.look(step, last)

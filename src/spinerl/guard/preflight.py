@@ -8,6 +8,7 @@ from typing import Any
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import resolve
+from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.guard.forecast import Forecast, forecast
@@ -36,6 +37,8 @@ def preflight(
         alike = concentration(equivalence.classes([one.pseudo_label for one in votes]))
     expected = forecast(votes, config.guard.no_go, config.guard.go, config.seed)
     described = rollout_metrics(rollout)
+    if observer is not None:
+        EndWatch(work.loaded, config, observer.note).see(described["rollout/truncated_frac"])
     figures = {
         "model": config.model.name,
         "data": config.data.name,
