@@ -179,6 +179,9 @@ class RolloutConfig(_Section):
     )
     max_new_tokens: int = Field(1024, ge=1, description="a longer response is truncated (tokens)")
     stop: list[str] = Field([], description="texts that end a response where they appear")
+    stop_at_next: bool = Field(
+        True, description="a response to a plain prompt (no chat template) ends where it begins the next Question:"
+    )
     max_cache_tokens: int = Field(
         0, ge=0, description="tokens whose keys and values are held at once; 0: what fits in a third of free memory"
     )

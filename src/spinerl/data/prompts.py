@@ -18,6 +18,7 @@ __all__ = [
     "Rendered",
     "TextTokenizer",
     "instruction_of",
+    "next_question",
     "render_all",
     "render_prompt",
     "render_text",
@@ -190,6 +191,14 @@ def instruction_of(question: Question, prompt: PromptConfig, kind: str = "auto")
         return prompt.instruction
     own = question.answer_kind if kind == "auto" else kind
     return INSTRUCTIONS.get(own, INSTRUCTIONS["auto"])
+
+
+def next_question(tokenizer: TextTokenizer, prompt: PromptConfig, vision: PromptVision | None = None) -> str | None:
+    """The text with which a base model goes on from its answer to a next question; None for prompts by a template.
+
+    It is the plain form's own: what stands between two of its blocks.
+    """
+    return None if _uses_template(tokenizer, prompt, vision) else "\n\nQuestion:"
 
 
 def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig, vision: PromptVision | None) -> bool:

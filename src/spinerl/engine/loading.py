@@ -60,8 +60,8 @@ class LoadedModel:
     """A model on its device, its tokenizer, and the ids that end a response.
 
     `vision` is there for models that see images.  `without_adapters` says that this is the model beneath its adapters
-    (`base`), which every pass must put to rest (`acting`).  `engine` samples in place of our own sampler.  `abilities`
-    remembers what was found out about the model:
+    (`base`), which every pass must put to rest (`acting`).  `engine` samples in place of our own sampler.  `stop_texts`
+    end a response beside those of rollout.stop.  `abilities` remembers what was found out about the model:
     for each fast path, whether a trial run gave the same numbers as the plain path.
     """
 
@@ -73,6 +73,7 @@ class LoadedModel:
     vision: Vision | None = None
     without_adapters: bool = False
     engine: Engine | None = None
+    stop_texts: tuple[str, ...] = ()
     abilities: dict[str, bool] = field(default_factory=dict, compare=False)
 
     @property
@@ -101,6 +102,13 @@ class LoadedModel:
         """(Q,) how much further than its number of tokens each prompt's next position lies: 0 without images."""
         offsets = [prompt.shown.offset if isinstance(prompt, ImagePrompt) else 0 for prompt in prompts]
         return torch.tensor(offsets, device=self.device)
+
+    def texts(self, responses: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """The responses' texts, without special tokens and without the text of `stop_texts` that ended one."""
+        texts = self.tokenizer.batch_decode([list(ids) for ids in responses], skip_special_tokens=True)
+        for stop in self.stop_texts:
+            texts = [text.removesuffix(stop) for text in texts]
+        return tuple(texts)
 
     @property
     def vocabulary(self) -> int:

@@ -262,7 +262,7 @@ class _Run:
         self._max_new_tokens = rollout.max_new_tokens
         self._manner = manner
         self._end_ids = torch.tensor(loaded.end_ids, dtype=torch.int64, device=loaded.device)
-        self._stop = _stop_criterion(loaded, rollout.stop)
+        self._stop = _stop_criterion(loaded, (*rollout.stop, *loaded.stop_texts))
         self._rows = self._new_rows([])
 
     def records(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Record]:
@@ -402,7 +402,7 @@ def _assembled(
         logprobs=aligned(drawn.logprobs, 0.0),
         entropies=aligned(drawn.entropies, 0.0),
         finished_mask=finished,
-        texts=tuple(loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)),
+        texts=loaded.texts(texts),
         certainties=aligned(drawn.certainties, 0.0),
         log_mass=aligned(drawn.log_mass, 0.0),
     )
