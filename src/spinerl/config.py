@@ -227,6 +227,13 @@ class VoteConfig(_Section):
         "equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
     )
     min_margin: float = Field(0.0, ge=0, le=1, description="shares less ahead of the next give no pseudo-label")
+    max_shared: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a vote is void if its answer won a larger share of the step's other questions too, and three at "
+        "least; choices, yes and no are left out; 1: never",
+    )
     memory: Annotated[Literal["off", "fixed", "sum", "ema"], BeforeValidator(_on_or_off)] = Field(
         "off",
         description="which earlier votes on a question count too: none; fixed: only the first; sum: all; ema: all, "
@@ -426,6 +433,13 @@ class GuardConfig(_Section):
     )
     drop: float = Field(0.4, gt=0, le=1, description="share of its best score that a run may lose")
     patience: int = Field(4, ge=1, description="looks in a row below that, after which a run is past its peak")
+    readable: float = Field(
+        0.75, ge=0, le=1, description="share of its initial readable share under which, two looks in a row, a run stops"
+    )
+    max_refusals: float = Field(0.25, ge=0, le=1, description="rise in the share of greedy responses that refuse")
+    max_shared: float = Field(
+        0.5, ge=0, le=1, description="share of the probe questions with one answer; choices, yes and no are left out"
+    )
     max_concentration: float = Field(
         0.25, ge=0, le=1, description="rise in the chance that two different questions have the same answer"
     )

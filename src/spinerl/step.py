@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from spinerl.answers import Equivalence, count_vote, vote_metrics
+from spinerl.answers.shared import void_shared
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.draws import truncation_of
 from spinerl.engine.loading import LoadedModel
@@ -101,6 +102,10 @@ def train_step(
     remembered: dict[str, float] = {}
     if memory is not None:
         votes, remembered = memory.vote(rollout, fresh, vote_weights(rollout, config.vote), sampled, equivalence)
+    kinds = [config.answer.kind_of(question.answer_kind) for question in questions]
+    void_frac = 0.0
+    if oracle is None:
+        votes, void_frac = void_shared(votes, questions, kinds, config.vote.max_shared, equivalence)
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:
@@ -132,6 +137,7 @@ def train_step(
         **rollout_metrics(rollout),
         **vote_metrics(fresh),
         **remembered,
+        **({"label/void_frac": void_frac} if void_frac else {}),
         **target_metrics(rewards, batch, targets, entropies),
         **mismatch,
         **_mean_over(updates),
