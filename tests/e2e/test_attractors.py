@@ -28,11 +28,13 @@ def run(folder, model, *words):
 
 def test_labels_are_as_right_with_a_closing_phrase_as_without(tmp_path, planted):
     """The tokens drawn are the same; every response of the one run ends "I hope the answer is helpful!"."""
-    runs = [run(tmp_path / str(i), model, "steps=4")[0] for i, model in enumerate(["tiny-reasoner", planted["helpful"]])]
+    runs = [
+        run(tmp_path / str(i), model, "steps=3")[0] for i, model in enumerate(["tiny-reasoner", planted["helpful"]])
+    ]
     labels = [made.rows("labels.jsonl") for made in runs]
-    assert len(labels[0]) == 32
+    assert len(labels[0]) == 24
     assert labels[0] == labels[1]
-    assert sum(bool(row["correct"]) for row in labels[0]) > 8
+    assert sum(bool(row["correct"]) for row in labels[0]) > 6
     assert all(
         response["text"].endswith(". I hope the answer is helpful!")
         for row in runs[1].rows("samples.jsonl")

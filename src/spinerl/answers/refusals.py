@@ -40,12 +40,12 @@ _BARE = re.compile(
 def is_refusal(text: str) -> bool:
     r"""Whether a response, or an answer read from one, declines to answer.
 
-    Looked at is the end of the text; a text that puts an answer in a box does not refuse, whatever else it says.
+    Looked at is the last box, where there is one, else the end of the text.
 
     >>> is_refusal("I'm sorry, but I cannot answer this."), is_refusal("I don't know, perhaps \\boxed{3}.")
     (True, False)
     """
-    if "\\boxed{" in text and not is_refusal(text.rpartition("\\boxed{")[2].partition("}")[0]):
-        return False
+    if "\\boxed{" in text:
+        return is_refusal(text.rpartition("\\boxed{")[2].partition("}")[0])
     tail = " ".join(text[-_TAIL_CHARS:].translate(_APOSTROPHES).split())
     return _PHRASES.search(tail) is not None or _BARE.fullmatch(tail.strip(" .!*").lower()) is not None
