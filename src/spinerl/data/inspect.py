@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from spinerl.images import image_facts
 from spinerl.types import ImageRef, Question
 
 __all__ = ["Finding", "PreviewRow", "Report", "check", "list_datasets", "preview"]
+
+_LONGEST = 200  # the limit of the processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,11 @@ def check(config: Config, tokenizer: TextTokenizer | None = None, vision: Prompt
     Errors: bad JSON lines, repeated ids, cells of a wrong type, a gold choice that is none of the options,
     images that do not open (each is decoded), a gold file whose ids are nobody's; with data.on_bad_row=skip those
     of a row are warnings.  Warnings: empty questions, questions asked twice, gold that does
-    not parse as its kind, fewer or more rows than the definition expects, prompts over `prompt.max_tokens`
-    (with a tokenizer).  With `vision`, the part of a model that makes prompts with images, a prompt is made of
-    every question with images, and what the model's processor refuses is an error; a tokenizer without it stands
-    for a model that only reads text, and questions with images are a warning.  A source that cannot be opened, or
-    a missing column, still raises InputError: there are no rows to go through.
+    not parse as its kind, images over 200 times as long as wide, fewer or more rows than the definition expects,
+    prompts over `prompt.max_tokens` (with a tokenizer).  With `vision`, the part of a model that makes prompts with
+    images, a prompt is made of every question with images, and what the model's processor refuses is an error; a
+    tokenizer without it stands for a model that only reads text, and questions with images are a warning.  A source
+    that cannot be opened, or a missing column, still raises InputError: there are no rows to go through.
 
     >>> check(Config()).ok
     True
@@ -176,6 +179,8 @@ def check(config: Config, tokenizer: TextTokenizer | None = None, vision: Prompt
             if problem:
                 findings.append(Finding("warning", row.where, f"gold cannot be read, no answer equals it: {problem}"))
         num_shown += bool(question.images)
+        if vision is None:
+            findings += [Finding("warning", row.where, what) for what in _odd_shapes(question)]
         if tokenizer is not None and (vision is not None or not question.images):
             fault = _prompt_fault(question, tokenizer, config, vision if question.images else None)
             findings += [] if fault is None else [replace(fault, where=row.where)]
@@ -198,6 +203,19 @@ def _prompt_fault(
     if length <= limit:
         return None
     return Finding("warning", "", f"prompt of {length} tokens is over prompt.max_tokens={limit}: left out")
+
+
+def _odd_shapes(question: Question) -> list[str]:
+    """What is to be said of images that some processors refuse for their shape."""
+    said = []
+    for number, image in enumerate(question.images, start=1):
+        facts = image_facts(image, max_pixels=sys.maxsize)  # the reader of rows has held it to the limit
+        if max(facts.width, facts.height) > _LONGEST * min(facts.width, facts.height):
+            said.append(
+                f"image {number} is {facts.width} x {facts.height}: many processors refuse a side over {_LONGEST} "
+                "times the other"
+            )
+    return said
 
 
 def _with_marks(question: Question) -> str:
