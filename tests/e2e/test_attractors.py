@@ -1,5 +1,7 @@
 """A phrase that ends every response, and one answer to every question: no label is won by either."""
 
+import shutil
+
 import pytest
 from safetensors.torch import load_file
 
@@ -69,6 +71,24 @@ def test_without_the_guard_its_votes_are_void(tmp_path, planted):
     assert (step["reward/mean"], step["reward/zero_variance_frac"]) == (0.0, 1.0)
     before, after = (load_file(folder / "model.safetensors") for folder in (model_path(), finished.path / "model"))
     assert all((after[name] == weight).all() for name, weight in before.items())
+
+
+def test_a_run_with_void_votes_resumes_as_if_it_had_not_been_interrupted(tmp_path, planted):
+    words = ["steps=2", "guard=warn", "guard.every=1", "checkpoint.every=1", "data.max_questions=8", "group_size=4"]
+    made, _ = run(tmp_path / "r", planted["same"], *words)
+    steps = made.rows("metrics.jsonl")
+    assert [row["label/void_frac"] for row in steps] == [1.0, 1.0]
+    assert steps[1]["label/kept_frac"] == 1.0  # of what the votes would have been: void labels are no memory
+    before = _remembered(made)
+    shutil.rmtree(made.path / "checkpoints" / "step-000002")
+    adapt(made.config, Quiet(), resume=made)
+    assert _remembered(made) == before
+
+
+def _remembered(made):
+    """What was written down of labels and looks, its own speed aside."""
+    looks = [{key: value for key, value in look.items() if key != "time/look_s"} for look in made.rows("guard.jsonl")]
+    return looks, made.rows("labels.jsonl")
 
 
 @pytest.mark.parametrize("reward", ["majority", "leave-one-out", "frequency", "empo", "ttrv", "evol"])
