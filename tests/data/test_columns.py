@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from spinerl.config import PromptConfig
-from spinerl.data import chat_messages, check, load_data, render_text
+from spinerl.data import chat_messages, check, load_data, render_text, resolve
 from spinerl.data.columns import find_choices, offer
 from spinerl.errors import InputError
 
@@ -88,6 +88,7 @@ def test_a_definition_that_says_its_kind_has_no_options_unless_it_names_them(jso
     (tmp_path / "d.yaml").write_text("path: rows.jsonl\nkind: number\n")
     questions, gold = load_data(configure(f"data={tmp_path / 'd.yaml'}").data)
     assert (questions.questions[0].choices, questions.questions[0].answer_kind, gold["0"]) == ((), "number", "5")
+    assert resolve(configure(f"data={tmp_path / 'd.yaml'}")).data.columns.choices is None
 
 
 @pytest.mark.parametrize(

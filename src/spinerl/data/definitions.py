@@ -100,12 +100,14 @@ def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
     if definition is None:
         return data
     own = definition.columns
+    # A definition that says how answers are read, and names no options, has none.
+    own_choices = None if own.choices == "auto" and definition.kind not in ("auto", "choice") else own.choices
     columns = data.columns.model_copy(
         update={
             "id": data.columns.id if data.columns.id is not None else own.id,
             "question": data.columns.question if data.columns.question is not None else own.question,
             "gold": data.columns.gold if data.columns.gold != "auto" else own.gold,
-            "choices": data.columns.choices if data.columns.choices != "auto" else own.choices,
+            "choices": data.columns.choices if data.columns.choices != "auto" else own_choices,
             "subject": data.columns.subject if data.columns.subject is not None else own.subject,
             "images": data.columns.images if data.columns.images != "auto" else own.images,
         }

@@ -81,8 +81,8 @@ class RowReader:
         gold = columns.gold if columns.gold != "auto" else ("answer" if "answer" in table.columns else None)
         choices: str | list[str] = columns.choices if columns.choices is not None else []
         found_choices = choices == "auto"
-        if found_choices:  # a data set that says how its answers are read has said that there are no options
-            choices = find_choices(table.columns) if definition.kind in ("auto", "choice") else []
+        if found_choices:
+            choices = find_choices(table.columns)
         reader = cls(
             id=columns.id if columns.id is not None else ("id" if "id" in table.columns else None),
             question=(columns.question or "question") if definition.template is None else None,
