@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from spinerl.cli import app
-from spinerl.config import load_config
+from spinerl.config import PROFILES, load_config, split_word
+from spinerl.methods import LOSSES, METHODS
 from spinerl.reference import api_page, configuration_page
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,27 @@ def test_pages_name_tests_and_modules_that_exist(page):
 
 def test_configuration_page_is_fresh():
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("table", [METHODS, LOSSES, PROFILES], ids=["methods", "losses", "profiles"])
+def test_what_a_row_sets_reads_as_what_it_says(table):
+    """Each word of the reference tables is a `key=value` word: an empty text is not null, and null is no text."""
+    page = configuration_page()
+    for name, row in table.items():
+        sets = row if isinstance(row, dict) else dict(row.sets)
+        (line,) = [
+            line for line in page.splitlines() if line.startswith(f"| `{name}` |") and "`" in line[len(name) + 6 :]
+        ]
+        words = re.findall(r"`([a-z_0-9.]+=[^`]*)`", line.rpartition(" | ")[2])
+        told: dict[str, object] = {}
+        for word in words:
+            key, value = split_word(word)
+            *sections, last = key.split(".")
+            place = told
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+        assert told == sets, name
 
 
 def test_api_page_is_fresh(monkeypatch):

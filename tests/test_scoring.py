@@ -5,9 +5,10 @@ import json
 import pytest
 
 from spinerl.answers import Equivalence
+from spinerl.cli import main
 from spinerl.config import load_config
 from spinerl.errors import InputError
-from spinerl.scoring import by_subject, compare, judge, read_predictions, score_row, summarise
+from spinerl.scoring import by_subject, compare, judge, read_predictions, score_row, summarise, why_no_accuracy
 
 CONFIG = load_config()
 
@@ -118,3 +119,75 @@ def test_numbers_as_gold_are_read(tmp_path, equivalence):
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"id": 1, "responses": ["\\boxed{142}"], "gold": 142.0}))
     assert judge(read_predictions(file)[0], equivalence, CONFIG.answer, CONFIG.vote)["correct"] is True
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"id": ["a"], "responses": ["1"]}', "id must be a text or a whole number, found a list"),
+        ('{"id": {"a": 1}, "responses": ["1"]}', "id must be a text or a whole number, found an object"),
+        ('{"id": null, "responses": ["1"]}', "id must be a text or a whole number, found null"),
+        ('{"id": 1, "responses": "1"}', "responses must be a list of texts, found a text"),
+        ('{"id": 1, "responses": null}', "responses must be a list of texts, found null"),
+        ('{"id": 1, "responses": ["1", 2]}', "responses must be a list of texts, found a list with a number (2)"),
+        ('{"id": 1, "responses": [["1"]]}', "responses must be a list of texts, found a list with a list"),
+        ('{"id": 1, "responses": ["1"], "truncated": true}', "truncated must be a list of true and false"),
+        ('{"id": 1, "responses": ["1"], "truncated": "no"}', "truncated must be a list of true and false"),
+        ('{"id": 1, "responses": ["1"], "truncated": [0]}', "truncated must be a list of true and false"),
+        ('{"id": 1, "responses": ["1"], "truncated": [true, false]}', "truncated has 2 flags for 1 responses"),
+        ('{"id": 1, "responses": ["1"], "kind": ["math"]}', "kind=['math'] is not known"),
+        ('{"id": 1, "responses": ["1"], "kind": {"a": 1}}', "is not known"),
+        ('{"id": 1, "responses": ["1"], "choices": "red"}', "choices must be a list of texts, found a text"),
+        ('{"id": 1, "responses": ["1"], "choices": {"A": "red"}}', "choices must be a list of texts, found an object"),
+        ('{"id": 1, "responses": ["1"], "choices": [1, 2]}', "choices must be a list of texts"),
+        ('{"id": 1, "responses": ["1"], "gold": ["1"]}', "gold must be a text or a number, found a list"),
+        ('{"id": 1, "responses": ["1"], "gold": {"value": 1}}', "gold must be a text or a number, found an object"),
+        ('{"id": 1, "responses": ["1"], "gold": NaN}', "gold must be a text or a number"),
+        ('{"id": 1, "responses": ["1"], "subject": ["a"]}', "subject must be a text or a number, found a list"),
+        ('{"id": 1, "greedy": "1"}', "greedy must be"),
+        ('{"id": 1, "greedy": {"text": 1}}', "greedy must be"),
+        ('{"id": 1, "greedy": null}', "is no prediction row"),
+        ("[1]", "is no prediction row"),
+        ("3", "is no prediction row"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_odd_types_get_one_line(tmp_path, row, says):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"id": 0, "responses": ["1"]}\n' + row + "\n")
+    with pytest.raises(InputError) as refused:
+        read_predictions(file)
+    line = str(refused.value)
+    assert f"{file} line 2" in line
+    assert says in line
+    assert "\n" not in line
+
+
+def test_numbers_in_gold_and_subject_become_text(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"id": 0, "responses": ["1"], "gold": 142.0, "subject": 3}\n')
+    (row,) = read_predictions(file)
+    assert (row["gold"], row["subject"]) == ("142", "3")
+
+
+def test_a_missing_accuracy_says_why(equivalence):
+    def said(*rows):
+        return why_no_accuracy([judged(equivalence, **row) for row in rows], CONFIG.answer)
+
+    two = {"responses": ["\\boxed{3}", "\\boxed{3}"]}
+    assert said({**two, "gold": "3"}) == []
+    assert said(two, two) == ["accuracy unknown: no row has gold; add a field `gold` with the right answer"]
+    assert said({**two, "gold": "3"}, two) == ["accuracy is over 1 of 2 rows: the others have no gold"]
+    (line,) = said({**two, "gold": "3"}, {"responses": ["\\boxed{3}"], "gold": "3"})
+    assert line.startswith("avg@k, maj@k and pass@k left out: rows have from 1 to 2 responses")
+    (line,) = said({**two, "gold": "no number at all", "kind": "number"})
+    assert line.startswith("1 gold answers cannot be read, so that no response equals them: the first is")
+
+
+def test_the_command_says_why_accuracy_is_missing(tmp_path, capsys):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"id": 0, "responses": ["\\\\boxed{1}"]}\n')
+    with pytest.raises(SystemExit) as ended:
+        main(["score", str(file)])
+    assert not ended.value.code
+    assert "accuracy unknown: no row has gold" in capsys.readouterr().out

@@ -145,7 +145,7 @@ def evaluate_command(
                 both = [
                     [
                         judge(row, equivalence, config.answer, config.vote, config.seed)
-                        for row in read_predictions(Path(f))
+                        for row in read_predictions(Path(f), config.data.gold_extract)
                     ]
                     for f in (first, second)
                 ]
@@ -179,12 +179,13 @@ def preflight_command(
 
     Examples: spinerl preflight tiny-reasoner tiny/shift-a | spinerl preflight MODEL questions.jsonl group_size=32
     """
-    from spinerl.display import preflight_table
+    from spinerl.display import Display, preflight_table
     from spinerl.guard.preflight import preflight
     from spinerl.runs import write_json
 
     _check_writable(json_file)
-    expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []))
+    with Display(err, 0) as display:
+        expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []), display)
     out.print(preflight_table(figures))
     colour = {"go": "green", "caution": "yellow", "no-go": "red"}[expected.verdict]
     out.print(f"[bold {colour}]{expected.verdict}[/]: {expected.reason}", highlight=False)
@@ -221,16 +222,19 @@ def merge(
 
     Example: spinerl merge runs/mine --out mine-merged
     """
-    from spinerl.engine.adapters import base_of
+    from spinerl.engine.adapters import base_of, learned_nothing
     from spinerl.engine.loading import load_model, resolve_name, save_model
 
     if out_folder.exists() and any(out_folder.iterdir()):
         raise InputError(f"--out {out_folder} is not empty; name a new folder")
-    if base_of(resolve_name(model)) is None:
+    base = base_of(resolve_name(model))
+    if base is None:
         raise InputError(f"{model} holds no adapters: its model is whole already, in {resolve_name(model)}")
     loaded = load_model(load_config(overrides=[f"model={model}", "model.device=cpu"]).model)
     out_folder.mkdir(parents=True, exist_ok=True)
     save_model(loaded, out_folder)
+    if learned_nothing(resolve_name(model)):
+        out.print(f"these adapters learned nothing (all 0): the merged model is {base} as it was", highlight=False)
     out.print(f"merged model: {out_folder}", highlight=False)
 
 
@@ -246,11 +250,11 @@ def score(
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table
     from spinerl.runs import write_json, write_rows
-    from spinerl.scoring import judge, read_predictions, score_row, summarise
+    from spinerl.scoring import judge, read_predictions, score_row, summarise, why_no_accuracy
 
     _check_writable(json_file)
     config = load_config(overrides=overrides or [])
-    rows = [row for row in read_predictions(file) if "responses" in row]
+    rows = [row for row in read_predictions(file, config.data.gold_extract) if "responses" in row]
     if not rows:
         raise InputError(f"{file}: no row has responses to score")
     with Equivalence() as equivalence:
@@ -258,6 +262,8 @@ def score(
     known = sum(row["correct"] is not None for row in judged)
     figures = {"num_questions": len(judged), "num_gold": known, **summarise(judged, config.eval.confidence)}
     out.print(comparison_table({file.name: figures}))
+    for line in why_no_accuracy(judged, config.answer):
+        out.print(line, markup=False, highlight=False)
     scored = [score_row(row) for row in judged]
     if json_file is not None and json_file.suffix == ".jsonl":
         write_rows(json_file, scored)
@@ -320,9 +326,10 @@ def data_show(
     """The first questions as the model will see them, its chat template applied."""
     from spinerl.data import preview
     from spinerl.engine.loading import load_tokenizer
+    from spinerl.engine.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
-    for row in preview(config, load_tokenizer(config.model), rows):
+    for row in preview(config, load_tokenizer(config.model), rows, load_processor(config.model)):
         gold = "none" if row.gold is None else row.gold
         tokens = "" if row.num_tokens is None else f" · {row.num_tokens} tokens"
         out.print(f"── {row.id} · {row.kind}{tokens} · gold: {gold}", style="bold", markup=False)
@@ -336,9 +343,10 @@ def data_check(name: DataName, overrides: Overrides = None) -> None:
     """Go through every row and say what is wrong; exit code 1 if a run would not start."""
     from spinerl.data import check
     from spinerl.engine.loading import load_tokenizer
+    from spinerl.engine.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
-    found = check(config, load_tokenizer(config.model))
+    found = check(config, load_tokenizer(config.model), load_processor(config.model))
     for line in found.lines():
         out.print(line, markup=False, highlight=False)
     if not found.ok:

@@ -90,7 +90,9 @@ class ColumnsConfig(_Section):
         default="auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none"
     )
     choices: str | list[str] | None = Field(
-        default=None, description="multiple choice: the column that lists the options, or one column per option"
+        default="auto",
+        description="multiple choice: the column that lists the options, or one column per option; auto: `choices`, "
+        "`options` or A, B, C, ... if there; null: none",
     )
     subject: str | None = Field(default=None, description="subject, for tables by subject")
     images: str | None = Field(
@@ -107,6 +109,11 @@ class DataConfig(_Section):
     path: str | None = Field(default=None, description="local file or folder to read instead of the hub's")
     gold: str | None = Field(
         default=None, description="a separate JSONL file of {id, answer} rows, for evaluation only"
+    )
+    gold_extract: Literal["auto", "none", "hash", "boxed"] = Field(
+        default="auto",
+        description="how a gold answer is found in its cell: hash: after the last ####; boxed: in the last \\boxed{}; "
+        "auto: either, else the whole cell; none: the whole cell",
     )
     split: str | None = Field(default=None, description="split of a hub data set; null: the data set's own, or test")
     config: str | None = Field(default=None, description="configuration (subset) of a hub data set")
@@ -187,6 +194,10 @@ class RolloutConfig(_Section):
     )
     max_new_tokens: int = Field(default=1024, ge=1, description="a longer response is truncated (tokens)")
     stop: list[str] = Field(default=[], description="texts that end a response where they appear")
+    stop_at_next: bool = Field(
+        default=True,
+        description="a response to a plain prompt (no chat template) ends where it begins the next Question:",
+    )
     importance_cap: float = Field(
         default=2.0,
         ge=0,
@@ -259,6 +270,13 @@ class VoteConfig(_Section):
         default="equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
     )
     min_margin: float = Field(default=0.0, ge=0, le=1, description="shares less ahead of the next give no pseudo-label")
+    max_shared: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="a vote is void if its answer won a larger share of the step's other questions too, and three at "
+        "least; choices, yes and no are left out; 1: never",
+    )
     memory: Annotated[Literal["off", "fixed", "sum", "ema"], BeforeValidator(_on_or_off)] = Field(
         default="off",
         description="which earlier votes on a question count too: none; fixed: only the first; sum: all; ema: all, "
@@ -477,6 +495,21 @@ class GuardConfig(_Section):
     )
     drop: float = Field(default=0.4, gt=0, le=1, description="share of its best score that a run may lose")
     patience: int = Field(default=4, ge=1, description="looks in a row below that, after which a run is past its peak")
+    readable: float = Field(
+        default=0.75,
+        ge=0,
+        le=1,
+        description="share of its initial readable share under which, two looks in a row, a run stops",
+    )
+    max_refusals: float = Field(
+        default=0.25, ge=0, le=1, description="rise in the share of greedy responses that refuse"
+    )
+    max_shared: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the probe questions with one answer; choices, yes and no are left out",
+    )
     max_concentration: float = Field(
         default=0.25, ge=0, le=1, description="rise in the chance that two different questions have the same answer"
     )

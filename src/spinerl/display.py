@@ -173,6 +173,7 @@ def preflight_table(figures: Mapping[str, Any]) -> Table:
         ("responses without an answer", "abstained_frac"),
         ("truncated", "truncated_frac"),
         ("pairs of questions with one label", "concentration"),
+        ("questions with the commonest label", "shared_frac"),
     ):
         table.add_row(label, f"{100 * figures[key]:.1f} %")
     table.add_row("answer entropy", f"{figures['answer_entropy']:.2f} nats")

@@ -12,6 +12,7 @@ from typing import Any
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config
+from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.memory import is_flip
@@ -80,7 +81,10 @@ def evaluate_model(config: Config, observer: Observer | None = None, *, given: L
         observer.phase("evaluate", 0)
     on_tokens = None if observer is None else observer.tokens
     with Equivalence() as equivalence:
-        return evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
+        found = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
+    if observer is not None:
+        EndWatch(work.loaded, config, observer.note).see(found.metrics["eval/truncated_frac"])
+    return found
 
 
 def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: Rollout | None) -> dict[str, Any]:
@@ -116,10 +120,14 @@ def gold_metrics(
     right: list[float] = []
     responses: list[float] = []
     rewards: list[float] = []
-    for row, question, one, given in zip(labels, record.rollout.questions, record.votes, record.rewards, strict=True):
+    for row, question, one, fresh, given in zip(
+        labels, record.rollout.questions, record.votes, record.fresh_votes, record.rewards, strict=True
+    ):
         if row["correct"] is None:
             continue
-        (truth,) = gold_rewards([question], [one], gold=gold, config=config, equivalence=equivalence)
+        # In a void vote nobody has a class; what its responses said is in the vote before.
+        said = one if one.counts else fresh
+        (truth,) = gold_rewards([question], [said], gold=gold, config=config, equivalence=equivalence)
         right.append(float(row["correct"]))
         responses.append(sum(truth) / len(truth))
         rewards.append(sum(float(a == b) for a, b in zip(given, truth, strict=False)) / len(given))
@@ -134,6 +142,8 @@ def gold_metrics(
 
 def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence: Equivalence) -> list[dict[str, Any]]:
     """Rows of labels.jsonl: each question's pseudo-label, and with a memory the fresh vote's and whether it changed.
+
+    A void vote (vote.max_shared) has no label, and `vote` is the one it would have had.
 
     `correct` is whether the label is right, None without gold: for reports alone.
     """
@@ -152,6 +162,8 @@ def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence:
         }
         if one.memory is not None:
             row |= {"vote": fresh.pseudo_label, "flipped": is_flip(one), "votes": one.memory.total}
+        elif one.pseudo_label != fresh.pseudo_label:
+            row |= {"vote": fresh.pseudo_label, "void": True}
         rows.append(row)
     return rows
 

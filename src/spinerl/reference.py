@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
 
 from spinerl import api
-from spinerl.config import PROFILES, describe_keys
+from spinerl.config import PROFILES, describe_keys, split_word
 from spinerl.methods import LOSSES, METHODS
 
 __all__ = ["api_page", "configuration_page", "main"]
@@ -93,8 +94,16 @@ def _cell(text: str) -> str:
 def _flat(tree: dict[str, object], prefix: str = "") -> str:
     words = []
     for key, value in tree.items():
-        words.append(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"`{prefix}{key}={value}`")
+        words.append(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"`{prefix}{key}={_value(value)}`")
     return " ".join(words)
+
+
+def _value(value: object) -> str:
+    """A value as a `key=value` word has it: read again, it is the same (an empty text is '', nothing is null)."""
+    if value == "":
+        return "''"
+    plain = isinstance(value, str) and split_word(f"k={value}") == ("k", value)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ A reward is a function of one question's vote that returns a number per response
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -143,13 +144,44 @@ def give_rewards(context: RewardContext) -> Rewards:
     names = _asked(reward, context.config.reward)
     rewards = []
     for i, vote in enumerate(context.votes):
-        given = tuple(float(x) for x in reward(vote, **{name: OFFERED[name](context, i) for name in names}))
-        if len(given) != len(vote.classes):
+        given = reward(vote, **{name: OFFERED[name](context, i) for name in names})
+        try:
+            rewards.append(_numbers(given, len(vote.classes)))
+        except InputError as error:
+            question = context.rollout.questions[i].id
             raise InputError(
-                f"reward={context.config.reward} gave {len(given)} numbers for {len(vote.classes)} responses"
-            )
-        rewards.append(given)
+                f"reward={context.config.reward} on question {question!r}: {error}; it must return a sequence of "
+                f"{len(vote.classes)} finite numbers, one per response"
+            ) from None
     return tuple(rewards)
+
+
+def _numbers(given: Any, num_responses: int) -> tuple[float, ...]:
+    """What a reward returned, as one finite number per response; InputError saying what else it is.
+
+    >>> _numbers([1, True, 0.5], 3)
+    (1.0, 1.0, 0.5)
+    """
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
+        raise InputError(f"it returned {_shown(given)}")
+    numbers = []
+    for j, x in enumerate(given):
+        try:
+            number = math.nan if isinstance(x, str | bytes) else float(x)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"response {j} got {_shown(x)}")
+        numbers.append(number)
+    if len(numbers) != num_responses:
+        raise InputError(f"it returned {len(numbers)} numbers")
+    return tuple(numbers)
+
+
+def _shown(value: Any) -> str:
+    """A value and its type for a message, in one line."""
+    text = " ".join(repr(value).split())
+    return "None" if value is None else f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
 def check_reward(name: str) -> None:

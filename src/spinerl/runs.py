@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from spinerl.config import Config, dump_yaml, load_config
 from spinerl.errors import CheckpointError, InputError, RunError
 from spinerl.images import image_key, thumbnail
+from spinerl.lines import lines_of, read_text
 from spinerl.types import ImageRef
 
 if TYPE_CHECKING:
@@ -237,10 +238,8 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file of ours; nothing for a missing file, and not a last line without its end."""
     if not file.is_file():
         return
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    text = read_text(file)
+    yield from map(json.loads, lines_of(text[: text.rfind("\n") + 1]))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -8,6 +8,8 @@ what was read from the texts.  No torch; gold is read here and in `spinerl.evalu
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +17,64 @@ from typing import Any
 from spinerl.answers import KINDS, Equivalence, count_vote, normalise_answer, vote_metrics
 from spinerl.config import AnswerConfig, VoteConfig
 from spinerl.errors import InputError, did_you_mean
+from spinerl.lines import lines_of, read_text
+from spinerl.solutions import final_answer
 from spinerl.stats import Difference, mean_interval, paired_difference, pass_at_k, share_interval
 from spinerl.types import Vote
 
-__all__ = ["class_correct", "compare", "correctness", "judge", "read_predictions", "score_row", "summarise"]
+__all__ = [
+    "class_correct",
+    "compare",
+    "correctness",
+    "judge",
+    "read_predictions",
+    "score_row",
+    "summarise",
+    "why_no_accuracy",
+]
 
 
-def read_predictions(file: Path) -> list[dict[str, Any]]:
-    """The prediction rows of a JSONL file; InputError naming the line that is none."""
+def read_predictions(file: Path, gold_extract: str = "auto") -> list[dict[str, Any]]:
+    """The prediction rows of a JSONL file; InputError naming the line that is none, its field and what it must be.
+
+    A gold text that is a worked solution is read as by data.gold_extract (`spinerl.solutions.final_answer`).
+    """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}") from None
-    rows = [_checked(line, f"{file} line {i}") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        raise InputError(f"cannot read {file}: {error}; it must be UTF-8 text") from None
+    rows = [
+        _checked(line, f"{file} line {i}", gold_extract) for i, line in enumerate(lines_of(text), 1) if line.strip()
+    ]
     if not rows:
         raise InputError(f"{file} holds no rows; each line is {{id, responses: [text, ...]}}")
-    ids = [row["id"] for row in rows]
-    if len(set(ids)) < len(ids):
-        twice = next(one for one in ids if ids.count(one) > 1)
-        raise InputError(f"{file}: id {twice!r} is given twice")
+    twice = next((one for one, count in Counter(row["id"] for row in rows).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{file}: id {twice!r} is given twice; ids must differ")
     return rows
+
+
+def why_no_accuracy(rows: Sequence[Mapping[str, Any]], answer: AnswerConfig) -> list[str]:
+    """In a line each: why judged rows have no accuracy, one over some rows only, or one that no response can raise."""
+    notes = []
+    gold = [row for row in rows if row.get("gold") is not None]
+    if not gold:
+        return ["accuracy unknown: no row has gold; add a field `gold` with the right answer"]
+    if len(gold) < len(rows):
+        notes.append(f"accuracy is over {len(gold)} of {len(rows)} rows: the others have no gold")
+    sizes = sorted({len(row["responses"]) for row in gold if row.get("responses")})
+    if len(sizes) > 1:
+        notes.append(
+            f"avg@k, maj@k and pass@k left out: rows have from {sizes[0]} to {sizes[-1]} responses, and k is one number"
+        )
+    unread = [row for row in gold if _unreadable(row["gold"], answer.kind_of(row.get("kind") or "auto"))]
+    if unread:
+        shown = f"{unread[0]['gold']!r} of row {unread[0]['id']!r}"
+        notes.append(
+            f"{len(unread)} gold answers cannot be read, so that no response equals them: the first is {shown}; see "
+            "answer.kind and data.gold_extract"
+        )
+    return notes
 
 
 def judge(
@@ -176,30 +216,85 @@ def _share_right(row: Mapping[str, Any]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
-def _checked(line: str, where: str) -> dict[str, Any]:
+def _checked(line: str, where: str, gold_extract: str) -> dict[str, Any]:
+    """One line as a prediction row whose every field has the type that judging expects."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from None
     if not isinstance(row, dict) or "id" not in row or not ("responses" in row or "greedy" in row):
         raise InputError(f"{where} is no prediction row; needed are id and responses (a list of texts)")
+    if isinstance(row["id"], bool) or not isinstance(row["id"], str | int):
+        raise InputError(f"{where}: id must be a text or a whole number, found {_type(row['id'])}")
     texts = row.get("responses", [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{where}: responses must be a list of texts")
+        odd = next((text for text in texts if not isinstance(text, str)), None) if isinstance(texts, list) else texts
+        what = "a list with " if isinstance(texts, list) else ""
+        raise InputError(f"{where}: responses must be a list of texts, found {what}{_type(odd)}")
     if "responses" in row and not texts:
         raise InputError(f"{where}: responses is empty; at least one text is needed")
     kind = row.get("kind") or "auto"
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(
             f"{where}: kind={kind!r} is not known{did_you_mean(str(kind), KINDS)}; allowed: {', '.join(KINDS)}"
         )
+    _check_lists(row, where, len(texts))
     for key in ("gold", "subject"):
         if row.get(key) is not None:
-            row[key] = str(row[key])
-    flags = row.get("truncated")
-    if flags is not None and len(flags) != len(texts):
-        raise InputError(f"{where}: truncated has {len(flags)} flags for {len(texts)} responses")
+            row[key] = _plain(row[key], f"{where}: {key}")
+    if row.get("gold") is not None:
+        has_options = kind == "choice" and row.get("choices")
+        try:
+            row["gold"] = final_answer(row["gold"], gold_extract, "text" if has_options else kind, "gold") or None
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     return row
+
+
+def _check_lists(row: Mapping[str, Any], where: str, num_responses: int) -> None:
+    """InputError for choices, truncation flags or a greedy response of another type than judging expects."""
+    choices = row.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(one, str) for one in choices)):
+        raise InputError(f"{where}: choices must be a list of texts, found {_type(choices)}")
+    flags = row.get("truncated")
+    if flags is not None:
+        if not isinstance(flags, list) or not all(isinstance(flag, bool) for flag in flags):
+            raise InputError(f"{where}: truncated must be a list of true and false, found {_type(flags)}")
+        if len(flags) != num_responses:
+            raise InputError(f"{where}: truncated has {len(flags)} flags for {num_responses} responses")
+    greedy = row.get("greedy")
+    if greedy is not None and not (isinstance(greedy, dict) and isinstance(greedy.get("text"), str)):
+        raise InputError(f'{where}: greedy must be {{"text": ..., "truncated": true or false}}, found {_type(greedy)}')
+    if greedy is None and "responses" not in row:
+        raise InputError(f"{where} is no prediction row; needed are id and responses (a list of texts)")
+
+
+def _plain(value: Any, what: str) -> str:
+    """A text or a number as text: 142.0 is "142"; InputError for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, int | float) and math.isfinite(value):
+        return str(value)
+    raise InputError(f"{what} must be a text or a number, found {_type(value)}")
+
+
+def _type(value: Any) -> str:
+    """What JSON calls the type of a value, with the value where it is short."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    shown = json.dumps(value, ensure_ascii=False)
+    return f"{names.get(type(value), 'a number')}{f' ({shown})' if len(shown) <= 40 else ''}"
+
+
+def _unreadable(gold: str, kind: str) -> bool:
+    try:
+        normalise_answer(gold, kind)
+    except InputError:
+        return True
+    return False
 
 
 def _share(name: str, flags: Sequence[bool], confidence: float) -> dict[str, float]:

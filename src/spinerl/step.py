@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from spinerl.answers import Equivalence, count_vote, vote_metrics
+from spinerl.answers.shared import void_shared
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
@@ -47,6 +48,7 @@ __all__ = [
     "StepState",
     "correct_mismatch",
     "count_votes",
+    "cuts_short",
     "freeze_targets",
     "rollout_metrics",
     "sample",
@@ -100,6 +102,10 @@ def train_step(
     remembered: dict[str, float] = {}
     if memory is not None:
         votes, remembered = memory.vote(rollout, fresh, vote_weights(rollout, config.vote), sampled, equivalence)
+    kinds = [config.answer.kind_of(question.answer_kind) for question in questions]
+    void_frac = 0.0
+    if oracle is None:
+        votes, void_frac = void_shared(votes, questions, kinds, config.vote.max_shared, equivalence)
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:
@@ -131,6 +137,7 @@ def train_step(
         **rollout_metrics(rollout),
         **vote_metrics(fresh),
         **remembered,
+        **({"label/void_frac": void_frac} if void_frac else {}),
         **target_metrics(rewards, batch, targets, entropies),
         **mismatch,
         **_mean_over(updates),
@@ -155,7 +162,7 @@ def sample(
     if config.tree_bases:
         return tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
     limits = None
-    if config.reward == "constant" and config.forks.selector == "first":  # nothing reads what comes after those tokens
+    if cuts_short(config):
         limits = [min(config.forks.num_tokens, config.rollout.max_new_tokens)] * len(questions)
     return sample_responses(
         policy,
@@ -169,6 +176,11 @@ def sample(
         limits=limits,
         keep_activations=not config.model.gradient_checkpointing and config.rollout.reuse == 1,
     )
+
+
+def cuts_short(config: Config) -> bool:
+    """Whether only a response's first tokens are sampled, because nothing reads what comes after them (UPFT)."""
+    return config.reward == "constant" and config.forks.selector == "first"
 
 
 def count_votes(

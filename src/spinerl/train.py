@@ -20,7 +20,8 @@ from spinerl import __version__
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
-from spinerl.engine.adapters import add_adapters, save_adapters
+from spinerl.endings import EndWatch
+from spinerl.engine.adapters import add_adapters, learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
@@ -35,7 +36,7 @@ from spinerl.rewards import asked_by, check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
-from spinerl.step import StepState, count_votes, train_step, trained_rows, vote_weights
+from spinerl.step import StepState, count_votes, cuts_short, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
 from spinerl.workload import Observer, Workload, open_workload
@@ -105,6 +106,8 @@ class _Session:
         """Evaluate the initial model, and bring everything to where the run is: its beginning, or its checkpoint."""
         config, work, run = self._config, self._work, self._run
         self._evaluate(0)
+        self._endings = EndWatch(self._loaded, config, self._observer.note)
+        self._endings.see(run.rows("eval.jsonl")[0]["eval/truncated_frac"])
         ids = [question.id for question in work.questions]
         self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
         self._guard = self._new_guard()
@@ -158,6 +161,9 @@ class _Session:
             run.write_manifest({**run.manifest, "guard": asdict(outcome)})
         if config.steps:
             run.write_folder("model", lambda folder: _save(self._loaded, folder, config))
+            if learned_nothing(run.path / "model"):
+                folder = run.path / "model"
+                self._observer.note(f"the adapters saved in {folder} learned nothing (all 0): the model is unchanged")
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
@@ -203,6 +209,8 @@ class _Session:
         if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == self._last):
             run.append("samples.jsonl", *_samples(record, self._loaded, config, run))
             run.append("tokens.jsonl", _token_counts(record, self._loaded, config))
+        if not cuts_short(config):
+            self._endings.see(metrics["rollout/truncated_frac"])
         observer.step(metrics, self._last)
 
     def _copy(self) -> LoadedModel:

@@ -50,7 +50,7 @@ class Question:
     `Question(id="17", text="What is 2 + 3?")`; for multiple choice `choices` holds the options' texts in the
     order of their letters (they are already rendered into `text`); `answer_kind` is how answers are read.
     `images` are in the order in which they are shown: at each `<image>` of the text, or all before a text that has
-    none (`spinerl.data.parts_of`).
+    none (`spinerl.data.parts_of`).  `turns` are the messages before it in a chat: (system, user or assistant, text).
     """
 
     id: str
@@ -59,6 +59,7 @@ class Question:
     subject: str | None = None
     answer_kind: str = "auto"
     images: tuple[ImageRef, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 GoldTable = Mapping[str, str]

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from transformers import StopStringCriteria
 
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
+from spinerl.data.prompts import next_question
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.types import GoldTable, Question
 
-__all__ = ["Observer", "Workload", "open_workload"]
+__all__ = ["Observer", "Workload", "open_workload", "stopping"]
 
 
 class Observer(Protocol):
@@ -84,6 +86,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         choose_threads(loaded.model, loaded.vocab_size)
     if config.rollout.sampler == "vllm":
         loaded = replace(loaded, sampler=open_sampler(config, loaded))
+    loaded = stopping(loaded, config)
     questions, prompts, num_too_long = render_all(
         data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
     )
@@ -113,7 +116,22 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
 
     def open_again() -> LoadedModel:
         if given is None:
-            return load_model(config.model, config.engine)
-        return replace(given, model=copy.deepcopy(given.model), capabilities=Capabilities())
+            return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
+        return replace(loaded, model=copy.deepcopy(given.model), capabilities=Capabilities(), sampler=None)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
+
+
+def stopping(loaded: LoadedModel, config: Config) -> LoadedModel:
+    """The model with the text at which its responses to plain prompts end (rollout.stop_at_next).
+
+    A text that its tokenizer cannot write is left out: then nothing it writes has it.
+    """
+    text = next_question(loaded.tokenizer, config.prompt, loaded.vision) if config.rollout.stop_at_next else None
+    if text is None or text in config.rollout.stop:
+        return loaded
+    try:
+        StopStringCriteria(loaded.tokenizer, [text])
+    except ValueError:
+        return loaded
+    return replace(loaded, stop_texts=(text,))

@@ -570,6 +570,31 @@ def test_check_decodes_every_image_and_lists_every_fault(configure, mixed):
     assert all(line.endswith(": left out") for line in report.lines()[1:])
 
 
+def test_an_image_that_is_a_line_is_a_warning(configure, jsonl, picture, tmp_path):
+    for name, size in (("line", (3000, 1)), ("long", (200, 1)), ("high", (2, 402))):
+        (tmp_path / f"{name}.png").write_bytes(picture("PNG", size))
+    rows = [{"question": name, "images": [f"{name}.png"]} for name in ("line", "long", "high")]
+    report = check(configure(f"data={jsonl(rows)}"))
+    assert report.ok
+    assert [(f.severity, f.where, f.what.partition(":")[0]) for f in report.findings] == [
+        ("warning", "line 1", "image 1 is 3000 x 1"),
+        ("warning", "line 3", "image 1 is 2 x 402"),
+    ]
+
+
+def test_preview_shows_where_images_stand(configure, jsonl, picture, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    rows = [
+        {"question": "What is it?", "images": ["a.png", "a.png"]},
+        {"question": "Is <image2> more than <image1>?", "images": ["a.png", "a.png"]},
+    ]
+    shown = preview(configure(f"data={jsonl(rows)}", "prompt.instruction=''"))
+    assert [row.text for row in shown] == [
+        "Question: <image><image>What is it?\n\nAnswer:",
+        "Question: Is <image> more than <image>?\n\nAnswer:",
+    ]
+
+
 def test_preview_has_a_line_per_image(configure, jsonl, picture, tmp_path):
     (tmp_path / "a.jpg").write_bytes(picture("JPEG", (30, 20)))
     uri = "data:image/png;base64," + base64.b64encode(picture()).decode()

@@ -232,7 +232,11 @@ def test_bad_gold_files_are_refused(load, jsonl, rows, message):
         ([{"id": None, "question": "a"}], [], "line 1: column 'id' is empty"),
         ([{"question": ["a"]}], [], "line 1: column 'question' must be text or a number, found list"),
         ([{"question": "a", "answer": ["1"]}], [], "line 1: column 'answer' must be text"),
-        ([{"problem": "a"}], [], r"no column 'question'; there are problem: set data\.columns\.question"),
+        (
+            [{"problem": "a"}],
+            [],
+            r"no column 'question' \(did you mean \"problem\"\?\); there are problem: set data\.columns\.question",
+        ),
         ([{"questions": "a"}], [], r"no column 'question' \(did you mean \"questions\"\?\)"),
         (
             [{"question": "a"}],

@@ -131,6 +131,6 @@ def test_preview_shows_what_the_model_will_see(configure, jsonl, make_tokenizer)
         None,
         len(tokenizer(row.text).input_ids) - 1,
     )
-    rows = preview(configure(f"data={path}"), None, 5)
+    rows = preview(configure(f"data={path}", "data.columns.choices=null"), None, 5)
     assert [(row.gold, row.num_tokens) for row in rows] == [("0", None), ("1", None)]
     assert len(preview(configure(f"data={path}", "data.max_questions=1"), None, 5)) == 1

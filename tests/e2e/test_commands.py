@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spinerl.cli import main
@@ -401,6 +402,21 @@ def test_data_commands(tmp_path, capsys):
     assert run(["data", "check", "tiny/in-domain"], capsys)[0] == 0
 
 
+def test_adapters_that_learned_nothing_say_so(questions, model_folders, tmp_path, capsys):
+    pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
+    made, whole = tmp_path / "r", tmp_path / "whole"
+    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", f"run={made}", "steps=1", *SHORT]
+    # The guard finds that this random model agrees with nobody, and trains nothing.
+    code, out, error = run(["adapt", *words, "guard=rollback", "eval.samples=0"], capsys)
+    assert code == 0, error
+    assert f"the adapters saved in {made / 'model'} learned nothing (all 0)" in out
+    code, out, error = run(["merge", made, "--out", whole], capsys)
+    assert code == 0, error
+    assert "these adapters learned nothing (all 0): the merged model is" in out
+    base, merged = (load_file(folder / "model.safetensors") for folder in (model_folders("qwen2"), whole))
+    assert all(torch.equal(merged[name], weight) for name, weight in base.items())
+
+
 def test_adapters_from_adapt_to_merge(questions, model_folders, tmp_path, capsys):
     pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
     made, whole = tmp_path / "r", tmp_path / "whole"
@@ -452,3 +468,74 @@ def test_adapters_without_peft_name_the_extra(questions, model_folders, tmp_path
     assert code == 2
     assert "pip install 'spinerl[lora]'" in error
     assert not (tmp_path / "r").exists()
+
+
+CUT = "no response ended by itself within rollout.max_new_tokens=3; responses end at token 1 ('<|end|>')"
+
+
+def test_responses_that_never_end_are_questioned_once(tmp_path, capsys):
+    words = ["data.max_questions=4", "group_size=2", "eval.samples=2", "rollout.max_new_tokens=3", "guard.questions=4"]
+    words += ["questions_per_step=2", "threads=1"]
+    code, out, error = run(["adapt", *words, "steps=2", "guard=warn", f"run={tmp_path / 'r'}"], capsys)
+    assert code == 0, error
+    assert out.count(CUT) == 1
+    assert "name its ending in rollout.stop, or raise rollout.max_new_tokens" in out
+    code, _, error = run(["eval", "tiny-reasoner", "tiny/shift-a", *words], capsys)
+    assert code == 0
+    assert error.count(CUT) == 1
+    code, _, error = run(["preflight", "tiny-reasoner", "tiny/shift-a", *words], capsys)
+    assert code == 0
+    assert error.count(CUT) == 1
+    words[3] = "rollout.max_new_tokens=128"
+    code, out, error = run(["adapt", *words, "steps=1", "guard=warn", f"run={tmp_path / 's'}"], capsys)
+    assert code == 0, error
+    assert "no response ended" not in out + error
+
+
+def test_tokens_that_are_cut_on_purpose_are_not_questioned(tmp_path, capsys):
+    words = [
+        "data.max_questions=4",
+        "group_size=2",
+        "eval.samples=0",
+        "questions_per_step=2",
+        "threads=1",
+        "guard=warn",
+    ]
+    words += ["method=upft", "steps=1", "forks.num_tokens=2", "guard.questions=4", f"run={tmp_path / 'r'}"]
+    code, out, error = run(["adapt", *words], capsys)
+    assert code == 0, error
+    assert RunFolder.open(tmp_path / "r").rows("metrics.jsonl")[0]["rollout/truncated_frac"] == 1.0
+    assert "no response ended" not in out
+
+
+def test_data_show_and_check_see_images_as_the_model_does(vision_model_folders, tmp_path, capsys):
+    (tmp_path / "long.png").write_bytes(_png((2000, 4)))  # no Qwen-VL takes an image 200 times as long as wide
+    (tmp_path / "good.png").write_bytes(_png((60, 40)))
+    file = tmp_path / "q.jsonl"
+    rows = [{"question": "What is it?", "images": "good.png"}, {"question": "And <image>?", "images": "long.png"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qwen = f"model={vision_model_folders('qwen2_vl')}"
+    code, out, error = run(["data", "show", file, qwen, "-n", "1"], capsys)
+    assert code == 0, error
+    assert "<|vision_start|><|image_pad|><|vision_end|>What is it?" in out
+    assert " tokens" in out
+    code, out, _ = run(["data", "show", file, "model=tiny-reasoner"], capsys)
+    assert "<image>What is it?" in out
+    assert "And <image>?" in out
+    code, out, _ = run(["data", "check", file, qwen], capsys)
+    assert code == 1
+    assert out.splitlines()[1].startswith("error: line 2: the model's processor refuses 1 image(s): ")
+    assert len(out.splitlines()) == 2
+    code, out, _ = run(["data", "check", file, "model=tiny-reasoner"], capsys)
+    assert code == 0
+    assert "2 questions show images, and model=tiny-reasoner only reads text" in out
+
+
+def _png(size):
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    return buffer.getvalue()

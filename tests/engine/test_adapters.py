@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
 
 from spinerl.config import load_config
-from spinerl.engine.adapters import add_adapters, base_of, save_adapters
+from spinerl.engine.adapters import add_adapters, base_of, learned_nothing, save_adapters
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
@@ -116,10 +116,35 @@ def test_targets(model_folders):
     loaded, _ = opened(model_folders("llama"), "lora.targets=q_proj,v_proj")
     adapted = {n.partition(".lora_")[0].rpartition(".")[2] for n, _ in loaded.model.named_parameters() if "lora_" in n}
     assert adapted == {"q_proj", "v_proj"}
-    with pytest.raises(
-        InputError, match=r"lora.targets=nothing names no linear layer of this model; there are down_pro"
-    ):
-        opened(model_folders("llama"), "lora.targets=nothing")
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ("nothing", "lora.targets=nothing: 'nothing' names no linear layer of this model; there are down_proj, "),
+        (
+            "q_proj,v_prj",
+            "'v_prj' names no linear layer of this model (did you mean \"v_proj\"?); there are",
+        ),
+        (",", "',' names no linear layer of this model; there are down_proj, "),
+        ("lm_head", "'lm_head' names no linear layer of this model; there are down_proj, "),
+    ],
+)
+def test_every_unknown_target_is_refused_with_near_names(model_folders, targets, says):
+    with pytest.raises(InputError) as refused:
+        opened(model_folders("llama"), f"lora.targets={targets}")
+    assert says in str(refused.value)
+    assert "or all-linear" in str(refused.value)
+
+
+def test_adapters_that_learned_nothing_are_told_apart(model_folders, tmp_path):
+    loaded, config = opened(model_folders("llama"))
+    save_adapters(loaded.model, tmp_path / "new", config.model.name)
+    assert learned_nothing(tmp_path / "new")
+    stir(loaded.model)
+    save_adapters(loaded.model, tmp_path / "stirred", config.model.name)
+    assert not learned_nothing(tmp_path / "stirred")
+    assert not learned_nothing(model_folders("llama"))  # a whole model
 
 
 def test_the_head_and_the_vision_part_have_no_adapters(vision_model_folders):

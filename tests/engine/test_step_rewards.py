@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
+from spinerl.plugins import register
 from spinerl.rewards import STEP_REWARDS, RewardContext, check_reward, give_rewards, reference_prompt
 from spinerl.step import StepState, train_step
 from spinerl.types import Question
@@ -136,18 +138,71 @@ def needs_more(vote, *, gold):  # noqa: ARG001
     return (0.0,)
 
 
-def too_few(vote):  # noqa: ARG001
-    return (0.0,)
+def returning(value):
+    """A plug-in that returns this for the second question; for the first what it should."""
+    return lambda vote, *, question: [0.0] * len(vote.classes) if question.id == "0" else value
 
 
-def test_a_reward_that_asks_too_much_or_gives_too_little_is_refused(model_folders):
+def test_a_reward_that_asks_too_much_is_refused():
     with pytest.raises(InputError, match="asks for 'gold'; offered are question, texts"):
         check_reward(f"{__name__}:needs_more")
-    config, policy, prompts = opened(model_folders("qwen3"), f"reward={__name__}:too_few")
+
+
+@pytest.fixture(scope="module")
+def rewards_of(model_folders):
+    config, policy, prompts = opened(model_folders("qwen3"))
     rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("r",))
     votes = tuple(vote(["1", "1", "2", None], (0, 0, 1, None)) for _ in QUESTIONS)
-    with Equivalence() as equivalence, pytest.raises(InputError, match="gave 1 numbers for 4 responses"):
-        give_rewards(RewardContext(config, 0, policy, None, rollout, votes, equivalence))
+
+    def give(value):
+        own = config.model_copy(update={"reward": register(returning(value))})
+        with Equivalence() as equivalence:
+            return give_rewards(RewardContext(own, 0, policy, None, rollout, votes, equivalence))
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([0.0, math.nan, 0.0, 0.0], "response 1 got nan (float)"),
+        ([0.0, 0.0, math.inf, 0.0], "response 2 got inf (float)"),
+        ([None, 0.0, 0.0, 0.0], "response 0 got None"),
+        ([0.0, "1", 0.0, 0.0], "response 1 got '1' (str)"),
+        ([0.0, 0.0, 0.0, [1.0]], "response 3 got [1.0] (list)"),
+        ([0.0], "it returned 1 numbers"),
+        ([0.0] * 5, "it returned 5 numbers"),
+        ([], "it returned 0 numbers"),
+        ("1111", "it returned '1111' (str)"),
+        (b"1111", "it returned b'1111' (bytes)"),
+        (None, "it returned None"),
+        (0.5, "it returned 0.5 (float)"),
+        ({0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, "it returned {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0} (dict)"),
+        (torch.zeros(4, 1), "(Tensor)"),
+        (torch.tensor(1.0), "it returned tensor(1.) (Tensor)"),
+        (torch.tensor([0.0, 0.0, math.nan, 0.0]), "response 2 got tensor(nan) (Tensor)"),
+    ],
+)
+def test_what_a_reward_returns_is_named_with_its_question(rewards_of, value, says):
+    with pytest.raises(InputError) as refused:
+        rewards_of(value)
+    line = str(refused.value)
+    assert f"reward={__name__}:returning" in line
+    assert f" on question '1': {says}" in line or (says == "(Tensor)" and says in line)
+    assert line.endswith("; it must return a sequence of 4 finite numbers, one per response")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("value", [[1, 0, 1, 0], (True, False, True, False), torch.tensor([1.0, 0.0, 1.0, 0.0])])
+def test_any_sequence_of_numbers_is_a_reward(rewards_of, value):
+    assert rewards_of(value) == ((0.0,) * 4, (1.0, 0.0, 1.0, 0.0))
+
+
+def test_an_array_or_an_iterator_of_numbers_is_a_reward(rewards_of):
+    import numpy
+
+    assert rewards_of(numpy.array([1.0, 0.0, 1.0, 0.0]))[1] == (1.0, 0.0, 1.0, 0.0)
+    assert rewards_of(iter([1.0, 0.0, 1.0, 0.0]))[1] == (1.0, 0.0, 1.0, 0.0)
 
 
 def test_without_reward_everyone_gets_nothing(model_folders):

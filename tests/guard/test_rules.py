@@ -1,5 +1,7 @@
 """When a run should go no further, and which of its looks was best."""
 
+from pathlib import Path
+
 import pytest
 
 from spinerl.config import load_config
@@ -67,5 +69,53 @@ def test_past_peak_needs_patience_and_an_epoch():
     assert judge(looks(*falling[:-1], 0.39, **{"label/kept_frac": 0.9}), KEYS) is None
 
 
+def spoken(*rows):
+    """Looks whose score stays as it is, with these figures about what is said."""
+    return [
+        {"step": 5 * i, "score": 0.4, "probe/initial_support": 0.4, "probe/concentration": 0.01, **row}
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_one_answer_to_most_questions_ends_a_run_at_any_look():
+    helpful = {"probe/shared_frac": 0.51, "shared_answer": "helpful"}
+    verdict = judge(spoken(helpful), KEYS)  # the initial model already: there is no rise to see
+    assert verdict.rule == "shared"
+    assert verdict.reason == "51 % of different questions have the answer 'helpful'"
+    assert judge(spoken({}, {}, helpful), KEYS).rule == "shared"
+    assert judge(spoken({}, {"probe/shared_frac": 0.5, "shared_answer": "helpful"}), KEYS) is None
+
+
+def test_unreadable_takes_two_looks_in_a_row_under_three_quarters_of_the_beginning():
+    def rule(*shares):
+        verdict = judge(spoken(*({"probe/readable_frac": share} for share in shares)), KEYS)
+        return verdict and verdict.rule
+
+    assert rule(1.0, 0.74, 0.74) == "unreadable"
+    assert rule(1.0, 0.74, 0.8) is None
+    assert rule(1.0, 0.8, 0.74) is None
+    assert rule(0.74, 0.6, 0.6) is None
+    assert rule(13 / 16, 9 / 16, 9 / 16) == "unreadable"
+    assert rule(0.0, 0.0, 0.0) is None
+
+
+def test_refusals_compare_with_the_beginning():
+    def rule(*shares):
+        verdict = judge(spoken(*({"probe/refused_frac": share} for share in shares)), KEYS)
+        return verdict and verdict.rule
+
+    assert rule(0.0, 0.26) == "refusals"
+    assert rule(0.0, 0.25) is None
+    assert rule(0.5, 0.7) is None
+    assert rule(0.5) is None
+
+
+def test_looks_written_before_these_figures_existed_break_none_of_their_rules():
+    assert judge(spoken({}, {}, {}), KEYS) is None
+
+
 def test_every_rule_is_documented():
-    assert set(RULES) == {"no-go", "lost", "alike", "past-peak"}
+    assert set(RULES) == {"no-go", "lost", "alike", "shared", "unreadable", "refusals", "past-peak"}
+    page = (Path(__file__).parents[2] / "docs" / "guard.md").read_text()
+    for rule in RULES:
+        assert f"| {rule} |" in page

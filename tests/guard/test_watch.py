@@ -14,7 +14,7 @@ QUESTIONS = [Question(str(i), f"{i} + 1") for i in range(4)]
 class Script:
     """A probe whose answers support the initial votes by these shares, look by look."""
 
-    votes = (vote(["1"] * 4, [0] * 4),) * 4
+    votes = tuple(vote([str(i)] * 4, [0] * 4) for i in range(4))
 
     def __init__(self, shares):
         self.shares = iter(shares)

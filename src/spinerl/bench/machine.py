@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from spinerl.lines import lines_of, read_text
+
 __all__ = ["describe_machine", "one_line"]
 
 
@@ -45,7 +47,7 @@ def one_line(facts: dict[str, Any]) -> str:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = lines_of(read_text(Path("/proc/cpuinfo")))
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

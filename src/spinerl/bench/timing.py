@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spinerl.lines import lines_of, read_text
+
 __all__ = ["Patience", "figures", "interleave", "peak_memory", "ratios", "seconds_of"]
 
 _PAGE = 4096
@@ -120,7 +122,7 @@ def _forget_peak() -> None:
 def _status(key: str) -> int | None:
     """Bytes on a line of /proc/self/status, None where there is no such file."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = lines_of(read_text(Path("/proc/self/status")))
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

@@ -31,7 +31,7 @@ from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
 from spinerl.scoring import judge
 from spinerl.types import GoldTable, Question
-from spinerl.workload import Observer
+from spinerl.workload import Observer, stopping
 
 __all__ = ["ask_afterwards"]
 
@@ -90,7 +90,7 @@ class _Asked:
             data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
         )
         most = config.eval.max_questions or len(rendered.questions)
-        self.loaded, self.config = loaded, config
+        self.loaded, self.config = stopping(loaded, config), config
         self.questions: Sequence[Question] = rendered.questions[:most]
         self.prompts = rendered.prompts[:most]
         self.gold: GoldTable = gold

@@ -23,6 +23,7 @@ from spinerl import errors
 from spinerl.comparison.plan import Task
 from spinerl.comparison.state import State
 from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.lines import lines_of, read_text
 
 __all__ = ["Failure", "Watcher", "run_tasks"]
 
@@ -165,7 +166,7 @@ class _Child:
             return str(self.error)
         if code == 0:
             return None
-        last = [line.strip() for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        last = [line.strip() for line in lines_of(read_text(self._log, errors="replace")) if line.strip()]
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return f"{how}: {last[-1][:300] if last else 'it said nothing'} ({self._log})"
 

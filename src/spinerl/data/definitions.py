@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spinerl.config import ColumnsConfig, Config, DataConfig, explain_value, read_recipe
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.errors import InputError, did_you_mean
+from spinerl.lines import read_text
 
 __all__ = ["Definition", "definition_of", "read_definition", "resolve", "resolve_data", "suite_of"]
 
@@ -99,12 +100,14 @@ def resolve_data(data: DataConfig, definition: Definition | None) -> DataConfig:
     if definition is None:
         return data
     own = definition.columns
+    # A definition that says how answers are read, and names no options, has none.
+    own_choices = None if own.choices == "auto" and definition.kind not in ("auto", "choice") else own.choices
     columns = data.columns.model_copy(
         update={
             "id": data.columns.id if data.columns.id is not None else own.id,
             "question": data.columns.question if data.columns.question is not None else own.question,
             "gold": data.columns.gold if data.columns.gold != "auto" else own.gold,
-            "choices": data.columns.choices if data.columns.choices is not None else own.choices,
+            "choices": data.columns.choices if data.columns.choices != "auto" else own_choices,
             "subject": data.columns.subject if data.columns.subject is not None else own.subject,
             "images": data.columns.images if data.columns.images != "auto" else own.images,
         }
@@ -140,7 +143,7 @@ def resolve(config: Config) -> Config:
         }
     )
     # A kind is written out only where it holds for every row: options make some rows multiple choice.
-    uniform = definition.kind == "choice" or definition.columns.choices is None
+    uniform = definition.kind == "choice" or definition.columns.choices in (None, "auto")
     kind = definition.kind if config.answer.kind == "auto" and uniform else config.answer.kind
     return config.model_copy(
         update={
@@ -195,7 +198,7 @@ def _from_file(raw: Mapping[str, Any], name: str) -> Definition:
 def _json_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file if it is a definition: it names its rows' place, and that with a word."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_text(path))
     except (OSError, ValueError):
         return None  # the reader of rows tells what is wrong with the file
     is_definition = isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("hub", "path"))

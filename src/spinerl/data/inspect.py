@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spinerl.config import Config
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import definition_of, read_definition, resolve
+from spinerl.data.images import parts_of
 from spinerl.data.load import Scan, check_gold_file, load_data, scan
-from spinerl.data.prompts import TextTokenizer, render_prompt, render_text
+from spinerl.data.prompts import PromptVision, TextTokenizer, render_prompt, render_text
 from spinerl.errors import InputError
 from spinerl.images import image_facts
-from spinerl.types import ImageRef
+from spinerl.types import ImageRef, Question
 
 __all__ = ["Finding", "PreviewRow", "Report", "check", "list_datasets", "preview"]
+
+_LONGEST = 200  # the limit of the processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,13 @@ def list_datasets() -> list[dict[str, Any]]:
     return rows
 
 
-def preview(config: Config, tokenizer: TextTokenizer | None = None, n: int = 3) -> list[PreviewRow]:
+def preview(
+    config: Config, tokenizer: TextTokenizer | None = None, n: int = 3, vision: PromptVision | None = None
+) -> list[PreviewRow]:
     """The first n questions as the model will see them; without a tokenizer in the plain form.
 
+    Images stand in the text as the model's own placeholders with `vision`, the part of it that makes prompts with
+    images (`spinerl.engine.processor`), else as `<image>`.
     Raises as `load_data` and `render_text`.
 
     >>> preview(Config(), None, 1)[0].kind
@@ -104,9 +112,13 @@ def preview(config: Config, tokenizer: TextTokenizer | None = None, n: int = 3) 
     questions, gold = load_data(data, answer_kind=config.answer.kind)
     rows = []
     for question in questions.questions:
-        text = render_text(question, tokenizer, config.prompt)
-        counted = tokenizer is not None and not question.images  # a processor says how many tokens an image has
-        num_tokens = len(render_prompt(question, tokenizer, config.prompt)) if tokenizer and counted else None
+        seen = vision if question.images else None
+        shown = question if seen is not None else replace(question, text=_with_marks(question))
+        text = render_text(shown, tokenizer, config.prompt, vision=seen)
+        counted = seen is not None or not question.images  # a processor says how many tokens an image has
+        num_tokens = None
+        if tokenizer is not None and counted:
+            num_tokens = len(render_prompt(question, tokenizer, config.prompt, vision=seen))
         images = tuple(
             f"image {i}: {image.path or 'in the row'}: {image_facts(image, max_pixels=data.max_image_pixels)}"
             for i, image in enumerate(question.images, start=1)
@@ -115,15 +127,17 @@ def preview(config: Config, tokenizer: TextTokenizer | None = None, n: int = 3) 
     return rows
 
 
-def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
+def check(config: Config, tokenizer: TextTokenizer | None = None, vision: PromptVision | None = None) -> Report:
     """Goes through every row and says all that is wrong, where `load_data` stops at the first.
 
     Errors: bad JSON lines, repeated ids, cells of a wrong type, a gold choice that is none of the options,
     images that do not open (each is decoded), a gold file whose ids are nobody's; with data.on_bad_row=skip those
     of a row are warnings.  Warnings: empty questions, questions asked twice, gold that does
-    not parse as its kind, fewer or more rows than the definition expects, prompts over `prompt.max_tokens`
-    (with a tokenizer). A source that cannot be opened, or a missing column, still raises InputError: there
-    are no rows to go through.
+    not parse as its kind, images over 200 times as long as wide, fewer or more rows than the definition expects,
+    prompts over `prompt.max_tokens` (with a tokenizer).  With `vision`, the part of a model that makes prompts with
+    images, a prompt is made of every question with images, and what the model's processor refuses is an error; a
+    tokenizer without it stands for a model that only reads text, and questions with images are a warning.  A source
+    that cannot be opened, or a missing column, still raises InputError: there are no rows to go through.
 
     >>> check(Config()).ok
     True
@@ -133,11 +147,12 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
     found = scan(data, config.answer.kind, decode=True)
     findings: list[Finding] = []
     kinds: Counter[str] = Counter()
-    first_rows: dict[tuple[str, tuple[ImageRef, ...]], str] = {}
+    first_rows: dict[tuple[Any, str, tuple[ImageRef, ...]], str] = {}
     ids: list[str] = []
     num_gold = 0
     num_rows = 0
     num_filtered = 0
+    num_shown = 0
     gold_problem = _gold_parser()
     for row, outcome in found.outcomes():
         num_rows += 1
@@ -155,7 +170,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
             continue
         ids.append(question.id)
         kinds[question.answer_kind] += 1
-        same = first_rows.setdefault((question.text, question.images), row.where)
+        same = first_rows.setdefault((question.turns, question.text, question.images), row.where)
         if same != row.where:
             findings.append(Finding("warning", row.where, f"the same question as {same}"))
         if outcome.gold is not None:
@@ -163,14 +178,49 @@ def check(config: Config, tokenizer: TextTokenizer | None = None) -> Report:
             problem = gold_problem(outcome.gold, question.answer_kind)
             if problem:
                 findings.append(Finding("warning", row.where, f"gold cannot be read, no answer equals it: {problem}"))
-        if tokenizer is not None and not question.images:  # a processor says how many tokens an image has
-            length = len(render_prompt(question, tokenizer, config.prompt))
-            if length > config.prompt.max_tokens:
-                limit = config.prompt.max_tokens
-                what = f"prompt of {length} tokens is over prompt.max_tokens={limit}: left out"
-                findings.append(Finding("warning", row.where, what))
+        num_shown += bool(question.images)
+        if vision is None:
+            findings += [Finding("warning", row.where, what) for what in _odd_shapes(question)]
+        if tokenizer is not None and (vision is not None or not question.images):
+            fault = _prompt_fault(question, tokenizer, config, vision if question.images else None)
+            findings += [] if fault is None else [replace(fault, where=row.where)]
+    if num_shown and tokenizer is not None and vision is None:
+        what = f"{num_shown} questions show images, and model={config.model.name} only reads text: no run would start"
+        findings.append(Finding("warning", "all rows", what))
     findings += _whole_set(found, ids, num_rows - num_filtered)
     return Report(found.table.source, num_rows, kinds.total(), num_gold, dict(kinds), tuple(findings))
+
+
+def _prompt_fault(
+    question: Question, tokenizer: TextTokenizer, config: Config, vision: PromptVision | None
+) -> Finding | None:
+    """What is wrong with a question's prompt, by the model that is to read it: images it refuses, too many tokens."""
+    try:
+        length = len(render_prompt(question, tokenizer, config.prompt, vision=vision))
+    except InputError as error:
+        return Finding("error", "", str(error).removeprefix(f"question {question.id!r}: "))
+    limit = config.prompt.max_tokens
+    if length <= limit:
+        return None
+    return Finding("warning", "", f"prompt of {length} tokens is over prompt.max_tokens={limit}: left out")
+
+
+def _odd_shapes(question: Question) -> list[str]:
+    """What is to be said of images that some processors refuse for their shape."""
+    said = []
+    for number, image in enumerate(question.images, start=1):
+        facts = image_facts(image, max_pixels=sys.maxsize)  # the reader of rows has held it to the limit
+        if max(facts.width, facts.height) > _LONGEST * min(facts.width, facts.height):
+            said.append(
+                f"image {number} is {facts.width} x {facts.height}: many processors refuse a side over {_LONGEST} "
+                "times the other"
+            )
+    return said
+
+
+def _with_marks(question: Question) -> str:
+    """The question's text with `<image>` wherever an image stands."""
+    return "".join(part if isinstance(part, str) else "<image>" for part in parts_of(question))
 
 
 def _whole_set(found: Scan, ids: list[str], num_rows: int) -> list[Finding]:

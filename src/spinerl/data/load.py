@@ -125,21 +125,29 @@ def scan(data: DataConfig, answer_kind: str = "auto", *, decode: bool = False) -
     gold_cells = _gold_cells(resolved)
     folder = Path(resolved.image_folder) if resolved.image_folder is not None else table.folder
     images = ImageReader(folder, resolved.max_image_pixels, decode or resolved.on_bad_row == "skip")
-    reader = RowReader.of(table, resolved.columns, definition, answer_kind, images, read_gold=gold_cells is None)
+    reader = RowReader.of(
+        table,
+        resolved.columns,
+        definition,
+        answer_kind,
+        images,
+        read_gold=gold_cells is None,
+        gold_extract=resolved.gold_extract,
+    )
     if reader.images is not None:
         _check_image_folder(resolved, definition, table)
     return Scan(resolved, definition, table, reader, gold_cells)
 
 
 def fingerprint(questions: list[Question] | tuple[Question, ...]) -> str:
-    """SHA-256 over the questions' ids, texts and images' files, in hex."""
+    """SHA-256 over the questions' ids, texts, images' files and earlier messages, in hex."""
     digest = hashlib.sha256()
     keys: dict[ImageRef, str] = {}
     for question in questions:
         for image in question.images:
             if image not in keys:
                 keys[image] = image_key(image)
-        parts = [question.id, question.text, *(keys[image] for image in question.images)]
+        parts = [question.id, question.text, *(keys[image] for image in question.images), *question.turns]
         digest.update(json.dumps(parts, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 

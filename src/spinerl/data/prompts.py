@@ -18,6 +18,7 @@ __all__ = [
     "Rendered",
     "TextTokenizer",
     "instruction_of",
+    "next_question",
     "render_all",
     "render_prompt",
     "render_text",
@@ -90,9 +91,12 @@ def render_text(
         messages = chat_messages(question, prompt, kind=kind, images=vision is not None)
         return _templated(tokenizer, prompt, messages, None if vision is None else vision.chat_template)
     instruction = instruction_of(question, prompt, kind)
-    blocks = [prompt.system] if prompt.system else []
+    system = _system_of(question, prompt)
+    blocks = [system] if system else []
     for example in prompt.examples:
         blocks.append(f"Question: {_with_instruction(example.question, instruction)}\n\nAnswer: {example.answer}")
+    names = {"user": "Question", "assistant": "Answer"}
+    blocks += [f"{names[role]}: {text}" for role, text in question.turns if role in names]
     blocks.append(f"Question: {_with_instruction(question.text, instruction)}\n\nAnswer:")
     return "\n\n".join(blocks)
 
@@ -189,6 +193,14 @@ def instruction_of(question: Question, prompt: PromptConfig, kind: str = "auto")
     return INSTRUCTIONS.get(own, INSTRUCTIONS["auto"])
 
 
+def next_question(tokenizer: TextTokenizer, prompt: PromptConfig, vision: PromptVision | None = None) -> str | None:
+    """The text with which a base model goes on from its answer to a next question; None for prompts by a template.
+
+    It is the plain form's own: what stands between two of its blocks.
+    """
+    return None if _uses_template(tokenizer, prompt, vision) else "\n\nQuestion:"
+
+
 def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig, vision: PromptVision | None) -> bool:
     has_template = bool(getattr(tokenizer if vision is None else vision, "chat_template", None))
     if prompt.chat_template == "on" and not has_template:
@@ -199,15 +211,17 @@ def _uses_template(tokenizer: TextTokenizer | None, prompt: PromptConfig, vision
 def chat_messages(
     question: Question, prompt: PromptConfig, *, kind: str = "auto", images: bool = False
 ) -> list[dict[str, Any]]:
-    """What a chat template is given: the system message, worked examples as earlier turns, the question.
+    """What a chat template is given: the system message, worked examples and the question's own turns, the question.
 
     With `images` a message is a list of parts, as templates of vision-language models want it, also where there is but
     text; else a text, without its images.
     """
     instruction = instruction_of(question, prompt, kind)
-    turns: list[tuple[str, Sequence[str | ImageRef]]] = [("system", [prompt.system])] if prompt.system else []
+    system = _system_of(question, prompt)
+    turns: list[tuple[str, Sequence[str | ImageRef]]] = [("system", [system])] if system else []
     for example in prompt.examples:
         turns += [("user", [_with_instruction(example.question, instruction)]), ("assistant", [example.answer])]
+    turns += [(role, [text]) for role, text in question.turns if role != "system"]
     parts: list[str | ImageRef] = parts_of(question) if images else [question.text]
     if isinstance(parts[-1], str):
         turns.append(("user", [*parts[:-1], _with_instruction(parts[-1], instruction)]))
@@ -216,6 +230,11 @@ def chat_messages(
     if images:
         return [{"role": role, "content": [_message_part(part) for part in parts]} for role, parts in turns]
     return [{"role": role, "content": "".join(map(str, parts))} for role, parts in turns]
+
+
+def _system_of(question: Question, prompt: PromptConfig) -> str:
+    """The system message: prompt.system, else that of the question's own chat."""
+    return prompt.system or "\n\n".join(text for role, text in question.turns if role == "system")
 
 
 def _templated(tokenizer: TextTokenizer, prompt: PromptConfig, messages: Sequence[Any], template: Any) -> str:

@@ -13,11 +13,14 @@ from string import ascii_uppercase as LETTERS
 from typing import Any
 
 from spinerl.config import ColumnsConfig
+from spinerl.data.chats import BadChatError, is_chat, read_chat
+from spinerl.data.columns import find_choices, offer
 from spinerl.data.definitions import Definition
 from spinerl.data.images import ImageReader, place_images
 from spinerl.data.sources import Row, Table, name_list
-from spinerl.errors import InputError, did_you_mean
+from spinerl.errors import InputError
 from spinerl.images import BadImageError
+from spinerl.solutions import final_answer
 from spinerl.types import ImageRef, Question
 
 __all__ = ["Outcome", "RowReader", "gold_letter", "parse_choices", "plain_text"]
@@ -58,6 +61,8 @@ class RowReader:
     image_reader: ImageReader
     definition: Definition
     kind: str
+    gold_extract: str = "auto"
+    found_choices: bool = False  # the columns of options were found, and not named
 
     @classmethod
     def of(
@@ -69,11 +74,15 @@ class RowReader:
         image_reader: ImageReader,
         *,
         read_gold: bool = True,
+        gold_extract: str = "auto",
     ) -> RowReader:
         """Raises InputError for a named column that is not there, listing those that are."""
         definition = definition or Definition()
         gold = columns.gold if columns.gold != "auto" else ("answer" if "answer" in table.columns else None)
-        choices = columns.choices if columns.choices is not None else []
+        choices: str | list[str] = columns.choices if columns.choices is not None else []
+        found_choices = choices == "auto"
+        if found_choices:
+            choices = find_choices(table.columns)
         reader = cls(
             id=columns.id if columns.id is not None else ("id" if "id" in table.columns else None),
             question=(columns.question or "question") if definition.template is None else None,
@@ -84,11 +93,13 @@ class RowReader:
             image_reader=image_reader,
             definition=definition,
             kind=kind,
+            gold_extract=gold_extract,
+            found_choices=found_choices,
         )
         if table.columns:
             for key, name in reader._named():
                 if name not in table.columns and name.partition(".")[0] not in table.columns:
-                    near = did_you_mean(name, table.columns)
+                    near = offer(key, name, table.columns)
                     raise InputError(
                         f"{table.source} has no column {name!r}{near}; there are {name_list(table.columns)}: set {key}"
                     )
@@ -108,11 +119,11 @@ class RowReader:
             for name, value in self.definition.where.items():
                 if _text_cell(_lookup(cells, name), name) != value:
                     return Outcome(skipped=f"{name} is not {value}")
-            text = self._question_text(cells)
+            turns, text = self._question_text(cells)
             if not text:
                 return Outcome(skipped="empty question")
             row_id = self._id(row, cells)
-            labels, options = parse_choices(self._choice_cell(cells))
+            labels, options = self._choices(cells)
             if self.definition.shuffle_choices:
                 order = sorted(range(len(options)), key=lambda i: _hash(f"{row_id}/{i}"))
                 labels, options = tuple(LETTERS[: len(order)]), tuple(options[i] for i in order)
@@ -120,7 +131,8 @@ class RowReader:
             if kind == "auto":
                 kind = "choice" if options else self.definition.kind
             answer = self._gold(cells if gold is None else {"answer": gold}, labels, options, kind, gold is not None)
-            text += "".join(f"\n{line}" for line in choice_lines(options))
+            if not (self.found_choices and shows_choices(text, options)):
+                text += "".join(f"\n{line}" for line in choice_lines(options))
             images: tuple[ImageRef, ...] = ()
             if self.images is not None:
                 images = self.image_reader.read(_lookup(cells, self.images))
@@ -132,6 +144,7 @@ class RowReader:
                 subject=_text_cell(_lookup(cells, self.subject), self.subject) or None if self.subject else None,
                 answer_kind=kind,
                 images=images,
+                turns=turns,
             )
         except BadCellError as error:
             return Outcome(error=str(error), reason="bad cell")
@@ -147,19 +160,34 @@ class RowReader:
         named += [("the definition's where", name) for name in self.definition.where]
         return [(key, name) for key, name in named if name is not None]
 
-    def _question_text(self, cells: Mapping[str, Any]) -> str:
+    def _question_text(self, cells: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], str]:
+        """(the messages before the question, where the cell is a chat; the question)."""
+        turns: tuple[tuple[str, str], ...] = ()
         template = self.definition.template
         if template is not None:
             parts = {name: _lookup(cells, name) for name in PLACE.findall(template)}
             if any(_is_blank(value) for value in parts.values()):
-                return ""
+                return turns, ""
             text = PLACE.sub(lambda place: _joined(parts[place[1]], place[1]), template)
         else:
             assert self.question is not None
-            text = _text_cell(_lookup(cells, self.question), self.question)
+            cell = _lookup(cells, self.question)
+            if is_chat(cell):
+                try:
+                    turns, cell = read_chat(cell)
+                except BadChatError as error:
+                    raise BadCellError(f"column {self.question!r}: {error}; see data.columns.question") from None
+            text = _text_cell(cell, self.question)
         if self.definition.cut_after is not None:
             text = text.partition(self.definition.cut_after)[0]
-        return text.strip()
+        return turns, text.strip()
+
+    def _choices(self, cells: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        try:
+            return parse_choices(self._choice_cell(cells))
+        except BadCellError as error:
+            out = "; data.columns.choices=null reads no options" if self.found_choices else ""
+            raise BadCellError(f"{error}{out}") from None
 
     def _id(self, row: Row, cells: Mapping[str, Any]) -> str:
         if self.id is None:
@@ -172,7 +200,10 @@ class RowReader:
     def _choice_cell(self, cells: Mapping[str, Any]) -> Any:
         if len(self.choices) == 1:
             return _lookup(cells, self.choices[0])
-        return [_lookup(cells, name) for name in self.choices]
+        parts = [_lookup(cells, name) for name in self.choices]
+        while self.found_choices and parts and _is_blank(parts[-1]):  # a row with fewer options than columns
+            parts.pop()
+        return parts
 
     def _gold(
         self,
@@ -189,12 +220,26 @@ class RowReader:
         if _is_blank(cell):
             return None
         if kind == "choice" and options:
-            return gold_letter(cell, labels, options, self.definition.gold_form)
+            # The options say what an answer is; a text of any length may be one.
+            found = self._final(cell, "text") if isinstance(cell, str) else cell
+            try:
+                return gold_letter(found, labels, options, self.definition.gold_form)
+            except BadCellError as error:
+                out = "; data.columns.choices=null reads no options" if self.found_choices else ""
+                raise BadCellError(f"{error}{out}") from None
         if isinstance(cell, bool) and kind == "yesno":
             return "yes" if cell else "no"
-        text = _text_cell(cell, name)
+        return self._final(_text_cell(cell, name), kind) or None
+
+    def _final(self, text: str, kind: str) -> str:
+        """The answer in a gold text, by the definition's gold_after and data.gold_extract."""
         mark = self.definition.gold_after
-        return (text.rpartition(mark)[2] if mark is not None else text).strip() or None
+        if mark is not None:
+            return text.rpartition(mark)[2].strip()
+        try:
+            return final_answer(text, self.gold_extract, kind)
+        except InputError as error:
+            raise BadCellError(str(error)) from None
 
 
 def choice_lines(options: Sequence[str]) -> list[str]:
@@ -204,6 +249,18 @@ def choice_lines(options: Sequence[str]) -> list[str]:
     ['A. red', 'B. blue']
     """
     return [letter if text == letter else f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
+
+
+def shows_choices(text: str, options: Sequence[str]) -> bool:
+    """Whether a question's text shows all options behind their letters already.
+
+    >>> shows_choices("Which? (A) red (B) blue", ["red", "blue"]), shows_choices("Is red blue?", ["red", "blue"])
+    (True, False)
+    """
+    marks = [
+        rf"(?<!\w){letter}\s*[).:]\s*{re.escape(option)}" for letter, option in zip(LETTERS, options, strict=False)
+    ]
+    return all(re.search(mark, text) for mark in marks)
 
 
 def parse_choices(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

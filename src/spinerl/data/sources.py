@@ -14,6 +14,7 @@ from spinerl.data import hub
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, suite_of
 from spinerl.errors import InputError, did_you_mean
+from spinerl.lines import lines_of, read_text
 
 __all__ = ["Row", "Table", "name_list", "open_file", "open_table", "suite_gold"]
 
@@ -111,7 +112,7 @@ def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Ta
         if suffix == ".parquet":
             rows = _parquet_rows(path)
         else:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_text(path)
             rows = _json_rows(text, source) if suffix == ".json" else list(_jsonl_rows(text))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{key}={path} cannot be read: {error}; it must be UTF-8 text") from None
@@ -157,7 +158,7 @@ def _of_dataset(dataset: Any, source: str, folder: Path | None) -> Table:
 
 def _jsonl_rows(text: str) -> Iterator[Row]:
     number = 0
-    for line_number, line in enumerate(text.split("\n"), start=1):
+    for line_number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         where = f"line {line_number}"

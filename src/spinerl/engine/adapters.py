@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from spinerl.config import LoraConfig
-from spinerl.errors import InputError, MissingExtraError
+from spinerl.errors import InputError, MissingExtraError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adapted_weights", "add_adapters", "base_of", "merged", "save_adapters"]
+__all__ = ["adapted_weights", "add_adapters", "base_of", "learned_nothing", "merged", "save_adapters"]
 
 _CONFIG = "adapter_config.json"
 
@@ -59,6 +60,16 @@ def save_adapters(model: PreTrainedModel, folder: Path, base: str) -> None:
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)  # pyright: ignore[reportArgumentType]
     named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def learned_nothing(folder: Path | str) -> bool:
+    """Whether the adapters in a folder change nothing: every second matrix is 0, as before the first update."""
+    file = Path(folder) / "adapter_model.safetensors"
+    if not file.is_file():
+        return False
+    with safe_open(file, framework="pt") as tensors:
+        seconds = [name for name in tensors.keys() if ".lora_B." in name]  # noqa: SIM118 - not a mapping
+        return bool(seconds) and not any(tensors.get_tensor(name).any() for name in seconds)
 
 
 def base_of(folder: str) -> str | None:
@@ -118,12 +129,14 @@ def _targets(model: PreTrainedModel, wanted: str, train_vision: bool) -> list[st
         if isinstance(module, torch.nn.Linear | Conv1D) and id(module) in inside and module is not head
     ]
     if wanted != "all-linear":
-        ends = tuple(part.strip() for part in wanted.split(","))
-        found = [name for name in linear if name.rpartition(".")[2] in ends]
-        if not found:
-            there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-            raise InputError(f"lora.targets={wanted} names no linear layer of this model; there are {there}")
-        return found
+        ends = tuple(part.strip() for part in wanted.split(",") if part.strip()) or (wanted,)
+        there = sorted({name.rpartition(".")[2] for name in linear})
+        for unknown in (end for end in ends if end not in there):
+            raise InputError(
+                f"lora.targets={wanted}: {unknown!r} names no linear layer of this model"
+                f"{did_you_mean(unknown, there)}; there are {', '.join(there)}, or all-linear for all of them"
+            )
+        return [name for name in linear if name.rpartition(".")[2] in ends]
     return linear
 
 

@@ -62,8 +62,9 @@ class LoadedModel:
     """A model on its device, its tokenizer, and the ids that end a response.
 
     `vision` is there for models that see images.  `without_adapters` says that this is the model without its adapters
-    (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `settings` say
-    what the engine may use, `capabilities` which of its paths suit the model.
+    (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `stop_texts`
+    end a response as those of rollout.stop do.  `settings` say what the engine may use, `capabilities` which of its paths
+    suit the model.
     """
 
     model: PreTrainedModel
@@ -74,6 +75,7 @@ class LoadedModel:
     vision: Vision | None = None
     without_adapters: bool = False
     sampler: Sampler | None = None
+    stop_texts: tuple[str, ...] = ()
     settings: EngineConfig = field(default_factory=EngineConfig)
     capabilities: Capabilities = field(default_factory=Capabilities, compare=False, repr=False)
 
@@ -107,6 +109,13 @@ class LoadedModel:
         """(Q,) how much further than its number of tokens each prompt's next position lies: 0 without images."""
         offsets = [prompt.shown.offset if isinstance(prompt, ImagePrompt) else 0 for prompt in prompts]
         return torch.tensor(offsets, device=self.device)
+
+    def texts(self, responses: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """The responses' texts, without special tokens and without the text of `stop_texts` that ended one."""
+        texts = self.tokenizer.batch_decode([list(ids) for ids in responses], skip_special_tokens=True)
+        for stop in self.stop_texts:
+            texts = [text.removesuffix(stop) for text in texts]
+        return tuple(texts)
 
     @property
     def vocab_size(self) -> int:

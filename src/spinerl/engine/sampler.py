@@ -238,7 +238,7 @@ class _Loop:
         self._max_new_tokens = rollout.max_new_tokens
         self._params = params
         self._end_ids = torch.tensor(loaded.end_ids, dtype=torch.int64, device=loaded.device)
-        self._stop = _stop_criterion(loaded, rollout.stop)
+        self._stop = _stop_criterion(loaded, (*rollout.stop, *loaded.stop_texts))
         self._rows = self._new_rows([])
 
     def run(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Turn]:
@@ -386,7 +386,7 @@ def _assembled(
         logprobs=aligned(sampled.logprobs, 0.0),
         entropies=aligned(sampled.entropies, 0.0),
         finished_mask=finished,
-        texts=tuple(loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)),
+        texts=loaded.texts(texts),
         certainties=aligned(sampled.certainties, 0.0),
         log_mass=aligned(sampled.log_mass, 0.0),
     )

@@ -102,9 +102,7 @@ def _assembled(
     order = _question_major(len(base.questions), bases, tree.forks * tree.branches)
     tokens = whole(base.tokens, grown.tokens, loaded.pad_id)[order]
     mask = (columns < lengths.unsqueeze(1))[order]
-    texts = loaded.tokenizer.batch_decode(
-        [row[own_mask].tolist() for row, own_mask in zip(tokens, mask, strict=True)], skip_special_tokens=True
-    )
+    texts = loaded.texts([row[own_mask].tolist() for row, own_mask in zip(tokens, mask, strict=True)])
 
     def optional(name: str) -> torch.Tensor | None:
         of_base, of_branch = getattr(base, name), getattr(grown, name)
@@ -119,7 +117,7 @@ def _assembled(
         logprobs=whole(base.logprobs, grown.logprobs, 0.0)[order],
         entropies=whole(base.entropies, grown.entropies, 0.0)[order],
         finished_mask=finished[order],
-        texts=tuple(texts),
+        texts=texts,
         certainties=optional("certainties"),
         num_drawn=int(base.mask.sum() + grown.mask.sum()),
         sampler_logprobs=optional("sampler_logprobs"),

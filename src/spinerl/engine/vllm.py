@@ -153,7 +153,8 @@ class VllmSampler:
         logprobs, entropies, log_mass = score_with_mass(loaded, batch, record.mask, self._config.optim, truncate)
         if not logprobs.isfinite().all():
             raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
-        record = replace(record, logprobs=logprobs.float(), entropies=entropies.float())
+        texts = loaded.texts([response.tokens for response in responses])
+        record = replace(record, logprobs=logprobs.float(), entropies=entropies.float(), texts=texts)
         if truncate is not None:
             record = replace(record, log_mass=log_mass.float())
         if seed is None:
@@ -369,8 +370,8 @@ def _settings(loaded: LoadedModel, rollout: RolloutConfig, num_responses: int, *
         "logprobs": 0,  # of the token drawn alone
         "stop_token_ids": list(loaded.end_ids),
     }
-    if rollout.stop:
-        settings |= {"stop": list(rollout.stop), "include_stop_str_in_output": True}
+    if rollout.stop or loaded.stop_texts:
+        settings |= {"stop": [*rollout.stop, *loaded.stop_texts], "include_stop_str_in_output": True}
     if loaded.vision is not None:  # a model refuses more placeholders than it has images
         settings["logit_bias"] = dict.fromkeys(loaded.vision.placeholder_ids, -100.0)
     return settings

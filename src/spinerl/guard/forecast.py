@@ -42,14 +42,24 @@ class Forecast:
     abstained_frac: float
     verdict: str  # go, caution or no-go
     reason: str
+    shared_frac: float = 0.0  # questions whose pseudo-label is one and the same, of those that should differ
 
 
-def forecast(votes: Sequence[Vote], no_go: float, go: float, seed: int = 0) -> Forecast:
+def forecast(
+    votes: Sequence[Vote],
+    no_go: float,
+    go: float,
+    seed: int = 0,
+    shared: tuple[float, str | None] = (0.0, None),
+    max_shared: float = 1.0,
+) -> Forecast:
     """The forecast from the initial model's votes, at least 2 responses to each of at least 2 questions.
 
     Args:
         no_go: predicted label accuracy under which adapting is advised against.
         go: from which on it is advised.
+        shared: as `answers.shared.shared_share`, of the votes' pseudo-labels.
+        max_shared: share of the questions with one pseudo-label above which adapting is advised against.
     """
     reproduced = [reproducibility(one, seed + i) for i, one in enumerate(votes)]
     h = sum(reproduced) / len(reproduced)
@@ -57,6 +67,12 @@ def forecast(votes: Sequence[Vote], no_go: float, go: float, seed: int = 0) -> F
     accuracy = (h + math.sqrt(h)) / 2
     metrics = vote_metrics(votes)
     verdict, reason = _verdict(accuracy, h_low, math.sqrt(h_high), metrics, no_go, go)
+    if shared[0] > max_shared:
+        verdict = "no-go"
+        reason = (
+            f"one answer, {shared[1]!r}, wins the votes on {100 * shared[0]:.0f} % of the questions, which should have "
+            "different ones: look at the responses' last words, the prompt and answer.kind first"
+        )
     return Forecast(
         num_questions=len(votes),
         num_votes=len(votes[0].classes),
@@ -72,6 +88,7 @@ def forecast(votes: Sequence[Vote], no_go: float, go: float, seed: int = 0) -> F
         abstained_frac=metrics["label/abstained_frac"],
         verdict=verdict,
         reason=reason,
+        shared_frac=shared[0],
     )
 
 

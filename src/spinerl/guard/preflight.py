@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from spinerl.answers import Equivalence
+from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.data import resolve
+from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.guard.forecast import Forecast, forecast
@@ -33,9 +35,15 @@ def preflight(
     rollout = sample_responses(work.loaded, work.questions, work.prompts, config.num_votes, config.rollout, seed)
     with Equivalence() as equivalence:
         votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
-        alike = concentration(equivalence.classes([one.pseudo_label for one in votes]))
-    expected = forecast(votes, config.guard.no_go, config.guard.go, config.seed)
+        labels = [one.pseudo_label for one in votes]
+        alike = concentration(equivalence.classes(labels))
+        kinds = [config.answer.kind_of(question.answer_kind) for question in work.questions]
+        shared = shared_share(work.questions, labels, kinds, equivalence)
+    keys = config.guard
+    expected = forecast(votes, keys.no_go, keys.go, config.seed, shared, keys.max_shared)
     described = rollout_metrics(rollout)
+    if observer is not None:
+        EndWatch(work.loaded, config, observer.note).see(described["rollout/truncated_frac"])
     figures = {
         "model": config.model.name,
         "data": config.data.name,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from spinerl.answers import Equivalence
+from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
-from spinerl.guard.signals import concentration, same_answers
+from spinerl.guard.signals import concentration, refused_share, same_answers
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of
 from spinerl.step import count_votes
@@ -46,12 +48,15 @@ class Probe:
     length: float  # tokens of its responses, mean
     perturbed: tuple[tuple[int, ...], ...] = ()  # the prompts of the same questions asked differently; () for none
 
-    def ask(self, loaded: LoadedModel, config: Config, equivalence: Equivalence) -> dict[str, float]:
+    def ask(self, loaded: LoadedModel, config: Config, equivalence: Equivalence) -> dict[str, Any]:
         """The signals of the model as it is now.
 
         probe/initial_agreement: questions whose greedy answer is the initial majority's, of those that had one.
         probe/initial_support: the share of initial votes that the greedy answer has, mean.
         probe/concentration: as `signals.concentration`, of the greedy answers.
+        probe/readable_frac: greedy responses with an answer that can be read, cut-off ones counting as none.
+        probe/refused_frac: greedy responses that decline to answer.
+        probe/shared_frac, shared_answer: as `answers.shared.shared_share`, of the greedy answers.
         probe/kl: nats per token, estimate of KL(initial || now) from the initial model's own responses.
         probe/perturbed_agreement: questions whose greedy answer is the same when they are asked differently.
         probe/length_ratio, probe/truncated_frac: of the greedy responses; the length over that of the initial samples.
@@ -63,6 +68,8 @@ class Probe:
         said = [one.answers[0] if one.classes[0] is not None else None for one in now]
         answers, others = said[:size], said[size:]
         logprobs, _ = score(loaded, self.first, self.first.mask, config.optim)
+        kinds = [config.answer.kind_of(question.answer_kind) for question in self.questions]
+        shared, shared_answer = shared_share(self.questions, answers, kinds, equivalence)
         labelled = [i for i, one in enumerate(self.votes) if one.pseudo_label is not None]
         agree = [same_answers(self.votes[i].pseudo_label, answers[i], equivalence) for i in labelled]
         support = [_support(one, answer, equivalence) for one, answer in zip(self.votes, answers, strict=True)]
@@ -74,6 +81,10 @@ class Probe:
             "probe/initial_agreement": sum(agree) / max(1, len(agree)),
             "probe/initial_support": sum(support) / len(support),
             "probe/concentration": concentration(equivalence.classes(answers)),
+            "probe/readable_frac": sum(answer is not None for answer in answers) / size,
+            "probe/refused_frac": refused_share(rollout.texts[:size], answers),
+            "probe/shared_frac": shared,
+            **({} if shared_answer is None else {"shared_answer": shared_answer}),
             "probe/kl": masked_mean(self.logprobs - logprobs, self.first.mask),
             "probe/length_ratio": float(rollout.mask[:size].sum()) / size / max(1.0, self.length),
             "probe/truncated_frac": float((~rollout.finished_mask[:size]).double().mean()),

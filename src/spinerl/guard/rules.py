@@ -17,6 +17,9 @@ RULES = {
     "no-go": "before step 1: too few of the pseudo-labels would be right",
     "lost": "hardly an answer is one that the initial model gave",
     "alike": "different questions suddenly have the same answer",
+    "shared": "most questions, whose answers should differ, have one answer",
+    "unreadable": "fewer and fewer answers can be read",
+    "refusals": "the model has begun to refuse",
     "past-peak": "the score has fallen far below its best and stays there",
 }
 
@@ -71,6 +74,9 @@ def judge(looks: Sequence[Mapping[str, Any]], keys: GuardConfig) -> Verdict | No
         return Verdict(
             "alike", f"{100 * last['probe/concentration']:.0f} % of the pairs of different questions have one answer"
         )
+    words = _of_words(looks, keys)
+    if words is not None:
+        return words
     best = best_look(looks)
     since = looks[-keys.patience :]
     enough = len(looks) > keys.patience and "label/kept_frac" in last
@@ -78,5 +84,30 @@ def judge(looks: Sequence[Mapping[str, Any]], keys: GuardConfig) -> Verdict | No
         return Verdict(
             "past-peak",
             f"the label-free score is {last['score']:.2f}, it was {best['score']:.2f} after step {best['step']}",
+        )
+    return None
+
+
+def _of_words(looks: Sequence[Mapping[str, Any]], keys: GuardConfig) -> Verdict | None:
+    """The rules about what is said: one answer to all, answers that cannot be read, refusals."""
+    first, last = looks[0], looks[-1]
+    shared = last.get("probe/shared_frac", 0.0)
+    if shared > keys.max_shared:
+        return Verdict(
+            "shared", f"{100 * shared:.0f} % of different questions have the answer {last['shared_answer']!r}"
+        )
+    recent = [look.get("probe/readable_frac", 1.0) for look in looks[1:][-2:]]
+    readable = first.get("probe/readable_frac", 1.0)
+    if len(recent) == 2 and all(share < keys.readable * readable for share in recent):
+        return Verdict(
+            "unreadable",
+            f"{100 * recent[-1]:.0f} % of the greedy responses hold an answer that can be read, {100 * readable:.0f} % "
+            "before step 1",
+        )
+    refused, before = (look.get("probe/refused_frac", 0.0) for look in (last, first))
+    if refused - before > keys.max_refusals:
+        return Verdict(
+            "refusals",
+            f"{100 * refused:.0f} % of the greedy responses refuse to answer, {100 * before:.0f} % before step 1",
         )
     return None

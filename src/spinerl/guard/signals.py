@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from spinerl.answers import Equivalence
+from spinerl.answers.refusals import is_refusal
+from spinerl.answers.shared import shared_share
 from spinerl.maths import response_means
 from spinerl.stats import roc_area
 from spinerl.types import StepRecord, Vote
@@ -19,6 +21,7 @@ __all__ = [
     "concentration",
     "halves_agree",
     "kept_labels",
+    "refused_share",
     "same_answers",
     "step_signals",
     "winner_of",
@@ -74,6 +77,16 @@ def certainty_auc(one: Vote, likelihoods: Sequence[float]) -> float | None:
     return roc_area(ayes, noes)
 
 
+def refused_share(texts: Sequence[str], answers: Sequence[str | None]) -> float:
+    """The share of responses that decline to answer: by the answer that was read, or by the text where none was.
+
+    >>> refused_share(["The answer is 4.", "I cannot answer that.", "3 + 1"], ["4", None, None])
+    0.3333333333333333
+    """
+    refused = [is_refusal(text if answer is None else answer) for text, answer in zip(texts, answers, strict=True)]
+    return sum(refused) / max(1, len(refused))
+
+
 def same_answers(a: str | None, b: str | None, equivalence: Equivalence) -> bool:
     """Whether both are answers, and the same."""
     if a is None or b is None:
@@ -82,11 +95,14 @@ def same_answers(a: str | None, b: str | None, equivalence: Equivalence) -> bool
     return first is not None and first == second
 
 
-def step_signals(record: StepRecord, first: Mapping[str, str | None], equivalence: Equivalence) -> dict[str, float]:
+def step_signals(
+    record: StepRecord, first: Mapping[str, str | None], equivalence: Equivalence, kinds: Sequence[str] | None = None
+) -> dict[str, float]:
     """The signals of one step, beside those that its metrics hold already.
 
     Args:
         first: the pseudo-label that each question had when the run met it for the first time, by its id.
+        kinds: how each question's answers are read; None: by the questions' own kinds.
     """
     rollout, votes = record.rollout, record.fresh_votes
     labels = [one.pseudo_label for one in votes]
@@ -97,6 +113,10 @@ def step_signals(record: StepRecord, first: Mapping[str, str | None], equivalenc
     signals = {
         "label/concentration": concentration(equivalence.classes(labels)),
         "label/halves_agree": sum(map(halves_agree, votes)) / len(votes),
+        "label/shared_frac": shared_share(
+            rollout.questions, labels, kinds or [q.answer_kind for q in rollout.questions], equivalence
+        )[0],
+        "label/refused_frac": refused_share(rollout.texts, [answer for one in votes for answer in one.answers]),
     }
     kept = kept_labels([q.id for q in rollout.questions], labels, first, equivalence)
     if kept is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spinerl.answers import Equivalence
+from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.guard.forecast import forecast
@@ -61,7 +62,7 @@ class Guard:
         self._note = note
         asked = pick_probe(len(questions), self._keys.holdout or self._keys.questions)
         self.held_out = frozenset(asked if self._keys.holdout else ())
-        probed = [questions[i] for i in asked]
+        probed = self._probed = [questions[i] for i in asked]
         perturb = find(PERTURBATIONS, self._keys.perturbation, "guard.perturbation")
         others = []
         if self._keys.perturbation != "none":
@@ -90,7 +91,8 @@ class Guard:
 
     def step(self, record: StepRecord) -> dict[str, float]:
         """The signals of a step, for its metrics."""
-        signals = step_signals(record, self._first, self._equivalence)
+        kinds = [self._config.answer.kind_of(question.answer_kind) for question in record.rollout.questions]
+        signals = step_signals(record, self._first, self._equivalence, kinds)
         for question, one in zip(record.rollout.questions, record.fresh_votes, strict=True):
             self._first.setdefault(question.id, one.pseudo_label)
         if "label/kept_frac" in signals:
@@ -170,7 +172,11 @@ class Guard:
         """The look before step 1, with the forecast."""
         if self._keys.mode == "rollback":
             self._save(0)
-        expected = forecast(self._probe.votes, self._keys.no_go, self._keys.go, self._config.seed)
+        probe, keys = self._probe, self._keys
+        kinds = [self._config.answer.kind_of(question.answer_kind) for question in self._probed]
+        labels = [one.pseudo_label for one in probe.votes]
+        shared = shared_share(self._probed, labels, kinds, self._equivalence)
+        expected = forecast(probe.votes, keys.no_go, keys.go, self._config.seed, shared, keys.max_shared)
         self._look(
             0,
             {

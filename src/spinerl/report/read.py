@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from spinerl.errors import InputError
+from spinerl.lines import lines_of, read_text
 
 __all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
 
@@ -245,8 +246,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
     if not path.is_file():
         return []
     try:
-        # Only "\n" ends a line: str.splitlines would also cut at separators that JSON strings may hold.
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+        lines = lines_of(read_text(path, errors="replace"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error}") from None
     rows: list[Mapping[str, Any]] = []

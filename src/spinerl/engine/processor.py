@@ -1,0 +1,36 @@
+"""A vision-language model's processor without its weights: what prompts with images look like, and which it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from spinerl.config import ModelConfig
+from spinerl.engine.loading import _open, _sees, _without_adapters  # pyright: ignore[reportPrivateUsage]
+from spinerl.engine.vision import Vision, _load_processor  # pyright: ignore[reportPrivateUsage]
+from spinerl.types import ImageRef
+
+__all__ = ["Processor", "load_processor"]
+
+
+class Processor(Vision):
+    """As `Vision` for prompts alone: token ids without what a model is given beside them."""
+
+    def __init__(self, model_type: str, source: str, max_pixels: int = 0, **options: object) -> None:
+        self._processor = _load_processor(model_type, source, **options)
+        self._max_pixels = max_pixels
+
+    def prompt(self, text: str, images: Sequence[ImageRef]) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The prompt's token ids, placeholders grown to the images' tokens; errors as `Vision.prompt`."""
+        return tuple(self.processed(text, images)["input_ids"][0].tolist())
+
+
+def load_processor(config: ModelConfig) -> Processor | None:
+    """The processor of the model that this names; None for a model that only reads text.  Raises InputError."""
+    from transformers import AutoConfig
+
+    config, _ = _without_adapters(config)
+    settings = _open(AutoConfig.from_pretrained, config)
+    if not _sees(settings):
+        return None
+    return _open(partial(Processor, settings.model_type, max_pixels=config.image_pixels), config)
