@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("SPINERL_STRICT", "1")  # an unexpected error in a self-check of the engine is a failure
 
 from jaxtyping import install_import_hook
 
