@@ -43,7 +43,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
 
     from spinerl import __version__
     from spinerl.engine.backend import compiled_loops_error
-    from spinerl.engine.machine import bfloat16_support, tune_allocator
+    from spinerl.machine import bfloat16_support, tune_allocator
 
     rows = [
         ("spinerl", __version__, True),

@@ -85,7 +85,7 @@ def rank_questions(
     if config.data.order == "nearest":
         if config.data.target is None:
             raise InputError("data.order=nearest needs data.target: the questions to be near to (a data set or a file)")
-        given = DataConfig(name=config.data.target)  # pyright: ignore[reportCallIssue]
+        given = DataConfig(name=config.data.target)
         target, _ = load_data(given, answer_kind=config.answer.kind)
         _, target_prompts, _ = render_all(
             target.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision

@@ -16,8 +16,8 @@ from spinerl.data import load_data, render_all
 from spinerl.data.prompts import next_question
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
-from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.vllm import open_sampler, require_vllm
+from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
 
 __all__ = ["Observer", "Workload", "open_workload", "stopping"]

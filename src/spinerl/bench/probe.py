@@ -11,7 +11,7 @@ from spinerl.bench.models import write_model, write_update_model
 from spinerl.bench.update import prepare_update
 from spinerl.bench.work import Job, bench_config
 from spinerl.engine.loading import load_model
-from spinerl.engine.machine import choose_threads
+from spinerl.machine import choose_threads
 
 __all__ = ["probe"]
 

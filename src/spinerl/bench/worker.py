@@ -49,7 +49,7 @@ def _run(told: dict[str, Any], note: Any) -> dict[str, Any]:
 
     from spinerl.bench.settings import Settings
     from spinerl.bench.work import Job
-    from spinerl.engine.machine import tune_allocator
+    from spinerl.machine import tune_allocator
 
     if told["tune"]:
         tune_allocator()

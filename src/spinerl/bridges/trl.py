@@ -35,10 +35,10 @@ from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
 from spinerl.engine.loading import load_tokenizer, resolve_name
-from spinerl.engine.machine import choose_threads, tune_allocator
 from spinerl.engine.rollouts import rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
+from spinerl.machine import choose_threads, tune_allocator
 from spinerl.maths import (
     exact_kl,
     log_distribution,

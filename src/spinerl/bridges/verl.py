@@ -13,6 +13,9 @@ by their number.
 `spinerl export verl RECIPE.yaml --out FOLDER` writes the questions and the command (`spinerl.bridges.verl_export`).
 """
 
+# pyright: reportMissingImports=false
+# (verl has an environment of its own)
+
 from __future__ import annotations
 
 import importlib.util
@@ -64,15 +67,15 @@ for _package in ("verl", "transfer_queue"):
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the peer's, about its own imports
-    import transfer_queue  # pyright: ignore[reportMissingImports]
-    from omegaconf import OmegaConf, open_dict  # pyright: ignore[reportMissingImports]
-    from tensordict import TensorDict  # pyright: ignore[reportMissingImports]
-    from verl.trainer.ppo.core_algos import register_policy_loss  # pyright: ignore[reportMissingImports]
-    from verl.trainer.ppo.v1.trainer_base import register_trainer  # pyright: ignore[reportMissingImports]
-    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync  # pyright: ignore[reportMissingImports]
-    from verl.utils.metric import AggregationType, Metric, reduce_metrics  # pyright: ignore[reportMissingImports]
-    from verl.utils.model import get_generation_config  # pyright: ignore[reportMissingImports]
-    from verl.workers.utils.padding import no_padding_2_padding  # pyright: ignore[reportMissingImports]
+    import transfer_queue
+    from omegaconf import OmegaConf, open_dict
+    from tensordict import TensorDict
+    from verl.trainer.ppo.core_algos import register_policy_loss
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+    from verl.utils.metric import AggregationType, Metric, reduce_metrics
+    from verl.utils.model import get_generation_config
+    from verl.workers.utils.padding import no_padding_2_padding
 
 _NAME = "spinerl"
 _READ = ("prompts", "responses", "old_log_probs", "entropy", "ref_log_prob", "rollout_log_probs")

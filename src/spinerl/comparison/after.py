@@ -24,9 +24,9 @@ from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, load_model
-from spinerl.engine.machine import tune_allocator
 from spinerl.engine.sampler import sample_responses
 from spinerl.evaluation import evaluate
+from spinerl.machine import tune_allocator
 from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
 from spinerl.scoring import judge

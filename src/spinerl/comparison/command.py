@@ -123,7 +123,7 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
 
 def _cores(tasks: Sequence[Task]) -> int:
     """Runs at a time where the user did not say: one per core, and one alone on an accelerator, which they share."""
-    from spinerl.engine.machine import pick_device
+    from spinerl.machine import pick_device
 
     if any(pick_device(device) != "cpu" for device in {task.config.model.device for task in tasks}):
         return 1

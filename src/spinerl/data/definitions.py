@@ -32,7 +32,7 @@ class Definition(BaseModel):
     path: str | None = Field(default=None, description="file or folder, relative to the definition file")
     config: str | None = Field(default=None, description="configuration (subset) of the hub data set")
     split: str | None = Field(default=None, description="split; default: test")
-    columns: ColumnsConfig = Field(default=ColumnsConfig(), description="as data.columns")  # pyright: ignore
+    columns: ColumnsConfig = Field(default=ColumnsConfig(), description="as data.columns")
     template: str | None = Field(default=None, description="question's text made of columns: 'Case: {case}'")
     cut_after: str | None = Field(default=None, description="drop the question's text from this mark on")
     where: dict[str, str] = Field(default={}, description="keep only rows with these values, by column")
@@ -175,7 +175,7 @@ def _of_suite(suite: str, family: str) -> Definition:
     path = suite_path(suite, family)
     has_choices = path.is_file() and '"choices"' in path.read_text(encoding="utf-8")
     choices = "choices" if has_choices else None
-    columns = ColumnsConfig(choices=choices)  # pyright: ignore[reportCallIssue]
+    columns = ColumnsConfig(choices=choices)
     return Definition(path=str(path), kind="text", columns=columns)
 
 

@@ -246,7 +246,7 @@ def check_extending(loaded: LoadedModel, path: ForwardPath) -> str | None:
     batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     ends = dict.fromkeys(range(4), 3)
     apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
-    together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)  # pyright: ignore[reportCallIssue]
+    together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)
     expected = states_and_gradient(loaded, apart, path)
     return differences(states_and_gradient(loaded, together, path).items(), expected)
 

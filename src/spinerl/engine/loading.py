@@ -15,9 +15,9 @@ import torch
 from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
 from spinerl.engine.adapters import base_of, merged
 from spinerl.engine.capabilities import Capabilities
-from spinerl.engine.machine import pick_device
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
+from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, Question, Rollout
 
 if TYPE_CHECKING:

@@ -227,7 +227,7 @@ def command(name: str, about: str | None, run: Callable[..., None], steps: int, 
         print(f"error: --steps is {args.steps}: it must be at least 1", file=sys.stderr)
         return 2
 
-    from spinerl.engine.machine import tune_allocator
+    from spinerl.machine import tune_allocator
 
     tune_allocator()
     torch.set_num_threads(args.threads)

@@ -240,10 +240,10 @@ def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
     """Two questions, two responses each: states and a gradient from kept activations, and recomputed."""
     prompts = ((3, 4, 5, 6), (9, 8, 7))
     questions = tuple(Question(str(number), "") for number in range(len(prompts)))
-    rollout_config = RolloutConfig(max_new_tokens=5)  # pyright: ignore[reportCallIssue]
+    rollout_config = RolloutConfig(max_new_tokens=5)
     rollout = sample_responses(loaded, questions, prompts, 2, rollout_config, ("check",), keep_activations=True)
     batch = Batch(tuple(p for p in prompts for _ in range(2)), rollout.tokens, rollout.mask, 1.0)
-    optim = OptimConfig()  # pyright: ignore[reportCallIssue]
+    optim = OptimConfig()
     plain = _CpuForward(loaded, None, False, compiled=False if _extends(loaded) else None)
     expected = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
     if not isinstance(rollout.activations, KeptActivations):

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import KeptActivations, Reuse, linear_layers
+from spinerl.engine.cpu.autograd import Function
 from spinerl.engine.cpu.decoder import LayerParts, decoder_parts
 from spinerl.engine.cpu.extend_attention import ExtendLayer, Span, attend_compiled, equal_strides
 from spinerl.engine.cpu.linear import active_rows, grad_input, grad_weight, scatter_rows
@@ -76,7 +77,7 @@ def _forward(
             cos, sin = cos[real], sin[real]
         own_slots = slots.flatten()[real] if unpads else slots
         saved = _Pass(reuse.kept, own_slots, starts, number, parts, outputs, cos, sin, lengths, spans)
-        output, keys, values = _Layer.apply(states, *equal_strides(*prompts), saved, *weights)  # pyright: ignore
+        output, keys, values = _Layer.apply(states, *equal_strides(*prompts), saved, *weights)
         if held is not None and keys is not None:
             held.update(keys, values)
         if unpads and number + 1 == count:
@@ -125,7 +126,7 @@ class _Pass:
         return found.view(*self.slots.shape, number, head_dim)
 
 
-class _Layer(torch.autograd.Function):
+class _Layer(Function):
     """A layer's output (R, T, d) or (1, N, d), and keys and values (R, Hkv, T, D) where its tokens extend no prompt.
 
     The weights are those of four norms (before attention, before the feed-forward block, of queries, of keys), of the
@@ -133,7 +134,7 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any,
         states: torch.Tensor,
         prompt_keys: torch.Tensor,
@@ -152,7 +153,7 @@ class _Layer(torch.autograd.Function):
         return output, keys.transpose(1, 2), values.transpose(1, 2)
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(
         ctx: Any, grad_output: torch.Tensor, grad_keys: torch.Tensor | None, grad_values: torch.Tensor | None
     ) -> Any:
         return _Backward(ctx).run(grad_output, grad_keys, grad_values)

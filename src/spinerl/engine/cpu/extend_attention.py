@@ -23,6 +23,7 @@ from spinerl.engine.attention import AttendingLayer
 from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Reuse
+from spinerl.engine.cpu.autograd import Function
 
 __all__ = ["ExtendLayer", "Span", "attend_compiled", "equal_strides", "extend_cache", "spans"]
 
@@ -98,11 +99,11 @@ class ExtendLayer(AttendingLayer):
         return output
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Function):
     """(R, T, H, D) for queries (R, H, T, D), the rows' keys and values (R, Hkv, T, D), the prompts' (Q, Hkv, L, D)."""
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any,
         query: torch.Tensor,
         keys: torch.Tensor,
@@ -128,7 +129,7 @@ class _Attention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         query, keys, values, prompt_keys, prompt_values, output, lse = ctx.saved_tensors
         lengths, rows, scaling = ctx.others
         heads, kv_heads = query.shape[2], keys.shape[1]
@@ -159,11 +160,11 @@ class _Attention(torch.autograd.Function):
         )
 
 
-class _CompiledAttention(torch.autograd.Function):
+class _CompiledAttention(Function):
     """The same by a compiled loop, which repeats no key head for its query heads."""
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any,
         query: torch.Tensor,
         keys: torch.Tensor,
@@ -184,7 +185,7 @@ class _CompiledAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         queries, keys, values, prompt_keys, prompt_values, output, lse = ctx.saved_tensors
         lengths, rows, scaling = ctx.others
         job = kernels.ExtendAttention(queries, keys, values, prompt_keys, prompt_values, lengths, rows, scaling)

@@ -21,6 +21,7 @@ import torch
 from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Reuse, linear_layers
+from spinerl.engine.cpu.autograd import Function
 from spinerl.engine.cpu.patching import checked, patch_forwards, suits_cpu
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
@@ -125,12 +126,12 @@ def linear(
 
     `known` (..., n): the output, where it is known already.
     """
-    return _Linear.apply(states, weight, bias, known)  # pyright: ignore[reportReturnType]
+    return _Linear.apply(states, weight, bias, known)
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any,
         states: torch.Tensor,
         weight: torch.Tensor,
@@ -141,9 +142,7 @@ class _Linear(torch.autograd.Function):
         return _matmul(states, weight, bias) if known is None else known
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad_output: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias, _ = ctx.needs_input_grad
         rows, inputs = grad_output.contiguous().flatten(0, -2), states.flatten(0, -2)
