@@ -109,6 +109,8 @@ class Equivalence:
         distinct = {key.text: key for key in keys if key is not None}
         self._count("num_answers", len(keys))
         joined = self._join(distinct) if any(key.opaque for key in distinct.values()) else {}
+        if any(key is not None and key.also for key in keys):
+            joined = _unite([key for key in keys if key is not None], joined)
         numbers: dict[str, int] = {}
         result: list[int | None] = []
         for key in keys:
@@ -250,6 +252,18 @@ class Equivalence:
     def _count(self, name: str, by: int = 1) -> None:
         with self._lock:
             self._stats[name] += by
+
+
+def _unite(keys: Sequence[Key], joined: dict[str, str | None]) -> dict[str, str | None]:
+    """The roots after keys with a further key in common are united; keys that abstain stay None."""
+    root: dict[str, str | None] = dict(joined)
+    for key in sorted(keys, key=lambda one: (one.text, one.also)):
+        own = root.setdefault(key.text, key.text)
+        for other in key.also if own is not None else ():
+            root.setdefault(other, other)
+            first, second = sorted((_find(root, key.text), _find(root, other)))
+            root[second] = first
+    return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
 
 
 def _is_comparable(key: Key) -> bool:

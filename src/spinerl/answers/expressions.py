@@ -9,6 +9,7 @@ from spinerl.answers.normalise import MAX_ANSWER_CHARS, canonical_key, tidy_math
 from spinerl.answers.numerals import Numeral, first_numeral, last_numeral, numerals
 from spinerl.answers.refusals import is_no_answer_predicate, is_placeholder, is_refusal
 from spinerl.answers.sentences import MATHS_RUN, last_sentence, run_content, strip_decoration, trim, without_aside
+from spinerl.answers.units import strip_hedge
 
 __all__ = ["after_cue", "bare_line", "concluding_expression", "display_at_end", "in_box", "number_in", "number_of_line"]
 
@@ -24,7 +25,7 @@ _NOT_BUT = re.compile(
 )
 _RANGE = re.compile(r"^\s*(?:between|somewhere between|from)\b", re.I)
 _CJK_TAIL = re.compile(r"(?<=[\d)}$\\\w%])\s*(?:です|である|だ|になります|入니다|입니다|이다|이에요|예요|个|個|只|人|元|米|平方米|度|岁|天|小时|分钟|千克|公斤|厘米|개|명|원|円|つ|枚|歳)[。.]?$")
-_WORDY = re.compile(r"[A-Za-z]{3,}")
+_WORDY = re.compile(r"[A-Za-z]{2,}")
 _TRAILING_BRACE = re.compile(r"[}\s]+$")
 _STATES = re.compile(r"(?:\b(?:is|are|equals?|was|be|becomes|of|to|as|at|ist|est|es|é|è|son|sind|beträgt|vaut|равна?о?|равен)\b|[=≈:：是为為]|\bhas area\b|\bhave\b)\s*(?:\\approx|about|approximately|exactly|roughly|only|also|therefore|thus|equal to|just|now)?\s*$", re.I)
 _CURRENCY_SIGNS = re.compile(r"[,\s$€£¥₹%\\!]|USD|EUR")
@@ -66,7 +67,7 @@ def _whole_number(text: str) -> str | None:
     key = canonical_key(text, "number")
     if key is None:
         return None
-    plain = _CURRENCY_SIGNS.sub("", tidy_math(text))
+    plain = _CURRENCY_SIGNS.sub("", strip_hedge(tidy_math(text)))
     if _PLAIN.fullmatch(plain) and "e" not in plain:
         return plain if canonical_key(plain, "number") == key else key.shown
     return key.shown
@@ -102,7 +103,7 @@ def after_cue(clause: str, kind: str, language: str = "en") -> tuple[str | None,
     sentence = _TRAILING_BRACE.sub("", trim(clause)) if clause.count("}") > clause.count("{") else trim(clause)
     if not sentence or len(sentence) > MAX_ANSWER_CHARS or is_refusal(sentence) or is_placeholder(sentence):
         return None, False
-    for version in dict.fromkeys((sentence, trim(without_aside(sentence)))):
+    for version in dict.fromkeys((trim(without_aside(sentence)), sentence)):
         found = _expression(version, kind, language)
         if found is not None:
             return found, True
@@ -129,8 +130,8 @@ def _expression(sentence: str, kind: str, language: str) -> str | None:
     versions = [sentence, _HEDGE.sub("", sentence)]
     if bold is not None and bold[1].strip():
         versions.insert(0, trim(bold[1]))
-    for version in dict.fromkeys(versions):
-        if not version:
+    for version in dict.fromkeys(map(trim, versions)):
+        if not version or (version != sentence and _WORDY.search(re.sub(r"\\[A-Za-z]+", "", version))):
             continue
         if kind == "number":
             whole = _whole_number(version)
@@ -192,7 +193,7 @@ def bare_line(line: str) -> str | None:
     if not bare or is_placeholder(bare):
         return None
     key = canonical_key(bare, "math")
-    if key is None:
+    if key is None or (MATHS_RUN.search(bare) and re.search(r"[^\W\d_]", MATHS_RUN.sub(" ", bare))):
         return None
     if key.text.startswith("text:"):
         return bare if re.fullmatch("text:[A-J]", key.text) or _QUALIFIED.match(bare) else None

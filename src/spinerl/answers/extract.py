@@ -312,7 +312,7 @@ class _Search:
         if not line:
             return None
         sentence = last_sentence(line, self.kind)
-        if self.kind != "choice" and (is_refusal(line) or (is_refusal(sentence) and not _is_kept(sentence))):
+        if self.kind not in ("choice", "yesno") and (is_refusal(line) or (is_refusal(sentence) and not _is_kept(sentence))):
             return self._result(None, "refusal", "", line)
         if self.kind == "choice":
             return self._choice_ending(line)
@@ -328,7 +328,7 @@ class _Search:
     def _choice_ending(self, line: str) -> Reading | None:
         opening = self.text[:MAX_ANSWER_CHARS].strip()
         first = opening.split("\n", 1)[0].strip()
-        for rule, place in (("last line", line), ("opening", opening)):
+        for rule, place in (("last line", line), ("opening", opening), ("opening", first)):
             letter = option_of(trim(place), self.choices) or opening_letter(place)
             if self._is_allowed(letter):
                 return self._result(letter, rule, "", place)
@@ -359,16 +359,26 @@ class _Search:
             return self._result(opens[1].lower(), "opening", "", first)
         said = complement(sentence)
         is_short = len(line.split()) <= 3
-        if said is not None and (answer := short_text(said)):
+        about_first = first != line and re.match(r"(?:it|this|they|he|she)\b", sentence, re.I) is not None
+        if said is not None and not (about_first and self._first_line(first)) and (answer := short_text(said)):
             return self._result(answer, "statement", "", sentence)
-        if is_short or words <= 8:
+        if is_short:
             answer = short_text(line)
             return self._result(answer, "last line", "", line) if answer else None
-        if first != line and len(first.split()) <= 5 and not first.endswith((":", "?", "：")) and not _HEADING.match(first):
-            answer = short_text(first)
-            if answer and "\n\n" in self.text.strip()[len(first) : len(first) + 4]:
-                return self._result(answer, "first line", "", first)
+        if first != line and (answer := self._first_line(first)):
+            return self._result(answer, "first line", "", first)
+        if words <= 8:
+            answer = short_text(line)
+            return self._result(answer, "whole response", "", line) if answer else None
         return None
+
+    def _first_line(self, first: str) -> str | None:
+        """A short first line with a blank line behind it: the answer, then its explanation."""
+        text = self.text.strip()
+        stands_alone = re.match(r"[ \t]*\r?\n[ \t]*\r?\n", text[len(first) : len(first) + 8]) is not None
+        if not stands_alone or len(first.split()) > 5 or first.endswith((":", "?", "!", "：")) or _HEADING.match(first):
+            return None
+        return short_text(first)
 
     def _math_ending(self, end: str, line: str) -> Reading | None:
         found = expressions.display_at_end(end)

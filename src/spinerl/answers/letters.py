@@ -55,7 +55,7 @@ def leading_letter(text: str, *, certain: bool) -> str | None:
         if letter in "AI" and not ends:
             return None
         if not ends and certain and rest.strip():
-            return letter.upper() if re.match(r"\s+\S", rest) and letter not in "AI" and letter.isupper() else None
+            return letter.upper() if re.match(r"\s+[^\s=<>+*/^-]", rest) and letter not in "AI" and letter.isupper() else None
     return letter.upper()
 
 
