@@ -127,6 +127,8 @@ def add(a: Value, b: Value) -> Value:
     sums = tuple(x + y for x, y in pairs)
     if any(abs(s) < NOISE * abs(x) for s, (x, _) in zip(sums, pairs, strict=True)):
         STATE.cancelled = True
+        if any(abs(x) > 10**12 for x, _ in pairs):
+            raise Unreadable("large terms that cancel")
     return check(sums)
 
 

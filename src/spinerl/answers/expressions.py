@@ -26,6 +26,7 @@ _NOT_BUT = re.compile(
 _RANGE = re.compile(r"^\s*(?:between|somewhere between|from)\b", re.I)
 _CJK_TAIL = re.compile(r"(?<=[\d)}$\\\w%])\s*(?:です|である|だ|になります|入니다|입니다|이다|이에요|예요|个|個|只|人|元|米|平方米|度|岁|天|小时|分钟|千克|公斤|厘米|개|명|원|円|つ|枚|歳)[。.]?$")
 _WORDY = re.compile(r"[A-Za-z]{2,}")
+_MAY_REFUSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z'’]{3,}|[^\x00-\x7f]|\\text|\[[A-Za-z]|[_?.]{2}|^\?|dots|[NnAa]/")
 _TRAILING_BRACE = re.compile(r"[}\s]+$")
 _STATES = re.compile(r"(?:\b(?:is|are|equals?|was|be|becomes|of|to|as|at|ist|est|es|é|è|son|sind|beträgt|vaut|равна?о?|равен)\b|[=≈:：是为為]|\bhas area\b|\bhave\b)\s*(?:\\approx|about|approximately|exactly|roughly|only|also|therefore|thus|equal to|just|now)?\s*$", re.I)
 _CURRENCY_SIGNS = re.compile(r"[,\s$€£¥₹%\\!]|USD|EUR")
@@ -42,7 +43,7 @@ def in_box(candidate: str, kind: str) -> str | None:
         return None
     if answer.isdecimal() and answer.isascii():
         return answer  # the common case
-    if _WORDY.search(answer) and (is_refusal(answer) or is_placeholder(answer)):
+    if (_MAY_REFUSE.search(answer) is not None) and (is_refusal(answer) or is_placeholder(answer)):
         return None
     if kind == "number":
         return number_of_line(answer)

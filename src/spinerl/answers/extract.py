@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from spinerl.answers import expressions, yesno
 from spinerl.answers.cues import Cue, cues, letter_cues
@@ -27,8 +29,7 @@ _BOX = ("\\boxed", "\\fbox", "\\framebox")
 _TAG = re.compile(r"<(answer|solution|output|final_answer|final)>", re.I)
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(NamedTuple):
     """A candidate that was not taken: the rule that found it, its text, and why it was refused."""
 
     rule: str
@@ -36,8 +37,7 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """How a response was read.
 
     `answer`: as `extract_answer` returns it.  `rule`: the row of docs/answers.md that found it ("box", "tag", "cue",
@@ -118,18 +118,37 @@ def read_answer(
     if kind == "auto" and choices:
         kind = "choice"
     visible = strip_thoughts(text, in_thought)
+    if visible.text is text and (common := _plain_box(text, kind)) is not None:
+        return common
     for place in run_on_places(visible.text):
         before = after_last_thought(visible.text[:place])
-        reading = _Search(strip_pleasantries(before), kind, choices).read()
+        reading = _Search(before, kind, choices).read()
         if reading.answer is not None and not before.rstrip().endswith((":", "：")):
             return reading
     if not visible.finished:
         return Reading(None, "unfinished thought")
-    return _Search(strip_pleasantries(after_last_thought(visible.text)), kind, choices).read()
+    return _Search(after_last_thought(visible.text), kind, choices).read()
 
 
-@dataclass(frozen=True)
-class _Marked:
+def _plain_box(text: str, kind: str) -> Reading | None:
+    """The common case, read without a search: the last box, with an expression in it, and no other turn or tag."""
+    start = text.rfind("\\boxed")
+    if start < 0 or kind in ("choice", "yesno", "text") or "</" in text or "fbox" in text:
+        return None
+    content = _box(text, start)
+    if content is None or next(run_on_places(text), None) is not None:
+        return None
+    answer = _expression_in_box(content, kind)
+    return None if answer is None else Reading(answer, "box", "", content)
+
+
+@lru_cache(maxsize=16384)
+def _expression_in_box(content: str, kind: str) -> str | None:
+    """What a box holds that is an expression and no sentence, else None."""
+    return None if _SENTENCE_LIKE.search(content) is not None else expressions.in_box(content, kind)
+
+
+class _Marked(NamedTuple):
     """A box or tag: its rule, where it starts, and what it holds; None for a box that is never closed."""
 
     rule: str
@@ -152,6 +171,7 @@ class _Search:
         found, searched_from = self._marked()
         if found is not None:
             return found
+        self.text = strip_pleasantries(self.text)
         tail_start = max(searched_from, len(self.text) - _TAIL_CHARS)
         return self._cued(self.text[tail_start:]) or self._ending(searched_from) or self._result(None, "no rule applies")
 
@@ -185,8 +205,11 @@ class _Search:
 
     def _inside(self, content: str, rule: str) -> str | None:
         """What a box or tag holds, read as the kind."""
-        if self.kind in ("math", "number", "auto") and content.isdecimal() and content.isascii():
-            return content if len(content) <= MAX_ANSWER_CHARS else None
+        if self.kind in ("math", "number", "auto") and len(content) <= MAX_ANSWER_CHARS:
+            if content.isdecimal() and content.isascii():
+                return content
+            if _SENTENCE_LIKE.search(content) is None:  # the common case
+                return expressions.in_box(content, self.kind)
         if len(content) > 4 * MAX_ANSWER_CHARS and rule == "box":
             return None
         inner = _without_wrappers(content)
@@ -199,7 +222,7 @@ class _Search:
             if direct is not None:
                 return direct
         if self.depth == 0 and rule == "tag" and not is_refusal(inner) and not is_placeholder(inner):
-            return _Search(strip_pleasantries(inner), self.kind, self.choices, 1).read().answer
+            return _Search(inner, self.kind, self.choices, 1).read().answer
         return None
 
     def _direct(self, content: str, rule: str) -> str | None:
@@ -400,6 +423,7 @@ class _Search:
         return None
 
 
+_SENTENCE_LIKE = re.compile(r"(?<![\\A-Za-z])[A-Za-z'’]{2,}[ :]|[^\x00-\x7f]|\\text|\[[A-Za-z]|_{2}|\?|\.\.|\\dots|\\ldots")
 _HEADING = re.compile(
     r"(?:#|step\b|sure\b|okay\b|ok\b|let|first\b|reasoning|explanation|solution|analysis|here\b|to (?:find|solve)|we\b|given)", re.I
 )
@@ -478,8 +502,7 @@ def _tags(text: str) -> list[_Marked]:
 def _box(text: str, start: int) -> str | None:
     """The content of the box command at `start`: its balanced braces, or one token without braces; None if
     unclosed."""
-    command = re.compile(r"\\[a-z]+?(?:boxed|fbox|framebox)|\\boxed|\\fbox|\\framebox").match(text, start)
-    index = command.end() if command else start
+    index = start + next(len(command) for command in _BOX if text.startswith(command, start))
     begin = index
     while index < len(text) and text[index] == " ":
         index += 1
@@ -490,15 +513,19 @@ def _box(text: str, start: int) -> str | None:
         apart = index > begin or text[index].isdigit()
         return match[0].rstrip(".,;") if match and apart else None
     depth = 0
-    for position in range(index, min(len(text), index + 4 * MAX_ANSWER_CHARS)):
+    for match in _BRACE.finditer(text, index, index + 4 * MAX_ANSWER_CHARS):
+        position = match.start()
         c = text[position]
         if c == "{":
-            depth += not _is_escaped(text, position)
-        elif c == "}" and not _is_escaped(text, position):
+            depth += text[position - 1] != "\\" or not _is_escaped(text, position)
+        elif c == "}" and (text[position - 1] != "\\" or not _is_escaped(text, position)):
             depth -= 1
             if depth == 0:
                 return text[index + 1 : position]
     return None
+
+
+_BRACE = re.compile(r"[{}]")
 
 
 def _is_escaped(text: str, position: int) -> bool:

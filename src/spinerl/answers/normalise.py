@@ -206,7 +206,12 @@ _PARAMETER = re.compile(r"(?<![\\A-Za-z_])([knm])(?![A-Za-z_(])")
 _VARIABLES = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
+_INTEGER = re.compile(r"[1-9]\d{0,300}")
+
+
 def _math_key(answer: str) -> Key | None:
+    if answer.isascii() and _INTEGER.fullmatch(answer):  # the common case
+        return Key(f"number:{answer}", answer)
     tidy = _strip_end(strip_hedge(tidy_math(answer)))
     labelled = _LABELLED.match(unwrap(tidy))
     if labelled is not None:

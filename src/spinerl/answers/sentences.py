@@ -104,9 +104,14 @@ def strip_decoration(text: str) -> str:
     return re.sub(r"^(?:[\s*_`>#~\"“‘'{]+|[-–—•·]\s+|\d{1,2}[.)]\s+(?=\D))+", "", text)
 
 
+_BARE_ENDS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
 def trim(text: str) -> str:
     """Strips what surrounds an answer: spaces, markdown, dollars, a lone \\text{...}, final punctuation."""
     text = text.strip()
+    if text and text[0] in _BARE_ENDS and text[-1] in _BARE_ENDS:
+        return text
     for _ in range(64):
         before = text
         text = text.strip("*`_ \t\n").strip()

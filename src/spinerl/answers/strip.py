@@ -125,8 +125,8 @@ def strip_thoughts(text: str, in_thought: bool = False) -> Visible:
 
 def _may_hold_thoughts(text: str) -> bool:
     return (
-        "<" in text or "THINK]" in text or "think]" in text or "◁" in text or "assistantfinal" in text
-        or text.startswith("Here is my thought process:") or _BARE_CHANNEL.match(text) is not None
+        "<" in text or "THINK]" in text or "assistantfinal" in text or text.startswith("Here is my thought process:")
+        or (not text.isascii() and "◁" in text) or _BARE_CHANNEL.match(text) is not None
     )  # fmt: skip
 
 
@@ -151,6 +151,8 @@ def run_on_places(text: str) -> Iterator[int]:
     >>> list(run_on_places("It is 4.\\n\\nQuestion: What is 3 + 3?"))
     [9]
     """
+    if "\n" not in text and ":" not in text and "：" not in text:
+        return
     places = []
     for match in _RUN_ON_LINE.finditer(text):
         places.append(match.start())

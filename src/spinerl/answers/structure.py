@@ -314,7 +314,7 @@ _BASIS = re.compile(
 def vector(text: str) -> tuple[str, str] | None:
     """Key and readable form of a linear combination of \\mathbf{i}, \\mathbf{j}, \\mathbf{k}: a tuple; else None.
 
-    >>> vector("\\hat{i}+2\\hat{j}")
+    >>> vector("\\\\hat{i}+2\\\\hat{j}")
     ('tuple:(number:1,number:2)', '(1,2)')
     """
     names = {match["name"] for match in _BASIS.finditer(text)}
@@ -335,6 +335,10 @@ def vector(text: str) -> tuple[str, str] | None:
     return f"tuple:({inner})", f"({shown})"
 
 
+_ROOT = re.compile(r"sqrt|log|ln|\^\s*\{[^}]*[/.f]")
+_VARIABLE_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-df-hj-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|rho|sigma|tau|omega)")
+
+
 def also_equal(body: str, key: str) -> tuple[str, ...]:
     """Further keys under which an answer is the same: the curve of "y = 2x + 1", a root's value where it is real.
 
@@ -349,7 +353,7 @@ def also_equal(body: str, key: str) -> tuple[str, ...]:
             except Unreadable:
                 return ()
         return ()
-    if key.startswith("value:") and re.search(r"sqrt|log|ln|\^\s*\{[^}]*[/.f]", body):
+    if key.startswith("value:") and _ROOT.search(body) and _VARIABLE_LETTER.search(body):
         found = domain_key(body)
         return () if found is None else ("domain:" + found,)
     return ()

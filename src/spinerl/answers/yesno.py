@@ -24,11 +24,9 @@ _HEDGE = (
 _LEAD = re.compile(rf"^(?:[\s*_\"'“(`:,\[{{<–—-]|\\text\{{)*(?:[(\[]?[A-Ja-j][).\]:]\s+)?{_HEDGE}{{0,3}}[\s*_\"'“(`]*{_WORD}", re.I)
 _AFTER = re.compile(r"[*_\"'”)`\]}>]*(?:\s*$|\s*[.,;:!?。，；！、\n–—(]|\s+-|-\s|\s+(?:because|since|as|but|and|for|due|given|based|according|there (?:is|are|was|were)|it (?:is|does|can|was|has)|they|this|the (?:study|data|results|evidence|authors|findings|paper)|"
     r"[A-Z0-9]|car|weil|porque|perché|mais|aber|pero|mas|ma)|\s*[^\x00-\x7f])")  # fmt: skip
-_CLOSE = re.compile(
-    rf"(?:^|[\s,;:。，；：、.–—(*_\"“`-])(?P<before>[^\s,;:]*)(?P<mark>[,;:。，；：、.–—-]?)\s*[*_\"'“`(]*{_WORD}[*_\"'”)`\]]*[.!?。！]?\s*$", re.I
-)
+_CLOSE = re.compile(rf"(?<![^\W_]){_WORD}[*_\"'”)`\]]{{0,4}}[.!?。！]?\s*$", re.I)
 _SAYS = re.compile(
-    r"\b(?:say|says|said|is|be|answer|answered|conclude|therefore|thus|so|hence|likely|probably|conclusion|definitely|clearly|answering|suggest|suggests|indicates?|then|was|lean|leans|towards?|est|ist|es|é|è|likely|a|an|of|with)\s*[:,]?\s*[*_\"'“`(]*$",
+    r"\b(?:say|says|said|is|be|answer|answered|conclude|therefore|thus|so|hence|likely|probably|conclusion|definitely|clearly|answering|suggest|suggests|indicates?|then|was|lean|leans|towards?|est|ist|es|é|è|likely|a|an|of|with)\s*[:,]?\s*$",
     re.I,
 )
 
