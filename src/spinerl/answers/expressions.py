@@ -100,7 +100,7 @@ def after_cue(clause: str, kind: str, language: str = "en") -> tuple[str | None,
             parts.append(run_content(run))
             position = run.end()
         joined = ", ".join(parts) + _unit_after(clause[position:], kind)
-        return in_box(_decimal_point(joined, language), kind), True
+        return in_box(joined, kind), True
     sentence = _TRAILING_BRACE.sub("", trim(clause)) if clause.count("}") > clause.count("{") else trim(clause)
     if not sentence or len(sentence) > MAX_ANSWER_CHARS or is_refusal(sentence) or is_placeholder(sentence):
         return None, False
@@ -118,9 +118,9 @@ def _unit_after(rest: str, kind: str) -> str:
 
 
 def _decimal_point(text: str, language: str) -> str:
-    """ "3,5" after a German, French, ... cue is 3.5."""
+    """ "3,5" after a German, French, ... cue is 3.5; lists and pairs in maths stay."""
     if language in DECIMAL_COMMA:
-        return re.sub(r"(?<![\d,])(\d+),(\d{1,2}|\d{4,})(?![\d,])", r"\1.\2", text)
+        return re.sub(r"^([-+]?\d+),(\d{1,2}|\d{4,})(?=$|\s*[^\d\s,;)\]])", r"\1.\2", text)
     return text
 
 
@@ -162,7 +162,7 @@ def _inside(sentence: str, kind: str, language: str) -> tuple[str | None, bool]:
     if kind != "number":
         inner = MATHS_RUN.search(sentence)
         if inner is not None:
-            return in_box(_decimal_point(run_content(inner), language), kind), False
+            return in_box(run_content(inner), kind), False
     equals = re.match(r"[^=\n]*\d\s*=\s*", sentence)
     rest = sentence[sentence.rindex("=") + 1 :] if equals else sentence
     found = first_numeral(rest)

@@ -374,6 +374,8 @@ class _Search:
         return self._result(word, "closing word", "", line) if word else None
 
     def _text_ending(self, line: str) -> Reading | None:
+        if any(refused.rule == "cue" and refused.text and refused.text in line for refused in self.refused):
+            return None  # the line is an answer cue with nothing behind it
         words = len(self.text.split())
         first = self.text.strip().split("\n", 1)[0].strip()
         opens = re.match(r"[\s*_>-]*(yes|no)\*{0,2}\s*[,.;:!\n–—-]", self.text, re.I)
@@ -413,7 +415,7 @@ class _Search:
         found, cue = expressions.concluding_expression(line)
         if found is not None:
             return self._result(found, "concluding sentence", cue, line)
-        if self.kind == "auto":
+        if self.kind == "auto" and not any(r.rule == "cue" and r.text and r.text in line for r in self.refused):
             said = complement(line)
             if said is not None and len(said) <= MAX_ANSWER_CHARS and short_text(said):
                 return self._result(said, "statement", "", line)
@@ -542,7 +544,7 @@ def _without_wrappers(content: str) -> str:
     """Text commands around words go, so that a sentence inside a box is a sentence."""
     if "\\" not in content:
         return content
-    return _TEXT_WRAPPER.sub(r"\1", content).replace("\\ ", " ").replace("~", " ")
+    return re.sub(r"(?<!\\)\\ ", " ", _TEXT_WRAPPER.sub(r"\1", content)).replace("~", " ")
 
 
 def _short(text: str) -> str:

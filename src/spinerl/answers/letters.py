@@ -15,7 +15,7 @@ LETTERS = "ABCDEFGHIJ"
 _WRAPS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|boldsymbol|fbox|boxed|bf|rm)\s*\{?|\\[()\[\]]|\\ |[*_`$\"“”]")
 _IN_BRACKETS = re.compile(r"^\s*(?:(?:option|choice|letter|answer)\s+)?[(\[{<]\s*([A-Ja-j])\s*[)\]}>.:]")
 _BARE = re.compile(
-    r"^[\s'‘(]*(?:(?:the\s+)?(?:(?:first|second|third|fourth|fifth|last|correct)\s+)?(?:option|choice|letter|answer|statement|opción|opção|opzione|die|der|la|le|el|l['’]|o|a(?=\s+[B-J]\b)|il|das|вариант|选项|選項|项)\s*[(\"'<{]*)*"
+    r"^[\s'‘(]*(?:(?:the\s+)?(?:(?:first|second|third|fourth|fifth|last|correct)\s+)?(?:option|choice|letter|answer|statement|opción|opção|opzione|die|der|la|le|el|l['’]|o|a(?=\s+(?:[B-J]\b|letra))|il|das|вариант|选项|選項|项)\s*[(\"'<{]*)*"
     r"([A-Ja-j])(?![A-Za-z0-9'’À-ÿ])",
     re.I,
 )

@@ -153,7 +153,7 @@ def normalise_text(text: str) -> str:
     """
     text = unwrap(unicodedata.normalize("NFKC", text)).replace("\\$", "").replace("$", "")
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})", "", text)
-    text = re.sub(r"(?<![^\W\d_])(?:[^\W\d_]\.){2,}", lambda m: m[0].replace(".", ""), text)  # U.S.A.
+    text = re.sub(r"(?<![^\W\d_])[^\W\d_](?:\.[^\W\d_])+(?![^\W\d_])\.?", lambda m: m[0].replace(".", "") + " ", text)  # U.S.A.
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not "\u0300" <= c <= "\u036f").casefold()
     text = unicodedata.normalize("NFC", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
