@@ -46,9 +46,9 @@ _EUROPEAN = {
 _GAP = r"(?:[ \u00a0][^\n.:：=$\\,;!?]{1,50}?)??"
 _LINK = r"(?:\s{{0,2}}\*{{0,2}}\s{{0,2}}[:：=]\s{{0,2}}\*{{0,2}}|[ \u00a0](?:{links})(?![^\W\d_])[ \u00a0]?[:：]?|[ \u00a0][—–-](?=[ \u00a0]))"
 
-_EN_FIRST = r"(?:final |correct |best |right )?answers?"
+_EN_FIRST = r"(?:final |correct |best |right )?(?:answers?|ans(?=\s?[.:=]))"
 _EN_SECOND = r"(?:final |correct |best |right )?(?:solutions?|results?|options?|choices?)|conclusion|verdict|diagnosis"
-_EN_LINKS = r"is|are|was|would be|will be|must be|should be|has to be|ought to be|can only be|becomes|equals|comes out (?:to be|to|as)|works out to(?: be)?|turns out to be|cannot be|can['’]?t be|can not be|isn['’]t"
+_EN_LINKS = r"is|are|was|would be|will be|must be|should be|has to be|ought to be|can only be|becomes|equals|to be|comes out (?:to be|to|as)|works out to(?: be)?|turns out to be|cannot be|can['’]?t be|can not be|isn['’]t"
 _EN_GAP = r"(?:[^\n.:=$\\]|\$[^$\n]{1,60}\$){0,60}?"
 _EN = re.compile(
     rf"(?P<hash>####(?!#))|(?P<header>\*\*\s*(?:the )?final\s+answer\s*:?\s*\*\*:?)"
@@ -105,8 +105,13 @@ _OTHER_ANSWER = re.compile(
     re.I,
 )
 _ABOUT_ANSWER = re.compile(
-    r"\b(?:hope|hopefully|whether|let me know|check (?:that|if)|verify|make sure|ensure|confirm|note|assum\w+|suppose|in case|sure|any|your|this|that|these|such|its)\b[^.!?\n]{0,60}$"
+    r"\b(?:hope|hopefully|whether|let me know|check(?:ing)?|verif\w+|recheck\w*|double-check\w*|confirming|recall|make sure|ensure|confirm|note|assum\w+|suppose|in case|sure|any|your|this|that|these|such|its)\b[^.!?\n]{0,60}$"
     r"|\bif\b[^.!?\n]{0,80}$|\b(?:how|why|what)\s+(?:the|this|an?)\s*$|\bwhat is the\s*$",
+    re.I,
+)
+_MISTAKEN = re.compile(
+    r"\b(?:you|one|students?|people|some|many|most|someone|others?|they|it)\b[^.!?\n]{0,30}\b(?:think|say|guess|assume|believe|claim|conclude|answer|expect|argue|tempting to)\b[^.!?\n]{0,25}$"
+    r"|\bat first (?:glance|sight)\b[^.!?\n]{0,40}$|\b(?:mistakenly|wrongly|erroneously|incorrectly)\b[^.!?\n]{0,40}$",
     re.I,
 )
 _HYPOTHETICAL = re.compile(r"\b(?:if|had|were|suppose|wenn|si|se|hätte)\b", re.I)
@@ -132,6 +137,8 @@ _SUFFIX = re.compile(
     r"|(?:satisfies|fits|works|matches) (?:both|all|every|the|best|these)\b|(?:correctly|best) (?:describes|explains|matches|states|identifies|answers|represents|fits|completes|captures|reflects)\b)",
 )  # fmt: skip
 _ONLY = re.compile(r"\bonly\s+(?:option\s+|choice\s+|answer\s+|statement\s+)?[(\[*]{0,3}(?P<letter>[A-J])[)\]*]{0,3}(?=\s+[a-z]|[.,;]|\s*$)")
+
+_EAST_SUFFIX = re.compile(r"(?<![A-Za-z不])(?P<letter>[A-J])\s?(?:选项|選項|项|項|番|번)?\s?(?:是|为|為|が|이|가)?\s?(?:最)?(?:正确|正確|对|對|符合|정답|正解|正しい)")
 
 _CONCLUDING = re.compile(
     r"\b(?:so|thus|hence|therefore|consequently|finally|then|accordingly|as a result|in conclusion|in total|in summary|to conclude|to summari[sz]e|overall|altogether|it follows(?: that)?|we (?:get|find|have|obtain|conclude|see|deduce)"
@@ -184,7 +191,7 @@ def _english(text: str, match: re.Match[str]) -> Cue | None:
     gap, link = match["gap"] or "", (match["link"] or "").strip(" *:")
     if match["dash"]:
         return Cue(match.start(), match.end(), name, 1) if not before.strip(" *#_>-") else None
-    if _OTHER_ANSWER.search(before) or link.casefold() in ("cannot be", "can't be", "can’t be", "can not be"):
+    if _OTHER_ANSWER.search(before) or _MISTAKEN.search(before) or link.casefold() in ("cannot be", "can't be", "can’t be", "can not be"):
         return None
     rank = 1 if match["first"] else 2
     if match["second"] and _OTHER_IN_GAP.search(gap):
@@ -212,7 +219,7 @@ def letter_cues(text: str) -> Iterator[Cue]:
     found = []
     for match in _LETTER_CUE.finditer(text):
         found.append(Cue(match.start(), match.end(), match[0].strip(), 2))
-    for pattern in (_SUFFIX, _ONLY):
+    for pattern in (_SUFFIX, _ONLY, *((_EAST_SUFFIX,) if _EASTERN_SCRIPT.search(text) else ())):
         for match in pattern.finditer(text):
             before = _sentence_before(text, match.start())
             if re.search(r"\b(?:if|whether|not|why|neither|nor)\b[^,]*$", before, re.I):

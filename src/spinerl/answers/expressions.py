@@ -189,7 +189,7 @@ def display_at_end(text: str) -> str | None:
 
 def bare_line(line: str) -> str | None:
     """A last line that is nothing but an expression (`12 + 7 = 19` gives 19) or an option letter."""
-    line = re.sub(r"^#+\s+", "", line)
+    line = re.sub(r"^(?:#+\s+|(?:So|Thus|Hence|Then|Therefore|And|Now|Finally|i\.e\.),?\s+(?=[^A-Za-z]*[\d=]))", "", line)
     bare = trim(line)
     if not bare or is_placeholder(bare):
         return None

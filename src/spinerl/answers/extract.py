@@ -266,7 +266,7 @@ class _Search:
             return (cue.letter if self._is_allowed(cue.letter) else None), 4.0, cue.name
         if cue.rank == 2 and self.kind == "choice" and re.match(r"(?:option|choice|statement|answer|letter|item)\b", cue.name, re.I):
             negated = re.match(
-                r"[\s(\[*\"']*[A-J][)\]*\"']*(?:\s*\([^()]*\))?\s*,?\s+(?:is|are|was|would be|can be|could be|has been|gives|does|do|must be|seems)?\s*(?:\w+ly\s+)?"
+                r"[\s(\[*\"']*[A-J][)\]*\"']*(?:\s*\([^()]*\))?\s*,?\s+(?:is|are|was|would be|can be|could be|has been|gives|does|do|must be|seems)?\s*(?:(?:\w+ly|also|therefore|thus|both)\s+)?"
                 r"(?:wrong|incorrect|false|not|n['’]t|cannot|can['’]t|isn['’]t|doesn['’]t|does not|ruled|eliminated|excluded|fails|invalid|contradicts|tempting|out|close|a common|a distractor|irrelevant|inconsistent|forgets|ignores|misses)\b",
                 tail[cue.end : cue.end + 120],
             )  # fmt: skip
@@ -370,7 +370,7 @@ class _Search:
             word = yesno.opening_word(place)
             if word is not None:
                 return self._result(word, rule, "", place)
-        word = yesno.closing_word(line)
+        word = yesno.closing_word(line) or yesno.inner_word(line)
         return self._result(word, "closing word", "", line) if word else None
 
     def _text_ending(self, line: str) -> Reading | None:
@@ -420,6 +420,9 @@ class _Search:
             if said is not None and len(said) <= MAX_ANSWER_CHARS and short_text(said):
                 return self._result(said, "statement", "", line)
             bare = trim(line)
+            opens = re.match(r"(yes|no)\s*[,;–—]", bare, re.I)
+            if opens is not None:
+                return self._result(opens[1], "opening", "", line)
             if len(self.text.split()) <= 8 and short_text(bare) and expressions.in_box(bare, "auto"):
                 return self._result(bare, "last line", "", line)
         return None

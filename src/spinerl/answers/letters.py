@@ -12,10 +12,11 @@ __all__ = ["LETTERS", "contained_option", "leading_letter", "opening_letter", "o
 
 LETTERS = "ABCDEFGHIJ"
 
-_WRAPS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|boldsymbol|fbox|boxed|bf|rm)\s*\{?|\\[()\[\]]|\\ |[*_`$\"“”]")
+_COMMANDS = re.compile(r"\\(?:textbf|textrm|textit|text|mathrm|mathbf|boldsymbol|fbox|boxed|bf|rm)(?![a-z])\s*\{?|\\[()\[\]]|\\ ")
+_MARKUP = re.compile(r"[*_`$\"“”]")
 _IN_BRACKETS = re.compile(r"^\s*(?:(?:option|choice|letter|answer)\s+)?[(\[{<]\s*([A-Ja-j])\s*[)\]}>.:]")
 _BARE = re.compile(
-    r"^[\s'‘(]*(?:(?:the\s+)?(?:(?:first|second|third|fourth|fifth|last|correct)\s+)?(?:option|choice|letter|answer|statement|opción|opção|opzione|die|der|la|le|el|l['’]|o|a(?=\s+(?:[B-J]\b|letra))|il|das|вариант|选项|選項|项)\s*[(\"'<{]*)*"
+    r"^[\s'‘(]*(?:(?:the\s+)?(?:(?:first|second|third|fourth|fifth|last|correct)\s+)?(?:option|choice|letter|answer|statement|opción|opção|opzione|alternativa|die|der|la|le|el|l['’]|o|a(?=\s+(?:[B-J]\b|letra))|il|das|вариант|选项|選項|项)\s*[(\"'<{]*)*"
     r"([A-Ja-j])(?![A-Za-z0-9'’À-ÿ])",
     re.I,
 )
@@ -29,7 +30,7 @@ _OPENS = re.compile(r"^\s*(?:\(([A-Ja-j])\)|\[([A-J])\]|\{([A-J])\}|<([A-J])>|([
 def plain(text: str) -> str:
     """Without markdown, LaTeX wrappers and quotes; full-width letters as plain ones."""
     text = text[: 2 * MAX_ANSWER_CHARS].translate(_FULL_WIDTH)
-    return re.sub(r"^[\s:：=]+", "", _WRAPS.sub(" ", text)) if text else text
+    return re.sub(r"^[\s:：=]+", "", _MARKUP.sub("", _COMMANDS.sub(" ", text))) if text else text
 
 
 _FULL_WIDTH = str.maketrans("ＡＢＣＤＥＦＧＨＩＪ（）", "ABCDEFGHIJ()")

@@ -35,13 +35,15 @@ _NUMERAL = re.compile(
     r"|(?P<european>[1-9]\d{0,2}(?:\.\d{3})+,\d{1,6}(?!\d)|[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.]))"
     r"|(?P<comma>(?<!\d,)\d+(?:,|\{,\})(?:\d{1,2}|\d{4,12})(?![\d,]))"
     r"|(?P<plain>\d+(?:\.\d+)?|\.\d+))"
+    r"(?P<raised_to>\s?\^\s?[({]?(?P<raised_digits>\d{1,3})[)}]?)?"
     r"(?P<exponent>[eE][-+]?\d{1,4}(?![\dA-Za-z]))?"
     r"(?P<over>\s?/\s?\d+(?:\.\d+)?(?![\d/]))?"
     r"(?P<power>\s?(?:×|x|X|\*|·|⋅|\\times|\\cdot)\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?(?P<power_digits>[-+−–]?\d{1,4})\s?[)}]?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})))?"
-    rf"(?P<scale>{_SCALE}{{1,2}})?"
+    rf"(?P<scale>{_SCALE}{{1,2}}|[kK](?![A-Za-z\d])|(?<=\d)(?:[MB]|mn|bn|tn)(?![A-Za-z\d]))?"
 )  # fmt: skip
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
-_REMAINDER = re.compile(r"\s*,?\s*(?:with |and )?(?:a )?(?:remainder|rest)\b|\s?[rR]\s?\d+\b|\s*余\s*\d")
+_REMAINDER = re.compile(r"\s*,?\s*(?:with |and )?(?:a )?(?:remainder|rest)\b|\s?[rR]\s?\d+\b|\s*余\s*\d|:\d")
+_SHORT_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "mn": 10**6, "bn": 10**9, "tn": 10**12}
 MAX_DIGITS = 400
 
 
@@ -113,6 +115,11 @@ def _numeral(text: str, match: re.Match[str]) -> Numeral | None:
         return None
     part = match.groupdict()
     value, spelling = _magnitude(part)
+    if part["raised_to"]:
+        exponent = int(part["raised_digits"])
+        if exponent * max(value.numerator.bit_length(), value.denominator.bit_length()) > 2000:
+            return None
+        value, spelling = value**exponent, ""
     if part["exponent"]:
         exponent = int(part["exponent"][1:])
         if abs(exponent) > 400:
@@ -129,7 +136,11 @@ def _numeral(text: str, match: re.Match[str]) -> Numeral | None:
             return None
         value, spelling = value * Fraction(10) ** int(digits), ""
     if part["scale"]:
-        value, spelling = value * scale_of(part["scale"]), ""
+        scale = _SHORT_SCALES.get(part["scale"])
+        if scale is None:
+            value, spelling = value * scale_of(part["scale"]), ""
+        elif part["currency"] or part["scale"] in "kK":
+            value, spelling = value * scale, ""
     if _is_negative(text, match):
         value, spelling = -value, "-" + spelling if spelling else ""
     shown = spelling if _PLAIN.fullmatch(spelling) else str(value)

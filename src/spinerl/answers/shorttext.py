@@ -83,6 +83,6 @@ def complement(sentence: str) -> str | None:
     rest = _LEAD_IN.sub("", trim(rest))
     rest = re.sub(r"\s*[(,;:–—].*$", "", rest).strip() or rest
     rest = re.sub(r"\s+(?:in|on|of) (?:the|this) (?:image|picture|photo|figure|scan|question|passage|text)$", "", rest, flags=re.I)
-    if len(rest.split()) > 5 or _ASK.search(rest) or is_no_answer_predicate(rest):
+    if len(strip_articles(rest).split()) > 5 or _ASK.search(rest) or is_no_answer_predicate(rest):
         return None
     return strip_articles(rest)

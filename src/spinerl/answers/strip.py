@@ -56,7 +56,7 @@ _PROMPT_WORDS = (
 )  # fmt: skip
 _WORDS = "|".join(sorted(_PROMPT_WORDS, key=len, reverse=True))
 _RUN_ON_LINE = re.compile(
-    rf"\n[ \t>]*(?:#+[ \t]*|\*+|\[|<)?(?:(?:{_WORDS})[ \t]*(?:No\.?[ \t]*|#[ \t]*)?\d{{0,4}}[ \t]*(?:\*+|\]|>)?[ \t]*[:：.](?!\w)"
+    rf"\n[ \t>]*(?:#+[ \t]*|\*+|\[|<)?(?:(?:{_WORDS})[ \t]*(?:No\.?[ \t]*|#[ \t]*)?\d{{0,4}}[ \t]*(?:\*+|\]|>)?[ \t]*(?:[:：]|\.(?!\w))"
     rf"|(?<=#)[ \t]*(?:{_WORDS})[ \t]*\d{{0,4}}[ \t]*(?=\n)|(?:{_WORDS})(?:[ \t]*\d{{1,4}})?(?:\*\*|\]|>)[ \t]*(?=\n)"
     r"|Q\d{1,3}[.):])"
 )
@@ -66,7 +66,7 @@ _INLINE_BEFORE = re.compile(r"(?:[.!?。>)\]}]|[.!?]\*\*)\s{0,3}\Z")
 
 _PLEASANTRY = re.compile(
     r"[\s*_>-]*(?:i (?:really |sincerely )?hope|hope (?:this|that|it|you)|hopefully|(?:please )?(?:let me know|feel free|do not hesitate|don['’]t hesitate)"
-    r"|(?:if|should) you (?:have|need|want|would|['’]d|require)|is there anything|do you (?:have|need|want)|would you like"
+    r"|(?:if|should) you (?:have|need|want|would|['’]d|require)|is there anything|does (?:that|this|it) make sense|any (?:other )?questions|is (?:that|this) clear|got it\?|anything else|do you (?:have|need|want)|would you like"
     r"|(?:i['’]m|i am) (?:here|happy|glad|always)|happy to|glad (?:to|i)|thank(?:s| you)|you['’]?(?: a)?re welcome|good luck"
     r"|have a (?:great|nice|good|wonderful)|keep (?:up|practicing|going)|great (?:job|question|work)|enjoy|best (?:of luck|regards|wishes)"
     r"|cheers|feel free|remember to (?:check|ask)|great question|happy (?:learning|studying|calculating)"

@@ -217,6 +217,8 @@ def _relation(text: str, level: int) -> tuple[str, str] | None:
         return structure(right, level + 1)
     if len(marks) > 1:
         raise Unreadable("a chain of equations")
+    if PROSE.search(left) or PROSE.search(right):
+        raise Unreadable("words")
     left_value, right_value = evaluate(left), evaluate(right)
     if isinstance(left_value, Fraction):
         if isinstance(right_value, Fraction):
@@ -336,7 +338,7 @@ def vector(text: str) -> tuple[str, str] | None:
 
 
 _ROOT = re.compile(r"sqrt|log|ln|\^\s*\{[^}]*[/.f]")
-_VARIABLE_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-df-hj-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|rho|sigma|tau|omega)")
+_NO_VARIABLES = re.compile(r"\\(?!alpha|beta|gamma|theta|lambda|mu|phi|rho|sigma|tau|omega)[A-Za-z]+|sqrt|log|ln|sin|cos|tan|pi|exp|[ei]")
 
 
 def also_equal(body: str, key: str) -> tuple[str, ...]:
@@ -353,7 +355,7 @@ def also_equal(body: str, key: str) -> tuple[str, ...]:
             except Unreadable:
                 return ()
         return ()
-    if key.startswith("value:") and _ROOT.search(body) and _VARIABLE_LETTER.search(body):
+    if key.startswith("value:") and _ROOT.search(body) and any(c.isalpha() for c in _NO_VARIABLES.sub("", body)):
         found = domain_key(body)
         return () if found is None else ("domain:" + found,)
     return ()

@@ -6,7 +6,7 @@ import re
 
 from spinerl.answers.sentences import last_line, last_sentence, strip_decoration
 
-__all__ = ["closing_word", "leading_word", "opening_word"]
+__all__ = ["closing_word", "inner_word", "leading_word", "opening_word"]
 
 _WORDS = {
     "yes": "yes yeah yep ja oui sí si sim sì да はい 예 네 نعم 是 是的 对 對 正确 正確 对的 有 会 可以 能 evet có vâng हाँ tak affirmative",
@@ -64,6 +64,16 @@ def closing_word(text: str) -> str | None:
     if not lead or re.search(r"(?:/|\||\bor|\band|oder|ou|或)\s*$", lead, re.I):
         return None
     return _value(match) if lead[-1] in ",;:。，；：、.–—-" or _SAYS.search(lead + " ") else None
+
+
+def inner_word(line: str) -> str | None:
+    """Yes or no that a last sentence reports: "The results suggest that yes, it does."
+
+    >>> inner_word("The results suggest that yes, it does.")
+    'yes'
+    """
+    match = re.search(r"\b(?:that|say|conclude)\s+(?P<latin>yes|no)(?P<cjk>)\s*,\s+(?!no\b|or\b)", line[-300:], re.I)
+    return None if match is None else _value(match)
 
 
 def _value(match: re.Match[str]) -> str:
