@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
+    from spinerl.answers.extract import Reading
     import torch
 
 __all__ = [
@@ -142,7 +143,7 @@ class Vote:
     `counts` are vote weights by class; classes are numbered by first appearance; None abstains.
     `majority_frac` is the winning (or, without a winner, the largest) class's weight over that of all N responses.
     With a memory, `counts`, `winner`, `pseudo_label` and `majority_frac` are of all responses remembered: there may be
-    more classes than the N responses have.
+    more classes than the N responses have.  `readings`: how each response was read (`answers.Reading`), where asked for.
     """
 
     answers: tuple[str | None, ...]
@@ -152,6 +153,7 @@ class Vote:
     pseudo_label: str | None
     majority_frac: float
     memory: Remembered | None = None
+    readings: tuple[Reading, ...] = ()
 
     @property
     def class_answers(self) -> tuple[str, ...]:

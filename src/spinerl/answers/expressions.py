@@ -163,8 +163,8 @@ def _inside(sentence: str, kind: str, language: str) -> tuple[str | None, bool]:
         inner = MATHS_RUN.search(sentence)
         if inner is not None:
             return in_box(run_content(inner), kind), False
-    equals = re.match(r"[^=\n]*\d\s*=\s*", sentence)
-    rest = sentence[sentence.rindex("=") + 1 :] if equals else sentence
+    equals = re.match(r"[\d\s+*/().,×·÷$xX=-]*\d\s*=\s*(?=[-$]?[\d.])", sentence)
+    rest = sentence[equals.end() :] if equals else sentence
     found = first_numeral(rest)
     if found is not None:
         if found.has_remainder:

@@ -55,9 +55,9 @@ _PREDICATES = (
     "trivial straightforward given found obtained shown derived based expressed rounded stated written provided known "
     "explained presented displayed boxed listed included needed required expected supported satisfactory acceptable "
     "interesting surprising important relevant logical satisfying understandable easy hard difficult different same as "
-    "in at on for from by with because since when if that what which how why where here there also only to of about "
+    "for because since when if that what which how why where here there also only to of about "
     "satisfied meaningful justified unaffected independent sufficient ready already still now again likely unlikely possible impossible "
-    "obviously dependent dimensionless measured marked highlighted labeled labelled above below better best worse meant "
+    "obviously dependent dimensionless measured marked highlighted labeled labelled better best worse meant "
     "off close checked well always never good great fine ok okay nice perfect elegant beautiful concise "
     "compelling convincing counterintuitive intuitive subject up out your our my you it this these those "
     "further quite indeed appropriate applicable suitable preferred in-line misleading tempting doubtful"
@@ -67,6 +67,7 @@ _PREDICATE_WORDS = frozenset(_PREDICATES.split())
 _DOUBTFUL_WORDS = frozenset(
     "same different above below possible impossible likely unlikely independent up out there here easy hard positive "
     "negative odd even true false always never now unique simple good great better worse real imaginary whole integer "
+    "in at on above below near under behind between within outside inside beside from by with against around "
     "small large big finite infinite zero nonzero".split()
 )
 _ADVERBS = re.compile(
@@ -115,9 +116,8 @@ def is_no_answer_predicate(text: str) -> bool:
     word = first[0]
     if word in ("Right", "right") and len(rest.split()) == 1:
         return False
-    return word.casefold() in _PREDICATE_WORDS and not (
-        word.casefold() in _DOUBTFUL_WORDS and len(rest.split()) == 1
-    )
+    lower = word.casefold()
+    return lower in _PREDICATE_WORDS and not (lower in _DOUBTFUL_WORDS and len(rest.split()) == 1)
 
 
 def is_doubtful(text: str) -> bool:

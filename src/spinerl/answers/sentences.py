@@ -20,7 +20,7 @@ __all__ = [
 MATHS_RUN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 """Maths in dollars or LaTeX brackets; `run_content` gives what it holds."""
 
-_SENTENCE_END = re.compile(r"\.(?=(?:\*\*|[\"”)])*(?:\s+[^\sa-z0-9]|\s*$))|[!?](?=\s(?!\s*[=*+/-])|\s*$)|\n|[。！？；]")
+_SENTENCE_END = re.compile(r"\.(?=(?:\*\*|[\"”)])*(?:\s+[^\sa-z0-9]|\s*$))|(?<!\\)[!?](?=\s(?!\s*[=*+/-])|\s*$)|\n|[。！？；]")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'“])(?:dr|st|ste|mt|mts|mr|mrs|ms|prof|jr|sr|ft|gen|col|capt|lt|sgt|rev|hon|gov|sen|rep|pres|vs|approx|rs|fig|eq"
     r"|cf|e\.g|i\.e|ca|bzw|z\.b|nr|inc|corp|ltd|bros|ave|blvd|no|vol|op|p|pp|sta|sto|cmdr|adm|maj|messrs|mme|mlle|esq)$",
@@ -34,7 +34,7 @@ _STARTERS = re.compile(
 _PAIRS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("“", "”"), ("‘", "’"), ("「", "」"), ("《", "》"))
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|boldsymbol|bm|fbox|boxed|emph|textit)\s*\{([^{}]*)\}")
 _ASIDE = re.compile(
-    r"[,;]?\s+(?:not|rather than|instead of|as opposed to|and not|unlike)\b(?! only).*$|\s*[,;]\s*(?:which|where|because|since|as|so|while|when|if|but)\b.*$"
+    r"\s+(?:because|since|as required|as shown|as expected|as desired)\b.*$|[,;]?\s+(?:not|rather than|instead of|as opposed to|and not|unlike)\b(?! only).*$|\s*[,;]\s*(?:which|where|because|since|as|so|while|when|if|but)\b.*$"
     r"|\s*[,;]?\s*[(（](?:(?:or|not|i\.e\.|that is|which|about|approximately|approx\.?|since|because|the other|option|rather|in|as|see|rounded|from) |[≈=给或即])[^()（）]*[)）]\s*\.?$",
     re.S,
 )
