@@ -22,7 +22,6 @@ Value = Fraction | tuple[Any, ...]  # a Fraction, or one mpmath number per sampl
 
 NUM_POINTS = 3
 MAX_BITS = 14000  # below the 4300 digits that Python converts to a string
-MAX_MAGNITUDE = 10**300
 
 
 class Unreadable(ValueError):
@@ -55,6 +54,8 @@ STATE = State()
 TINY = CTX.mpf(10) ** -25
 EPS = CTX.mpf(10) ** -30
 NOISE = CTX.mpf(10) ** -10
+MAX_MAGNITUDE = CTX.mpf(10) ** 300
+_MILLION, _BILLION, _TRILLION, _MAX_BASE, _THOUSAND = (CTX.mpf(10) ** n for n in (6, 9, 12, 100, 3))  # converted once
 _PROBE_SIGNS = ((1, -1, -1), (-1, 1, -1), (-1, -1, 1))
 
 
@@ -85,7 +86,7 @@ def check(value: Value) -> Value:
 def each(value: Value, function: Callable[[Any], Any]) -> Value:
     if isinstance(value, Fraction) and function is abs:
         return abs(value)
-    if any(abs(v) > 10**6 for v in points(value)):
+    if any(abs(v) > _MILLION for v in points(value)):
         raise Unreadable("argument too large")
     results = tuple(function(v) for v in points(value))
     if function is not CTX.exp and any(abs(r) < NOISE for r in results):
@@ -127,7 +128,7 @@ def add(a: Value, b: Value) -> Value:
     sums = tuple(x + y for x, y in pairs)
     if any(abs(s) < NOISE * abs(x) for s, (x, _) in zip(sums, pairs, strict=True)):
         STATE.cancelled = True
-        if any(abs(x) > 10**12 for x, _ in pairs):
+        if any(abs(x) > _TRILLION for x, _ in pairs):
             raise Unreadable("large terms that cancel")
     return check(sums)
 
@@ -164,7 +165,7 @@ def pow_(base: Value, exponent: Value) -> Value:
             raise Unreadable("root index")
         return pow_(root_value, Fraction(exponent.numerator))
     pairs = list(zip(points(base), points(exponent), strict=True))
-    if any(abs(y) > 1000 or abs(x) > 10**100 for x, y in pairs):
+    if any(abs(y) > _THOUSAND or abs(x) > _MAX_BASE for x, y in pairs):
         raise Unreadable("power too large")
     return check(tuple(CTX.power(x, y) for x, y in pairs))
 
@@ -250,7 +251,7 @@ def settle(value: Value) -> Value:
         return Fraction(0)
     if STATE.cancelled and any(abs(v) < TINY for v in value):
         raise Unreadable("too close to zero to tell")
-    if not is_constant(value) or abs(CTX.im(value[0])) > EPS * abs(value[0]) or abs(value[0]) > 10**9:
+    if not is_constant(value) or abs(CTX.im(value[0])) > EPS * abs(value[0]) or abs(value[0]) > _BILLION:
         return value
     sign, mantissa, exponent, _ = CTX.mpf(CTX.re(value[0]))._mpf_
     exact = Fraction(int(mantissa)) * Fraction(2) ** int(exponent) * (-1 if sign else 1)

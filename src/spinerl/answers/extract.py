@@ -507,6 +507,9 @@ def _tags(text: str) -> list[_Marked]:
 def _box(text: str, start: int) -> str | None:
     """The content of the box command at `start`: its balanced braces, or one token without braces; None if
     unclosed."""
+    simple = _SIMPLE_BOX.match(text, start, start + 4 * MAX_ANSWER_CHARS)
+    if simple is not None:
+        return simple[1]
     index = start + next(len(command) for command in _BOX if text.startswith(command, start))
     begin = index
     while index < len(text) and text[index] == " ":
@@ -531,6 +534,9 @@ def _box(text: str, start: int) -> str | None:
 
 
 _BRACE = re.compile(r"[{}]")
+# braces up to two deep, written so that no character can be matched in two ways
+_FLAT = r"[^{}\\]*(?:\\.[^{}\\]*)*"
+_SIMPLE_BOX = re.compile(rf"\\boxed\{{({_FLAT}(?:\{{{_FLAT}(?:\{{{_FLAT}\}}{_FLAT})*\}}{_FLAT})*)\}}", re.S)
 
 
 def _is_escaped(text: str, position: int) -> bool:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from spinerl.answers._reader import Unreadable
 from spinerl.answers.limits import MAX_ANSWER_CHARS, MAX_NESTING
-from spinerl.answers.structure import PROSE, also_equal, compact, scalar_key, structure, vector
+from spinerl.answers.structure import BUILDER, PROSE, also_equal, compact, scalar_key, structure, vector
 from spinerl.answers.tidy import tidy_math, unwrap
 from spinerl.answers.units import compound_quantity, drop_units, has_meaning, scaled, strip_hedge, time_of_day
 from spinerl.errors import InputError, did_you_mean
@@ -206,6 +206,7 @@ _PARAMETER = re.compile(r"(?<![\\A-Za-z_])([knm])(?![A-Za-z_(])")
 _VARIABLES = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
+_BASIS = re.compile(r"\\(?:hat|widehat|vec|mathbf|boldsymbol|bm)(?![A-Za-z])")
 _INTEGER = re.compile(r"[1-9]\d{0,300}")
 
 
@@ -237,8 +238,10 @@ def _math_key(answer: str) -> Key | None:
     body = _strip_end(_unwrap_words(drop_units(_one_parameter(tidy))))
     if not body:
         return _text_key(plain)
+    builder = BUILDER.fullmatch(body)
+    body = body if builder is None else builder["condition"].strip()
     try:
-        text, shown = vector(drop_units(tidy)) or _alternatives(tidy) or structure(body, 0)
+        text, shown = (vector(drop_units(tidy)) if _BASIS.search(tidy) else None) or _alternatives(tidy) or structure(body, 0)
         return Key(text, shown, also=also_equal(body, text) if text.startswith("value:") else ())
     except Unreadable:
         pass

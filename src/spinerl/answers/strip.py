@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Visible", "after_last_thought", "run_on_places", "strip_pleasantries", "strip_thoughts"]
 
@@ -80,8 +80,7 @@ _SENTENCE_START = re.compile(r"(?:[.!?。！？](?:\*\*|[\"”])?\s+|[。！？]
 _DECORATION = re.compile(r"[\s\U0001F300-\U0001FAFF\u2600-\u27BF\uFE0F]+\Z")
 
 
-@dataclass(frozen=True)
-class Visible:
+class Visible(NamedTuple):
     """A response without its thoughts.  `finished` is False where a thought was still open at the end."""
 
     text: str

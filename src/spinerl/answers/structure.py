@@ -10,7 +10,7 @@ from fractions import Fraction
 from spinerl.answers._reader import Unreadable, Value, domain_key, equation_key, evaluate, value_key
 from spinerl.answers.limits import MAX_ANSWER_CHARS
 
-__all__ = ["PROSE", "also_equal", "compact", "scalar_key", "structure", "vector"]
+__all__ = ["BUILDER", "PROSE", "also_equal", "compact", "scalar_key", "structure", "vector"]
 
 PROSE = re.compile(
     r"(?<![A-Za-z\\])(?!(?:sqrt|sinh|cosh|tanh|arcsin|arccos|arctan|infinity)(?![A-Za-z]))[A-Za-z]{4,}"
@@ -104,7 +104,7 @@ def structure(text: str, level: int) -> tuple[str, str]:
             return "union:" + "|".join(p[0] for p in pairs), "\\cup".join(p[1] for p in pairs)
     is_set = text.startswith("\\{") and text.endswith("\\}") and _wraps(text)
     if is_set:
-        builder = _BUILDER.fullmatch(text)
+        builder = BUILDER.fullmatch(text)
         if builder is not None:
             return structure(builder["condition"], level + 1)
         return _unordered(_split(text[2:-2], ",;"), level)
@@ -117,6 +117,8 @@ def structure(text: str, level: int) -> tuple[str, str]:
             pairs = [structure(part, level + 1) for part in parts]
             inner, shown = ",".join(p[0] for p in pairs), ",".join(p[1] for p in pairs)
             return f"tuple:{text[0]}{inner}{text[-1]}", f"{text[0]}{shown}{text[-1]}"
+    if "\\\\" in text and "\\begin" not in text:
+        text = text.replace("\\\\", " , ")  # lines
     if not _is_grouped_number(text):
         parts = _split(text, ",;")
         if len(parts) > 1:
@@ -133,7 +135,7 @@ def structure(text: str, level: int) -> tuple[str, str]:
 
 
 _RATIO = re.compile(r"\d{1,9}(?:\.\d+)?(?:\s*:\s*\d{1,9}(?:\.\d+)?){1,4}")
-_BUILDER = re.compile(
+BUILDER = re.compile(
     r"\\\{\s*(?P<name>[a-z])\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?(?:\\mid(?![A-Za-z])|:|\|)\s*(?P<condition>.+)\\\}"
 )
 _GROUPED = re.compile(r"[-+]?\s*\d{1,3}(?:,\s*\d{3})+(?:\.\d+)?")

@@ -53,6 +53,8 @@ _RENAMED = (
     (re.compile(r"\\(?:R|reals)(?![A-Za-z])|\\mathbb\s*R(?![A-Za-z])|\\mathbf\s*\{R\}"), r"\\mathbb{R}"),
     (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))"), r"\\times "),
     (re.compile(r"\\textcolor\s*\{[a-zA-Z!0-9]*\}|\\color\s*\{[a-zA-Z!0-9]*\}"), ""),
+    (re.compile(r"(?<![A-Za-z\]}^_])\{(\d+)\}(?=\s*\\frac)"), r"\1"),
+    (re.compile(r"(?<=\d)\s*\{(\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d))\}"), r"\1"),
     (re.compile(r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])\s*"), ""),
 )
 _LATEX_SPACE = re.compile(r"(?<!\\)\\(?=\s)")

@@ -31,11 +31,11 @@ _NUMBER_THEN_WORDS = re.compile(
     r"(?:\s+(?!(?:and|or|is|are|was|if|so|we|because|but|then|when|which|of|plus|minus|times|to|out)\b)[A-Za-z'-]{2,}){1,3}$"
 )
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
-_ONE_TEXT = rf"\\(?:text|mbox|mathrm|textrm|hbox)\s*\{{[^{{}}\d]*\}}{_POWER}"
+_ONE_TEXT = rf"\\(?:text|mbox|mathrm|textrm|hbox)\s*\{{(?:[^{{}}\d^]|\^\{{?-?\d\}}?)*\}}{_POWER}"
 _TEXT_UNIT = re.compile(
-    rf"(?<=[\d}}).a-zA-Z])\s*(?:\\cdot\s*)?(?:{_ONE_TEXT}|\\frac\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}}\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}})\s*$"
+    rf"(?<=[\d}}).a-zA-Z])\s*(?:\\cdot\s*)?(?:{_ONE_TEXT}(?:\s*/\s*{_ONE_TEXT})?|\\frac\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}}\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}})\s*$"
 )
-_SIGN_UNIT = re.compile(r"(?<=\d)\s*(?:[kM]\s*)?\\Omega\s*$|(?<=[\d}])\s*\\degree\s*[CFK]$|(?<=\d)\s*\\degree\s*\{?[CF]\}?$")
+_SIGN_UNIT = re.compile(r"(?<=\d)\s*(?:(?:\\text\s*\{\s*[kM]\s*\}|[kM])\s*)?\\Omega\s*$|(?<=\d)\s*(?:[kcm]?m|ft|mi|in)\s*/\s*(?:s|h|hr|min|sec)(?:\s*\^\s*\{?2\}?)?$|(?<=[\d}])\s*\\degree\s*[CFK]$|(?<=\d)\s*\\degree\s*\{?[CF]\}?$")
 _TEXT_HOLDS = re.compile(r"\{([^{}]*)\}")
 
 # words beside a number that make it another answer
