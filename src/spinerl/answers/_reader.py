@@ -100,7 +100,7 @@ def domain_key(text: str) -> str | None:
 
     `\\sqrt{1/m}` and `1/\\sqrt{m}` share it.  Raises nothing: an unreadable expression has none.
 
-    >>> domain_key("\\sqrt{ab}") == domain_key("\\sqrt{a}\\sqrt{b}"), domain_key("\\sqrt{x^2}")
+    >>> domain_key("\\\\sqrt{ab}") == domain_key("\\\\sqrt{a}\\\\sqrt{b}"), domain_key("\\\\sqrt{x^2}")
     (True, None)
     """
     try:

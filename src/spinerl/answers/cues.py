@@ -7,7 +7,6 @@ is").  3: it speaks about an answer ("this answer is", "I hope the answer is"); 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 __all__ = ["CONCLUDES", "DECIMAL_COMMA", "Cue", "concluding_cue", "cues", "letter_cues"]
@@ -164,23 +163,28 @@ class Cue:
     letter: str = ""
 
 
-def cues(text: str) -> Iterator[Cue]:
-    """The answer cues of a text, in order of their ends; those that speak about another answer are left out.
+def cues(text: str, limit: int = 64) -> list[Cue]:
+    """The last `limit` answer cues of a text, in order of their ends, without those that speak about another answer.
 
     >>> [(cue.name, cue.rank) for cue in cues("The result is 3. The other answer is 4. La respuesta es 5.")]
     [('result is', 2), ('respuesta es', 1)]
     """
-    found = [cue for match in _EN.finditer(text) if (cue := _english(text, match)) is not None]
+    found: list[Cue] = []
+    for match in reversed(list(_EN.finditer(text))):
+        if (cue := _english(text, match)) is not None:
+            found.append(cue)
+        if len(found) == limit:
+            break
     tables = list(_OTHERS) if _STEMS.search(text) else []
     tables += list(_EASTERN) if _EASTERN_SCRIPT.search(text) else []
     for language, pattern in tables:
-        for match in pattern.finditer(text):
+        for match in list(pattern.finditer(text))[-limit:]:
             before = text[max(0, match.start() - 40) : match.start()]
             if _OTHER_ANSWER.search(before) and language not in ("zh", "ja", "ko"):
                 continue
             rank = 1 if match["first"] else 2
             found.append(Cue(match.start(), match.end(), match[0].strip(), rank, language))
-    return iter(sorted(found, key=lambda cue: (cue.end, -cue.start)))
+    return sorted(found, key=lambda cue: (cue.end, -cue.start))[-limit:]
 
 
 def _english(text: str, match: re.Match[str]) -> Cue | None:
@@ -210,17 +214,17 @@ def _sentence_before(text: str, place: int) -> str:
     return window[cut:]
 
 
-def letter_cues(text: str) -> Iterator[Cue]:
-    """The cues that only introduce an option letter: "I choose (B)", "C is correct", "only D fits", "故选 A".
+def letter_cues(text: str, limit: int = 64) -> list[Cue]:
+    """The last cues that only introduce an option letter: "I choose (B)", "C is correct", "only D fits", "故选 A".
 
     >>> [(cue.name, cue.letter) for cue in letter_cues("So B. Option C is correct.")]
     [('So', ''), ('C is correct', 'C')]
     """
     found = []
-    for match in _LETTER_CUE.finditer(text):
+    for match in list(_LETTER_CUE.finditer(text))[-limit:]:
         found.append(Cue(match.start(), match.end(), match[0].strip(), 2))
     for pattern in (_SUFFIX, _ONLY, *((_EAST_SUFFIX,) if _EASTERN_SCRIPT.search(text) else ())):
-        for match in pattern.finditer(text):
+        for match in list(pattern.finditer(text))[-limit:]:
             before = _sentence_before(text, match.start())
             if re.search(r"\b(?:if|whether|not|why|neither|nor)\b[^,]*$", before, re.I):
                 continue
@@ -228,7 +232,7 @@ def letter_cues(text: str) -> Iterator[Cue]:
     suffixed = {(cue.letter, cue.end) for cue in found if cue.letter}
     spans = [cue for cue in found if cue.letter]
     kept = [c for c in found if c.letter or not any(s.start <= c.end <= s.end for s in spans)] if suffixed else found
-    return iter(sorted(kept, key=lambda cue: cue.end))
+    return sorted(kept, key=lambda cue: cue.end)
 
 
 def concluding_cue(sentence: str) -> str:

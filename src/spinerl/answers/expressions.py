@@ -86,7 +86,7 @@ def after_cue(clause: str, kind: str, language: str = "en") -> tuple[str | None,
 
     `clause` is the sentence after the cue.  (None, False) where nothing in it can be an answer.
 
-    >>> after_cue("not 6 but 5", "number"), after_cue("about 7 in total", "math")
+    >>> after_cue("not 6 but 5", "number"), after_cue("about 7 in total", "number")
     (('5', True), ('7', True))
     """
     clause = clause.lstrip(" \t\n*:_").lstrip()
@@ -181,6 +181,9 @@ def _inside(sentence: str, kind: str, language: str) -> tuple[str | None, bool]:
 
 def display_at_end(text: str) -> str | None:
     """Display maths that ends the response."""
+    if not text.rstrip(" .\t\r\n").endswith(("$$", "\\]")):
+        return None
+    text = text[-4 * MAX_ANSWER_CHARS :]
     maths = list(MATHS_RUN.finditer(text))
     if maths and not re.sub(r"[\s.]", "", text[maths[-1].end() :]) and (maths[-1][1] or maths[-1][4]) is not None:
         return in_box(run_content(maths[-1]), "math")

@@ -26,7 +26,8 @@ _MAX_MARKED = 12  # boxes and tags that are tried
 _MAX_CUES = 48
 _MAX_REFUSED = 8
 _BOX = ("\\boxed", "\\fbox", "\\framebox")
-_TAG = re.compile(r"<(answer|solution|output|final_answer|final)>", re.I)
+_TAG_NAMES = ("solution", "output", "final_answer", "final")
+_MAX_TAGS = 64
 
 
 class Refused(NamedTuple):
@@ -243,7 +244,7 @@ class _Search:
 
     def _cued(self, tail: str) -> Reading | None:
         """The best candidate behind a cue: a high score, and of equal ones the last."""
-        found = list(cues(tail))
+        found = cues(tail)
         if self.kind == "choice":
             found = sorted([*found, *letter_cues(tail)], key=lambda cue: cue.end)
         best: tuple[float, Reading] | None = None
@@ -489,19 +490,26 @@ def _last_box(text: str, end: int) -> int:
 
 
 def _tags(text: str) -> list[_Marked]:
-    """The closed answer tags among the last 64 opening ones."""
-    found: list[_Marked] = []
-    position = len(text)
-    openings = [m for m in _TAG.finditer(text)][-64:]
-    lower = text.lower() if openings else ""
-    for index, opening in enumerate(openings):
-        limit = openings[index + 1].start() if index + 1 < len(openings) else position
-        name = opening[1].lower()
-        close = lower.find(f"</{name}>", opening.end(), limit + len(name) + 3)
-        if close >= 0:
-            found.append(_Marked("tag", opening.end(), text[opening.end() : close]))
-    answers = [tag for tag in found if lower[: tag.start].endswith("answer>")]
-    return answers or found
+    """The closed answer tags among the last opening ones, in order; those named "answer" where there are any."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter that has no lower case of one character
+        lower = text
+    for names in (("answer",), _TAG_NAMES):
+        found = []
+        for name in names:
+            limit = len(text)
+            for _ in range(_MAX_TAGS):
+                opening = lower.rfind(f"<{name}>", 0, limit)
+                if opening < 0:
+                    break
+                start = opening + len(name) + 2
+                close = lower.find(f"</{name}>", start, limit + len(name) + 3)
+                if close >= 0:
+                    found.append(_Marked("tag", start, text[start:close]))
+                limit = opening
+        if found:
+            return sorted(found, key=lambda tag: tag.start)
+    return []
 
 
 def _box(text: str, start: int) -> str | None:

@@ -70,8 +70,11 @@ def _goes_on(text: str, stop: int, kind: str) -> bool:
 
 def last_line(text: str) -> str:
     """The last line that is not blank and holds more than a code fence or a rule."""
+    text = text.rstrip()
     end = len(text)
-    while end > 0:
+    for _ in range(64):
+        if end <= 0:
+            break
         start = max(text.rfind("\n", 0, end), text.rfind("\r", 0, end)) + 1
         line = text[start:end].strip()
         if line and line.strip("`-=_~* \t") and not line.startswith("```"):

@@ -64,7 +64,7 @@ def complement(sentence: str) -> str | None:
     """What a sentence says of its subject: "The modality is MRI." gives MRI; None for another kind of sentence.
 
     >>> complement("The organ shown in the image is the liver."), complement("Paris is the capital of France.")
-    ('the liver', 'Paris')
+    ('liver', 'Paris')
     """
     sentence = trim(sentence[: 2 * MAX_ANSWER_CHARS])
     if "?" in sentence or not sentence:

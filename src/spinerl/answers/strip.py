@@ -56,7 +56,7 @@ _PROMPT_WORDS = (
 )  # fmt: skip
 _WORDS = "|".join(sorted(_PROMPT_WORDS, key=len, reverse=True))
 _RUN_ON_LINE = re.compile(
-    rf"\n[ \t>]*(?:#+[ \t]*|\*+|\[|<)?(?:(?:{_WORDS})[ \t]*(?:No\.?[ \t]*|#[ \t]*)?\d{{0,4}}[ \t]*(?:\*+|\]|>)?[ \t]*(?:[:：]|\.(?!\w))"
+    rf"\n(?!\n)[ \t>]*(?:#+[ \t]*|\*+|\[|<)?(?:(?:{_WORDS})[ \t]*(?:No\.?[ \t]*|#[ \t]*)?\d{{0,4}}[ \t]*(?:\*+|\]|>)?[ \t]*(?:[:：]|\.(?!\w))"
     rf"|(?<=#)[ \t]*(?:{_WORDS})[ \t]*\d{{0,4}}[ \t]*(?=\n)|(?:{_WORDS})(?:[ \t]*\d{{1,4}})?(?:\*\*|\]|>)[ \t]*(?=\n)"
     r"|Q\d{1,3}[.):])"
 )
@@ -147,7 +147,7 @@ def after_last_thought(text: str) -> str:
 def run_on_places(text: str) -> Iterator[int]:
     """Where the text takes up a prompt's own form again ("Question:", "Human:", ...), in order; at most 8 places.
 
-    >>> list(run_on_places("It is 4.\\n\\nQuestion: What is 3 + 3?"))
+    >>> list(run_on_places("It is 4. Question: What is 3 + 3?"))
     [9]
     """
     if "\n" not in text and ":" not in text and "：" not in text:
