@@ -228,9 +228,7 @@ def vote(
     'answer is'
     """
     cut = [False] * len(texts)
-    return count_vote(
-        list(texts), cut, kind, default_equivalence(), choices=tuple(choices), explain=explain, **options
-    )
+    return count_vote(list(texts), cut, kind, default_equivalence(), choices=tuple(choices), explain=explain, **options)
 
 
 class _Callbacks:

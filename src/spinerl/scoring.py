@@ -18,7 +18,16 @@ from spinerl.errors import InputError, did_you_mean
 from spinerl.stats import Difference, mean_interval, paired_difference, pass_at_k, share_interval
 from spinerl.types import Vote
 
-__all__ = ["class_correct", "compare", "correctness", "explain_row", "judge", "read_predictions", "score_row", "summarise"]
+__all__ = [
+    "class_correct",
+    "compare",
+    "correctness",
+    "explain_row",
+    "judge",
+    "read_predictions",
+    "score_row",
+    "summarise",
+]
 
 
 def read_predictions(file: Path) -> list[dict[str, Any]]:

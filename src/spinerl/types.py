@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
-    from spinerl.answers.extract import Reading
     import torch
+
+    from spinerl.answers.extract import Reading
 
 __all__ = [
     "Batch",
@@ -143,7 +144,7 @@ class Vote:
     `counts` are vote weights by class; classes are numbered by first appearance; None abstains.
     `majority_frac` is the winning (or, without a winner, the largest) class's weight over that of all N responses.
     With a memory, `counts`, `winner`, `pseudo_label` and `majority_frac` are of all responses remembered: there may be
-    more classes than the N responses have.  `readings`: how each response was read (`answers.Reading`), where asked for.
+    more classes than the N responses have.  `readings`: how each response was read (where asked for).
     """
 
     answers: tuple[str | None, ...]

@@ -488,7 +488,11 @@ def equivalence():
 
 
 def rows(table: dict[str, list[tuple]]) -> list:
-    return [pytest.param(*row, id=f"{family}-{index}") for family, inputs in table.items() for index, row in enumerate(inputs)]
+    return [
+        pytest.param(*row, id=f"{family}-{index}")
+        for family, inputs in table.items()
+        for index, row in enumerate(inputs)
+    ]
 
 
 @pytest.mark.parametrize(("kind", "text", "right"), rows(READ))

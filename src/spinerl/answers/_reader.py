@@ -508,5 +508,3 @@ class _Parser:
                 value = mul(value, self.power())
             else:
                 return value
-
-

@@ -13,10 +13,33 @@ from typing import Any
 from mpmath.ctx_mp import MPContext
 
 __all__ = [
-    "CTX", "FUNCTIONS", "LOCK", "NUM_POINTS", "STATE", "State", "Unreadable", "Value", "add", "binomial", "check", "const",
-    "digits", "div", "each", "factorial", "is_constant", "log", "mul", "neg", "number", "points", "pow_", "root", "settle",
+    "CTX",
+    "FUNCTIONS",
+    "LOCK",
+    "NUM_POINTS",
+    "STATE",
+    "State",
+    "Unreadable",
+    "Value",
+    "add",
+    "binomial",
+    "check",
+    "const",
+    "digits",
+    "div",
+    "each",
+    "factorial",
+    "is_constant",
+    "log",
+    "mul",
+    "neg",
+    "number",
+    "points",
+    "pow_",
+    "root",
+    "settle",
     "variable",
-]  # fmt: skip
+]
 
 Value = Fraction | tuple[Any, ...]  # a Fraction, or one mpmath number per sample point
 
@@ -31,9 +54,9 @@ class Unreadable(ValueError):
 class State:
     """What one evaluation notices, and at which points it takes place.
 
-    `cancelled`: two terms cancelled, or a function had a zero, so that a tiny value may be rounding.  `has_bad_root`: an even
-    root or logarithm of a negative number was taken.  `signs`: "mixed" points, "probe" points (two variables never have
-    one sign at all of them) or "positive" ones.  `names`: the variables of a probe.
+    `cancelled`: two terms cancelled, or a function had a zero, so that a tiny value may be rounding.
+    `has_bad_root`: an even root or logarithm of a negative number was taken.  `signs`: "mixed" points, "probe" points
+    (two variables never have one sign at all of them) or "positive" ones.  `names`: the variables of a probe.
     """
 
     def __init__(self) -> None:
@@ -49,13 +72,13 @@ class State:
 
 CTX: Any = MPContext()  # a context of our own, so that nobody else's precision changes reach us
 CTX.dps = 40
-LOCK = threading.Lock()  # mpmath contexts change their own precision while they work; STATE too is under it
+LOCK = threading.Lock()  # mpmath contexts change their own precision while they work; STATE is under it too
 STATE = State()
 TINY = CTX.mpf(10) ** -25
 EPS = CTX.mpf(10) ** -30
 NOISE = CTX.mpf(10) ** -10
 MAX_MAGNITUDE = CTX.mpf(10) ** 300
-_MILLION, _BILLION, _TRILLION, _MAX_BASE, _THOUSAND = (CTX.mpf(10) ** n for n in (6, 9, 12, 100, 3))  # converted once
+_MILLION, _BILLION, _TRILLION, _MAX_BASE, _THOUSAND = (CTX.mpf(10) ** n for n in (6, 9, 12, 100, 3))
 _PROBE_SIGNS = ((1, -1, -1), (-1, 1, -1), (-1, -1, 1))
 
 
@@ -233,10 +256,21 @@ def binomial(n: Value, k: Value) -> Value:
 
 
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    "sin": CTX.sin, "cos": CTX.cos, "tan": CTX.tan, "cot": CTX.cot, "sec": CTX.sec, "csc": CTX.csc,
-    "arcsin": CTX.asin, "arccos": CTX.acos, "arctan": CTX.atan,
-    "sinh": CTX.sinh, "cosh": CTX.cosh, "tanh": CTX.tanh, "exp": CTX.exp, "abs": abs,
-}  # fmt: skip
+    "sin": CTX.sin,
+    "cos": CTX.cos,
+    "tan": CTX.tan,
+    "cot": CTX.cot,
+    "sec": CTX.sec,
+    "csc": CTX.csc,
+    "arcsin": CTX.asin,
+    "arccos": CTX.acos,
+    "arctan": CTX.atan,
+    "sinh": CTX.sinh,
+    "cosh": CTX.cosh,
+    "tanh": CTX.tanh,
+    "exp": CTX.exp,
+    "abs": abs,
+}
 
 
 def is_constant(value: tuple[Any, ...]) -> bool:

@@ -9,7 +9,8 @@ both exit.
 Frames: 4 bytes length (big endian), then JSON.  The first frame configures: {"cpu_s", "memory_bytes"}; then
 one request at a time: {"op": "read", "a"} -> {"status": "ok", "value": can it be read at all, "points": its
 value at the reader's sample points, if it has one}, and {"op": "same", "a", "b"} -> {"status": "ok", "value":
-verify(a, b) or verify(b, a)}, each with the processor time spent, "cpu_s".  Other statuses: "timeout", "memory", "crash".
+verify(a, b) or verify(b, a)}, each with the processor time spent, "cpu_s".  Other statuses: "timeout",
+"memory", "crash".
 
 No torch is imported here.  Only the LaTeX grammar of math-verify is used: its other one evaluates Python.
 """

@@ -256,7 +256,7 @@ class Equivalence:
 
 
 class _Budget:
-    """The processor seconds that one call may still spend in the workers.  Each request counts a millisecond at least."""
+    """The processor seconds that one call may still spend in the workers; a request counts a millisecond at least."""
 
     LEAST_S = 0.001
 

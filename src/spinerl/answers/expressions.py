@@ -6,7 +6,7 @@ import re
 
 from spinerl.answers.cues import DECIMAL_COMMA, concluding_cue
 from spinerl.answers.normalise import MAX_ANSWER_CHARS, canonical_key, tidy_math
-from spinerl.answers.numerals import Numeral, first_numeral, last_numeral, numerals
+from spinerl.answers.numerals import first_numeral, last_numeral, numerals
 from spinerl.answers.refusals import is_no_answer_predicate, is_placeholder, is_refusal
 from spinerl.answers.sentences import MATHS_RUN, last_sentence, run_content, strip_decoration, trim, without_aside
 from spinerl.answers.units import strip_hedge
@@ -16,19 +16,32 @@ __all__ = ["after_cue", "bare_line", "concluding_expression", "display_at_end", 
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _JOIN = re.compile(r"\s*(?:,?\s*(?:and|or|und|oder|et|ou|y|o|e|и|或|和)\b|,|、)\s*")
 _HEDGE = re.compile(
-    r"^(?:[\s*_:=≈~]+|\\approx\s*|(?:clearly|probably|around|about|approximately|approx\.?|roughly|nearly|almost|exactly|simply|just|therefore|thus|then|hence|so|indeed|equal to|close to|only|precisely|definitely|likely|now|actually|obviously|given by|"
-    r"equals?|at least|at most|up to|the number|the value|the integer|the fraction|the expression|still|again|always|also|ungefähr|etwa|circa|environ|aproximadamente|cerca de|igual a|égale? à|gleich|примерно|около|大约|约|約)(?![a-z])[\s,:]*)+",
+    r"^(?:[\s*_:=≈~]+|\\approx\s*|(?:clearly|probably|around|about|approximately|approx\.?|roughly|nearly|almost"
+    r"|exactly|simply|just|therefore|thus|then|hence|so|indeed|equal to|close to|only|precisely|definitely|likely"
+    r"|now|actually|obviously|given by|"
+    r"equals?|at least|at most|up to|the number|the value|the integer|the fraction|the expression|still|again"
+    r"|always|also|ungefähr|etwa|circa|environ|aproximadamente|cerca de|igual a|égale? à|gleich|примерно|около|大约|约"
+    r"|約)(?![a-z])[\s,:]*)+",
     re.I,
 )
 _NOT_BUT = re.compile(
-    r"^\s*not\s+(?:.{1,60}?)(?:[,;]\s*|\s+)(?:but(?: rather)?|rather|instead|it is|it['’]s|it must be|it should be)\s+(?=\S)", re.I | re.S
+    r"^\s*not\s+(?:.{1,60}?)(?:[,;]\s*|\s+)(?:but(?: rather)?|rather|instead|it is|it['’]s|it must be|it should "
+    r"be)\s+(?=\S)",
+    re.I | re.S,
 )
 _RANGE = re.compile(r"^\s*(?:between|somewhere between|from)\b", re.I)
-_CJK_TAIL = re.compile(r"(?<=[\d)}$\\\w%])\s*(?:です|である|だ|になります|入니다|입니다|이다|이에요|예요|个|個|只|人|元|米|平方米|度|岁|天|小时|分钟|千克|公斤|厘米|개|명|원|円|つ|枚|歳)[。.]?$")
+_CJK_TAIL = re.compile(
+    r"(?<=[\d)}$\\\w%])\s*(?:です|である|だ|になります|入니다|입니다|이다|이에요|예요|个|個|只|人|元|米|平方米|度|岁|天|小时|分钟|千克|公斤|厘米|개|명|원|円|つ|枚|歳)[。.]?$"
+)
 _WORDY = re.compile(r"[A-Za-z]{2,}")
 _MAY_REFUSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z'’]{3,}|[^\x00-\x7f]|\\text|\[[A-Za-z]|[_?.]{2}|^\?|dots|[NnAa]/")
 _TRAILING_BRACE = re.compile(r"[}\s]+$")
-_STATES = re.compile(r"(?:\b(?:is|are|equals?|was|be|becomes|of|to|as|at|ist|est|es|é|è|son|sind|beträgt|vaut|равна?о?|равен)\b|[=≈:：是为為]|\bhas area\b|\bhave\b)\s*(?:\\approx|about|approximately|exactly|roughly|only|also|therefore|thus|equal to|just|now)?\s*$", re.I)
+_STATES = re.compile(
+    r"(?:\b(?:is|are|equals?|was|be|becomes|of|to|as|at|ist|est|es|é|è|son|sind|beträgt|vaut|равна?о?|равен)\b"
+    r"|[=≈:：是为為]|\bhas area\b|\bhave\b)\s*(?:\\approx|about|approximately|exactly|roughly|only|also|therefore|thus"
+    r"|equal to|just|now)?\s*$",
+    re.I,
+)
 _CURRENCY_SIGNS = re.compile(r"[,\s$€£¥₹%\\!]|USD|EUR")
 
 
@@ -108,7 +121,7 @@ def after_cue(clause: str, kind: str, language: str = "en") -> tuple[str | None,
         found = _expression(version, kind, language)
         if found is not None:
             return found, True
-    return _inside(trim(without_aside(sentence)), kind, language)
+    return _inside(trim(without_aside(sentence)), kind)
 
 
 def _unit_after(rest: str, kind: str) -> str:
@@ -152,12 +165,13 @@ def _expression(sentence: str, kind: str, language: str) -> str | None:
 
 
 _QUALIFIED = re.compile(
-    r"^[\d.,:]+\s*(?:a\.?m\.?|p\.?m\.?|BCE?|AD|CE|[a-z]{1,12}\s+(?:north|south|east|west|more|less)\w*|north\w*|south\w*|east\w*|west\w*|more|less|fewer|remainder \d+|R\s?\d+)$",
+    r"^[\d.,:]+\s*(?:a\.?m\.?|p\.?m\.?|BCE?|AD|CE|[a-z]{1,12}\s+(?:north|south|east|west|more|less)\w*|north\w*"
+    r"|south\w*|east\w*|west\w*|more|less|fewer|remainder \d+|R\s?\d+)$",
     re.I,
 )
 
 
-def _inside(sentence: str, kind: str, language: str) -> tuple[str | None, bool]:
+def _inside(sentence: str, kind: str) -> tuple[str | None, bool]:
     """An expression further on in the sentence, or, for "math" and "auto", its words."""
     if kind != "number":
         inner = MATHS_RUN.search(sentence)
@@ -192,7 +206,9 @@ def display_at_end(text: str) -> str | None:
 
 def bare_line(line: str) -> str | None:
     """A last line that is nothing but an expression (`12 + 7 = 19` gives 19) or an option letter."""
-    line = re.sub(r"^(?:#+\s+|(?:So|Thus|Hence|Then|Therefore|And|Now|Finally|i\.e\.),?\s+(?=[^A-Za-z]*[\d=]))", "", line)
+    line = re.sub(
+        r"^(?:#+\s+|(?:So|Thus|Hence|Then|Therefore|And|Now|Finally|i\.e\.),?\s+(?=[^A-Za-z]*[\d=]))", "", line
+    )
     bare = trim(line)
     if not bare or is_placeholder(bare):
         return None
@@ -246,11 +262,13 @@ def _last_run(sentence: str, runs: list[re.Match[str]], cue: str) -> tuple[str |
     if len(re.findall(r"\w+", after)) > 4 or re.search(r"\d", after):
         return None, ""
     content = run_content(last)
-    if not cue and not ("=" in content or _STATES.search(sentence[: last.start()]) or not sentence[: last.start()].strip()):
+    if not cue and not (
+        "=" in content or _STATES.search(sentence[: last.start()]) or not sentence[: last.start()].strip()
+    ):
         return None, ""
     if "=" in content and not re.search(r"\\(?:le|ge|ne|lt|gt)|[<>]", content):
         right = content.rsplit("=", 1)[1].strip()
         left = content.rsplit("=", 1)[0].strip()
-        content = right if right and not re.fullmatch(r"0", right) or len(left) <= 6 else content
+        content = right if (right and not re.fullmatch(r"0", right)) or len(left) <= 6 else content
     found = in_box(content, "math")
     return found, (cue or "statement") if found else ""

@@ -4,17 +4,26 @@ Every stage's table is in docs/answers.md and has rows in the table tests."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 from spinerl.answers import expressions, yesno
 from spinerl.answers.cues import Cue, cues, letter_cues
-from spinerl.answers.letters import LETTERS, contained_option, leading_letter, opening_letter, option_of, option_text, plain
+from spinerl.answers.letters import (
+    LETTERS,
+    contained_option,
+    leading_letter,
+    opening_letter,
+    option_of,
+    option_text,
+    plain,
+)
+from spinerl.answers.marked import MAX_MARKED, box_content, marked_backwards
 from spinerl.answers.normalise import MAX_ANSWER_CHARS, check_kind
 from spinerl.answers.refusals import is_doubtful, is_no_answer_predicate, is_placeholder, is_refusal
-from spinerl.answers.sentences import first_sentence, last_line, last_sentence, strip_decoration, trim, without_aside
+from spinerl.answers.sentences import first_sentence, last_line, last_sentence, trim, without_aside
 from spinerl.answers.shorttext import complement, short_text, strip_articles
 from spinerl.answers.strip import after_last_thought, run_on_places, strip_pleasantries, strip_thoughts
 
@@ -22,12 +31,8 @@ __all__ = ["Reading", "Refused", "extract_answer", "read_answer"]
 
 _TAIL_CHARS = 32000  # rules other than box and tag look only this far back
 _LINE_CHARS = 8000  # and those about the last line this far
-_MAX_MARKED = 12  # boxes and tags that are tried
 _MAX_CUES = 48
 _MAX_REFUSED = 8
-_BOX = ("\\boxed", "\\fbox", "\\framebox")
-_TAG_NAMES = ("solution", "output", "final_answer", "final")
-_MAX_TAGS = 64
 
 
 class Refused(NamedTuple):
@@ -136,7 +141,7 @@ def _plain_box(text: str, kind: str) -> Reading | None:
     start = text.rfind("\\boxed")
     if start < 0 or kind in ("choice", "yesno", "text") or "</" in text or "fbox" in text:
         return None
-    content = _box(text, start)
+    content = box_content(text, start)
     if content is None or next(run_on_places(text), None) is not None:
         return None
     answer = _expression_in_box(content, kind)
@@ -147,14 +152,6 @@ def _plain_box(text: str, kind: str) -> Reading | None:
 def _expression_in_box(content: str, kind: str) -> str | None:
     """What a box holds that is an expression and no sentence, else None."""
     return None if _SENTENCE_LIKE.search(content) is not None else expressions.in_box(content, kind)
-
-
-class _Marked(NamedTuple):
-    """A box or tag: its rule, where it starts, and what it holds; None for a box that is never closed."""
-
-    rule: str
-    start: int
-    content: str | None
 
 
 @dataclass
@@ -174,7 +171,9 @@ class _Search:
             return found
         self.text = strip_pleasantries(self.text)
         tail_start = max(searched_from, len(self.text) - _TAIL_CHARS)
-        return self._cued(self.text[tail_start:]) or self._ending(searched_from) or self._result(None, "no rule applies")
+        return (
+            self._cued(self.text[tail_start:]) or self._ending(searched_from) or self._result(None, "no rule applies")
+        )
 
     def _result(self, answer: str | None, rule: str, cue: str = "", text: str = "") -> Reading:
         return Reading(answer, rule, cue, text, tuple(self.refused[:_MAX_REFUSED]))
@@ -186,8 +185,8 @@ class _Search:
 
     def _marked(self) -> tuple[Reading | None, int]:
         """The last box or tag that holds an answer; else where the search for cues starts."""
-        for count, marked in enumerate(_marked_backwards(self.text)):
-            if count == _MAX_MARKED:
+        for count, marked in enumerate(marked_backwards(self.text)):
+            if count == MAX_MARKED:
                 break
             if marked.content is None:
                 self._refuse(marked.rule, self.text[marked.start : marked.start + 60], "never closed")
@@ -214,9 +213,17 @@ class _Search:
         if len(content) > 4 * MAX_ANSWER_CHARS and rule == "box":
             return None
         inner = _without_wrappers(content)
-        if self.depth == 0 and re.match(r"[\s*_\"']*(?:(?:so|thus|therefore|hence),? )?(?:the |my )?[^\W\d_\\]", inner) and len(inner) > 6:
+        if (
+            self.depth == 0
+            and re.match(r"[\s*_\"']*(?:(?:so|thus|therefore|hence),? )?(?:the |my )?[^\W\d_\\]", inner)
+            and len(inner) > 6
+        ):
             cued = _Search(inner, self.kind, self.choices, 1)._cued(inner)
-            if cued is not None and cued.answer is not None and not inner[: inner.find(cued.cue)].strip(" \t\n*_\"'").count(" ") > 3:
+            if (
+                cued is not None
+                and cued.answer is not None
+                and not inner[: inner.find(cued.cue)].strip(" \t\n*_\"'").count(" ") > 3
+            ):
                 return cued.answer
         if len(content) <= 4 * MAX_ANSWER_CHARS:
             direct = self._direct(content, rule)
@@ -231,7 +238,9 @@ class _Search:
             letter = option_text(content, self.choices)
             return letter if self._is_allowed(letter) else None
         if self.kind == "yesno":
-            return yesno.leading_word(trim(_without_wrappers(content))) or yesno.opening_word(_without_wrappers(content))
+            return yesno.leading_word(trim(_without_wrappers(content))) or yesno.opening_word(
+                _without_wrappers(content)
+            )
         if self.kind == "text":
             said = complement(content) if rule == "tag" and len(content.split()) > 3 else None
             return short_text(said or content)
@@ -265,10 +274,17 @@ class _Search:
         """What stands behind a cue: the answer, its score (docs/answers.md, "Stage 4") and the text read."""
         if cue.letter:
             return (cue.letter if self._is_allowed(cue.letter) else None), 4.0, cue.name
-        if cue.rank == 2 and self.kind == "choice" and re.match(r"(?:option|choice|statement|answer|letter|item)\b", cue.name, re.I):
+        if (
+            cue.rank == 2
+            and self.kind == "choice"
+            and re.match(r"(?:option|choice|statement|answer|letter|item)\b", cue.name, re.I)
+        ):
             negated = re.match(
-                r"[\s(\[*\"']*[A-J][)\]*\"']*(?:\s*\([^()]*\))?\s*,?\s+(?:is|are|was|would be|can be|could be|has been|gives|does|do|must be|seems)?\s*(?:(?:\w+ly|also|therefore|thus|both)\s+)?"
-                r"(?:wrong|incorrect|false|not|n['’]t|cannot|can['’]t|isn['’]t|doesn['’]t|does not|ruled|eliminated|excluded|fails|invalid|contradicts|tempting|out|close|a common|a distractor|irrelevant|inconsistent|forgets|ignores|misses)\b",
+                r"[\s(\[*\"']*[A-J][)\]*\"']*(?:\s*\([^()]*\))?\s*,?\s+(?:is|are|was|would be|can be|could be|has "
+                r"been|gives|does|do|must be|seems)?\s*(?:(?:\w+ly|also|therefore|thus|both)\s+)?"
+                r"(?:wrong|incorrect|false|not|n['’]t|cannot|can['’]t|isn['’]t|doesn['’]t|does not|ruled|eliminated"
+                r"|excluded|fails|invalid|contradicts|tempting|out|close|a common|a distractor|irrelevant"
+                r"|inconsistent|forgets|ignores|misses)\b",
                 tail[cue.end : cue.end + 120],
             )  # fmt: skip
             if negated:
@@ -313,7 +329,11 @@ class _Search:
             return None, False
         whole = trim(clause)
         stripped = strip_articles(whole) if cue.language != "en" else whole
-        letter = option_of(whole, self.choices) or option_of(stripped, self.choices) or contained_option(without_aside(whole), self.choices)
+        letter = (
+            option_of(whole, self.choices)
+            or option_of(stripped, self.choices)
+            or contained_option(without_aside(whole), self.choices)
+        )
         return (letter if self._is_allowed(letter) else None), letter is not None
 
     def _text_clause(self, clause: str, cue: Cue) -> str | None:
@@ -336,7 +356,9 @@ class _Search:
         if not line:
             return None
         sentence = last_sentence(line, self.kind)
-        if self.kind not in ("choice", "yesno") and (is_refusal(line) or (is_refusal(sentence) and not _is_kept(sentence))):
+        if self.kind not in ("choice", "yesno") and (
+            is_refusal(line) or (is_refusal(sentence) and not _is_kept(sentence))
+        ):
             return self._result(None, "refusal", "", line)
         if self.kind == "choice":
             return self._choice_ending(line)
@@ -358,7 +380,11 @@ class _Search:
                 return self._result(letter, rule, "", place)
         sentence = last_sentence(line, "choice")
         said = complement(sentence)
-        for rule, place in (("statement", said), ("first line", first if len(first.split()) <= 12 else None), ("last sentence", sentence)):
+        for rule, place in (
+            ("statement", said),
+            ("first line", first if len(first.split()) <= 12 else None),
+            ("last sentence", sentence),
+        ):
             if place and not re.search(r"\bnot\b|n['’]t\b", place):
                 letter = option_of(place, self.choices) or contained_option(place, self.choices)
                 if self._is_allowed(letter):
@@ -366,7 +392,11 @@ class _Search:
         return None
 
     def _yesno_ending(self, line: str) -> Reading | None:
-        places = (("opening", self.text[:400]), ("last line", line), ("last line", re.sub(r"^[^:：]{1,40}[:：]\s*", "", line)))
+        places = (
+            ("opening", self.text[:400]),
+            ("last line", line),
+            ("last line", re.sub(r"^[^:：]{1,40}[:：]\s*", "", line)),
+        )
         for rule, place in places:
             word = yesno.opening_word(place)
             if word is not None:
@@ -429,18 +459,31 @@ class _Search:
         return None
 
 
-_SENTENCE_LIKE = re.compile(r"(?<![\\A-Za-z])[A-Za-z'’]{2,}[ :]|[^\x00-\x7f]|\\text|\[[A-Za-z]|_{2}|\?|\.\.|\\dots|\\ldots")
+_SENTENCE_LIKE = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z'’]{2,}[ :]|[^\x00-\x7f]|\\text|\[[A-Za-z]|_{2}|\?|\.\.|\\dots|\\ldots"
+)
 _HEADING = re.compile(
-    r"(?:#|step\b|sure\b|okay\b|ok\b|let|first\b|reasoning|explanation|solution|analysis|here\b|to (?:find|solve)|we\b|given)", re.I
+    r"(?:#|step\b|sure\b|okay\b|ok\b|let|first\b|reasoning|explanation|solution|analysis|here\b|to (?:find|solve)"
+    r"|we\b|given)",
+    re.I,
 )
 
 
 def _score(rank: int, is_strong: bool, kind: str, answer: str) -> float:
     """The score of a candidate: its cue's rank, where it stands behind it, and whether it may be a mere remark."""
-    is_words = kind == "text" or (kind in ("math", "auto") and re.search(r"[^\W\d_]{3,}", answer) is not None and "\\" not in answer)
+    is_words = kind == "text" or (
+        kind in ("math", "auto") and re.search(r"[^\W\d_]{3,}", answer) is not None and "\\" not in answer
+    )
     if is_words and is_doubtful(answer):
         return 0.5
-    table = {(1, True): 4.0, (2, True): 3.0 if is_words else 4.0, (1, False): 2.0, (2, False): 1.0, (3, True): 1.0, (3, False): 0.5}
+    table = {
+        (1, True): 4.0,
+        (2, True): 3.0 if is_words else 4.0,
+        (1, False): 2.0,
+        (2, False): 1.0,
+        (3, True): 1.0,
+        (3, False): 0.5,
+    }
     return table[rank, is_strong]
 
 
@@ -451,107 +494,23 @@ def _is_kept(text: str) -> bool:
 
 def _affirmed(clause: str) -> str:
     """What a clause affirms: "not A but C" gives C."""
-    clause = re.sub(
-        r"^[\s*_]*not\s+(?:.{1,60}?)(?:[,;]\s*|\s+)(?:but(?: rather)?|rather|instead|it is|it['’]s|it must be|it should be)\s+(?=\S)",
-        "", clause, flags=re.I | re.S,
-    )  # fmt: skip
-    return clause
+    return re.sub(
+        r"^[\s*_]*not\s+(?:.{1,60}?)(?:[,;]\s*|\s+)(?:but(?: rather)?|rather|instead|it is|it['’]s|it must be|it "
+        r"should be)\s+(?=\S)",
+        "",
+        clause,
+        flags=re.I | re.S,
+    )
 
 
 def _names_two(clause: str) -> bool:
-    return re.match(r"[\s(\[*\"']*[A-J][)\]*\"']*\s*(?:,|and|or|/|&)\s*(?:also |option |both )?[(\[*]*[A-J](?![A-Za-z0-9'’])", clause) is not None
-
-
-def _marked_backwards(text: str) -> Iterator[_Marked]:
-    """Boxes and answer tags, the last one first.  A box inside a tag is the tag's content."""
-    tags = _tags(text) if "</" in text else []
-    box = _last_box(text, len(text))
-    count = 0
-    while (box >= 0 or tags) and count < 4 * _MAX_MARKED:
-        count += 1
-        if tags and tags[-1].start + len(tags[-1].content or "") >= box:
-            tag = tags.pop()
-            inside = tag.content or ""
-            inner = _last_box(inside, len(inside))
-            if inner >= 0:
-                yield _Marked("box", tag.start, _box(inside, inner))
-            else:
-                yield tag
-            box = _last_box(text, tag.start) if box >= tag.start else box
-            continue
-        yield _Marked("box", box, _box(text, box))
-        box = _last_box(text, box)
-
-
-def _last_box(text: str, end: int) -> int:
-    if "box" not in text:
-        return -1
-    return max(text.rfind(command, 0, end) for command in _BOX)
-
-
-def _tags(text: str) -> list[_Marked]:
-    """The closed answer tags among the last opening ones, in order; those named "answer" where there are any."""
-    lower = text.lower()
-    if len(lower) != len(text):  # a letter that has no lower case of one character
-        lower = text
-    for names in (("answer",), _TAG_NAMES):
-        found = []
-        for name in names:
-            limit = len(text)
-            for _ in range(_MAX_TAGS):
-                opening = lower.rfind(f"<{name}>", 0, limit)
-                if opening < 0:
-                    break
-                start = opening + len(name) + 2
-                close = lower.find(f"</{name}>", start, limit + len(name) + 3)
-                if close >= 0:
-                    found.append(_Marked("tag", start, text[start:close]))
-                limit = opening
-        if found:
-            return sorted(found, key=lambda tag: tag.start)
-    return []
-
-
-def _box(text: str, start: int) -> str | None:
-    """The content of the box command at `start`: its balanced braces, or one token without braces; None if
-    unclosed."""
-    simple = _SIMPLE_BOX.match(text, start, start + 4 * MAX_ANSWER_CHARS)
-    if simple is not None:
-        return simple[1]
-    index = start + next(len(command) for command in _BOX if text.startswith(command, start))
-    begin = index
-    while index < len(text) and text[index] == " ":
-        index += 1
-    if index >= len(text):
-        return None
-    if text[index] != "{":
-        match = re.compile(r"[^\s${}]{1,600}").match(text, index)
-        apart = index > begin or text[index].isdigit()
-        return match[0].rstrip(".,;") if match and apart else None
-    depth = 0
-    for match in _BRACE.finditer(text, index, index + 4 * MAX_ANSWER_CHARS):
-        position = match.start()
-        c = text[position]
-        if c == "{":
-            depth += text[position - 1] != "\\" or not _is_escaped(text, position)
-        elif c == "}" and (text[position - 1] != "\\" or not _is_escaped(text, position)):
-            depth -= 1
-            if depth == 0:
-                return text[index + 1 : position]
-    return None
-
-
-_BRACE = re.compile(r"[{}]")
-# braces up to two deep, written so that no character can be matched in two ways
-_FLAT = r"[^{}\\]*(?:\\.[^{}\\]*)*"
-_SIMPLE_BOX = re.compile(rf"\\boxed\{{({_FLAT}(?:\{{{_FLAT}(?:\{{{_FLAT}\}}{_FLAT})*\}}{_FLAT})*)\}}", re.S)
-
-
-def _is_escaped(text: str, position: int) -> bool:
-    count = 0
-    while count < 2 * MAX_ANSWER_CHARS and text[position - 1 - count] == "\\":
-        count += 1
-    return count % 2 == 1
+    return (
+        re.match(
+            r"[\s(\[*\"']*[A-J][)\]*\"']*\s*(?:,|and|or|/|&)\s*(?:also |option |both )?[(\[*]*[A-J](?![A-Za-z0-9'’])",
+            clause,
+        )
+        is not None
+    )
 
 
 _TEXT_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|emph|boldsymbol)\s*\{([^{}]*)\}")

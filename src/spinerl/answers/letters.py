@@ -12,19 +12,30 @@ __all__ = ["LETTERS", "contained_option", "leading_letter", "opening_letter", "o
 
 LETTERS = "ABCDEFGHIJ"
 
-_COMMANDS = re.compile(r"\\(?:textbf|textrm|textit|text|mathrm|mathbf|boldsymbol|fbox|boxed|bf|rm)(?![a-z])\s*\{?|\\[()\[\]]|\\ ")
+_COMMANDS = re.compile(
+    r"\\(?:textbf|textrm|textit|text|mathrm|mathbf|boldsymbol|fbox|boxed|bf|rm)(?![a-z])\s*\{?|\\[()\[\]]|\\ "
+)
 _MARKUP = re.compile(r"[*_`$\"“”]")
 _IN_BRACKETS = re.compile(r"^\s*(?:(?:option|choice|letter|answer)\s+)?[(\[{<]\s*([A-Ja-j])\s*[)\]}>.:]")
 _BARE = re.compile(
-    r"^[\s'‘(]*(?:(?:the\s+)?(?:(?:first|second|third|fourth|fifth|last|correct)\s+)?(?:option|choice|letter|answer|statement|opción|opção|opzione|alternativa|die|der|la|le|el|l['’]|o|a(?=\s+(?:[B-J]\b|letra))|il|das|вариант|选项|選項|项)\s*[(\"'<{]*)*"
+    r"^[\s'‘(]*(?:(?:the\s+)?(?:(?:first|second|third|fourth|fifth|last|correct)\s+)?(?:option|choice|letter|answer"
+    r"|statement|letra|lettre|lettera|buchstabe|буква|opción|opção|opzione|alternativa|die|der|la|le|el|l['’]|o"
+    r"|a(?=\s+(?:[B-J]\b|letra))|il|das|вариант|选项|選項|项)\s*[(\"'<{]*)*"
     r"([A-Ja-j])(?![A-Za-z0-9'’À-ÿ])",
     re.I,
 )
 _ENDS = re.compile(
-    r"[\s}>'’)]*(?:$|[.,;:)\]\n–—-]|[^\x00-\x7f]|\((?!s\))|(?:because|since|as|is|for|which|with|not|but|rather|due|correctly|instead|and not|over|here|from|based|given|by|est|ist|es|perché|porque|weil|car|donc)\b)"
+    r"[\s}>'’)]*(?:$|[.,;:)\]\n–—-]|[^\x00-\x7f]|\((?!s\))|(?:because|since|as|is|for|which|with|not|but|rather|due"
+    r"|correctly|instead|and not|over|here|from|based|given|by|est|ist|es|perché|porque|weil|car|donc)\b)"
 )
-_SECOND = re.compile(r"^[\s*)\]\"'}]*(?:,|and|or|/|&|和|与|或|、|und|oder|et|ou|y|o|e)\s*(?:also |option |both )?[(\[*]*([A-J])(?![A-Za-z0-9'’])")
-_OPENS = re.compile(r"^\s*(?:\(([A-Ja-j])\)|\[([A-J])\]|\{([A-J])\}|<([A-J])>|([A-J])(?=[).:,;。，、]|\s*$|\s+[-–—])|([b-hj])(?=[).:]|\s*$)|(a)(?=\)))")
+_SECOND = re.compile(
+    r"^[\s*)\]\"'}]*(?:,|and|or|/|&|和|与|或|、|und|oder|et|ou|y|o|e)\s*(?:also |option |both "
+    r")?[(\[*]*([A-J])(?![A-Za-z0-9'’])"
+)
+_OPENS = re.compile(
+    r"^\s*(?:\(([A-Ja-j])\)|\[([A-J])\]|\{([A-J])\}|<([A-J])>|([A-J])(?=[).:,;。，、]|\s*$|\s+[-–—])|([b-hj])(?=[).:]"
+    r"|\s*$)|(a)(?=\)))"
+)
 
 
 def plain(text: str) -> str:
@@ -56,7 +67,11 @@ def leading_letter(text: str, *, certain: bool) -> str | None:
         if letter in "AI" and not ends:
             return None
         if not ends and certain and rest.strip():
-            return letter.upper() if re.match(r"\s+[^\s=<>+*/^-]", rest) and letter not in "AI" and letter.isupper() else None
+            return (
+                letter.upper()
+                if re.match(r"\s+[^\s=<>+*/^-]", rest) and letter not in "AI" and letter.isupper()
+                else None
+            )
     return letter.upper()
 
 

@@ -120,6 +120,8 @@ def _nesting(text: str) -> int:
 # ----------------------------------------------------------------------------------------- text and letters
 
 _LETTER = re.compile(r"^[\s(\[{]*(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Ja-j])\s*(?:[)\]}.:,]+.*|$)", re.I | re.S)
+
+
 def read_letter(answer: str) -> str | None:
     """The option letter of a bare answer such as "B", "(b)", "\\text{(B)}", "Option B" or "B. because", or
     None.
@@ -153,7 +155,9 @@ def normalise_text(text: str) -> str:
     """
     text = unwrap(unicodedata.normalize("NFKC", text)).replace("\\$", "").replace("$", "")
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})", "", text)
-    text = re.sub(r"(?<![^\W\d_])[^\W\d_](?:\.[^\W\d_])+(?![^\W\d_])\.?", lambda m: m[0].replace(".", "") + " ", text)  # U.S.A.
+    text = re.sub(
+        r"(?<![^\W\d_])[^\W\d_](?:\.[^\W\d_])+(?![^\W\d_])\.?", lambda m: m[0].replace(".", "") + " ", text
+    )  # U.S.A.
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not "\u0300" <= c <= "\u036f").casefold()
     text = unicodedata.normalize("NFC", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
@@ -170,7 +174,8 @@ def normalise_text(text: str) -> str:
 
 _OR = re.compile(r"\s*,?\s*(?:\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*or\s*,?\s*\}|\bor\b)\s*")
 _LIST_WORD = re.compile(
-    r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\d}\s)$])(?:\band\b|\bor\b)(?=[\s\\(\d$-]|[A-Za-z]\s*=)"
+    r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\d}\s)$])(?:\band\b|\bor\b)(?=[\s\\(\d$-]"
+    r"|[A-Za-z]\s*=)"
 )
 _PURE_WORDS = re.compile(r"^[^\W\d_]+(?:(?:\s+|['’-]|[.,;:\"]+\s*)[^\W\d_]+)*[.!\"]?$")
 _SHORT_WORDS = {
@@ -186,21 +191,26 @@ _INEQUALITY = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
 # answers in words that are one answer, as a regular expression of their normal form and their key
 _SAYINGS = (
     (
-        re.compile(r"(?:there (?:is|are|exists?) )?no (?:(?:real|valid|possible|integer|such|complex|positive|rational|feasible|common) )*(?:solutions?|roots?|real numbers?|values?)"
+        re.compile(r"(?:there (?:is|are|exists?) )?no (?:(?:real|valid|possible|integer|such|complex|positive"
+            r"|rational|feasible|common) )*(?:solutions?|roots?|real numbers?|values?)"
                    r"(?: exists?)?(?: for x)?|empty set|null set|has no (?:real )?solutions?"),
         "set:{}", "\\emptyset",
     ),
     (
-        re.compile(r"(?:x is |x can be )?(?:all|any|every|set of(?: all)?) (?:of )?reals?(?: numbers?| values?| x)*|all of r|for all real x"),
+        re.compile(r"(?:x is |x can be )?(?:all|any|every|set of(?: all)?) (?:of )?reals?(?: numbers?| values?| x)*"
+            r"|all of r|for all real x"),
         "tuple:(infinity:-,infinity:+)", "(-\\infty,\\infty)",
     ),
     (re.compile(r"(?:it |limit )?does not exist|doesnt exist|dne"), "text:does not exist", "does not exist"),
-    (re.compile(r"infinitely many(?: solutions?)?|infinite(?: number of)? solutions?|an infinite number"), "text:infinitely many", "infinitely many"),
+    (re.compile(r"infinitely many(?: solutions?)?|infinite(?: number of)? solutions?|an infinite number"),
+     "text:infinitely many", "infinitely many"),
 )  # fmt: skip
 
 _DECLARED = re.compile(
-    r"\s*[,;(]?\s*(?:\\(?:text|mbox)\s*\{\s*,?\s*(?:where|for|with)?\s*(?:any |all |some )?(?:integers?)?\s*\}\s*|\b(?:where|for|with)\s+(?:any |all |some )?(?:integers?\s+)?)?"
-    r"(?P<name>[knmlj])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*Z\s*\}?|Z|\\mathbf\s*\{?Z\}?)(?:\^[+*])?|(?:\\(?:text|mbox)\s*\{\s*)?(?:is|being)?\s*(?:an(?:y)?\s+)?integer\s*\}?)\s*\)?\s*\.?$"
+    r"\s*[,;(]?\s*(?:\\(?:text|mbox)\s*\{\s*,?\s*(?:where|for|with)?\s*(?:any |all |some )?(?:integers?)?\s*\}\s*"
+    r"|\b(?:where|for|with)\s+(?:any |all |some )?(?:integers?\s+)?)?"
+    r"(?P<name>[knmlj])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*Z\s*\}?|Z|\\mathbf\s*\{?Z\}?)(?:\^[+*])?|(?:\\(?:text"
+    r"|mbox)\s*\{\s*)?(?:is|being)?\s*(?:an(?:y)?\s+)?integer\s*\}?)\s*\)?\s*\.?$"
 )
 _PARAMETER = re.compile(r"(?<![\\A-Za-z_])([knm])(?![A-Za-z_(])")
 _VARIABLES = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
@@ -241,7 +251,9 @@ def _math_key(answer: str) -> Key | None:
     builder = BUILDER.fullmatch(body)
     body = body if builder is None else builder["condition"].strip()
     try:
-        text, shown = (vector(drop_units(tidy)) if _BASIS.search(tidy) else None) or _alternatives(tidy) or structure(body, 0)
+        text, shown = (
+            (vector(drop_units(tidy)) if _BASIS.search(tidy) else None) or _alternatives(tidy) or structure(body, 0)
+        )
         return Key(text, shown, also=also_equal(body, text) if text.startswith("value:") else ())
     except Unreadable:
         pass
@@ -282,7 +294,11 @@ def _beside_number(tidy: str, plain: str) -> Key | None:
     if quantity is not None:
         return Key(quantity, plain)
     if has_meaning(tidy) and not re.search(r"\\(?:frac|sqrt|cdot|times)|[=<>^]", tidy):
-        return _text_key(re.sub(r"(?i)\b(bc|ad|b\.c|a\.d|c\.?e|bce)\b\.?", lambda m: _ERAS[re.sub(r"\W", "", m[1]).casefold()], plain))
+        return _text_key(
+            re.sub(
+                r"(?i)\b(bc|ad|b\.c|a\.d|c\.?e|bce)\b\.?", lambda m: _ERAS[re.sub(r"\W", "", m[1]).casefold()], plain
+            )
+        )
     return None
 
 

@@ -13,13 +13,41 @@ from fractions import Fraction
 __all__ = ["SCALES", "Numeral", "first_numeral", "last_numeral", "numerals", "scale_of"]
 
 SCALES = {
-    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
-    "dozen": 12, "lakh": 10**5, "crore": 10**7, "mille": 10**3, "tausend": 10**3, "millionen": 10**6,
-    "milliarde": 10**9, "milliarden": 10**9, "milliard": 10**9, "millones": 10**6, "millón": 10**6, "mil": 10**3,
-    "milhões": 10**6, "milhão": 10**6, "milioni": 10**6, "milione": 10**6, "miliardi": 10**9,
-    "тысяч": 10**3, "миллион": 10**6, "миллиона": 10**6, "миллионов": 10**6, "миллиардов": 10**9,
-    "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "만": 10**4, "억": 10**8,
-}  # fmt: skip
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "quadrillion": 10**15,
+    "dozen": 12,
+    "lakh": 10**5,
+    "crore": 10**7,
+    "mille": 10**3,
+    "tausend": 10**3,
+    "millionen": 10**6,
+    "milliarde": 10**9,
+    "milliarden": 10**9,
+    "milliard": 10**9,
+    "millones": 10**6,
+    "millón": 10**6,
+    "mil": 10**3,
+    "milhões": 10**6,
+    "milhão": 10**6,
+    "milioni": 10**6,
+    "milione": 10**6,
+    "miliardi": 10**9,
+    "тысяч": 10**3,
+    "миллион": 10**6,
+    "миллиона": 10**6,
+    "миллионов": 10**6,
+    "миллиардов": 10**9,
+    "万": 10**4,
+    "萬": 10**4,
+    "亿": 10**8,
+    "億": 10**8,
+    "만": 10**4,
+    "억": 10**8,
+}
 """Words after a number that multiply it."""
 
 _WESTERN = sorted((word for word in SCALES if word.isalpha() and ord(word[0]) < 0x3000), key=len, reverse=True)
@@ -28,9 +56,11 @@ _SCALE = rf"(?:[ \u00a0-]?(?:{'|'.join(_WESTERN)})s?(?![^\W\d_])|\s?(?:{'|'.join
 _DIGITS = str.maketrans("０１２３４５６７８９，．⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺−–", "0123456789,.0123456789-+--")
 _CURRENCY = r"(?:\\?[$€£¥₹₩₽]|US\$|Rs\.?|USD|EUR|INR)\s?"
 _NUMERAL = re.compile(
-    rf"(?<![A-Za-z0-9_.\\^])(?P<word_sign>(?:negative|minus)\s)?(?P<sign>[-+−]\s?)?(?P<currency>{_CURRENCY})?(?P<sign_after>[-−])?"
+    rf"(?<![A-Za-z0-9_.\\^])(?P<word_sign>(?:negative"
+    rf"|minus)\s)?(?P<sign>[-+−]\s?)?(?P<currency>{_CURRENCY})?(?P<sign_after>[-−])?"
     r"(?:(?P<mixed>\d{1,6}(?:\s{1,2}and)?[ \u00a0\u202f]{1,2}\d{1,4}\s?/\s?\d{1,4}(?![\d/]))"
-    r"|(?P<grouped>\d{1,3}(?:(?:,|\{,\}|,\\!)\d{3})+(?![\d])(?!,\d{2},)|[1-9]\d{0,2}(?:[ \u00a0\u202f]\d{3})+(?![\d])|[1-9]\d{0,2}(?:['’]\d{3})+(?!\d)"
+    r"|(?P<grouped>\d{1,3}(?:(?:,|\{,\}|,\\!)\d{3})+(?![\d])(?!,\d{2},)|[1-9]\d{0,2}(?:[ "
+    r"\u00a0\u202f]\d{3})+(?![\d])|[1-9]\d{0,2}(?:['’]\d{3})+(?!\d)"
     r"|\d{1,2}(?:,\d{2})+,\d{3}(?!\d))(?P<grouped_decimals>\.\d+)?"
     r"|(?P<european>[1-9]\d{0,2}(?:\.\d{3})+,\d{1,6}(?!\d)|[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.]))"
     r"|(?P<comma>(?<!\d,)\d+(?:,|\{,\})(?:\d{1,2}|\d{4,12})(?![\d,]))"
@@ -38,9 +68,10 @@ _NUMERAL = re.compile(
     r"(?P<raised_to>\s?\^\s?[({]?(?P<raised_digits>\d{1,3})[)}]?)?"
     r"(?P<exponent>[eE][-+]?\d{1,4}(?![\dA-Za-z]))?"
     r"(?P<over>\s?/\s?\d+(?:\.\d+)?(?![\d/]))?"
-    r"(?P<power>\s?(?:×|x|X|\*|·|⋅|\\times|\\cdot)\s?10\s?(?:(?:\^|\*\*)\s?[({]?\s?(?P<power_digits>[-+−–]?\d{1,4})\s?[)}]?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})))?"
+    r"(?P<power>\s?(?:×|x|X|\*|·|⋅|\\times|\\cdot)\s?10\s?(?:(?:\^"
+    r"|\*\*)\s?[({]?\s?(?P<power_digits>[-+−–]?\d{1,4})\s?[)}]?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})))?"
     rf"(?P<scale>{_SCALE}{{1,2}}|[kK](?![A-Za-z\d])|(?<=\d)(?:[MB]|mn|bn|tn)(?![A-Za-z\d]))?"
-)  # fmt: skip
+)
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _REMAINDER = re.compile(r"\s*,?\s*(?:with |and )?(?:a )?(?:remainder|rest)\b|\s?[rR]\s?\d+\b|\s*余\s*\d|:\d")
 _SHORT_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "mn": 10**6, "bn": 10**9, "tn": 10**12}
@@ -88,10 +119,8 @@ def first_numeral(text: str) -> Numeral | None:
 
 def last_numeral(text: str) -> Numeral | None:
     """The last number of a text, or None."""
-    last = None
-    for last in numerals(text):
-        pass
-    return last
+    found = list(numerals(text))
+    return found[-1] if found else None
 
 
 def scale_of(words: str) -> int:

@@ -20,22 +20,42 @@ __all__ = [
 MATHS_RUN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 """Maths in dollars or LaTeX brackets; `run_content` gives what it holds."""
 
-_SENTENCE_END = re.compile(r"\.(?=(?:\*\*|[\"”)])*(?:\s+[^\sa-z0-9]|\s*$))|(?<!\\)[!?](?=\s(?!\s*[=*+/-])|\s*$)|\n|[。！？；]")
+_SENTENCE_END = re.compile(
+    r"\.(?=(?:\*\*|[\"”)])*(?:\s+[^\sa-z0-9]|\s*$))|(?<!\\)[!?](?=\s(?!\s*[=*+/-])|\s*$)|\n|[。！？；]"
+)
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\"'“])(?:dr|st|ste|mt|mts|mr|mrs|ms|prof|jr|sr|ft|gen|col|capt|lt|sgt|rev|hon|gov|sen|rep|pres|vs|approx|rs|fig|eq"
-    r"|cf|e\.g|i\.e|ca|bzw|z\.b|nr|inc|corp|ltd|bros|ave|blvd|no|vol|op|p|pp|sta|sto|cmdr|adm|maj|messrs|mme|mlle|esq)$",
+    r"(?:^|[\s(\"'“])(?:dr|st|ste|mt|mts|mr|mrs|ms|prof|jr|sr|ft|gen|col|capt|lt|sgt|rev|hon|gov|sen|rep|pres|vs"
+    r"|approx|rs|fig|eq"
+    r"|cf|e\.g|i\.e|ca|bzw|z\.b|nr|inc|corp|ltd|bros|ave|blvd|no|vol|op|p|pp|sta|sto|cmdr|adm|maj|messrs|mme|mlle"
+    r"|esq)$",
     re.I,
 )
 _INITIALS = re.compile(r"(?:\b[A-Z]\.)+[A-Z]$")
 _STARTERS = re.compile(
-    r"\s+(?:The|It|This|That|These|Those|Because|In|A|An|If|So|We|As|Since|Thus|Hence|Therefore|Option|Answer|You|I|He|She|They|There|Here|For|"
+    r"\s+(?:The|It|This|That|These|Those|Because|In|A|An|If|So|We|As|Since|Thus|Hence|Therefore|Option|Answer|You|I"
+    r"|He|She|They|There|Here|For|"
     r"To|On|At|By|And|But|However|Its|All|Both|Other|None|Only|Note|Explanation|Reason|Let|When|While|With|Choice)\b"
 )
-_PAIRS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("“", "”"), ("‘", "’"), ("「", "」"), ("《", "》"))
-_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|boldsymbol|bm|fbox|boxed|emph|textit)\s*\{([^{}]*)\}")
+_PAIRS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ('"', '"'),
+    ("“", "”"),
+    ("‘", "’"),
+    ("「", "」"),
+    ("《", "》"),
+)
+_WRAPPED = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|boldsymbol|bm|fbox|boxed|emph|textit)\s*\{([^{}]*)\}"
+)
 _ASIDE = re.compile(
-    r"\s+(?:because|since|as required|as shown|as expected|as desired)\b.*$|[,;]?\s+(?:not|rather than|instead of|as opposed to|and not|unlike)\b(?! only).*$|\s*[,;]\s*(?:which|where|because|since|as|so|while|when|if|but)\b.*$"
-    r"|\s*[,;]?\s*[(（](?:(?:or|not|i\.e\.|that is|which|about|approximately|approx\.?|since|because|the other|option|rather|in|as|see|rounded|from) |[≈=给或即])[^()（）]*[)）]\s*\.?$",
+    r"\s+(?:because|since|as required|as shown|as expected|as desired)\b.*$|[,;]?\s+(?:not|rather than|instead of"
+    r"|as opposed to|and not|unlike)\b(?! only).*$|\s*[,;]\s*(?:which|where|because|since|as|so|while|when|if"
+    r"|but)\b.*$"
+    r"|\s*[,;]?\s*[(（](?:(?:or|not|i\.e\.|that is|which|about|approximately|approx\.?|since|because|the other"
+    r"|option|rather|in|as|see|rounded|from) |[≈=给或即])[^()（）]*[)）]\s*\.?$",
     re.S,
 )
 
@@ -59,7 +79,14 @@ def _goes_on(text: str, stop: int, kind: str) -> bool:
     if not after.strip():
         return False
     if _ABBREVIATION.search(before):
-        return kind in ("text", "auto", "") or before.rsplit(None, 1)[-1].casefold() in ("approx", "rs", "ca", "e.g", "i.e", "vs")
+        return kind in ("text", "auto", "") or before.rsplit(None, 1)[-1].casefold() in (
+            "approx",
+            "rs",
+            "ca",
+            "e.g",
+            "i.e",
+            "vs",
+        )
     if kind not in ("text", "auto"):
         return False
     if _INITIALS.search(before):
@@ -88,7 +115,7 @@ def last_sentence(line: str, kind: str = "") -> str:
     line = line[-4 * MAX_ANSWER_CHARS :]
     start = 0
     for match in _SENTENCE_END.finditer(line):
-        if match.end() < len(line.rstrip(" *_\"”)`")) and not (match[0] == "." and _goes_on(line, match.start(), kind)):
+        if match.end() < len(line.rstrip(' *_"”)`')) and not (match[0] == "." and _goes_on(line, match.start(), kind)):
             start = match.end()
     return line[start:].strip()
 
@@ -118,7 +145,11 @@ def trim(text: str) -> str:
     for _ in range(64):
         before = text
         text = text.strip("*`_ \t\n").strip()
-        if text.endswith((".", ",", ";", ":", "。", "，")) and not text.endswith("\\,") and not re.search(r"\d\.{3}$", text):
+        if (
+            text.endswith((".", ",", ";", ":", "。", "，"))
+            and not text.endswith("\\,")
+            and not re.search(r"\d\.{3}$", text)
+        ):
             text = text[:-1]
         for opening, closing in _PAIRS:
             if (
@@ -136,7 +167,7 @@ def trim(text: str) -> str:
 
 
 def without_aside(text: str) -> str:
-    """Without what compares or explains: "5, not 6", "0.5 (or 50%)", "8, because ..."; the text itself if nothing is left.
+    """Without what compares or explains: "5, not 6", "0.5 (or 50%)", "8, because ..."; all of it if nothing is left.
 
     >>> without_aside("0.5 (or 50%)"), without_aside("5, not 6")
     ('0.5', '5')

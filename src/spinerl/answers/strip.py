@@ -22,7 +22,10 @@ _FINAL_THOUGHTS = (
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
     (r"<\|think\|>", r"<\|/think\|>"),
     (r"<unused94>", r"<unused95>"),
-    (r"<\|channel\|>\s*(?:analysis|commentary)[^<]{0,80}<\|message\|>", r"<\|channel\|>\s*final[^<]{0,80}<\|message\|>"),
+    (
+        r"<\|channel\|>\s*(?:analysis|commentary)[^<]{0,80}<\|message\|>",
+        r"<\|channel\|>\s*final[^<]{0,80}<\|message\|>",
+    ),
     (r"assistantanalysis(?=[A-Z])", r"assistantfinal"),
     (r"\AHere is my thought process:", r"Here is my response:"),
 )
@@ -48,31 +51,108 @@ _SPECIAL = re.compile(r"<\|[A-Za-z_/]{1,40}\|>|<start_of_turn>|<bos>")
 
 # forms in which prompts begin a question or a turn; a base model goes on with the next one after its answer
 _PROMPT_WORDS = (
-    "Question", "Next question", "New question", "Problem", "Next problem", "New problem", "Q", "Human", "User",
-    "Student", "Input", "Instruction", "Instructions", "Exercise", "Example", "Context", "Passage", "Prompt", "Task", "Puzzle",
-    "问题", "問題", "题目", "題目", "问", "問", "用户", "例题", "質問", "질문", "문제", "Frage", "Aufgabe", "Nutzer", "Pregunta", "Problema",
-    "Ejercicio", "Usuario", "Pergunta", "Usuário", "Domanda", "Utente", "Utilisateur", "Problème", "Exercice", "Вопрос", "Задача",
-    "Пользователь", "السؤال", "سؤال", "المستخدم", "Vraag", "Pytanie", "Soru", "Câu hỏi", "प्रश्न",
-)  # fmt: skip
+    "Question",
+    "Next question",
+    "New question",
+    "Problem",
+    "Next problem",
+    "New problem",
+    "Q",
+    "Human",
+    "User",
+    "Student",
+    "Input",
+    "Instruction",
+    "Instructions",
+    "Exercise",
+    "Example",
+    "Context",
+    "Passage",
+    "Prompt",
+    "Task",
+    "Puzzle",
+    "问题",
+    "問題",
+    "题目",
+    "題目",
+    "问",
+    "問",
+    "用户",
+    "例题",
+    "質問",
+    "질문",
+    "문제",
+    "Frage",
+    "Aufgabe",
+    "Nutzer",
+    "Pregunta",
+    "Problema",
+    "Ejercicio",
+    "Usuario",
+    "Pergunta",
+    "Usuário",
+    "Domanda",
+    "Utente",
+    "Utilisateur",
+    "Problème",
+    "Exercice",
+    "Вопрос",
+    "Задача",
+    "Пользователь",
+    "السؤال",
+    "سؤال",
+    "المستخدم",
+    "Vraag",
+    "Pytanie",
+    "Soru",
+    "Câu hỏi",
+    "प्रश्न",
+)
 _WORDS = "|".join(sorted(_PROMPT_WORDS, key=len, reverse=True))
 _RUN_ON_LINE = re.compile(
-    rf"\n(?!\n)[ \t>]*(?:#+[ \t]*|\*+|\[|<)?(?:(?:{_WORDS})[ \t]*(?:No\.?[ \t]*|#[ \t]*)?\d{{0,4}}[ \t]*(?:\*+|\]|>)?[ \t]*(?:[:：]|\.(?!\w))"
+    rf"\n(?!\n)[ \t>]*(?:#+[ \t]*|\*+|\[|<)?(?:(?:{_WORDS})[ \t]*(?:No\.?[ \t]*|#[ \t]*)?\d{{0,4}}[ \t]*(?:\*+|\]"
+    rf"|>)?[ \t]*(?:[:：]|\.(?!\w))"
     rf"|(?<=#)[ \t]*(?:{_WORDS})[ \t]*\d{{0,4}}[ \t]*(?=\n)|(?:{_WORDS})(?:[ \t]*\d{{1,4}})?(?:\*\*|\]|>)[ \t]*(?=\n)"
     r"|Q\d{1,3}[.):])"
 )
-_INLINE = ("Question:", "Problem:", "Human:", "User:", "Q:", "Question：", "问题：", "问题:", "題目：", "题目：", "Pregunta:", "Frage:",
-           "Pergunta:", "Domanda:", "Question :", "Вопрос:")  # fmt: skip
+_INLINE = (
+    "Question:",
+    "Problem:",
+    "Human:",
+    "User:",
+    "Q:",
+    "Question：",
+    "问题：",
+    "问题:",
+    "題目：",
+    "题目：",
+    "Pregunta:",
+    "Frage:",
+    "Pergunta:",
+    "Domanda:",
+    "Question :",
+    "Вопрос:",
+)
 _INLINE_BEFORE = re.compile(r"(?:[.!?。>)\]}]|[.!?]\*\*)\s{0,3}\Z")
 
 _PLEASANTRY = re.compile(
-    r"[\s*_>-]*(?:i (?:really |sincerely )?hope|hope (?:this|that|it|you)|hopefully|(?:please )?(?:let me know|feel free|do not hesitate|don['’]t hesitate)"
-    r"|(?:if|should) you (?:have|need|want|would|['’]d|require)|is there anything|does (?:that|this|it) make sense|any (?:other )?questions|is (?:that|this) clear|got it\?|anything else|do you (?:have|need|want)|would you like"
-    r"|(?:i['’]m|i am) (?:here|happy|glad|always)|happy to|glad (?:to|i)|thank(?:s| you)|you['’]?(?: a)?re welcome|good luck"
-    r"|have a (?:great|nice|good|wonderful)|keep (?:up|practicing|going)|great (?:job|question|work)|enjoy|best (?:of luck|regards|wishes)"
+    r"[\s*_>-]*(?:i (?:really |sincerely )?hope|hope (?:this|that|it|you)|hopefully|(?:please )?(?:let me know"
+    r"|feel free|do not hesitate|don['’]t hesitate)"
+    r"|(?:if|should) you (?:have|need|want|would|['’]d|require)|is there anything|does (?:that|this|it) make sense"
+    r"|any (?:other )?questions|is (?:that|this) clear|got it\?|anything else|do you (?:have|need|want)|would you "
+    r"like"
+    r"|(?:i['’]m|i am) (?:here|happy|glad|always)|happy to|glad (?:to|i)|thank(?:s| you)|you['’]?(?: a)?re welcome"
+    r"|good luck"
+    r"|have a (?:great|nice|good|wonderful)|keep (?:up|practicing|going)|great (?:job|question|work)|enjoy|best "
+    r"(?:of luck|regards|wishes)"
     r"|cheers|feel free|remember to (?:check|ask)|great question|happy (?:learning|studying|calculating)"
-    r"|希望|如果你|如果您|如有|请告诉我|請告訴我|祝|谢谢|謝謝|还有|欢迎|j['’]esp[eè]re|n['’]h[ée]sitez|si vous|bonne chance|ich hoffe|lass mich|lassen sie mich"
-    r"|falls du|wenn (?:du|sie) (?:noch|weitere|fragen)|viel erfolg|espero|no dude|si tienes|si necesita|¡?buena suerte|espero que|se tiver|se precisar|boa sorte"
-    r"|spero|non esitare|se hai|buona fortuna|надеюсь|если у вас|если у тебя|удачи|お役に立|何か|ご不明|頑張って|도움이|궁금한|더 궁금|آمل|أتمنى|إذا كان)",
+    r"|希望|如果你|如果您|如有|请告诉我|請告訴我|祝|谢谢|謝謝|还有|欢迎|j['’]esp[eè]re|n['’]h[ée]sitez"
+    r"|si vous|bonne chance|ich hoffe|lass mich|lassen sie mich"
+    r"|falls du|wenn (?:du|sie) (?:noch|weitere|fragen)|viel erfolg|espero|no dude|si tienes|si necesita|¡?buena "
+    r"suerte|espero que|se tiver|se precisar|boa sorte"
+    r"|spero|non esitare|se hai|buona fortuna|надеюсь|если у вас|если у тебя|удачи"
+    r"|お役に立|何か|ご不明|頑張って|도움이|궁금한|더 궁금"
+    r"|آمل|أتمنى|إذا كان)",
     re.I,
 )
 _HOLDS_ANSWER = re.compile(r"\d|\\boxed|\$|####|(?<![A-Za-z'’])[B-HJ](?![A-Za-z'’])|:\s*\S")
@@ -124,9 +204,13 @@ def strip_thoughts(text: str, in_thought: bool = False) -> Visible:
 
 def _may_hold_thoughts(text: str) -> bool:
     return (
-        "<" in text or "THINK]" in text or "assistantfinal" in text or text.startswith("Here is my thought process:")
-        or (not text.isascii() and "◁" in text) or _BARE_CHANNEL.match(text) is not None
-    )  # fmt: skip
+        "<" in text
+        or "THINK]" in text
+        or "assistantfinal" in text
+        or text.startswith("Here is my thought process:")
+        or (not text.isascii() and "◁" in text)
+        or _BARE_CHANNEL.match(text) is not None
+    )
 
 
 def _without_special_tokens(text: str) -> str:

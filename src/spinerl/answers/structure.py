@@ -282,8 +282,12 @@ def _scalar(text: str) -> tuple[str, str]:
     return scalar_key(value), digits if 0 < len(digits) <= MAX_ANSWER_CHARS // 2 else compact(text)
 
 
-_INTEGER_FUNCTION = re.compile(r"\\?(?P<name>gcd|lcm|max|min)\s*[({]\s*(?P<numbers>-?\d{1,30}(?:\s*,\s*-?\d{1,30}){1,9})\s*[)}]")
-_REPEATING = re.compile(r"(?P<sign>-?)(?P<whole>\d*)\.(?P<head>\d*?)(?P<block>\d{1,12}?)(?P=block)(?P<more>(?P=block)*)\.{3}")
+_INTEGER_FUNCTION = re.compile(
+    r"\\?(?P<name>gcd|lcm|max|min)\s*[({]\s*(?P<numbers>-?\d{1,30}(?:\s*,\s*-?\d{1,30}){1,9})\s*[)}]"
+)
+_REPEATING = re.compile(
+    r"(?P<sign>-?)(?P<whole>\d*)\.(?P<head>\d*?)(?P<block>\d{1,12}?)(?P=block)(?P<more>(?P=block)*)\.{3}"
+)
 
 
 def _integer_function(match: re.Match[str]) -> str:
@@ -311,7 +315,8 @@ def scalar_key(value: Value) -> str:
 # ------------------------------------------------------------------------- vectors, and what else a key equals
 
 _BASIS = re.compile(
-    r"\\(?:hat|widehat|vec|mathbf|boldsymbol|bm)\s*\{?\s*(?:\\(?:mathbf|boldsymbol|vec|hat)\s*\{?\s*)?\\?(?P<name>[ijk])(?:math)?(?![A-Za-z])\s*\}{0,2}"
+    r"\\(?:hat|widehat|vec|mathbf|boldsymbol|bm)\s*\{?\s*(?:\\(?:mathbf|boldsymbol|vec"
+    r"|hat)\s*\{?\s*)?\\?(?P<name>[ijk])(?:math)?(?![A-Za-z])\s*\}{0,2}"
 )
 
 
@@ -340,7 +345,9 @@ def vector(text: str) -> tuple[str, str] | None:
 
 
 _ROOT = re.compile(r"sqrt|log|ln|\^\s*\{[^}]*[/.f]")
-_NO_VARIABLES = re.compile(r"\\(?!alpha|beta|gamma|theta|lambda|mu|phi|rho|sigma|tau|omega)[A-Za-z]+|sqrt|log|ln|sin|cos|tan|pi|exp|[ei]")
+_NO_VARIABLES = re.compile(
+    r"\\(?!alpha|beta|gamma|theta|lambda|mu|phi|rho|sigma|tau|omega)[A-Za-z]+|sqrt|log|ln|sin|cos|tan|pi|exp|[ei]"
+)
 
 
 def also_equal(body: str, key: str) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ _UNICODE = {
     "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ", "°": "\\degree ", "θ": "\\theta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "∅": "\\emptyset ", "⟨": "\\langle ",
     "⟩": "\\rangle ", "“": '"', "”": '"', "℃": "\\degree C", "℉": "\\degree F", "Ω": "\\Omega ", "\u2126": "\\Omega ",
-    "∨": "\\lor ", "∧": "\\land ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "≈": "\\approx ", "…": "...", "∣": "\\mid ",
+    "∨": "\\lor ", "∧": "\\land ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}",
+    "≈": "\\approx ", "…": "...", "∣": "\\mid ",
     "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
-    "⅕": "\\frac{1}{5}", "⅖": "\\frac{2}{5}", "⅗": "\\frac{3}{5}", "⅘": "\\frac{4}{5}", "⅙": "\\frac{1}{6}", "⅚": "\\frac{5}{6}",
+    "⅕": "\\frac{1}{5}", "⅖": "\\frac{2}{5}", "⅗": "\\frac{3}{5}", "⅘": "\\frac{4}{5}",
+    "⅙": "\\frac{1}{6}", "⅚": "\\frac{5}{6}",
     "⅛": "\\frac{1}{8}", "⅜": "\\frac{3}{8}", "⅝": "\\frac{5}{8}", "⅞": "\\frac{7}{8}",
     "⁄": "/", "％": "%", "，": ", ", "（": "(", "）": ")", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
 }  # fmt: skip
@@ -24,7 +26,8 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 
 _SPACING = re.compile(
-    r"(?<!\\)\\[,;:!>]|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|nolimits|hspace\{[^{}]*\}|phantom\{[^{}]*\}"
+    r"(?<!\\)\\[,;:!>]|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|nolimits|hspace\{[^{}]*\}"
+    r"|phantom\{[^{}]*\}"
     r"|large|Large|LARGE|huge|Huge|small|normalsize|footnotesize|scriptsize|tiny|boldmath)(?![A-Za-z])|~"
 )
 _SIZERS = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?")
@@ -43,7 +46,10 @@ _RENAMED = (
     (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
     (re.compile(r"\\(?:langle)(?![A-Za-z])"), "("),
     (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ")"),
-    (re.compile(r"(?<=[1-9])\{,\}(?=\d{3}(?!\d))|(?<=[1-9]\d)\{,\}(?=\d{3}(?!\d))|(?<=\d{3})\{,\}(?=\d{3}(?!\d))"), ","),
+    (
+        re.compile(r"(?<=[1-9])\{,\}(?=\d{3}(?!\d))|(?<=[1-9]\d)\{,\}(?=\d{3}(?!\d))|(?<=\d{3})\{,\}(?=\d{3}(?!\d))"),
+        ",",
+    ),
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), "."),  # TeX for a decimal comma
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\{:\}|\\colon(?![A-Za-z])"), ":"),

@@ -19,56 +19,93 @@ _UNIT_WORDS = (
     "units? square cubic cm mm km ft inch(?:es)? feet foot yards? yd miles? mi meters? metres? "
     "centimeters? centimetres? kilometers? kilometres? millimeters? kg mg lbs? oz ounces? grams? kilograms? "
     "liters? litres? ml gallons? seconds? secs? minutes? mins? hours? hrs? days? weeks? months? years? "
-    "mph kph hz people students? times points? ways sq kmh ohms? volts? watts? amps? joules? newtons? pascals? kelvin kwh khz mhz ghz"
+    "mph kph hz people students? times points? ways sq kmh ohms? volts? watts? amps? joules? newtons? pascals? "
+    "kelvin kwh khz mhz ghz"
 )
 _UNIT = re.compile(
-    r"(?<=[\d}.)a-z\s])\s*(?<![\\A-Za-z])(?:" + "|".join(_UNIT_WORDS.split())
+    r"(?<=[\d}.)a-z\s])\s*(?<![\\A-Za-z])(?:"
+    + "|".join(_UNIT_WORDS.split())
     + r")(?:\s*/\s*[a-z]+)?(?:\s*\^\s*\{?\s*-?\d\s*\}?)?\s*\.?$"
-)  # fmt: skip
+)
 _NO_UNITS = {"and", "or", "if", "when", "for", "is", "to", "e", "i"}
 _NUMBER_THEN_WORDS = re.compile(
     r"^([-+]?\s*(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?)"
-    r"(?:\s+(?!(?:and|or|is|are|was|if|so|we|because|but|then|when|which|of|plus|minus|times|to|out)\b)[A-Za-z'-]{2,}){1,3}$"
+    r"(?:\s+(?!(?:and|or|is|are|was|if|so|we|because|but|then|when|which|of|plus|minus|times|to"
+    r"|out)\b)[A-Za-z'-]{2,}){1,3}$"
 )
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _ONE_TEXT = rf"\\(?:text|mbox|mathrm|textrm|hbox)\s*\{{(?:[^{{}}\d^]|\^\{{?-?\d\}}?)*\}}{_POWER}"
 _TEXT_UNIT = re.compile(
-    rf"(?<=[\d}}).a-zA-Z])\s*(?:\\cdot\s*)?(?:{_ONE_TEXT}(?:\s*/\s*{_ONE_TEXT})?|\\frac\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}}\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}})\s*$"
+    rf"(?<=[\d}}).a-zA-Z])\s*(?:\\cdot\s*)?(?:{_ONE_TEXT}(?:\s*/\s*{_ONE_TEXT})?"
+    rf"|\\frac\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}}\s*\{{\s*(?:{_ONE_TEXT}\s*)+\}})\s*$"
 )
-_SIGN_UNIT = re.compile(r"(?<=\d)\s*(?:(?:\\text\s*\{\s*[kM]\s*\}|[kM])\s*)?\\Omega\s*$|(?<=\d)\s*(?:[kcm]?m|ft|mi|in)\s*/\s*(?:s|h|hr|min|sec)(?:\s*\^\s*\{?2\}?)?$|(?<=[\d}])\s*\\degree\s*[CFK]$|(?<=\d)\s*\\degree\s*\{?[CF]\}?$")
+_SIGN_UNIT = re.compile(
+    r"(?<=\d)\s*(?:(?:\\text\s*\{\s*[kM]\s*\}|[kM])\s*)?\\Omega\s*$|(?<=\d)\s*(?:[kcm]?m|ft|mi|in)\s*/\s*(?:s|h|hr"
+    r"|min|sec)(?:\s*\^\s*\{?2\}?)?$|(?<=[\d}])\s*\\degree\s*[CFK]$|(?<=\d)\s*\\degree\s*\{?[CF]\}?$"
+)
 _TEXT_HOLDS = re.compile(r"\{([^{}]*)\}")
 
 # words beside a number that make it another answer
 _MEANING = re.compile(
-    r"\b(?:am|pm|a\.m|p\.m|north\w*|south\w*|east\w*|west\w*|NE|NW|SE|SW|up\w*|down\w*|left|right|clockwise|counter-?clockwise|anti-?clockwise|more|less|fewer"
-    r"|above|below|before|after|ago|earlier|later|ahead|behind|bc|ad|bce|ce|b\.c|a\.d|remainder|profit|loss|gain|lost|won|older|younger|taller|shorter|longer|"
-    r"higher|lower|faster|slower|larger|smaller|bigger|increase\w*|decrease\w*|forwards?|backwards?|inside|outside|positive|negative|debit|credit|deposit|withdrawal)\b",
+    r"\b(?:am|pm|a\.m|p\.m|north\w*|south\w*|east\w*|west\w*|NE|NW|SE|SW|up\w*|down\w*|left|right|clockwise"
+    r"|counter-?clockwise|anti-?clockwise|more|less|fewer"
+    r"|above|below|before|after|ago|earlier|later|ahead|behind|bc|ad|bce|ce|b\.c|a\.d|remainder|profit|loss|gain"
+    r"|lost|won|older|younger|taller|shorter|longer|"
+    r"higher|lower|faster|slower|larger|smaller|bigger|increase\w*|decrease\w*|forwards?|backwards?|inside|outside"
+    r"|positive|negative|debit|credit|deposit|withdrawal)\b",
     re.I,
 )
 _SCALE_WORDS = sorted(SCALES, key=len, reverse=True)
 _SCALED = re.compile(
-    rf"^\s*(?P<number>[-+]?\s*(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*\\frac\s*\{{?\d+\}}?\s*\{{?\d+\}}?|\s+\d+/\d+)?)\s*-?\s*(?P<scale>(?:(?:{'|'.join(_SCALE_WORDS)})s?(?![a-z])\s*){{1,3}})(?P<rest>[^\d=<>^_+*/]*)$",
+    rf"^\s*(?P<number>[-+]?\s*(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*\\frac\s*\{{?\d+\}}?\s*\{{?\d+\}}?"
+    rf"|\s+\d+/\d+)?)\s*-?\s*(?P<scale>(?:(?:{'|'.join(_SCALE_WORDS)})s?(?![a-z])\s*){{1,3}})(?P<rest>[^\d=<>^_+*/]*)$",
     re.I,
 )
 _HEDGE = re.compile(
-    r"^\s*(?:(?:\\(?:text|mbox|mathrm|textrm)\s*\{\s*)?(?:\\approx|\\sim|\\simeq|\\cong|about|approximately|approx\.?|roughly|around|nearly|exactly|almost|circa|ca\.)(?![A-Za-z])\s*\}?\s*)+(?=\S)",
+    r"^\s*(?:(?:\\(?:text|mbox|mathrm|textrm)\s*\{\s*)?(?:\\approx|\\sim|\\simeq|\\cong|about|approximately"
+    r"|approx\.?|roughly|around|nearly|exactly|almost|circa|ca\.)(?![A-Za-z])\s*\}?\s*)+(?=\S)",
     re.I,
 )
 _WORD_NUMBER = re.compile(
-    r"^\s*(?P<number>.*\d[^()]*?)\s*\(\s*(?:(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen"
-    r"|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion|and|half|halves|thirds?|quarters?)[\s-]*)+\)\s*$",
+    r"^\s*(?P<number>.*\d[^()]*?)\s*\(\s*(?:(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen"
+    r"|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion|and|half"
+    r"|halves|thirds?|quarters?)[\s-]*)+\)\s*$",
     re.I,
 )
 _TIME = re.compile(r"^\s*(\d{1,2})(?:[:.](\d\d))?\s*(?P<half>[ap])\s*\.?\s*m\s*\.?\s*$", re.I)
 
 _COMPOUND_UNITS = {
-    "hour": "hours? hrs? h", "minute": "minutes? mins? m", "second": "seconds? secs? s", "day": "days? d", "week": "weeks? wks?",
-    "month": "months?", "year": "years? yrs?", "foot": "feet foot ft", "inch": "inches inch in", "yard": "yards? yds?", "mile": "miles? mi",
-    "pound": "pounds? lbs?", "ounce": "ounces? oz", "meter": "meters? metres? m", "centimeter": "centimeters? centimetres? cm",
-    "kilometer": "kilometers? kilometres? km", "kilogram": "kilograms? kg", "gram": "grams? g", "dollar": "dollars?", "cent": "cents?",
-    "gallon": "gallons?", "quart": "quarts?", "pint": "pints?", "liter": "liters? litres?", "milliliter": "milliliters? ml",
-    "dime": "dimes?", "nickel": "nickels?", "quarter": "quarters?", "penny": "pennies penny",
-}  # fmt: skip
+    "hour": "hours? hrs? h",
+    "minute": "minutes? mins? m",
+    "second": "seconds? secs? s",
+    "day": "days? d",
+    "week": "weeks? wks?",
+    "month": "months?",
+    "year": "years? yrs?",
+    "foot": "feet foot ft",
+    "inch": "inches inch in",
+    "yard": "yards? yds?",
+    "mile": "miles? mi",
+    "pound": "pounds? lbs?",
+    "ounce": "ounces? oz",
+    "meter": "meters? metres? m",
+    "centimeter": "centimeters? centimetres? cm",
+    "kilometer": "kilometers? kilometres? km",
+    "kilogram": "kilograms? kg",
+    "gram": "grams? g",
+    "dollar": "dollars?",
+    "cent": "cents?",
+    "gallon": "gallons?",
+    "quart": "quarts?",
+    "pint": "pints?",
+    "liter": "liters? litres?",
+    "milliliter": "milliliters? ml",
+    "dime": "dimes?",
+    "nickel": "nickels?",
+    "quarter": "quarters?",
+    "penny": "pennies penny",
+}
 _UNIT_NAMES = [(name, re.compile("|".join(forms.split()), re.I)) for name, forms in _COMPOUND_UNITS.items()]
 _PART = re.compile(r"\s*(?:,|\band\b)?\s*([-+]?\d[\d,]*(?:\.\d+)?)\s*([A-Za-z]+)\.?(?![A-Za-z])")
 
@@ -110,9 +147,10 @@ def drop_units(text: str) -> str:
 
 def _is_unit_text(found: str) -> bool:
     held = [content.strip(" ,.") for content in _TEXT_HOLDS.findall(found)]
-    return not any(content in _NO_UNITS or _MEANING.search(content) for content in held) and _SCALED.match(
-        "1 " + " ".join(held)
-    ) is None
+    return (
+        not any(content in _NO_UNITS or _MEANING.search(content) for content in held)
+        and _SCALED.match("1 " + " ".join(held)) is None
+    )
 
 
 def _is_quantity(text: str) -> bool:
