@@ -31,7 +31,8 @@ WRAPPERS = {
 CONVERSATION = {
     "pleasantry behind a box": "So we get \\boxed{%s}. I hope this helps!",
     "attractor": "The answer is %s. I hope the answer is helpful!",
-    "markdown, remark": "**Final Answer:** %s\n\nThis result is consistent with the estimate. Let me know if you have any questions!",
+    "markdown, remark": "**Final Answer:** %s\n\nThis result is consistent with the estimate. Let me know "
+    "if you have any questions!",
     "tag": "<think>maybe \\boxed{99}</think>\n<answer>%s</answer>",
     "sentence in a tag": "<reasoning>First 12, then 7.</reasoning>\n<answer>\nThe answer is %s.\n</answer>",
     "run-on": "First 3 + 4 = 7.\nAnswer: %s\n\nQuestion: What is 12 + 30?\nAnswer: 42",
