@@ -51,7 +51,10 @@ _LINK = (
 )
 
 _EN_FIRST = r"(?:final |correct |best |right )?(?:answers?|ans(?=\s?[.:=]))"
-_EN_SECOND = r"(?:final |correct |best |right )?(?:solutions?|results?|options?|choices?)|conclusion|verdict|diagnosis"
+_EN_SECOND = (
+    r"(?:final |correct |best |right )?(?:solutions?|results?|options?|choices?)|(?:correct|right|best"
+    r"|true|valid) (?:statement|one|letter|response|alternative)|conclusion|verdict|diagnosis"
+)
 _EN_LINKS = (
     r"is|are|was|would be|will be|must be|should be|has to be|ought to be|can only be|becomes|equals|to be"
     r"|comes out (?:to be|to|as)|works out to(?: be)?|turns out to be|cannot be|can['’]?t be|can not be|isn['’]t"
@@ -61,7 +64,7 @@ _EN = re.compile(
     rf"(?P<hash>####(?!#))|(?P<header>\*\*\s*(?:the )?final\s+answer\s*:?\s*\*\*:?)"
     rf"|\b(?:(?P<first>{_EN_FIRST})|(?P<second>{_EN_SECOND}))\b"
     r"(?:(?P<dash>(?:\s?\*\*)?\s?[—–]\s?|(?:\s?\*\*)?\s-\s)"
-    rf"|(?P<gap>{_EN_GAP})(?P<link>\s*\*{{0,2}}\s*:(?!\w)\s*\*{{0,2}}|\b(?:{_EN_LINKS})(?![A-Za-z'’])\s*:?|=))",
+    rf"|(?P<gap>{_EN_GAP})(?P<link>\s*\*{{0,2}}\s*:\s*\*{{0,2}}|\b(?:{_EN_LINKS})(?![A-Za-z'’])\s*:?|=))",
     re.I,
 )
 # the cues of other languages need one of these; a text without them is not searched for them
@@ -152,6 +155,7 @@ _LETTER_CUE = re.compile(
     r"|can only be|it is|it['’]s|that is|that['’]s|leaves|leaving|left with|namely)"
     rf"(?:\s+(?:is|be|us|with|only|just|option|choice|answer)){{0,2}},?\s+{_AHEAD}"
     r"|\b(?:choose|chose|pick|select|go with|so|thus|hence|therefore),?\s+(?=\([a-j]\))"
+    rf"|(?:∴|\b(?:Antwort|Richtig ist|Lösung|réponse|respuesta|resposta|risposta|ответ))\s+{_AHEAD}"
     r"|(?:应|應|故|本题|本題|此题|因此|所以|我|答案|可)?(?:选择|選擇|选|選)(?:的是|项|項|出)?\s?[：:]?\s?(?=[（(\[\s*]{0,3}[A-JＡ-Ｊ])"
     r"|(?:wähle|nehme|choisis|elijo|escolho|scelgo|выбираю|elige|marque)(?:\s+(?:option|opción|opção|l['’]option"
     r"|opzione|вариант|la|die|a|die option"
@@ -171,7 +175,7 @@ _SUFFIX = re.compile(
     r"|explains|matches|states|identifies|answers|represents|fits|completes|captures|reflects)\b)",
 )  # fmt: skip
 _ONLY = re.compile(
-    r"\bonly\s+(?:option\s+|choice\s+|answer\s+|statement\s+)?[(\[*]{0,3}(?P<letter>[A-J])[)\]*]{0,3}(?=\s+[a-z]"
+    r"\b(?i:only)\s+(?:option\s+|choice\s+|answer\s+|statement\s+)?[(\[*]{0,3}(?P<letter>[A-J])[)\]*]{0,3}(?=\s+[a-z]"
     r"|[.,;]|\s*$)"
 )
 
@@ -271,11 +275,14 @@ def letter_cues(text: str, limit: int = 64) -> list[Cue]:
     """
     found = []
     for match in list(_LETTER_CUE.finditer(text))[-limit:]:
-        found.append(Cue(match.start(), match.end(), match[0].strip(), 2))
+        is_mention = re.match(r"(?:option|choice|answer|statement|letter|item)\b", match[0], re.I) is not None
+        found.append(Cue(match.start(), match.end(), match[0].strip(), 3 if is_mention else 2))
     for pattern in (_SUFFIX, _ONLY, *((_EAST_SUFFIX,) if _EASTERN_SCRIPT.search(text) else ())):
         for match in list(pattern.finditer(text))[-limit:]:
             before = _sentence_before(text, match.start())
-            if re.search(r"\b(?:if|whether|not|why|neither|nor)\b[^,]*$", before, re.I):
+            if text.startswith(" if", match.end()) or re.search(
+                r"\b(?:if|whether|not|why|neither|nor)\b[^,]*$", before, re.I
+            ):
                 continue
             found.append(Cue(match.start(), match.end(), match[0].strip(" *_"), 2, letter=match["letter"]))
     suffixed = {(cue.letter, cue.end) for cue in found if cue.letter}

@@ -261,7 +261,9 @@ def _last_run(sentence: str, runs: list[re.Match[str]], cue: str) -> tuple[str |
     after = sentence[last.end() :]
     if len(re.findall(r"\w+", after)) > 4 or re.search(r"\d", after):
         return None, ""
-    content = run_content(last)
+    content = re.split(r"\\approx|≈", run_content(last))[0]
+    if len(runs) > 1 and _JOIN.fullmatch(sentence, runs[-2].end(), last.start()):
+        return in_box(f"{run_content(runs[-2])}, {content}", "math"), cue or "statement"
     if not cue and not (
         "=" in content or _STATES.search(sentence[: last.start()]) or not sentence[: last.start()].strip()
     ):

@@ -275,7 +275,7 @@ class _Search:
         if cue.letter:
             return (cue.letter if self._is_allowed(cue.letter) else None), 4.0, cue.name
         if (
-            cue.rank == 2
+            cue.rank > 1
             and self.kind == "choice"
             and re.match(r"(?:option|choice|statement|answer|letter|item)\b", cue.name, re.I)
         ):
@@ -290,6 +290,8 @@ class _Search:
             if negated:
                 return None, 0.0, (cue.name + " " + negated[0]).strip()
         content = tail[cue.end : cue.end + 4 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*:_：")
+        if cue.name.casefold().endswith(("isn't", "isn’t")):
+            content = "not " + content
         display = self.kind in ("math", "number", "auto") and content.startswith(("$$", "\\[", "$", "\\("))
         clause = content if display else first_sentence(content, self.kind)
         if not clause.strip():
@@ -411,6 +413,12 @@ class _Search:
         first = self.text.strip().split("\n", 1)[0].strip()
         opens = re.match(r"[\s*_>-]*(yes|no)\*{0,2}\s*[,.;:!\n–—-]", self.text, re.I)
         sentence = last_sentence(line, "text")
+        if (
+            first != line
+            and re.match(r"\*\*[^*]+\*\*\.?$|\S+(?:\s\S+)?$", first)
+            and (answer := self._first_line(first))
+        ):
+            return self._result(answer, "first line", "", first)
         if words > 1 and opens and len(self.text) > len(opens[0]) + 1:
             return self._result(opens[1].lower(), "opening", "", first)
         said = complement(sentence)
@@ -463,7 +471,9 @@ _SENTENCE_LIKE = re.compile(
     r"(?<![\\A-Za-z])[A-Za-z'’]{2,}[ :]|[^\x00-\x7f]|\\text|\[[A-Za-z]|_{2}|\?|\.\.|\\dots|\\ldots"
 )
 _HEADING = re.compile(
-    r"(?:#|step\b|sure\b|okay\b|ok\b|let|first\b|reasoning|explanation|solution|analysis|here\b|to (?:find|solve)"
+    r"(?:#|step\b|sure\b|okay\b|ok\b|let|first\b|reasoning|explanation|solution|analysis|here\b|findings"
+    r"|impression|description|overview|"
+    r"summary|context|background|answer\b|conclusion|final\b|image\b|to (?:find|solve)"
     r"|we\b|given)",
     re.I,
 )

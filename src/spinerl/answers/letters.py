@@ -33,7 +33,7 @@ _SECOND = re.compile(
     r")?[(\[*]*([A-J])(?![A-Za-z0-9'’])"
 )
 _OPENS = re.compile(
-    r"^\s*(?:\(([A-Ja-j])\)|\[([A-J])\]|\{([A-J])\}|<([A-J])>|([A-J])(?=[).:,;。，、]|\s*$|\s+[-–—])|([b-hj])(?=[).:]"
+    r"^\s*(?:\(([A-Ja-j])\)|\[([A-J])\]|\{([A-J])\}|<([A-J])>|([A-J])(?=[).:,;!。，、]|\s*$|\s+[-–—])|([b-hj])(?=[).:]"
     r"|\s*$)|(a)(?=\)))"
 )
 
@@ -78,7 +78,7 @@ def leading_letter(text: str, *, certain: bool) -> str | None:
 def opening_letter(line: str) -> str | None:
     """The letter that opens a line as an option's label does: "B)", "(c)", "D: because", "b"; a lone "a" is none."""
     text = plain(line)
-    text = re.sub(r"^(?:[-•]\s+)", "", text.strip())
+    text = re.sub(r"^(?:[-•]\s+)", "", text.strip().strip("'‘’"))
     match = _OPENS.match(text)
     if match is None or _SECOND.match(text[match.end() :]):
         return None

@@ -75,6 +75,8 @@ _REFUSALS = (
     r"none given",
     r"nothing",
     r"who knows\b.*",
+    r"(?:unable|cannot|can['’]?t|can not|could not|couldn['’]t) (?:to )?(?:be )?(?:determine|answer|say|tell"
+    r"|identify|know|see|assess|solve)\w*\b.*",
     r"(?:please )?(?:provide|clarify|specify)\b.*",
     r"(?:could|can|would) you (?:please )?\w+\b.*",
     r"(?:我)?(?:不知道|不确定|不確定|不清楚|无法确定|無法確定|无法回答|無法回答|无法判断|没有足够|抱歉|对不起|無法判斷).*",

@@ -22,7 +22,8 @@ _LATIN = sorted((re.escape(w) for w in _VALUE if ord(w[0]) < 0x2000), key=len, r
 _CJK = sorted((re.escape(w) for w in _VALUE if ord(w[0]) >= 0x2000), key=len, reverse=True)
 _WORD = rf"(?:(?P<latin>{'|'.join(_LATIN)})(?![^\W_]|['’]\w|-\w)|(?P<cjk>{'|'.join(_CJK)})(?=[^\w]|$|的|です|입니다))"
 _HEDGE = (
-    r"(?:(?:most |very |quite |more |almost )?(?:probably|likely|definitely|clearly|certainly|simply|therefore|thus"
+    r"(?:(?:most |very |quite |more |almost )?(?:in (?:summary|conclusion|short|brief|general)|overall|to "
+    r"(?:summarize|conclude)|probably|likely|definitely|clearly|certainly|simply|therefore|thus"
     r"|so|hence|then|indeed|possibly|surely|of course|apparently|presumably|tentatively|a|an|also|just|generally"
     r"|overall|"
     r"wahrscheinlich|also|donc|probablement|probablemente|provavelmente|probabilmente|вероятно|clear|cautious"
@@ -41,7 +42,7 @@ _CLOSE = re.compile(rf"(?<![^\W_]){_WORD}[*_\"'”)`\]]{{0,4}}[.!?。！]?\s*$",
 _SAYS = re.compile(
     r"\b(?:say|says|said|is|be|answer|answered|conclude|therefore|thus|so|hence|likely|probably|conclusion"
     r"|definitely|clearly|answering|suggest|suggests|indicates?|then|was|lean|leans|towards?|est|ist|es|é|è|likely"
-    r"|a|an|of|with)\s*[:,]?\s*$",
+    r"|a|an|of|with|to|it['’]s|that['’]s)\s*[:,]?\s*$",
     re.I,
 )
 
