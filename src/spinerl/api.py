@@ -205,13 +205,17 @@ def preflight(
         return run_preflight(config, given=_given(model, tokenizer, resolve(config)))[0]
 
 
-def vote(texts: Sequence[str], kind: str = "auto", *, choices: Sequence[str] = (), **options: Any) -> Vote:
+def vote(
+    texts: Sequence[str], kind: str = "auto", *, choices: Sequence[str] = (), explain: bool = False, **options: Any
+) -> Vote:
     """Read the answer of each text, sort equal answers together, and vote; no model is needed.
 
     Args:
         texts: responses to one question.
         kind: how answers are read: auto, number, math, choice or text (docs/answers.md).
         choices: the options' texts, for kind "choice".
+        explain: also say how each text was read: `readings`, one per text, each with its rule, cue, the text read and
+            the candidates that were refused (`reading.explain()` is a line of it).
         options: of `spinerl.answers.vote`: tie, min_majority_frac, min_margin, weights, seed.
 
     Raises InputError for an unknown kind or option.
@@ -220,8 +224,11 @@ def vote(texts: Sequence[str], kind: str = "auto", *, choices: Sequence[str] = (
     >>> found = spinerl.vote([r"so \\\\boxed{1/2}", "The answer is 0.5.", "7"], kind="math")
     >>> found.classes, found.majority_frac > 0.6
     ((0, 0, 1), True)
+    >>> spinerl.vote(["The answer is 8. The solution is complete."], kind="number", explain=True).readings[0].cue
+    'answer is'
     """
-    return count_vote(list(texts), [False] * len(texts), kind, default_equivalence(), choices=tuple(choices), **options)
+    cut = [False] * len(texts)
+    return count_vote(list(texts), cut, kind, default_equivalence(), choices=tuple(choices), explain=explain, **options)
 
 
 class _Callbacks:

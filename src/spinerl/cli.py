@@ -245,12 +245,15 @@ def score(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write a row per line of FILE (.jsonl: as lines)", metavar="OUT")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="say for each response which rule read what, and what was refused")
+    ] = False,
 ) -> None:
     """Read answers from saved texts, vote, and compare with gold where there is some; no model is needed."""
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table
     from spinerl.runs import write_json, write_rows
-    from spinerl.scoring import judge, read_predictions, score_row, summarise, why_no_accuracy
+    from spinerl.scoring import explain_row, judge, read_predictions, score_row, summarise, why_no_accuracy
 
     _check_writable(json_file)
     config = load_config(overrides=overrides or [])
@@ -265,6 +268,10 @@ def score(
     for line in why_no_accuracy(judged, config.answer):
         out.print(line, markup=False, highlight=False)
     scored = [score_row(row) for row in judged]
+    for row, shown in zip(judged, scored, strict=True) if explain else ():
+        shown["readings"] = explain_row(row, config.answer)
+        for number, line in enumerate(shown["readings"], 1):
+            out.print(f"{row['id']} response {number}: {line}", highlight=False, markup=False, soft_wrap=True)
     if json_file is not None and json_file.suffix == ".jsonl":
         write_rows(json_file, scored)
     elif json_file is not None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinerl.answers import KINDS, Equivalence, count_vote, normalise_answer, vote_metrics
+from spinerl.answers import KINDS, Equivalence, count_vote, normalise_answer, read_answer, vote_metrics
 from spinerl.config import AnswerConfig, VoteConfig
 from spinerl.errors import InputError, did_you_mean
 from spinerl.lines import lines_of, read_text
@@ -26,6 +26,7 @@ __all__ = [
     "class_correct",
     "compare",
     "correctness",
+    "explain_row",
     "judge",
     "read_predictions",
     "score_row",
@@ -124,6 +125,18 @@ def score_row(judged: Mapping[str, Any]) -> dict[str, Any]:
     """What `spinerl score` prints of a judged row."""
     keys = ("id", "answers", "classes", "pseudo_label", "majority_frac", "correct", "responses_correct")
     return {key: judged[key] for key in keys}
+
+
+def explain_row(row: Mapping[str, Any], answer: AnswerConfig) -> list[str]:
+    """How each response of a row is read, a line each: its answer, the rule and cue, and what was refused."""
+    kind = answer.kind_of(row.get("kind") or "auto")
+    cut = row.get("truncated") if answer.truncated == "abstain" else None
+    flags = cut or [False] * len(row["responses"])
+    choices = tuple(row.get("choices") or ())
+    return [
+        read_answer(text, kind, choices=choices, truncated=bool(flag)).explain()
+        for text, flag in zip(row["responses"], flags, strict=True)
+    ]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95, seed: int = 0) -> dict[str, float]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
     import torch
 
+    from spinerl.answers.extract import Reading
+
 __all__ = [
     "Activations",
     "Batch",
@@ -144,7 +146,7 @@ class Vote:
     `counts` are vote weights by class; classes are numbered by first appearance; None abstains.
     `majority_frac` is the winning (or, without a winner, the largest) class's weight over that of all N responses.
     With a memory, `counts`, `winner`, `pseudo_label` and `majority_frac` are of all responses remembered: there may be
-    more classes than the N responses have.
+    more classes than the N responses have.  `readings`: how each response was read (where asked for).
     """
 
     answers: tuple[str | None, ...]
@@ -154,6 +156,7 @@ class Vote:
     pseudo_label: str | None
     majority_frac: float
     memory: Remembered | None = None
+    readings: tuple[Reading, ...] = ()
 
     @property
     def class_answers(self) -> tuple[str, ...]:

@@ -27,6 +27,33 @@ WRAPPERS = {
 }
 
 
+# what real models put around an answer, before and behind it, in five languages; maths stands in dollars outside boxes
+CONVERSATION = {
+    "pleasantry behind a box": "So we get \\boxed{%s}. I hope this helps!",
+    "attractor": "The answer is %s. I hope the answer is helpful!",
+    "markdown, remark": "**Final Answer:** %s\n\nThis result is consistent with the estimate. Let me know "
+    "if you have any questions!",
+    "tag": "<think>maybe \\boxed{99}</think>\n<answer>%s</answer>",
+    "sentence in a tag": "<reasoning>First 12, then 7.</reasoning>\n<answer>\nThe answer is %s.\n</answer>",
+    "run-on": "First 3 + 4 = 7.\nAnswer: %s\n\nQuestion: What is 12 + 30?\nAnswer: 42",
+    "German": "Also gilt 3 + 4 = 7. Die Antwort ist %s. Ich hoffe, das hilft!",
+    "French": "On a donc 3 + 4 = 7. La réponse est %s.",
+    "Spanish": "Sumamos 3 + 4 = 7.\n\nRespuesta: %s",
+    "Chinese": "因为 3 + 4 = 7，所以答案是 %s。",
+    "bold answer, remark": "Adding up, 3 + 4 = 7.\n\n**Answer: %s**\n\nThe steps above show that this is right.",
+    "hashes": "3 + 4 = <<3+4=7>>7\n#### %s\n\nLet me know if you need another solution!",
+}
+KINDS = {
+    "math500": "math",
+    "amc": "math",
+    "aime2024": "math",
+    "gsm8k": "number",
+    "svamp": "number",
+    "pubmedqa": "yesno",
+}
+SAMPLE = 120  # of each data set, evenly spread
+
+
 def golds(name: str) -> list[str]:
     path = FOLDER / f"{name}.jsonl"
     if not path.exists():
@@ -71,3 +98,34 @@ def test_different_gold_answers_are_not_merged() -> None:
                 for g in group
             }  # fmt: skip
             assert len(digits) == 1 or digits == {"-2,1", "1,-2"}, group
+
+
+@pytest.mark.parametrize("wrapper", CONVERSATION)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_gold_answer_in_conversation_is_read_back(name: str, wrapper: str) -> None:
+    answers, kind = golds(name), KINDS[name]
+    sample = answers[:: max(1, len(answers) // SAMPLE)]
+    in_dollars = kind == "math" and wrapper not in ("pleasantry behind a box", "tag")
+    with Equivalence() as equivalence:
+        wrong = [
+            gold
+            for gold in sample
+            if not equivalence.equivalent(
+                extract_answer(CONVERSATION[wrapper].replace("%s", f"${gold}$" if in_dollars else gold), kind),
+                gold,
+                kind,
+            )
+        ]
+    assert len(wrong) <= 0.005 * len(sample), wrong
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "svamp"])
+def test_distinct_numbers_are_never_equal(name: str) -> None:
+    distinct = sorted(set(golds(name)))
+    with Equivalence() as equivalence:
+        classes = equivalence.classes(distinct, "number")
+    groups = defaultdict(set)
+    for gold, number in zip(distinct, classes, strict=True):
+        groups[number].add(float(gold.replace(",", "")))
+    assert None not in groups
+    assert all(len(values) == 1 for values in groups.values())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spinerl.answers.refusals import is_refusal
+from spinerl.answers.refusals import declines
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from spinerl.answers.refusals import is_refusal
     ],
 )
 def test_refusals(text):
-    assert is_refusal(text)
+    assert declines(text)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_refusals(text):
     ],
 )
 def test_answers(text):
-    assert not is_refusal(text)
+    assert not declines(text)

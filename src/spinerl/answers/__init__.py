@@ -4,7 +4,7 @@ torch."""
 from spinerl.answers.baselines import Decision, best_of, early_stopped_majority, first_finish, lead_probability
 from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
-from spinerl.answers.extract import extract_answer
+from spinerl.answers.extract import Reading, Refused, extract_answer, read_answer
 from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_memory
 from spinerl.answers.normalise import KINDS, MAX_ANSWER_CHARS, normalise_answer
 from spinerl.answers.order import easy_to_hard
@@ -29,6 +29,8 @@ __all__ = [
     "TIES",
     "Decision",
     "Equivalence",
+    "Reading",
+    "Refused",
     "VoteMemory",
     "add_votes",
     "best_of",
@@ -46,6 +48,7 @@ __all__ = [
     "leave_one_out_reward",
     "majority_reward",
     "normalise_answer",
+    "read_answer",
     "reference_reward",
     "ttrv_reward",
     "vote",

@@ -13,36 +13,53 @@ instead of once per pair.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import threading
-from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
-from mpmath.ctx_mp import MPContext
 from mpmath.libmp import NoConvergence
 
-__all__ = ["Unreadable", "Value", "equation_key", "evaluate", "from_digits", "sample_points", "value_key"]
+from spinerl.answers._values import (
+    CTX,
+    FUNCTIONS,
+    LOCK,
+    NUM_POINTS,
+    STATE,
+    Unreadable,
+    Value,
+    add,
+    binomial,
+    check,
+    const,
+    digits,
+    div,
+    each,
+    factorial,
+    is_constant,
+    log,
+    mul,
+    neg,
+    number,
+    points,
+    pow_,
+    root,
+    settle,
+    variable,
+)
 
-Value = Fraction | tuple[Any, ...]  # a Fraction, or one mpmath number per sample point
+__all__ = [
+    "NUM_POINTS",
+    "Unreadable",
+    "Value",
+    "domain_key",
+    "equation_key",
+    "evaluate",
+    "from_digits",
+    "sample_points",
+    "value_key",
+]
 
-NUM_POINTS = 3
 MAX_TOKENS = 400
 MAX_DEPTH = 24
-MAX_BITS = 14000  # below the 4300 digits that Python converts to a string
-MAX_MAGNITUDE = 10**300
-
-
-class Unreadable(ValueError):
-    """The expression is outside the reader's language or limits."""
-
-
-_CTX: Any = MPContext()  # a context of our own, so that nobody else's precision changes reach us
-_CTX.dps = 40
-_LOCK = threading.Lock()  # mpmath contexts change their own precision while they work
-_TINY = _CTX.mpf(10) ** -25
-_EPS = _CTX.mpf(10) ** -30
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
@@ -75,23 +92,51 @@ def evaluate(text: str) -> Value:
     >>> evaluate(r"\\frac{1}{2}+0.25")
     Fraction(3, 4)
     """
+    return _evaluate(text, "mixed")
+
+
+def domain_key(text: str) -> str | None:
+    """A key of the expression's values where its roots and logarithms are real, or None where they are everywhere.
+
+    `\\sqrt{1/m}` and `1/\\sqrt{m}` share it.  Raises nothing: an unreadable expression has none.
+
+    >>> domain_key("\\\\sqrt{ab}") == domain_key("\\\\sqrt{a}\\\\sqrt{b}"), domain_key("\\\\sqrt{x^2}")
+    (True, None)
+    """
+    try:
+        tokens = _tokenise(text)
+        with LOCK:
+            has_bad_root = False
+            for signs in ("mixed", "probe"):
+                STATE.reset(signs)
+                _Parser(list(tokens)).whole()
+                has_bad_root = has_bad_root or STATE.has_bad_root
+        return value_key(_evaluate(text, "positive")) if has_bad_root else None
+    except (Unreadable, ArithmeticError, ValueError, TypeError, NoConvergence, RecursionError):
+        return None
+
+
+def _evaluate(text: str, signs: str) -> Value:
     if _DERIVATIVE.search(text):
         raise Unreadable("a derivative")
     tokens = _tokenise(text)
-    with _LOCK:
+    with LOCK:
+        STATE.reset(signs)
         try:
-            return _settle(_Parser(tokens).whole())
+            return settle(_Parser(tokens).whole())
         except (ArithmeticError, ValueError, TypeError, NoConvergence, RecursionError) as error:
             raise Unreadable(str(error)) from error
+        finally:
+            STATE.signs = "mixed"
 
 
 def value_key(value: Value) -> str:
     """A string equal for equal values: `"3/4"` for rationals, the digits at the sample points otherwise."""
     if isinstance(value, Fraction):
         return str(value)
-    with _LOCK:
-        constant = _is_constant(value)
-        return "~" + ";".join(_digits(v) for v in (value[:1] if constant else value))
+    with LOCK:
+        constant = is_constant(value)
+        return "~" + ";".join(digits(v) for v in (value[:1] if constant else value))
 
 
 def equation_key(difference: Value) -> str:
@@ -102,16 +147,16 @@ def equation_key(difference: Value) -> str:
     """
     if isinstance(difference, Fraction):
         raise Unreadable("no variable in the equation")
-    with _LOCK:
-        if _is_constant(difference):
+    with LOCK:
+        if is_constant(difference):
             raise Unreadable("no variable in the equation")
-        return "=" + ";".join(_digits(v / difference[0]) for v in difference[1:])
+        return "=" + ";".join(digits(v / difference[0]) for v in difference[1:])
 
 
 def sample_points(name: str) -> list[str]:
     """The values at which variable `name` is evaluated, as decimal strings of 40 digits."""
-    with _LOCK:
-        return [_CTX.nstr(v, 40) for v in _points(_variable(name))]
+    with LOCK:
+        return [CTX.nstr(v, 40) for v in points(variable(name))]
 
 
 def from_digits(points: list[tuple[str, str]]) -> Value:
@@ -119,9 +164,10 @@ def from_digits(points: list[tuple[str, str]]) -> Value:
 
     Raises `Unreadable` when they are not finite or too close to zero.
     """
-    with _LOCK:
+    with LOCK:
+        STATE.reset()
         try:
-            return _settle(_check(tuple(_CTX.mpc(re, im) for re, im in points)))
+            return settle(check(tuple(CTX.mpc(re, im) for re, im in points)))
         except (ValueError, ArithmeticError) as error:
             raise Unreadable(str(error)) from error
 
@@ -177,7 +223,7 @@ class _Parser:
         while self.peek()[1] in ("+", "-") and self.peek()[0] == "op":
             sign = self.take()
             other = self.product()
-            value = _add(value, other if sign == "+" else _neg(other))
+            value = add(value, other if sign == "+" else neg(other))
         self.depth -= 1
         return value
 
@@ -187,15 +233,14 @@ class _Parser:
             kind, token = self.peek()
             if token in ("*", "\\cdot", "\\times", "\\ast"):
                 self.take()
-                value = _mul(value, self.signed())
+                value = mul(value, self.signed())
             elif token in ("/", "\\div"):
                 self.take()
-                value = _div(value, self.signed())
+                value = div(value, self.signed())
             elif self._starts_factor(kind, token):
                 if kind == "number" and self.tokens[self.at - 1][0] == "number":
-                    value = self._mixed(value)  # "1 1/2"; two bare numbers side by side are no product
-                else:
-                    value = _mul(value, self.power())
+                    raise Unreadable("two numbers side by side")
+                value = mul(value, self.power())
             else:
                 return value
 
@@ -204,31 +249,21 @@ class _Parser:
             return token not in ("\\}", "\\|") and not (kind == "command" and token in ("\\rfloor", "\\rceil"))
         return token in ("(", "{", "[") or (token == "|" and self.bars == 0)
 
-    def _mixed(self, whole: Value) -> Value:
-        numerator = self.take()
-        if self.peek()[1] != "/" or self.peek(1)[0] != "number" or not isinstance(whole, Fraction):
-            raise Unreadable("two numbers side by side")
-        self.take("/")
-        part = _number(numerator) / _number(self.take())
-        if whole.denominator != 1 or not 0 < part < 1:
-            raise Unreadable("two numbers side by side")
-        return whole + part
-
     def signed(self) -> Value:
         sign = 1
         while self.peek()[0] == "op" and self.peek()[1] in ("-", "+"):
             sign = -sign if self.take() == "-" else sign
         value = self.power()
-        return value if sign == 1 else _neg(value)
+        return value if sign == 1 else neg(value)
 
     def power(self) -> Value:
         base = self.postfix()
         if self.peek()[1] in ("^", "**"):
             self.take()
-            value = _pow(base, self.exponent())
+            value = pow_(base, self.exponent())
             while self.peek()[1] == "!":
                 self.take()
-                value = _factorial(value)
+                value = factorial(value)
             return value
         return base
 
@@ -242,7 +277,7 @@ class _Parser:
             value = self.group()
         elif token == "-":
             self.take()
-            value = _neg(self.exponent())
+            value = neg(self.exponent())
         else:
             value = self.power()
         self.depth -= 1
@@ -254,11 +289,11 @@ class _Parser:
             token = self.peek()[1]
             if token == "!":
                 self.take()
-                value = _factorial(value)
+                value = factorial(value)
             elif token == "\\degree":
                 self.take()
                 if self.has_trig:
-                    value = _mul(value, _div(_const(_CTX.pi), Fraction(180)))
+                    value = mul(value, div(const(CTX.pi), Fraction(180)))
             else:
                 return value
 
@@ -317,26 +352,48 @@ class _Parser:
             value = self.sum()
             self.bars -= 1
             self.take("|")
-            return _each(value, abs)
+            return each(value, abs)
         raise Unreadable(token or "ends early")
 
     def _after_number(self, token: str) -> Value:
         if self.peek()[1] == "_":  # 204_5: a numeral in another base is a name, never the decimal number
             self.take()
-            return _variable(f"{token}_{self._subscript()}")
-        value = _number(token)
+            return variable(f"{token}_{self._subscript()}")
+        value = number(token)
         if self.peek()[1] == "\\overline" and "." in token:  # 0.1\overline{6}
             self.take()
             return self._repeating(token, value)
-        if self.peek()[1] == "\\frac" and value.denominator == 1 and "." not in token:  # 1\frac{4}{5} is 9/5
-            texts = [t for _, t in self.tokens[self.at + 1 : self.at + 7]]
-            if (
-                len(texts) == 6 and texts[0] == texts[3] == "{" and texts[2] == texts[5] == "}"
-                and texts[1].isdigit() and texts[4].isdigit() and 0 < int(texts[1]) < int(texts[4])
-            ):  # fmt: skip
-                self.at += 7
-                return value + Fraction(int(texts[1]), int(texts[4]))
+        if value.denominator == 1 and "." not in token:
+            return self._mixed_numeral(value)
         return value
+
+    def _mixed_numeral(self, whole: Fraction) -> Fraction:
+        """1\\frac{4}{5}, 1\\frac45 and 1 4/5 are 9/5: an integer before a proper fraction; else the integer alone."""
+        if self.peek()[0] == "number" and self.peek(1)[1] == "/" and self.peek(2)[0] == "number":
+            top, bottom = self.peek()[1], self.peek(2)[1]
+            if not (top.isdigit() and bottom.isdigit() and 0 < int(top) < int(bottom)):
+                raise Unreadable("two numbers side by side")
+            self.at += 3
+            return whole + Fraction(int(top), int(bottom))
+        if self.peek()[1] != "\\frac":
+            return whole
+        parts, offset = [], 1
+        for _ in range(2):
+            braced = self.peek(offset)[1] == "{"
+            token = self.peek(offset + braced)[1]
+            if not token.isdigit() or (braced and self.peek(offset + 2)[1] != "}"):
+                return whole
+            if not braced and not parts and len(token) == 2:  # \\frac12
+                parts, offset = [int(token[0]), int(token[1])], offset + 1
+                break
+            if not braced and len(token) > 1:
+                return whole
+            parts.append(int(token))
+            offset += 3 if braced else 1
+        if len(parts) != 2 or not 0 < parts[0] < parts[1]:
+            return whole
+        self.at += offset
+        return whole + Fraction(parts[0], parts[1])
 
     def _repeating(self, token: str, value: Fraction) -> Fraction:
         self.take("{")
@@ -360,18 +417,18 @@ class _Parser:
     def _letter(self, token: str) -> Value:
         if self.peek()[1] == "_":
             self.take()
-            return _variable(f"{token}_{self._subscript()}")
+            return variable(f"{token}_{self._subscript()}")
         if token == "e":
-            return _const(_CTX.e)
+            return const(CTX.e)
         if token == "i":
-            return _const(_CTX.mpc(0, 1))
-        return _variable(token)
+            return const(CTX.mpc(0, 1))
+        return variable(token)
 
     def _named(self, name: str) -> Value:
         if name == "pi":
-            return _const(_CTX.pi)
+            return const(CTX.pi)
         if name == "sqrt":
-            return _root(self._plain_argument(), 2)
+            return root(self._plain_argument(), 2)
         return self._function(name)
 
     def _plain_argument(self) -> Value:
@@ -382,15 +439,15 @@ class _Parser:
     def _command(self, token: str) -> Value:
         name = token[1:]
         if token in _CONSTANT_COMMANDS:
-            return _const({"pi": _CTX.pi, "e": _CTX.e}.get(name, _CTX.mpc(0, 1)))
+            return const({"pi": CTX.pi, "e": CTX.e}.get(name, CTX.mpc(0, 1)))
         if token in _GREEK:
             if self.peek()[1] == "_":
                 self.take()
-                return _variable(f"{token}_{self._subscript()}")
-            return _variable(token)
+                return variable(f"{token}_{self._subscript()}")
+            return variable(token)
         if name == "frac":
             numerator = self.argument()
-            return _div(numerator, self.argument())
+            return div(numerator, self.argument())
         if name == "sqrt":
             index = 2
             if self.peek()[1] == "[":
@@ -402,10 +459,10 @@ class _Parser:
                 if index_value.denominator != 1:
                     raise Unreadable("root index")
                 index = int(index_value)
-            return _root(self.argument(), index)
+            return root(self.atom() if self.peek()[1] == "(" else self.argument(), index)
         if name == "binom":
             n = self.argument()
-            return _binomial(n, self.argument())
+            return binomial(n, self.argument())
         if name in ("lfloor", "lceil"):
             value = self.sum()
             self.take("\\rfloor" if name == "lfloor" else "\\rceil")
@@ -430,13 +487,13 @@ class _Parser:
         value = self._function_argument()
         if name == "log":
             # a bare "log" is the natural one nowhere and the decimal one nowhere: keep it apart from ln
-            result = _log(value) if base is None else _div(_log(value), _log(base))
-            result = _mul(result, _variable("log")) if base is None else result
+            result = log(value) if base is None else div(log(value), log(base))
+            result = mul(result, variable("log")) if base is None else result
         elif name == "ln":
-            result = _log(value)
+            result = log(value)
         else:
-            result = _each(value, _MP_FUNCTIONS[name])
-        return result if exponent is None else _pow(result, exponent)
+            result = each(value, FUNCTIONS[name])
+        return result if exponent is None else pow_(result, exponent)
 
     def _function_argument(self) -> Value:
         """`(...)`, `{...}` or the implicit product that follows, as in \\sin 2x."""
@@ -448,188 +505,6 @@ class _Parser:
             is_function = token.lstrip("\\") in _FUNCTIONS
             if kind in ("letter", "number", "word", "command") and not is_function and token not in ("\\cdot",
                     "\\times", "\\div", "\\}", "\\|", "\\rfloor", "\\rceil", "\\ast"):  # fmt: skip
-                value = _mul(value, self.power())
+                value = mul(value, self.power())
             else:
                 return value
-
-
-def _number(token: str) -> Fraction:
-    token = token.replace(",", "")
-    if len(token) > 400:
-        raise Unreadable("too many digits")
-    return Fraction(token if not token.endswith(".") else token[:-1])
-
-
-def _points(value: Value) -> tuple[Any, ...]:
-    if isinstance(value, Fraction):
-        return (_CTX.mpf(value.numerator) / value.denominator,) * NUM_POINTS
-    return value
-
-
-def _check(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-            raise Unreadable("number too long")
-        return value
-    for v in value:
-        if not _CTX.isfinite(v) or abs(v) > MAX_MAGNITUDE:
-            raise Unreadable("too large")
-    return value
-
-
-def _each(value: Value, function: Callable[[Any], Any]) -> Value:
-    if isinstance(value, Fraction) and function is abs:
-        return abs(value)
-    if any(abs(v) > 10**6 for v in _points(value)):
-        raise Unreadable("argument too large")
-    return _check(tuple(function(v) for v in _points(value)))
-
-
-def _const(value: Any) -> Value:
-    return (+value,) * NUM_POINTS
-
-
-def _variable(name: str) -> Value:
-    """Fixed irrational-looking points of magnitude 0.5 to 2.5 and mixed sign, from the name's checksum."""
-    values = []
-    for index in range(NUM_POINTS):
-        seed = int.from_bytes(hashlib.sha256(f"{index}:{name}".encode()).digest()[:8], "big")
-        magnitude = _CTX.mpf(1) / 2 + 2 * _CTX.sqrt(_CTX.mpf(seed % 2**60 + 2) / 2**60)
-        values.append(-magnitude if seed >> 63 else magnitude)
-    if all(v < 0 for v in values) or all(v > 0 for v in values):
-        values[1] = -values[1]
-    return tuple(values)
-
-
-def _add(a: Value, b: Value) -> Value:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return _check(a + b)
-    return _check(tuple(x + y for x, y in zip(_points(a), _points(b), strict=True)))
-
-
-def _neg(a: Value) -> Value:
-    return -a if isinstance(a, Fraction) else tuple(-x for x in a)
-
-
-def _mul(a: Value, b: Value) -> Value:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return _check(a * b)
-    return _check(tuple(x * y for x, y in zip(_points(a), _points(b), strict=True)))
-
-
-def _div(a: Value, b: Value) -> Value:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return _check(a / b)
-    return _check(tuple(x / y for x, y in zip(_points(a), _points(b), strict=True)))
-
-
-def _pow(base: Value, exponent: Value) -> Value:
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if bits * abs(exponent.numerator) <= MAX_BITS:
-            return base**exponent.numerator
-        raise Unreadable("power too large")
-    if isinstance(exponent, Fraction):
-        if abs(exponent) > 1000:
-            raise Unreadable("power too large")
-        if exponent.denominator == 1:
-            return _check(tuple(v**exponent.numerator for v in _points(base)))
-        root = _root(base, exponent.denominator) if exponent.denominator <= 64 else None
-        if root is None:
-            raise Unreadable("root index")
-        return _pow(root, Fraction(exponent.numerator))
-    pairs = list(zip(_points(base), _points(exponent), strict=True))
-    if any(abs(y) > 1000 or abs(x) > 10**100 for x, y in pairs):
-        raise Unreadable("power too large")
-    return _check(tuple(_CTX.power(x, y) for x, y in pairs))
-
-
-def _root(value: Value, index: int) -> Value:
-    """The principal root; the real one for odd index and negative real numbers."""
-    if isinstance(value, Fraction):
-        top, bottom = _integer_root(abs(value.numerator), index), _integer_root(value.denominator, index)
-        if top is not None and bottom is not None and (value >= 0 or index % 2):
-            return Fraction(top if value >= 0 else -top, bottom)
-
-    def root(v: Any) -> Any:
-        real = _CTX.re(v)
-        if _CTX.im(v) == 0 and real < 0 and index % 2:
-            return -_CTX.root(-real, index)
-        return _CTX.root(v, index)
-
-    return _check(tuple(root(v) for v in _points(value)))
-
-
-def _integer_root(n: int, index: int) -> int | None:
-    if n < 2:
-        return n
-    low, high = 1, 1 << (n.bit_length() // index + 1)
-    while low <= high:
-        middle = (low + high) // 2
-        power = middle**index
-        if power == n:
-            return middle
-        low, high = (middle + 1, high) if power < n else (low, middle - 1)
-    return None
-
-
-def _log(value: Value) -> Value:
-    if isinstance(value, Fraction) and value == 1:
-        return Fraction(0)
-    return _check(tuple(_CTX.log(v) for v in _points(value)))
-
-
-def _factorial(value: Value) -> Value:
-    if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 400:
-        raise Unreadable("factorial")
-    result = 1
-    for k in range(2, int(value) + 1):
-        result *= k
-    return _check(Fraction(result))
-
-
-def _binomial(n: Value, k: Value) -> Value:
-    if not (isinstance(n, Fraction) and isinstance(k, Fraction)) or n.denominator != 1 or k.denominator != 1:
-        raise Unreadable("binomial of a non-integer")
-    if not (0 <= k <= n <= 2000):
-        raise Unreadable("binomial out of range")
-    result = 1
-    for step in range(1, min(int(k), int(n - k)) + 1):
-        result = result * (int(n) - step + 1) // step
-    return _check(Fraction(result))
-
-
-_MP_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    "sin": _CTX.sin, "cos": _CTX.cos, "tan": _CTX.tan, "cot": _CTX.cot, "sec": _CTX.sec, "csc": _CTX.csc,
-    "arcsin": _CTX.asin, "arccos": _CTX.acos, "arctan": _CTX.atan,
-    "sinh": _CTX.sinh, "cosh": _CTX.cosh, "tanh": _CTX.tanh, "exp": _CTX.exp, "abs": abs,
-}  # fmt: skip
-
-
-def _is_constant(value: tuple[Any, ...]) -> bool:
-    return all(abs(v - value[0]) <= _EPS * abs(value[0]) for v in value[1:])
-
-
-def _settle(value: Value) -> Value:
-    """Turns a value that is rational after all (\\sqrt{4}, x - x + 2, \\log_2 8) into its Fraction."""
-    if isinstance(value, Fraction):
-        return value
-    if all(v == 0 for v in value):
-        return Fraction(0)
-    if any(abs(v) < _TINY for v in value):
-        raise Unreadable("too close to zero to tell")
-    if not _is_constant(value) or abs(_CTX.im(value[0])) > _EPS * abs(value[0]) or abs(value[0]) > 10**9:
-        return value
-    sign, mantissa, exponent, _ = _CTX.mpf(_CTX.re(value[0]))._mpf_
-    exact = Fraction(int(mantissa)) * Fraction(2) ** int(exponent) * (-1 if sign else 1)
-    simple = exact.limit_denominator(10**6)
-    return simple if abs(exact - simple) < Fraction(1, 10**30) else value
-
-
-def _digits(value: Any) -> str:
-    """20 significant digits of the complex number, parts that are rounding noise dropped."""
-    size = abs(value)
-    parts = []
-    for part in (_CTX.re(value), _CTX.im(value)):
-        parts.append("0" if abs(part) < size * _TINY else _CTX.nstr(_CTX.mpf(part), 20))
-    return ",".join(parts)

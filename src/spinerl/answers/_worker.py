@@ -9,7 +9,8 @@ both exit.
 Frames: 4 bytes length (big endian), then JSON.  The first frame configures: {"cpu_s", "memory_bytes"}; then
 one request at a time: {"op": "read", "a"} -> {"status": "ok", "value": can it be read at all, "points": its
 value at the reader's sample points, if it has one}, and {"op": "same", "a", "b"} -> {"status": "ok", "value":
-verify(a, b) or verify(b, a)}.  Other statuses: "timeout", "memory", "crash".
+verify(a, b) or verify(b, a)}, each with the processor time spent, "cpu_s".  Other statuses: "timeout",
+"memory", "crash".
 
 No torch is imported here.  Only the LaTeX grammar of math-verify is used: its other one evaluates Python.
 """
@@ -25,6 +26,7 @@ import select
 import signal
 import struct
 import sys
+import time
 from typing import Any, NoReturn
 
 from spinerl.answers._reader import NUM_POINTS, sample_points
@@ -206,8 +208,10 @@ def _solve(read_fd: int, write_fd: int, cpu_s: float, memory_bytes: int) -> NoRe
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # default action: the process ends
         while (request := read_frame(read_fd)) is not None:
             signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            began = time.process_time()
             reply = _reply(request)
             signal.setitimer(signal.ITIMER_PROF, 0)
+            reply["cpu_s"] = time.process_time() - began
             write_frame(write_fd, reply)
     except BaseException:  # whatever it is, this process must not return into the keeper's code
         code = 1
@@ -287,9 +291,29 @@ def _points(expressions: list[Any]) -> list[tuple[str, str]] | None:
             real, imaginary = value.as_real_imag()
             if not (real.is_Number and imaginary.is_Number) or not value.is_finite or value.has(I) != (imaginary != 0):
                 return None
+            if value != 0 and min(_digits_known(real), _digits_known(imaginary)) < 30:
+                return None  # terms cancelled: perhaps it is zero
             assert values is not None
             values.append((str(real), str(imaginary)))
     return values or None
+
+
+def _digits_known(part: Any) -> int:
+    """How many digits sympy vouches for; it gives an undecided zero one bit.  Exact numbers count as many."""
+    precision = getattr(part, "_prec", None)
+    return 40 if precision is None or part == 0 else int(precision * 0.30103)
+
+
+def _differ_by_size(first: list[Any], second: list[Any]) -> bool:
+    """Whether both are constants too small for the tolerance of math-verify, and differ."""
+    from sympy import Expr
+
+    if len(first) != 1 or len(second) != 1 or not all(isinstance(e, Expr) for e in (first[0], second[0])):
+        return False
+    x, y = (e.doit().evalf(30) for e in (first[0], second[0]))
+    if not (x.is_Number and y.is_Number) or max(abs(x), abs(y)) > 1e-6 or x == y:
+        return False
+    return min(_digits_known(x), _digits_known(y)) >= 20 and abs(x - y) > 1e-15 * max(abs(x), abs(y))
 
 
 def _same(a: str, b: str) -> bool:
@@ -297,7 +321,9 @@ def _same(a: str, b: str) -> bool:
     if not first or not second:
         return False
     verify = _math_verify.verify
-    return verify(first, second, timeout_seconds=None) or verify(second, first, timeout_seconds=None)
+    if not (verify(first, second, timeout_seconds=None) or verify(second, first, timeout_seconds=None)):
+        return False
+    return not _differ_by_size(first, second)
 
 
 if __name__ == "__main__":

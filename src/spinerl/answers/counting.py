@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spinerl.answers.equivalence import Equivalence
-from spinerl.answers.extract import extract_answer
+from spinerl.answers.extract import read_answer
 from spinerl.answers.votes import vote
 from spinerl.types import Vote
 
@@ -24,20 +25,25 @@ def count_vote(
     min_margin: float = 0.0,
     weights: Sequence[float] | None = None,
     seed: int = 0,
+    explain: bool = False,
+    in_thought: bool = False,
 ) -> Vote:
     """Read each text's answer, sort the answers into classes, count; a truncated text abstains.
 
-    The options are those of `vote`.  Raises InputError for an unknown kind or tie rule.
+    The options are those of `vote`; with `explain` the vote's `readings` say how each text was read; `in_thought`: the
+    prompt ended inside a thought (`extract_answer`).  Raises InputError for an unknown kind or tie rule.
 
     >>> with Equivalence() as equivalence:
     ...     count_vote(["\\\\boxed{1/2}", "\\\\boxed{0.5}", "no idea"], [False] * 3, "math", equivalence).classes
     (0, 0, None)
     """
-    answers = [
-        extract_answer(text, kind, choices=choices, truncated=cut) for text, cut in zip(texts, truncated, strict=True)
+    readings = [
+        read_answer(text, kind, choices=choices, truncated=cut, in_thought=in_thought)
+        for text, cut in zip(texts, truncated, strict=True)
     ]
+    answers = [reading.answer for reading in readings]
     classes = equivalence.classes(answers, kind)
-    return vote(
+    one = vote(
         answers,
         classes,
         tie=tie,
@@ -46,3 +52,4 @@ def count_vote(
         weights=weights,
         seed=seed,
     )
+    return replace(one, readings=tuple(readings)) if explain else one

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
@@ -46,11 +45,11 @@ class Equivalence:
     math-verify runs in worker processes that start when first needed.  A request that exceeds `cpu_s` seconds
     of processor time or `memory_mb` of address space ends its worker, is counted, and counts as "not equal";
     an answer that cannot even be read within the limits abstains (class None).  One call spends at most
-    `budget_s` seconds (and the one request it is in) with the workers; then unread answers abstain and
+    `budget_s` processor seconds (and the one request it is in) in the workers; then unread answers abstain and
     uncompared pairs are not equal, both counted in `stats["num_skipped"]`.
 
     Args: `cpu_s`, processor seconds per request (processor, not wall-clock time: a busy machine changes no
-    vote); `memory_mb`; `budget_s`, wall-clock seconds per call; `num_workers`, how many threads can compare
+    vote); `memory_mb`; `budget_s`, processor seconds per call; `num_workers`, how many threads can compare
     at once; `cache_size`, remembered reads and pairs each.
     Raises: `InputError` for limits that are not positive.
 
@@ -109,6 +108,8 @@ class Equivalence:
         distinct = {key.text: key for key in keys if key is not None}
         self._count("num_answers", len(keys))
         joined = self._join(distinct) if any(key.opaque for key in distinct.values()) else {}
+        if any(key is not None and key.also for key in keys):
+            joined = _unite([key for key in keys if key is not None], joined)
         numbers: dict[str, int] = {}
         result: list[int | None] = []
         for key in keys:
@@ -153,12 +154,12 @@ class Equivalence:
 
         Keys are visited in sorted order, so the outcome does not depend on the order of the answers.
         """
-        deadline = time.monotonic() + self._budget_s
+        budget = _Budget(self._budget_s)
         root: dict[str, str | None] = {text: text for text in distinct}
         opaque: list[str] = []
         for text in sorted(distinct):
             if distinct[text].opaque:
-                outcome = self._read(distinct[text].shown, deadline)
+                outcome = self._read(distinct[text].shown, budget)
                 if outcome == "yes":
                     opaque.append(text)
                 elif outcome in _NO_ANSWER:
@@ -174,22 +175,23 @@ class Equivalence:
                     continue
                 if _is_inequality(a) and b.startswith(("number:", "value:")):
                     continue
-                if self._same(distinct[a].shown, distinct[b].shown, deadline):
+                if self._same(distinct[a].shown, distinct[b].shown, budget):
                     first, second = sorted((_find(root, a), _find(root, b)))
                     root[second] = first
         return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
 
-    def _read(self, text: str, deadline: float) -> str:
+    def _read(self, text: str, budget: _Budget) -> str:
         """The key of its value, or "yes" or "no" (math-verify can read it or not), or one of `_NO_ANSWER`."""
         known = self._reads.get(text)
         if known is not None:
             self._count("num_cache_hits")
             return known
-        if time.monotonic() > deadline:
+        if not budget.allows():
             self._count("num_skipped")
             return "skipped"
         self._count("num_reads")
         reply = self._ask({"op": "read", "a": text})
+        budget.spend(reply, self._cpu_s)
         outcome = reply["status"]
         if outcome == "ok":
             outcome = "yes" if reply["value"] else "no"
@@ -199,17 +201,18 @@ class Equivalence:
         self._reads.put(text, outcome)
         return outcome
 
-    def _same(self, a: str, b: str, deadline: float) -> bool:
+    def _same(self, a: str, b: str, budget: _Budget) -> bool:
         pair = (a, b) if a < b else (b, a)
         known = self._pairs.get(pair)
         if known is not None:
             self._count("num_cache_hits")
             return known
-        if time.monotonic() > deadline:
+        if not budget.allows():
             self._count("num_skipped")
             return False
         self._count("num_comparisons")
         reply = self._ask({"op": "same", "a": pair[0], "b": pair[1]})
+        budget.spend(reply, self._cpu_s)
         outcome = bool(reply.get("value", False))
         self._pairs.put(pair, outcome)
         return outcome
@@ -250,6 +253,34 @@ class Equivalence:
     def _count(self, name: str, by: int = 1) -> None:
         with self._lock:
             self._stats[name] += by
+
+
+class _Budget:
+    """The processor seconds that one call may still spend in the workers; a request counts a millisecond at least."""
+
+    LEAST_S = 0.001
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def allows(self) -> bool:
+        return self._left >= self.LEAST_S
+
+    def spend(self, reply: dict[str, Any], cpu_s: float) -> None:
+        """A reply says what it cost; a worker that was lost spent all that a request may."""
+        self._left -= max(self.LEAST_S, reply.get("cpu_s", cpu_s))
+
+
+def _unite(keys: Sequence[Key], joined: dict[str, str | None]) -> dict[str, str | None]:
+    """The roots after keys with a further key in common are united; keys that abstain stay None."""
+    root: dict[str, str | None] = dict(joined)
+    for key in sorted(keys, key=lambda one: (one.text, one.also)):
+        own = root.setdefault(key.text, key.text)
+        for other in key.also if own is not None else ():
+            root.setdefault(other, other)
+            first, second = sorted((_find(root, key.text), _find(root, other)))
+            root[second] = first
+    return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
 
 
 def _is_comparable(key: Key) -> bool:

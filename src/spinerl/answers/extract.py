@@ -1,402 +1,538 @@
-"""Finds the final answer in a response.  Every rule is listed in docs/answers.md and has rows in one table
-test."""
+"""Finds the final answer in a response, in stages: visible text, candidates, what each can be, the choice among them.
+Every stage's table is in docs/answers.md and has rows in the table tests."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
-from spinerl.answers.normalise import (
-    MAX_ANSWER_CHARS,
-    canonical_key,
-    check_kind,
-    normalise_text,
-    read_letter,
-    tidy_math,
+from spinerl.answers import expressions, yesno
+from spinerl.answers.cues import Cue, cues, letter_cues
+from spinerl.answers.letters import (
+    LETTERS,
+    contained_option,
+    leading_letter,
+    opening_letter,
+    option_of,
+    option_text,
+    plain,
 )
+from spinerl.answers.marked import MAX_MARKED, box_content, marked_backwards
+from spinerl.answers.normalise import MAX_ANSWER_CHARS, check_kind
+from spinerl.answers.refusals import is_doubtful, is_no_answer_predicate, is_placeholder, is_refusal
+from spinerl.answers.sentences import first_sentence, last_line, last_sentence, trim, without_aside
+from spinerl.answers.shorttext import complement, short_text, strip_articles
+from spinerl.answers.strip import after_last_thought, run_on_places, strip_pleasantries, strip_thoughts
 
-__all__ = ["extract_answer"]
+__all__ = ["Reading", "Refused", "extract_answer", "read_answer"]
 
-_TAIL_CHARS = 8000  # rules other than the box look only this far back
+_TAIL_CHARS = 32000  # rules other than box and tag look only this far back
+_LINE_CHARS = 8000  # and those about the last line this far
+_MAX_CUES = 48
+_MAX_REFUSED = 8
 
-_PHRASE = re.compile(
-    r"####"
-    r"|\b(?:final\s+|correct\s+|best\s+|right\s+)?(?:answer|solution|result|option|choice)\b(?:[^\n.:=$\\]{0,60}?)"
-    r"(?:\s*\*{0,2}\s*:\s*\*{0,2}|\b(?:is|are|would\s+be|=)(?![A-Za-z])\s*:?)"
-    r"|\*\*\s*final\s+answer\s*\*\*",
-    re.I,
-)
-_CHOICE_PHRASE = re.compile(
-    r"\b(?:option|choice)\s+(?=[(*\"']*[A-J]\b)"
-    # after a verb or a conclusion only a capital or a bracketed letter: "so a dog" chooses nothing
-    r"|\b(?:choose|chose|pick|select|go\s+with|so|thus|hence|therefore),?\s+(?=[(*\"']*(?-i:[A-J])\b|\([a-j]\))",
-    re.I,
-)
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.I | re.S)
-_THINK_OPEN = re.compile(r"<(?:think|thinking)>", re.I)
-_THINK_CLOSE = re.compile(r"</(?:think|thinking)>", re.I)
-_MATHS_RUN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
-_JOIN = re.compile(r"\s*(?:,?\s*(?:and|or)\b|,)\s*")
-_SENTENCE_END = re.compile(r"\.(?=\s+[A-Z\\*\"(]|\s*$)|[!?](?=\s|$)|\n")
-_NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?(?![\w])"
-    r"|(?<![\w.])[-+−]?(?:[$€£¥]\s?)?\.\d+"
-    r"|(?<![\w.])[-+−]?(?:[$€£¥]\s?)?\d[\d,]*(?:\.\d+)?(?=[A-Za-z%°])"
-)
+
+class Refused(NamedTuple):
+    """A candidate that was not taken: the rule that found it, its text, and why it was refused."""
+
+    rule: str
+    text: str
+    reason: str
+
+
+class Reading(NamedTuple):
+    """How a response was read.
+
+    `answer`: as `extract_answer` returns it.  `rule`: the row of docs/answers.md that found it ("box", "tag", "cue",
+    "last line", ...), or why there is none.  `cue`: the words before it.  `text`: what the rule read.  `refused`: the
+    candidates after it that were not taken, the last one first.
+    """
+
+    answer: str | None
+    rule: str
+    cue: str = ""
+    text: str = ""
+    refused: tuple[Refused, ...] = ()
+
+    def explain(self) -> str:
+        """One line: the answer, its rule and cue, the text, and what was refused.
+
+        >>> read_answer("The answer is 8. The solution is complete.", "number").explain()
+        "8: cue 'answer is', read from '8'; refused cue 'complete' (no answer of kind number)"
+        """
+        shown = "no answer" if self.answer is None else self.answer
+        line = f"{shown}: {self.rule}" + (f" {self.cue!r}" if self.cue else "")
+        if self.text:
+            line += f", read from {_short(self.text)!r}"
+        if self.refused:
+            line += "; refused " + ", ".join(f"{r.rule} {_short(r.text)!r} ({r.reason})" for r in self.refused)
+        return line
 
 
 def extract_answer(
-    text: str, kind: str = "auto", *, choices: Sequence[str] = (), truncated: bool = False
+    text: str,
+    kind: str = "auto",
+    *,
+    choices: Sequence[str] = (),
+    truncated: bool = False,
+    in_thought: bool = False,
 ) -> str | None:
     """The final answer of a response, or None when it has none: None is never a vote.
 
-    Only the text after the last `</think>` counts, and a `<think>` left open means that there is no answer
-    yet.  Then the first rule that applies: an `<answer>` tag; the last \\boxed{...} (the innermost, if they
-    are nested; an unclosed last box is no answer); what follows the last "the answer is", "Answer:" or
-    "####"; a last line that is nothing but an answer.  Kind "number" also takes the last number of the last
-    line, "choice" a letter that opens the response or stands alone, "yesno" the word that opens the response.
+    Thoughts, an invented next question and closing pleasantries are taken away first.  Then the first of these that
+    can be an answer of the kind: the last box or `<answer>` tag; what follows an answer cue ("the answer is",
+    "Answer:", "####", in the languages of docs/answers.md), the last one that holds an answer; a last line or
+    sentence that states one.  A refusal ("I don't know") is no answer.
 
     Args: `text`, the decoded response; `kind`, one of `KINDS` ("auto" reads a letter when `choices` are
     given, else maths, yes/no or short text, whatever stands there); `choices`, the options' texts in the
     order of their letters, so that an option's own text counts as its letter; `truncated`, True when the
-    response hit the token limit.
+    response hit the token limit; `in_thought`, True when the prompt ended inside a thought (`<think>`).
     Returns: the answer as written, stripped of box, dollars and final punctuation (kind "choice": an
-    upper-case letter; "yesno": lower case; "number": without separators, currency and percent; "text":
-    normalised), never empty; None when truncated, unreadable, ambiguous or longer than `MAX_ANSWER_CHARS`.
+    upper-case letter; "yesno": lower case, in English; "number": without separators, currency and percent; "text":
+    normalized), never empty; None when truncated, unreadable, ambiguous or longer than `MAX_ANSWER_CHARS`.
     Raises: `InputError` for an unknown kind.
     Source: ours; the box convention is that of the MATH data set.
 
     >>> extract_answer("<think>3? no</think> So the answer is \\\\boxed{\\\\frac{1}{2}}.")
     '\\\\frac{1}{2}'
     """
+    return read_answer(text, kind, choices=choices, truncated=truncated, in_thought=in_thought).answer
+
+
+def read_answer(
+    text: str,
+    kind: str = "auto",
+    *,
+    choices: Sequence[str] = (),
+    truncated: bool = False,
+    in_thought: bool = False,
+) -> Reading:
+    """As `extract_answer`, with the account of how the answer was read.
+
+    >>> read_answer("\\\\boxed{42}", "math").rule
+    'box'
+    """
     check_kind(kind)
-    if truncated or not text:
-        return None
-    final = _after_thinking(text)
-    if final is None:
-        return None
+    if truncated:
+        return Reading(None, "truncated")
+    if not text:
+        return Reading(None, "empty")
     if kind == "auto" and choices:
         kind = "choice"
-    candidate, certain = _marked(final, kind)
-    if kind == "choice":
-        return _choice(final, candidate, certain, choices)
-    if kind == "yesno":
-        return _yesno(final, candidate, certain)
-    if certain:
-        return None if candidate is None else _read(candidate, kind)
-    return _unmarked(final, candidate, kind)
+    visible = strip_thoughts(text, in_thought)
+    if visible.text is text and (common := _plain_box(text, kind)) is not None:
+        return common
+    for place in run_on_places(visible.text):
+        before = after_last_thought(visible.text[:place])
+        reading = _Search(before, kind, choices).read()
+        if reading.answer is not None and not before.rstrip().endswith((":", "：")):
+            return reading
+    if not visible.finished:
+        return Reading(None, "unfinished thought")
+    return _Search(after_last_thought(visible.text), kind, choices).read()
 
 
-def _after_thinking(text: str) -> str | None:
-    """The text after the last closing tag; None when an opening tag has no closing one after it."""
-    if "<" not in text:
-        return text
-    start = 0
-    for match in _THINK_CLOSE.finditer(text):
-        start = match.end()
-    return None if _THINK_OPEN.search(text, start) else text[start:]
-
-
-def _marked(text: str, kind: str) -> tuple[str | None, bool]:
-    """What stands in an answer tag or box (True), or what follows the last answer phrase (False)."""
-    box = text.rfind("\\boxed")
-    if "</answer>" in text:
-        tags = list(_ANSWER_TAG.finditer(text))
-        if tags and tags[-1].end() > box:
-            inside = tags[-1][1]
-            box = inside.rfind("\\boxed")
-            return (_box(inside, box) if box >= 0 else inside), True
-    if box >= 0:
-        return _box(text, box), True
-    tail = text[-_TAIL_CHARS:]
-    last = None
-    for match in _PHRASE.finditer(tail):
-        last = match
-    if kind == "choice":
-        for match in _CHOICE_PHRASE.finditer(tail, last.end() if last else 0):
-            last = last if last and tail[last.end() : match.start()].strip(" *(\"'") == "" else match
-    if last is None:
-        return None, False
-    return tail[last.end() :], False
-
-
-def _box(text: str, start: int) -> str | None:
-    """The content of the \\boxed at `start`: its balanced braces, or one token without braces; None if
-    unclosed."""
-    index = start + len("\\boxed")
-    while index < len(text) and text[index] == " ":
-        index += 1
-    if index >= len(text):
+def _plain_box(text: str, kind: str) -> Reading | None:
+    """The common case, read without a search: the last box, with an expression in it, and no other turn or tag."""
+    start = text.rfind("\\boxed")
+    if start < 0 or kind in ("choice", "yesno", "text") or "</" in text or "fbox" in text:
         return None
-    if text[index] != "{":
-        match = re.compile(r"[^\s${}]+").match(text, index)
-        apart = index > start + len("\\boxed") or text[index].isdigit()
-        return match[0].rstrip(".,;") if match and apart else None
-    depth = 0
-    for position in range(index, min(len(text), index + 4 * MAX_ANSWER_CHARS)):
-        c = text[position]
-        if c == "{":
-            depth += not _escaped(text, position)
-        elif c == "}" and not _escaped(text, position):
-            depth -= 1
-            if depth == 0:
-                return text[index + 1 : position]
-    return None
-
-
-def _escaped(text: str, position: int) -> bool:
-    count = 0
-    while text[position - 1 - count] == "\\":
-        count += 1
-    return count % 2 == 1
-
-
-# ------------------------------------------------------------------------------------- maths, numbers, text
-
-
-def _read(candidate: str, kind: str) -> str | None:
-    """The answer as written inside a tag or box, or None when it cannot be read as `kind`."""
-    answer = _trim(candidate)
-    if not answer or len(answer) > MAX_ANSWER_CHARS:
+    content = box_content(text, start)
+    if content is None or next(run_on_places(text), None) is not None:
         return None
-    if answer.isdecimal() and answer.isascii():
-        return answer  # the common case
-    if kind == "number":
-        return _number(answer, last=True)
-    if kind == "text":
-        return normalise_text(answer) or None if canonical_key(answer, "text") else None
-    return answer if canonical_key(answer, kind) is not None else None
+    answer = _expression_in_box(content, kind)
+    return None if answer is None else Reading(answer, "box", "", content)
 
 
-def _trim(text: str) -> str:
-    """Strips what surrounds an answer: spaces, markdown, dollars, a lone \\text{...}, final punctuation."""
-    text = text.strip()
-    while True:
-        before = text
-        text = text.strip("*`_ \t\n").strip()
-        if text.endswith((".", ",", ";", ":")) and not text.endswith("\\,"):
-            text = text[:-1]
-        for opening, closing in (
-            ("$$", "$$"),
-            ("$", "$"),
-            ("\\(", "\\)"),
-            ("\\[", "\\]"),
-            ('"', '"'),
-            ("“", "”"),
-        ):
-            if (
-                text.startswith(opening) and text.endswith(closing) and not text.endswith("\\$")
-                and len(text) > len(opening + closing) and opening not in text[len(opening) : -len(closing)]
-            ):  # fmt: skip
-                text = text[len(opening) : -len(closing)]
-        match = re.fullmatch(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}", text)
-        if match:
-            text = match[1]
-        if text == before:
-            return text
+@lru_cache(maxsize=16384)
+def _expression_in_box(content: str, kind: str) -> str | None:
+    """What a box holds that is an expression and no sentence, else None."""
+    return None if _SENTENCE_LIKE.search(content) is not None else expressions.in_box(content, kind)
 
 
-def _unmarked(text: str, phrase_tail: str | None, kind: str) -> str | None:
-    """Without tag or box: what the answer phrase introduces, else a bare last line."""
-    if phrase_tail is not None:
-        found = _after_phrase(phrase_tail, kind)
+@dataclass
+class _Search:
+    """The search through one visible text (stages 2 to 4)."""
+
+    text: str
+    kind: str
+    choices: Sequence[str]
+    depth: int = 0
+    refused: list[Refused] = field(default_factory=list)
+
+    def read(self) -> Reading:
+        """The answer, by the first stage that finds one."""
+        found, searched_from = self._marked()
         if found is not None:
             return found
-    line = _last_line(text[-_TAIL_CHARS:])
-    if kind == "text":
-        is_whole = len(text.split()) <= 8 or len(line.split()) <= 3
-        return _read(line, kind) if is_whole and phrase_tail is None else None
-    if kind == "number":
-        return _number(line, last=True)
-    maths = list(_MATHS_RUN.finditer(text[-_TAIL_CHARS:]))
-    if maths and not re.sub(r"[\s.]", "", text[-_TAIL_CHARS:][maths[-1].end() :]) and _is_display(maths[-1]):
-        return _read(_run_content(maths[-1]), "math")  # the response ends in display maths
-    bare = _trim(line)
-    key = canonical_key(bare, "math")
-    if key is None:
+        self.text = strip_pleasantries(self.text)
+        tail_start = max(searched_from, len(self.text) - _TAIL_CHARS)
+        return (
+            self._cued(self.text[tail_start:]) or self._ending(searched_from) or self._result(None, "no rule applies")
+        )
+
+    def _result(self, answer: str | None, rule: str, cue: str = "", text: str = "") -> Reading:
+        return Reading(answer, rule, cue, text, tuple(self.refused[:_MAX_REFUSED]))
+
+    def _refuse(self, rule: str, text: str, reason: str) -> None:
+        self.refused.append(Refused(rule, text[:200], reason))
+
+    # ------------------------------------------------------------------------------------- boxes and tags
+
+    def _marked(self) -> tuple[Reading | None, int]:
+        """The last box or tag that holds an answer; else where the search for cues starts."""
+        for count, marked in enumerate(marked_backwards(self.text)):
+            if count == MAX_MARKED:
+                break
+            if marked.content is None:
+                self._refuse(marked.rule, self.text[marked.start : marked.start + 60], "never closed")
+                if count == 0:
+                    return None, marked.start + 6  # what stood before it was not the final word
+                continue
+            answer = self._inside(marked.content, marked.rule)
+            if answer is not None:
+                return self._result(answer, marked.rule, "", marked.content), 0
+            inner = _without_wrappers(marked.content)
+            if is_refusal(inner) and not is_placeholder(inner):
+                return self._result(None, f"{marked.rule} holds a refusal", "", marked.content), 0
+            reason = "a placeholder" if is_placeholder(inner) or not inner.strip() else f"no answer of kind {self.kind}"
+            self._refuse(marked.rule, marked.content, reason)
+        return None, 0
+
+    def _inside(self, content: str, rule: str) -> str | None:
+        """What a box or tag holds, read as the kind."""
+        if self.kind in ("math", "number", "auto") and len(content) <= MAX_ANSWER_CHARS:
+            if content.isdecimal() and content.isascii():
+                return content
+            if _SENTENCE_LIKE.search(content) is None:  # the common case
+                return expressions.in_box(content, self.kind)
+        if len(content) > 4 * MAX_ANSWER_CHARS and rule == "box":
+            return None
+        inner = _without_wrappers(content)
+        if (
+            self.depth == 0
+            and re.match(r"[\s*_\"']*(?:(?:so|thus|therefore|hence),? )?(?:the |my )?[^\W\d_\\]", inner)
+            and len(inner) > 6
+        ):
+            cued = _Search(inner, self.kind, self.choices, 1)._cued(inner)
+            if (
+                cued is not None
+                and cued.answer is not None
+                and not inner[: inner.find(cued.cue)].strip(" \t\n*_\"'").count(" ") > 3
+            ):
+                return cued.answer
+        if len(content) <= 4 * MAX_ANSWER_CHARS:
+            direct = self._direct(content, rule)
+            if direct is not None:
+                return direct
+        if self.depth == 0 and rule == "tag" and not is_refusal(inner) and not is_placeholder(inner):
+            return _Search(inner, self.kind, self.choices, 1).read().answer
         return None
-    if not key.text.startswith("text:"):
-        if "=" in bare and not key.opaque and not key.text.startswith("equation:"):
-            bare = bare.rsplit("=", 1)[1].strip() or bare
-        return bare if not key.opaque or "\\" in bare else None
-    if kind == "auto" and phrase_tail is None and len(text.split()) <= 8:
-        return bare  # a response that is nothing but a few words
-    return bare if re.fullmatch("text:[A-J]", key.text) else None
 
+    def _direct(self, content: str, rule: str) -> str | None:
+        if self.kind == "choice":
+            letter = option_text(content, self.choices)
+            return letter if self._is_allowed(letter) else None
+        if self.kind == "yesno":
+            return yesno.leading_word(trim(_without_wrappers(content))) or yesno.opening_word(
+                _without_wrappers(content)
+            )
+        if self.kind == "text":
+            said = complement(content) if rule == "tag" and len(content.split()) > 3 else None
+            return short_text(said or content)
+        return expressions.in_box(content, self.kind)
 
-def _after_phrase(tail: str, kind: str) -> str | None:
-    """The answer that an answer phrase introduces: maths runs joined by "and", else the rest of the
-    sentence."""
-    tail = tail.lstrip(" \t\n*:_").lstrip()
-    run = _MATHS_RUN.match(tail)
-    if run is not None and kind != "text":
-        parts = [_run_content(run)]
-        position = run.end()
-        while (join := _JOIN.match(tail, position)) and (run := _MATHS_RUN.match(tail, join.end())):
-            parts.append(_run_content(run))
-            position = run.end()
-        return _read(", ".join(parts), kind)
-    end = _SENTENCE_END.search(tail)
-    sentence = _trim(tail[: end.start()] if end else tail)
-    if not sentence or len(sentence) > MAX_ANSWER_CHARS:
+    def _is_allowed(self, letter: str | None) -> bool:
+        return letter is not None and letter in (LETTERS[: len(self.choices)] if self.choices else LETTERS)
+
+    # ------------------------------------------------------------------------------------------------ cues
+
+    def _cued(self, tail: str) -> Reading | None:
+        """The best candidate behind a cue: a high score, and of equal ones the last."""
+        found = cues(tail)
+        if self.kind == "choice":
+            found = sorted([*found, *letter_cues(tail)], key=lambda cue: cue.end)
+        best: tuple[float, Reading] | None = None
+        for cue in found[-_MAX_CUES:][::-1]:
+            answer, score, read = self._behind(tail, cue)
+            if answer is None:
+                if score < 0:  # a refusal: nobody votes for it
+                    return self._result(None, "refusal", cue.name, read)
+                self._refuse("cue", read, f"no answer of kind {self.kind}")
+                continue
+            if best is None or score > best[0]:
+                best = score, self._result(answer, "cue", cue.name, read)
+            if score >= 4:
+                break
+        return best[1] if best else None
+
+    def _behind(self, tail: str, cue: Cue) -> tuple[str | None, float, str]:
+        """What stands behind a cue: the answer, its score (docs/answers.md, "Stage 4") and the text read."""
+        if cue.letter:
+            return (cue.letter if self._is_allowed(cue.letter) else None), 4.0, cue.name
+        if (
+            cue.rank > 1
+            and self.kind == "choice"
+            and re.match(r"(?:option|choice|statement|answer|letter|item)\b", cue.name, re.I)
+        ):
+            negated = re.match(
+                r"[\s(\[*\"']*[A-J][)\]*\"']*(?:\s*\([^()]*\))?\s*,?\s+(?:is|are|was|would be|can be|could be|has "
+                r"been|gives|does|do|must be|seems)?\s*(?:(?:\w+ly|also|therefore|thus|both)\s+)?"
+                r"(?:wrong|incorrect|false|not|n['’]t|cannot|can['’]t|isn['’]t|doesn['’]t|does not|ruled|eliminated"
+                r"|excluded|fails|invalid|contradicts|tempting|out|close|a common|a distractor|irrelevant"
+                r"|inconsistent|forgets|ignores|misses)\b",
+                tail[cue.end : cue.end + 120],
+            )  # fmt: skip
+            if negated:
+                return None, 0.0, (cue.name + " " + negated[0]).strip()
+        content = tail[cue.end : cue.end + 4 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*:_：")
+        if cue.name.casefold().endswith(("isn't", "isn’t")):
+            content = "not " + content
+        display = self.kind in ("math", "number", "auto") and content.startswith(("$$", "\\[", "$", "\\("))
+        clause = content if display else first_sentence(content, self.kind)
+        if not clause.strip():
+            return None, 0.0, ""
+        if cue.rank == 3 and self.kind in ("text", "choice", "yesno") and is_no_answer_predicate(clause):
+            return None, 0.0, clause
+        read = trim(first_sentence(content, self.kind) if display else clause)
+        if is_placeholder(read):
+            return None, 0.0, read
+        if self.kind != "choice" and is_refusal(read) and not _is_kept(read):
+            return None, -1.0 if cue.rank < 3 else 0.0, read
+        answer, is_strong = self._clause(clause, cue)
+        if answer is None:
+            return None, 0.0, read
+        return answer, _score(cue.rank, is_strong, self.kind, answer), read
+
+    def _clause(self, clause: str, cue: Cue) -> tuple[str | None, bool]:
+        """The answer in the sentence behind a cue, and whether it stands at the start."""
+        if self.kind == "choice":
+            return self._choice_clause(clause, cue)
+        if self.kind == "yesno":
+            return yesno.leading_word(_affirmed(clause)), True
+        if self.kind == "text":
+            return self._text_clause(clause, cue), True
+        return expressions.after_cue(clause, self.kind, cue.language)
+
+    def _choice_clause(self, clause: str, cue: Cue) -> tuple[str | None, bool]:
+        clause = _affirmed(plain(clause))
+        if re.match(r"\s*(?:not|neither|never)\b", clause):
+            return None, False
+        if _names_two(clause):
+            return None, False
+        letter = leading_letter(clause, certain=False)
+        if letter is not None:
+            return (letter if self._is_allowed(letter) else None), True
+        if cue.name[:1].casefold() in "oc" and cue.rank == 2 and not self.choices:
+            return None, False
+        whole = trim(clause)
+        stripped = strip_articles(whole) if cue.language != "en" else whole
+        letter = (
+            option_of(whole, self.choices)
+            or option_of(stripped, self.choices)
+            or contained_option(without_aside(whole), self.choices)
+        )
+        return (letter if self._is_allowed(letter) else None), letter is not None
+
+    def _text_clause(self, clause: str, cue: Cue) -> str | None:
+        clause = trim(without_aside(_affirmed(clause)))
+        bold = re.match(r"\*{0,2}([^*\n]{1,200}?)\*\*", clause)
+        clause = trim(bold[1]) if bold and bold[1].strip() else clause
+        if is_no_answer_predicate(clause) or (cue.rank > 1 and len(clause.split()) > 6):
+            return None
+        clause = re.sub(r"^(?:most |very )?(?:likely|probably|clearly|definitely|simply|therefore|thus)\s+", "", clause)
+        return short_text(clause, cued=True, language=cue.language)
+
+    # --------------------------------------------------------------------------------------------- endings
+
+    def _ending(self, searched_from: int) -> Reading | None:
+        """A last line or sentence that is or states the answer, or a response that opens with it."""
+        if searched_from:
+            return None
+        end = self.text[-_LINE_CHARS:]
+        line = last_line(end)
+        if not line:
+            return None
+        sentence = last_sentence(line, self.kind)
+        if self.kind not in ("choice", "yesno") and (
+            is_refusal(line) or (is_refusal(sentence) and not _is_kept(sentence))
+        ):
+            return self._result(None, "refusal", "", line)
+        if self.kind == "choice":
+            return self._choice_ending(line)
+        if self.kind == "yesno":
+            return self._yesno_ending(line)
+        if self.kind == "text":
+            return self._text_ending(line)
+        if self.kind == "number":
+            found = expressions.number_of_line(line)
+            return self._result(found, "last number of the last line", "", line) if found else None
+        return self._math_ending(end, line)
+
+    def _choice_ending(self, line: str) -> Reading | None:
+        opening = self.text[:MAX_ANSWER_CHARS].strip()
+        first = opening.split("\n", 1)[0].strip()
+        for rule, place in (("last line", line), ("opening", opening), ("opening", first)):
+            letter = option_of(trim(place), self.choices) or opening_letter(place)
+            if self._is_allowed(letter):
+                return self._result(letter, rule, "", place)
+        sentence = last_sentence(line, "choice")
+        said = complement(sentence)
+        for rule, place in (
+            ("statement", said),
+            ("first line", first if len(first.split()) <= 12 else None),
+            ("last sentence", sentence),
+        ):
+            if place and not re.search(r"\bnot\b|n['’]t\b", place):
+                letter = option_of(place, self.choices) or contained_option(place, self.choices)
+                if self._is_allowed(letter):
+                    return self._result(letter, rule, "", place)
         return None
-    if kind == "text":
-        return _read(sentence, kind)
-    if kind == "number":
-        return _number(sentence, last=False)
-    key = canonical_key(sentence, "math")
-    if key is None:
+
+    def _yesno_ending(self, line: str) -> Reading | None:
+        places = (
+            ("opening", self.text[:400]),
+            ("last line", line),
+            ("last line", re.sub(r"^[^:：]{1,40}[:：]\s*", "", line)),
+        )
+        for rule, place in places:
+            word = yesno.opening_word(place)
+            if word is not None:
+                return self._result(word, rule, "", place)
+        word = yesno.closing_word(line) or yesno.inner_word(line)
+        return self._result(word, "closing word", "", line) if word else None
+
+    def _text_ending(self, line: str) -> Reading | None:
+        if any(refused.rule == "cue" and refused.text and refused.text in line for refused in self.refused):
+            return None  # the line is an answer cue with nothing behind it
+        words = len(self.text.split())
+        first = self.text.strip().split("\n", 1)[0].strip()
+        opens = re.match(r"[\s*_>-]*(yes|no)\*{0,2}\s*[,.;:!\n–—-]", self.text, re.I)
+        sentence = last_sentence(line, "text")
+        if (
+            first != line
+            and re.match(r"\*\*[^*]+\*\*\.?$|\S+(?:\s\S+)?$", first)
+            and (answer := self._first_line(first))
+        ):
+            return self._result(answer, "first line", "", first)
+        if words > 1 and opens and len(self.text) > len(opens[0]) + 1:
+            return self._result(opens[1].lower(), "opening", "", first)
+        said = complement(sentence)
+        is_short = len(line.split()) <= 3
+        about_first = first != line and re.match(r"(?:it|this|they|he|she)\b", sentence, re.I) is not None
+        if said is not None and not (about_first and self._first_line(first)) and (answer := short_text(said)):
+            return self._result(answer, "statement", "", sentence)
+        if is_short:
+            answer = short_text(line)
+            return self._result(answer, "last line", "", line) if answer else None
+        if first != line and (answer := self._first_line(first)):
+            return self._result(answer, "first line", "", first)
+        if words <= 8:
+            answer = short_text(line)
+            return self._result(answer, "whole response", "", line) if answer else None
         return None
-    if not key.text.startswith("text:") and not key.opaque:
-        return sentence
-    inner = _MATHS_RUN.search(sentence)
-    if inner is not None:
-        return _read(_run_content(inner), kind)
-    if key.opaque and not re.search(r"[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", "", sentence)):
-        return sentence
-    number = _number(sentence, last=False)
-    if number is not None:
-        return number
-    return sentence if len(sentence.split()) <= (6 if kind == "auto" else 3) else None
 
+    def _first_line(self, first: str) -> str | None:
+        """A short first line with a blank line behind it: the answer, then its explanation."""
+        text = self.text.strip()
+        stands_alone = re.match(r"[ \t]*\r?\n[ \t]*\r?\n", text[len(first) : len(first) + 8]) is not None
+        if not stands_alone or len(first.split()) > 5 or first.endswith((":", "?", "!", "：")) or _HEADING.match(first):
+            return None
+        return short_text(first)
 
-def _run_content(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group is not None)
-
-
-def _is_display(match: re.Match[str]) -> bool:
-    return match[1] is not None or match[4] is not None
-
-
-def _last_line(text: str) -> str:
-    for line in reversed(text.splitlines()):
-        if line.strip():
-            return line.strip()
-    return ""
-
-
-def _number(text: str, *, last: bool) -> str | None:
-    """The whole text if it reads as one number, else its last (or first) number, without commas and
-    currency."""
-    if len(text) <= MAX_ANSWER_CHARS:
-        if "=" in text and last:
-            text = text.rsplit("=", 1)[1]
-        key = canonical_key(text, "number")
-        if key is not None:
-            plain = re.sub(r"[,\s$€£¥%\\!]|USD", "", tidy_math(text))
-            return plain if re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)", plain) else key.shown
-    found = list(_NUMBER.finditer(text[-_TAIL_CHARS:]))
-    if not found:
+    def _math_ending(self, end: str, line: str) -> Reading | None:
+        found = expressions.display_at_end(end)
+        if found is not None:
+            return self._result(found, "display maths at the end", "", found)
+        found = expressions.bare_line(line)
+        if found is not None:
+            return self._result(found, "last line", "", line)
+        found, cue = expressions.concluding_expression(line)
+        if found is not None:
+            return self._result(found, "concluding sentence", cue, line)
+        if self.kind == "auto" and not any(r.rule == "cue" and r.text and r.text in line for r in self.refused):
+            said = complement(line)
+            if said is not None and len(said) <= MAX_ANSWER_CHARS and short_text(said):
+                return self._result(said, "statement", "", line)
+            bare = trim(line)
+            opens = re.match(r"(yes|no)\s*[,;–—]", bare, re.I)
+            if opens is not None:
+                return self._result(opens[1], "opening", "", line)
+            if len(self.text.split()) <= 8 and short_text(bare) and expressions.in_box(bare, "auto"):
+                return self._result(bare, "last line", "", line)
         return None
-    token = (found[-1] if last else found[0])[0].replace("−", "-")
-    token = re.sub(r"[,\s$€£¥]", "", token)
-    key = canonical_key(token, "number")
-    if key is None:
-        return None
-    return token if re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)", token) else key.shown
 
 
-# ------------------------------------------------------------------------------------------ choices, yes/no
-
-_OPENS_WITH_LETTER = re.compile(r"^[\s*_]*(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-J])(?=[).:]|\s*\*\*|\s*$))")
-_LETTER_IN_BRACKETS = re.compile(r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*[(\[]\s*([A-Ja-j])\s*[)\]]")
-_BARE_LETTER = re.compile(
-    r"^[\s*_\"'$]*(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*(?:(?:option|choice|letter)\s+[(\"'*]*)?([A-Ja-j])(?![A-Za-z0-9'’])",
+_SENTENCE_LIKE = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z'’]{2,}[ :]|[^\x00-\x7f]|\\text|\[[A-Za-z]|_{2}|\?|\.\.|\\dots|\\ldots"
 )
-_AFTER_LETTER = re.compile(r"[\s*_\"'$}]*(?:$|[.,;:)\]\n–—-]|(?:because|since|as|is|for|which|with)\b)")
-_SECOND_LETTER = re.compile(r"^[\s*)\]]*(?:,|and|or|/|&)\s*[(\[*]*([A-J])(?![A-Za-z0-9'’])")
+_HEADING = re.compile(
+    r"(?:#|step\b|sure\b|okay\b|ok\b|let|first\b|reasoning|explanation|solution|analysis|here\b|findings"
+    r"|impression|description|overview|"
+    r"summary|context|background|answer\b|conclusion|final\b|image\b|to (?:find|solve)"
+    r"|we\b|given)",
+    re.I,
+)
 
 
-def _choice(text: str, candidate: str | None, certain: bool, choices: Sequence[str]) -> str | None:
-    letters = "ABCDEFGHIJ"[: len(choices)] if choices else "ABCDEFGHIJ"
-    if certain:
-        if candidate is None or len(candidate) > 4 * MAX_ANSWER_CHARS:
-            return None
-        answer = _trim(candidate)
-        letter = _by_text(answer, choices) or read_letter(answer) or _bare_letter(candidate, certain=True)
-        return letter if letter and letter in letters else None
-    if candidate is not None:
-        sentence = candidate[: 2 * MAX_ANSWER_CHARS].lstrip(" \t\n*:_")
-        end = _SENTENCE_END.search(sentence)
-        whole = _trim(sentence[: end.start()] if end else sentence)
-        letter = _bare_letter(sentence, certain=False) or _by_text(whole, choices) or _contained(whole, choices)
-        if letter is not None or _SECOND_LETTER.search(sentence[1:]):
-            return letter if letter and letter in letters else None
-    for line in (_last_line(text[-_TAIL_CHARS:]), text[:MAX_ANSWER_CHARS].strip()):
-        letter = _by_text(_trim(line), choices)
-        match = _OPENS_WITH_LETTER.match(line)
-        if letter is None and match is not None and not _SECOND_LETTER.match(line[match.end() :]):
-            letter = next(g for g in match.groups() if g).upper()
-        if letter is not None and letter in letters:
-            return letter
-    return None
-
-
-def _bare_letter(text: str, *, certain: bool) -> str | None:
-    """The letter at the start of an answer; never the article "a" nor the pronoun "I" of a sentence."""
-    match = _LETTER_IN_BRACKETS.match(text) or _BARE_LETTER.match(text)
-    if match is None or _SECOND_LETTER.match(text[match.end() :]):
-        return None
-    letter, rest = match[1], text[match.end() :]
-    if match.re is _BARE_LETTER:
-        ends = _AFTER_LETTER.match(rest) is not None
-        if letter.islower() and (not ends or re.match(r"\s+[a-z]", rest)):
-            return None
-        if letter in "AI" and not ends:
-            return None
-        if not ends and certain and rest.strip():
-            return None
-    return letter.upper()
-
-
-def _by_text(answer: str, choices: Sequence[str]) -> str | None:
-    """The letter of the one option whose text, or letter and text, the answer is."""
-    if not choices or len(answer) > 4 * MAX_ANSWER_CHARS:
-        return None
-    normal = normalise_text(answer)
-    if not normal:
-        return None
-    found = {
-        letter
-        for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)
-        if normal in (normalise_text(choice), normalise_text(f"({letter}) {choice}"))
+def _score(rank: int, is_strong: bool, kind: str, answer: str) -> float:
+    """The score of a candidate: its cue's rank, where it stands behind it, and whether it may be a mere remark."""
+    is_words = kind == "text" or (
+        kind in ("math", "auto") and re.search(r"[^\W\d_]{3,}", answer) is not None and "\\" not in answer
+    )
+    if is_words and is_doubtful(answer):
+        return 0.5
+    table = {
+        (1, True): 4.0,
+        (2, True): 3.0 if is_words else 4.0,
+        (1, False): 2.0,
+        (2, False): 1.0,
+        (3, True): 1.0,
+        (3, False): 0.5,
     }
-    if not found and len(answer) <= MAX_ANSWER_CHARS:
-        key = canonical_key(answer, "math")
-        if key is not None and not key.opaque:
-            keys = [canonical_key(choice, "math") for choice in choices[:10]]
-            found = {
-                letter for letter, other in zip("ABCDEFGHIJ", keys, strict=False) if other and other.text == key.text
-            }
-    return found.pop() if len(found) == 1 else None
+    return table[rank, is_strong]
 
 
-def _contained(sentence: str, choices: Sequence[str]) -> str | None:
-    """The letter of the only option whose whole text occurs in the sentence (longest first, so none hides
-    another)."""
-    padded = f" {normalise_text(sentence)} "
-    found = []
-    options = [(normalise_text(choice), letter) for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)]
-    for normal, letter in sorted(options, key=lambda item: -len(item[0])):
-        if normal and f" {normal} " in padded:
-            found.append(letter)
-            padded = padded.replace(f" {normal} ", " \x00 ")
-    return found[0] if len(found) == 1 else None
+def _is_kept(text: str) -> bool:
+    """What looks like a refusal and is read as words all the same."""
+    return text.strip().casefold() == "not yet known"
 
 
-_YESNO = re.compile(r"^[\s*_\"'(]*(yes|no|maybe)\b(?!\s*-)", re.I)
+def _affirmed(clause: str) -> str:
+    """What a clause affirms: "not A but C" gives C."""
+    return re.sub(
+        r"^[\s*_]*not\s+(?:.{1,60}?)(?:[,;]\s*|\s+)(?:but(?: rather)?|rather|instead|it is|it['’]s|it must be|it "
+        r"should be)\s+(?=\S)",
+        "",
+        clause,
+        flags=re.I | re.S,
+    )
 
 
-def _yesno(text: str, candidate: str | None, certain: bool) -> str | None:
-    if certain:
-        match = None if candidate is None else _YESNO.match(_trim(candidate))
-        return match[1].lower() if match else None
-    line = _last_line(text[-_TAIL_CHARS:])
-    places = [candidate] if candidate is not None else []
-    places += [text[:200]] if _YESNO.match(text[:200]) else []
-    places += [line]
-    for place in places:
-        match = _YESNO.match(place.lstrip(" \t\n*:_"))
-        if match is not None and not re.match(r"\s+[a-z]", place.lstrip(" \t\n*:_")[match.end() :]):
-            return match[1].lower()
-    return None
+def _names_two(clause: str) -> bool:
+    return (
+        re.match(
+            r"[\s(\[*\"']*[A-J][)\]*\"']*\s*(?:,|and|or|/|&)\s*(?:also |option |both )?[(\[*]*[A-J](?![A-Za-z0-9'’])",
+            clause,
+        )
+        is not None
+    )
+
+
+_TEXT_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|emph|boldsymbol)\s*\{([^{}]*)\}")
+
+
+def _without_wrappers(content: str) -> str:
+    """Text commands around words go, so that a sentence inside a box is a sentence."""
+    if "\\" not in content:
+        return content
+    return re.sub(r"(?<!\\)\\ ", " ", _TEXT_WRAPPER.sub(r"\1", content)).replace("~", " ")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."

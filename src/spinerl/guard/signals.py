@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from spinerl.answers import Equivalence
-from spinerl.answers.refusals import is_refusal
+from spinerl.answers.refusals import declines
 from spinerl.answers.shared import shared_share
 from spinerl.maths import response_means
 from spinerl.stats import roc_area
@@ -83,7 +83,7 @@ def refused_share(texts: Sequence[str], answers: Sequence[str | None]) -> float:
     >>> refused_share(["The answer is 4.", "I cannot answer that.", "3 + 1"], ["4", None, None])
     0.3333333333333333
     """
-    refused = [is_refusal(text if answer is None else answer) for text, answer in zip(texts, answers, strict=True)]
+    refused = [declines(text if answer is None else answer) for text, answer in zip(texts, answers, strict=True)]
     return sum(refused) / max(1, len(refused))
 
 
