@@ -42,7 +42,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     import torch
 
     from spinerl import __version__
-    from spinerl.engine.cpu.kernels import library
+    from spinerl.engine.cpu.library import library_error
     from spinerl.engine.machine import bfloat16_support, tune_allocator
 
     rows = [
@@ -58,10 +58,9 @@ def diagnose() -> list[tuple[str, str, bool]]:
     advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
     rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
-    compiled = library() is not None
-    rows.append(
-        ("compiled loops", "yes" if compiled else "no C compiler: CPU runs are slower; install gcc or clang", True)
-    )
+    reason = library_error()
+    loops = "yes" if reason is None else f"none, so CPU runs are slower: {' '.join(reason.split())}"
+    rows.append(("compiled loops", loops, True))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)

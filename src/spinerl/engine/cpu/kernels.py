@@ -1,8 +1,8 @@
 """Loops that torch has no single operator for, compiled on the machine they run on (`spinerl.engine.cpu.library`).
 
-Norms, SwiGLU and rotary positions are five to ten operators each in torch, every one a pass over memory; one new token's
-attention to a shared prompt and to its row's own tokens is twenty.  Each is one loop here.  The C files in `native/` say
-how each is computed, one operation a file.
+Norms, SwiGLU and rotary positions are five to ten operators each in torch, every one a pass over memory; attention of
+one new token to a shared prompt and to its row's own tokens is twenty.  Each is one loop here.  The C files in
+`native/` say how each is computed, one operation a file.
 
 float32 on a CPU only.  Functions take contiguous tensors unless they say otherwise, and raise RuntimeError where
 `library()` is None.
@@ -195,8 +195,12 @@ def swiglu_recompute_backward(
 
 
 def rope(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """states * cos + rotate_half(states) * sin, with its gradient; states (R, T, H, D), cos and sin (R, T, D), contiguous
-    or not."""
+    """states * cos + rotate_half(states) * sin, with its gradient.
+
+    Args:
+        states: (R, T, H, D), contiguous or not.
+        cos, sin: (R, T, D), contiguous or not.
+    """
     if torch.is_grad_enabled() and states.requires_grad:
         return _Rope.apply(states, cos, sin)  # pyright: ignore[reportReturnType]
     return _rope(states, cos, sin, backward=False)

@@ -10,7 +10,7 @@
 #include "softmax.h"
 
 /* out (queries, head_dim) += weights (queries, keys) times values (keys, head_dim), head_dim = vectors * LANES. */
-INLINE void add_values(const int queries, const int vectors, const float *weights, long weight_stride, const float *values,
+SPECIALIZE void add_values(const int queries, const int vectors, const float *weights, long weight_stride, const float *values,
                        long keys, float *out, long head_dim)
 {
     vec sums[8][16];
@@ -33,7 +33,7 @@ INLINE void add_values(const int queries, const int vectors, const float *weight
 }
 
 /* scores (queries, keys) of queries times keys^T, for 1, 2 or 4 queries.  Keys up to a multiple of LANES are read. */
-INLINE void score_own_keys(const int queries, const int vectors, const float *query, const float *keys, long count,
+SPECIALIZE void score_own_keys(const int queries, const int vectors, const float *query, const float *keys, long count,
                            float *scores, long score_stride)
 {
     const long head_dim = vectors * LANES;
@@ -93,7 +93,7 @@ INLINE const float *own_block(const decode_attention_args *args, const float *co
     return blocks[block] + (row * args->num_kv_heads + kv_head) * args->block_size * head_dim;
 }
 
-INLINE void attend(const decode_attention_args *args, const int vectors, long task, long kv_head, float *scratch)
+SPECIALIZE void attend(const decode_attention_args *args, const int vectors, long task, long kv_head, float *scratch)
 {
     const int max_queries = vectors >= 16 ? 1 : vectors >= 8 ? 2 : 4;
     const long head_dim = vectors * LANES, own = args->own_length, group = args->num_heads / args->num_kv_heads;
