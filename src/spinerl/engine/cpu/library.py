@@ -40,7 +40,7 @@ COMPILE_SECONDS = 60.0
 """A compiler that takes longer is stopped."""
 
 _SOURCES = Path(__file__).parent / "native"
-_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Wno-psabi")
 _TUNING = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())  # what compilers know, best first
 _MOST_LINES = 8  # of a compiler's words
 

@@ -33,24 +33,34 @@ SPECIALIZE void add_values(const int queries, const int vectors, const float *we
 }
 
 /* scores (queries, keys) of queries times keys^T, for 1, 2 or 4 queries.  Keys up to a multiple of LANES are read. */
-SPECIALIZE void score_own_keys(const int queries, const int vectors, const float *query, const float *keys, long count,
-                           float *scores, long score_stride)
+SPECIALIZE void score_own_keys(const int queries, long head_dim, const float *query, const float *keys, long count,
+                               float *scores, long score_stride)
 {
-    const long head_dim = vectors * LANES;
     const int step = LANES / queries; /* keys at a time */
     for (long j = 0; j < count; j += step) {
         vec sums[LANES] = {{0}};
-        for (int v = 0; v < vectors; v++)
+        for (long d = 0; d < head_dim; d += LANES)
             UNROLL for (int i = 0; i < step; i++) {
-                vec key = load(keys + (j + i) * head_dim + v * LANES);
+                vec key = load(keys + (j + i) * head_dim + d);
                 UNROLL for (int q = 0; q < queries; q++)
-                    sums[q * step + i] += key * load(query + q * head_dim + v * LANES);
+                    sums[q * step + i] += key * load(query + q * head_dim + d);
             }
         vec found = vec_sum_16(sums);
         UNROLL for (int q = 0; q < queries; q++)
             memcpy(scores + q * score_stride + j, (const float *)&found + q * step, step * sizeof(float));
     }
 }
+
+/* Compiled once for all head_dims. */
+#define SCORE_OWN_KEYS(n)                                                                                              \
+    static __attribute__((noinline)) void score_own_keys_##n(long head_dim, const float *query, const float *keys,     \
+                                                             long count, float *scores, long score_stride)             \
+    {                                                                                                                  \
+        score_own_keys(n, head_dim, query, keys, count, scores, score_stride);                                         \
+    }
+SCORE_OWN_KEYS(1)
+SCORE_OWN_KEYS(2)
+SCORE_OWN_KEYS(4)
 
 /* CALL(n), with q the first of n queries: 4, 2 or 1 at a time, at most `max`, as registers allow. */
 #define FOR_QUERIES(count, max, CALL)                                                                                  \
@@ -116,7 +126,7 @@ SPECIALIZE void attend(const decode_attention_args *args, const int vectors, lon
             const float *from = query + r * group * head_dim;
             float *to = scores + r * group * stride + args->padded_length + done;
             const long count = min_long(args->block_size, own - done);
-#define CALL(n) score_own_keys(n, vectors, from + q * head_dim, keys, count, to + q * stride, stride)
+#define CALL(n) score_own_keys_##n(head_dim, from + q * head_dim, keys, count, to + q * stride, stride)
             FOR_QUERIES(group, 4, CALL);
 #undef CALL
         }
