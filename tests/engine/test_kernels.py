@@ -234,16 +234,9 @@ def test_threads_change_nothing():
         products = kernels.grad_weight(slopes, states), kernels.grad_input(slopes, randn(130, 64))
         attended = kernels.extend_attention(job)
         by_attention = kernels.extend_attention_backward(job, by_heads, *attended)
-        drawn = kernels.sample(randn(60, 700), 0.8, torch.linspace(0, 0.99, 60))
-        return [
-            *products,
-            normed,
-            *by_norm,
-            *kernels.norm_rope_backward(kept, how, by_heads),
-            *attended,
-            *by_attention,
-            *drawn,
-        ]
+        sampled = kernels.sample(randn(60, 700), 0.8, torch.linspace(0, 0.99, 60))
+        by_rope = kernels.norm_rope_backward(kept, how, by_heads)
+        return [*products, normed, *by_norm, *by_rope, *attended, *by_attention, *sampled]
 
     before = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""The C library's structs and functions, declared for ctypes a second time, and checked against what it says of itself."""
+"""The C library's structs and functions, declared a second time for ctypes and checked against its own figures."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Loops that torch has no single operator for, compiled on the machine they run on (`spinerl.engine.cpu.library`).
 
-Norms, SwiGLU and rotary positions are five to ten operators each in torch, every one a pass over memory; one new token's
-attention to a shared prompt and to its row's own tokens is twenty.  Each is one loop here.  The C files in `native/` say
-how each is computed, one operation a file.
+Norms, SwiGLU and rotary positions are five to ten operators each in torch, every one a pass over memory; attention of
+one new token to a shared prompt and to its row's own tokens is twenty.  Each is one loop here.  The C files in
+`native/` say how each is computed, one operation a file.
 
 float32 on a CPU only.  Functions take contiguous tensors unless they say otherwise, and raise RuntimeError where
 `library()` is None.
@@ -24,6 +24,7 @@ from spinerl.engine.cpu.attention_kernels import (
     extend_attention,
     extend_attention_backward,
 )
+from spinerl.engine.cpu.autograd import Function
 from spinerl.engine.cpu.calls import addresses, call, constants
 from spinerl.engine.cpu.library import library, library_error
 
@@ -78,7 +79,7 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Te
         weight: (n,) float32.
     """
     if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
-        return _RMSNorm.apply(states, weight, eps)  # pyright: ignore[reportReturnType]
+        return _RMSNorm.apply(states, weight, eps)
     return _rms_norm(states.contiguous(), weight, eps, None)
 
 
@@ -92,11 +93,9 @@ def _rms_norm(
     return out
 
 
-class _RMSNorm(torch.autograd.Function):
+class _RMSNorm(Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         states = states.contiguous()
         rstd = states.new_empty(states.shape[:-1])
         out = _rms_norm(states, weight, eps, rstd)
@@ -104,7 +103,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         return *rms_norm_backward(grad_output.contiguous(), *ctx.saved_tensors), None
 
 
@@ -150,7 +149,7 @@ def add_indexed(states: torch.Tensor, index: torch.Tensor, first: torch.Tensor, 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, of one shape, with its gradient; contiguous or not."""
     if torch.is_grad_enabled() and (up.requires_grad or gate.requires_grad):
-        return _SwiGLU.apply(gate, up)  # pyright: ignore[reportReturnType]
+        return _SwiGLU.apply(gate, up)
     return _swiglu(gate.contiguous(), up.contiguous())
 
 
@@ -160,17 +159,15 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-class _SwiGLU(torch.autograd.Function):
+class _SwiGLU(Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, gate: torch.Tensor, up: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         return _swiglu(gate, up)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
         grads = torch.empty_like(gate), torch.empty_like(up)
         call("swiglu_backward", gate.numel(), *addresses(gate, up, grad_output.contiguous(), *grads))
@@ -195,23 +192,25 @@ def swiglu_recompute_backward(
 
 
 def rope(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """states * cos + rotate_half(states) * sin, with its gradient; states (R, T, H, D), cos and sin (R, T, D), contiguous
-    or not."""
+    """states * cos + rotate_half(states) * sin, with its gradient.
+
+    Args:
+        states: (R, T, H, D), contiguous or not.
+        cos, sin: (R, T, D), contiguous or not.
+    """
     if torch.is_grad_enabled() and states.requires_grad:
-        return _Rope.apply(states, cos, sin)  # pyright: ignore[reportReturnType]
+        return _Rope.apply(states, cos, sin)
     return _rope(states, cos, sin, backward=False)
 
 
-class _Rope(torch.autograd.Function):
+class _Rope(Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         return _rope(states, cos, sin, backward=False)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         return _rope(grad_output, *ctx.saved_tensors, backward=True), None, None
 
 

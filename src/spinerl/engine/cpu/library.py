@@ -1,8 +1,9 @@
 """Compiles the C files of `native/` at first use, keeps the library in the user's cache folder, and loads it.
 
-The library is loaded only from a folder and a file that belong to the user alone (owner, no one else may write, no symbolic
-links) and only if its checksum is right; otherwise it is compiled again, in a private temporary folder where the cache
-folder cannot be used.  Without a compiler there is no library: `library_error` says why, and torch's operators do the work.
+The library is loaded only from a folder and a file that belong to the user alone (owner, no one else may write, no
+symbolic links) and only if its checksum is right.  Otherwise it is compiled again, in a private temporary folder where
+the cache folder cannot be used.  Without a compiler there is no library: `library_error` says why, and torch's
+operators do the work.
 
 Environment variables:
     CC: the compiler; else cc, gcc or clang, whichever is found first.
@@ -39,7 +40,7 @@ COMPILE_SECONDS = 60.0
 """A compiler that takes longer is stopped."""
 
 _SOURCES = Path(__file__).parent / "native"
-_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Wno-psabi")
 _TUNING = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())  # what compilers know, best first
 _MOST_LINES = 8  # of a compiler's words
 

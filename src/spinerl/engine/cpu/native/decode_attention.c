@@ -10,7 +10,7 @@
 #include "softmax.h"
 
 /* out (queries, head_dim) += weights (queries, keys) times values (keys, head_dim), head_dim = vectors * LANES. */
-INLINE void add_values(const int queries, const int vectors, const float *weights, long weight_stride, const float *values,
+SPECIALIZE void add_values(const int queries, const int vectors, const float *weights, long weight_stride, const float *values,
                        long keys, float *out, long head_dim)
 {
     vec sums[8][16];
@@ -33,24 +33,34 @@ INLINE void add_values(const int queries, const int vectors, const float *weight
 }
 
 /* scores (queries, keys) of queries times keys^T, for 1, 2 or 4 queries.  Keys up to a multiple of LANES are read. */
-INLINE void score_own_keys(const int queries, const int vectors, const float *query, const float *keys, long count,
-                           float *scores, long score_stride)
+SPECIALIZE void score_own_keys(const int queries, long head_dim, const float *query, const float *keys, long count,
+                               float *scores, long score_stride)
 {
-    const long head_dim = vectors * LANES;
     const int step = LANES / queries; /* keys at a time */
     for (long j = 0; j < count; j += step) {
         vec sums[LANES] = {{0}};
-        for (int v = 0; v < vectors; v++)
+        for (long d = 0; d < head_dim; d += LANES)
             UNROLL for (int i = 0; i < step; i++) {
-                vec key = load(keys + (j + i) * head_dim + v * LANES);
+                vec key = load(keys + (j + i) * head_dim + d);
                 UNROLL for (int q = 0; q < queries; q++)
-                    sums[q * step + i] += key * load(query + q * head_dim + v * LANES);
+                    sums[q * step + i] += key * load(query + q * head_dim + d);
             }
         vec found = vec_sum_16(sums);
         UNROLL for (int q = 0; q < queries; q++)
             memcpy(scores + q * score_stride + j, (const float *)&found + q * step, step * sizeof(float));
     }
 }
+
+/* Compiled once for all head_dims. */
+#define SCORE_OWN_KEYS(n)                                                                                              \
+    static __attribute__((noinline)) void score_own_keys_##n(long head_dim, const float *query, const float *keys,     \
+                                                             long count, float *scores, long score_stride)             \
+    {                                                                                                                  \
+        score_own_keys(n, head_dim, query, keys, count, scores, score_stride);                                         \
+    }
+SCORE_OWN_KEYS(1)
+SCORE_OWN_KEYS(2)
+SCORE_OWN_KEYS(4)
 
 /* CALL(n), with q the first of n queries: 4, 2 or 1 at a time, at most `max`, as registers allow. */
 #define FOR_QUERIES(count, max, CALL)                                                                                  \
@@ -93,7 +103,7 @@ INLINE const float *own_block(const decode_attention_args *args, const float *co
     return blocks[block] + (row * args->num_kv_heads + kv_head) * args->block_size * head_dim;
 }
 
-INLINE void attend(const decode_attention_args *args, const int vectors, long task, long kv_head, float *scratch)
+SPECIALIZE void attend(const decode_attention_args *args, const int vectors, long task, long kv_head, float *scratch)
 {
     const int max_queries = vectors >= 16 ? 1 : vectors >= 8 ? 2 : 4;
     const long head_dim = vectors * LANES, own = args->own_length, group = args->num_heads / args->num_kv_heads;
@@ -116,7 +126,7 @@ INLINE void attend(const decode_attention_args *args, const int vectors, long ta
             const float *from = query + r * group * head_dim;
             float *to = scores + r * group * stride + args->padded_length + done;
             const long count = min_long(args->block_size, own - done);
-#define CALL(n) score_own_keys(n, vectors, from + q * head_dim, keys, count, to + q * stride, stride)
+#define CALL(n) score_own_keys_##n(head_dim, from + q * head_dim, keys, count, to + q * stride, stride)
             FOR_QUERIES(group, 4, CALL);
 #undef CALL
         }

@@ -30,7 +30,7 @@ typedef float unaligned_reg __attribute__((vector_size(REG_BYTES), aligned(4), m
 #define PANEL (BLOCK_VECTORS * LANES) /* columns of a packed matrix that are stored together */
 
 /* c (rows, vectors * LANES) of one block. */
-INLINE void gemm_block(const int rows, const int vectors, long depth, const float *a, long a_row_stride,
+SPECIALIZE void gemm_block(const int rows, const int vectors, long depth, const float *a, long a_row_stride,
                        long a_col_stride, const float *b, long b_stride, float *c, long c_stride, const int add,
                        const int prefetch)
 {
@@ -59,7 +59,7 @@ INLINE void gemm_block(const int rows, const int vectors, long depth, const floa
 }
 
 /* c (m, vectors * LANES): the blocks below one another, of which the first fetches b for the others. */
-INLINE void gemm_column(const int vectors, long m, long depth, const float *a, long a_row_stride, long a_col_stride,
+SPECIALIZE void gemm_column(const int vectors, long m, long depth, const float *a, long a_row_stride, long a_col_stride,
                         const float *b, long b_stride, float *c, long c_stride, const int add)
 {
 #define GEMM_BLOCK(rows, prefetch)                                                                                     \
@@ -79,7 +79,7 @@ INLINE void gemm_column(const int vectors, long m, long depth, const float *a, l
 #undef GEMM_BLOCK
 }
 
-INLINE void gemm_any(long m, long n, long depth, const float *a, long a_row_stride, long a_col_stride, const float *b,
+SPECIALIZE void gemm_any(long m, long n, long depth, const float *a, long a_row_stride, long a_col_stride, const float *b,
                      long b_stride, float *c, long c_stride, const int add)
 {
     long j = 0;

@@ -11,8 +11,20 @@ typedef int32_t vec_int __attribute__((vector_size(64)));
 typedef float half_vec __attribute__((vector_size(32)));
 typedef float unaligned_vec __attribute__((vector_size(64), aligned(4), may_alias));
 
-#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+/* UNROLL before a loop; SPECIALIZE: a function inlined once for each value of its constant arguments. */
+#ifdef __SANITIZE_ADDRESS__ /* with checks, such code would take minutes to compile */
+#define UNROLL
+#define SPECIALIZE static
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#define SPECIALIZE INLINE
+#endif
 
 INLINE vec load(const float *x) { return *(const unaligned_vec *)x; }
 INLINE void store(float *out, vec x) { *(unaligned_vec *)out = x; }
