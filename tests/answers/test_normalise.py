@@ -1,4 +1,5 @@
 """Which spellings fall together by their key alone, which stay apart, and what abstains."""
+# ruff: noqa: E501  (tables)
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Properties of votes, rewards and equivalence classes over random groups."""
+# ruff: noqa: E501  (a table)
 
 from __future__ import annotations
 
