@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from spinerl.config import Config, dump_yaml, load_config
 from spinerl.errors import CheckpointError, InputError, RunError
@@ -39,6 +41,7 @@ __all__ = [
     "QUESTIONS",
     "RunFolder",
     "explain_disk_errors",
+    "is_intact",
     "read_lines",
     "total_bytes",
     "write_json",
@@ -46,6 +49,7 @@ __all__ = [
     "write_text",
 ]
 
+_CHECKSUMS = "checksums.json"
 QUESTIONS = "questions.jsonl"  # those of a run that was given a list of them
 
 STREAMS = (
@@ -59,36 +63,48 @@ STREAMS = (
 )
 
 
+MARK = "# A run of spinerl: its resolved configuration."
+"""The first line of a run's config.yaml."""
+
+_OWN = {*STREAMS, "config.yaml", "manifest.json", "report.html", ".lock"}
+_OWN_FOLDERS = {"predictions", "checkpoints", "model", "best", "images", "asked"}
+"""All that a run writes: --overwrite removes nothing else."""
+
+
 class RunFolder:
-    """One run on disk.  Every write is atomic or a whole appended line."""
+    """One run on disk.  Every write is atomic or a whole appended line, and one process writes at a time (`lock`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, config: Config, overwrite: bool = False) -> RunFolder:
-        """A new folder holding config.yaml.
+        """A new folder holding config.yaml, locked.  With `overwrite`, a run's files that are there go, and no others.
 
-        Raises InputError if there is something at the path already (with `overwrite`: something not a run).
+        Raises InputError if there is something at the path already (with `overwrite`: something that is not a run), or
+        if another process writes there.
         """
         path = config.run_folder
-        if path.exists() and (not path.is_dir() or any(file.name != QUESTIONS for file in path.iterdir())):
+        run = cls(path)
+        if path.exists() and (not path.is_dir() or _is_taken(path)):
             if not overwrite:
                 raise InputError(
                     f"run={path} exists; continue it with `spinerl adapt --resume {path}`, replace it with "
                     "--overwrite, or choose another run=FOLDER"
                 )
-            if not (path / "config.yaml").is_file():
-                raise InputError(
-                    f"run={path} is not a run folder (no config.yaml in it), so --overwrite leaves it alone"
-                )
-            shutil.rmtree(path)
+            if not run.is_marked:
+                raise InputError(f"run={path} is not a run of spinerl, so --overwrite leaves it alone")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "config.yaml", dump_yaml(config))
+            run.lock()
+            if overwrite:
+                run._remove_own_files()
+            write_text(path / "config.yaml", f"{MARK}\n{dump_yaml(config)}")
         except OSError as error:
+            run.unlock()
             raise InputError(f"run={path} cannot be written: {error.strerror or error}") from None
-        return cls(path)
+        return run
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -98,22 +114,88 @@ class RunFolder:
         return cls(Path(path))
 
     @property
+    def is_marked(self) -> bool:
+        """Whether this is a run's folder for sure, and not one that has a config.yaml of somebody's own."""
+        try:
+            if read_text(self.path / "config.yaml").startswith(MARK):
+                return True
+        except (OSError, UnicodeDecodeError):
+            pass
+        # Runs of 0.1.0 have no mark.
+        return any((self.path / name).is_file() for name in ("manifest.json", "metrics.jsonl", "eval.jsonl"))
+
+    def lock(self) -> None:
+        """Be the one process that writes here, until `unlock` or the end of the process.
+
+        InputError, naming the other process, if there is one; nothing where the system has no such locks.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            return
+        handle = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read(200).strip() or "another process"
+            handle.close()
+            raise InputError(f"{self.path} is being written by {owner}; wait for its end, or stop it") from None
+        except OSError:  # a file system without locks
+            handle.close()
+            return
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Let others write here again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _remove_own_files(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name in _OWN and entry.name != ".lock" and (entry.is_file() or entry.is_symlink()):
+                entry.unlink()
+            elif entry.is_dir() and not entry.is_symlink() and (entry.name in _OWN_FOLDERS or _is_draft(entry)):
+                shutil.rmtree(entry)
+            elif _is_draft(entry):
+                entry.unlink()
+
+    @property
     def config(self) -> Config:
         """The run's resolved configuration, its `run` being where the folder is now."""
         return load_config(self.path / "config.yaml", [f"run={json.dumps(str(self.path))}"])
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """manifest.json, or {} before it is written."""
+        """manifest.json, or {} before it is written.  RunError if it is damaged."""
         file = self.path / "manifest.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        try:
+            found = json.loads(read_text(file))
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds {type(found).__name__}")
+        except (ValueError, RecursionError) as error:
+            raise RunError(
+                f"{file} is damaged ({' '.join(str(error).split())[:120]}); delete it, and `spinerl adapt --resume "
+                f"{self.path}` goes on without"
+            ) from None
+        return found
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace manifest.json."""
         write_json(self.path / "manifest.json", manifest)
 
     def append(self, stream: str, *rows: Mapping[str, Any]) -> None:
-        """Add lines to a stream and hand them to the disk; numbers that are not finite become null."""
+        """Add lines to a stream and flush them to the disk; numbers that are not finite become null.
+
+        What a crash or a full disk left of a last line goes first.
+        """
+        _cut_partial_line(self.path / stream)
         with (self.path / stream).open("a", encoding="utf-8") as file:
             file.writelines(_line(row) for row in rows)
             file.flush()
@@ -128,8 +210,16 @@ class RunFolder:
         return name
 
     def rows(self, stream: str) -> list[dict[str, Any]]:
-        """The whole lines of a stream; a last line cut off by a crash is left out."""
-        return list(read_lines(self.path / stream))
+        """The whole lines of a stream; a last line cut off by a crash is left out.
+
+        RunError for a damaged line, and for one without the number of its step.
+        """
+        rows = []
+        for number, row in enumerate(read_lines(self.path / stream), 1):
+            if not isinstance(row.get("step"), int):
+                raise RunError(f"{self.path / stream}, line {number}: no `step` in it, so it is not of this run")
+            rows.append(row)
+        return rows
 
     def predictions(self, step: int) -> list[dict[str, Any]]:
         """The rows of the evaluation after this step, one per question; [] if there was none."""
@@ -140,7 +230,7 @@ class RunFolder:
         for stream in STREAMS:
             file = self.path / stream
             if file.is_file():
-                write_rows(file, [row for row in read_lines(file) if row["step"] <= step])
+                write_rows(file, [row for row in self.rows(stream) if row["step"] <= step])
 
     def save_checkpoint(
         self,
@@ -163,10 +253,8 @@ class RunFolder:
             if more is not None:
                 more(folder)
             write_json(folder / "state.json", {"step": step, **state})
-            sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-            write_json(folder / "checksums.json", sums)
 
-        self.write_folder(f"checkpoints/step-{step:06d}", fill)
+        self.write_folder(f"checkpoints/step-{step:06d}", fill, checksums=True)
         for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
 
@@ -182,8 +270,8 @@ class RunFolder:
 
         found = self._checkpoints()
         for folder in found:
-            if not _intact(folder):
-                folder.rename(folder.with_name(folder.name + ".damaged"))
+            if not is_intact(folder):
+                folder.rename(_free_name(folder.with_name(folder.name + ".damaged")))
                 continue
             load_learned(model, folder / "model.safetensors")
             optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
@@ -196,13 +284,18 @@ class RunFolder:
             )
         return None
 
-    def write_folder(self, name: str, fill: Callable[[Path], None]) -> None:
-        """Let `fill` write a folder that then appears, whole, under `name`, in place of any before it."""
+    def write_folder(self, name: str, fill: Callable[[Path], None], *, checksums: bool = False) -> None:
+        """Let `fill` write a folder that then appears, whole, under `name`, in place of any before it.
+
+        `checksums`: with a file of them, by which `is_intact` finds damage.
+        """
         target = self.path / name
         draft = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         fill(draft)
+        if checksums:
+            write_json(draft / _CHECKSUMS, {file.name: _sha256(file) for file in sorted(draft.iterdir())})
         for file in draft.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -235,11 +328,59 @@ def load_learned(model: torch.nn.Module, file: Path) -> None:
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file of ours; nothing for a missing file, and not a last line without its end."""
+    """The rows of a JSONL file of ours; nothing for a missing file, and not a last line without its end.
+
+    RunError for a line that is no JSON object.
+    """
     if not file.is_file():
         return
-    text = read_text(file)
-    yield from map(json.loads, lines_of(text[: text.rfind("\n") + 1]))
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    for number, line in enumerate(lines_of(whole.decode("utf-8", "replace").removeprefix("\ufeff")), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise RunError(
+                f"{file}, line {number}, is damaged: {line[:40]!r} is no JSON object; delete the line, or what comes "
+                "from it on"
+            )
+        yield row
+
+
+def _cut_partial_line(file: Path) -> None:
+    """Remove what follows the last line feed."""
+    try:
+        with file.open("r+b") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            if not size:
+                return
+            handle.seek(size - 1)
+            if handle.read(1) != b"\n":
+                handle.seek(0)
+                handle.truncate(handle.read().rfind(b"\n") + 1)
+    except FileNotFoundError:
+        pass
+
+
+def _is_draft(entry: Path) -> bool:
+    """Whether this is what a process that was killed left of a file or folder in the making."""
+    return entry.name.startswith(".") and entry.name.endswith(".tmp")
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether a folder holds more than a new run may find there."""
+    return any(entry.name not in (QUESTIONS, ".lock") and not _is_draft(entry) for entry in folder.iterdir())
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or where something is there already the same with a number after it."""
+    numbers = itertools.count(2)
+    free = path
+    while free.exists():
+        free = path.with_name(f"{path.name}-{next(numbers)}")
+    return free
 
 
 def write_text(file: Path, text: str) -> None:
@@ -296,9 +437,10 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _intact(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
+    """Whether the files of a folder that was written with checksums are as they were."""
     try:
-        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+        sums = json.loads(read_text(folder / _CHECKSUMS))
         return all(_sha256(folder / name) == digest for name, digest in sums.items())
     except (OSError, ValueError, AttributeError):
         return False

@@ -78,12 +78,19 @@ def adapt(
         add_adapters(work.loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
         work.loaded.capabilities.clear()
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
-    run = _continue(resume, work, other_numerics) if resume else _begin(config, work, overwrite)
-    with explain_disk_errors(run.path), Equivalence() as equivalence:
-        session = _Session(run, work, config, equivalence, observer)
-        session.start(resume is not None)
-        session.train()
-        session.finish()
+    run = resume or _begin(config, work, overwrite)
+    try:
+        if resume:
+            _check_resumable(run, work, other_numerics)
+        if not run.manifest:  # a new run's, or lost since, or killed before it was written
+            _write_first_manifest(run, work, config)
+        with explain_disk_errors(run.path), Equivalence() as equivalence:
+            session = _Session(run, work, config, equivalence, observer)
+            session.start(resume is not None)
+            session.train()
+            session.finish()
+    finally:
+        run.unlock()
     return run
 
 
@@ -235,7 +242,17 @@ class _Session:
             vision=loaded.vision,
         )
         note = self._observer.note
-        guard = Guard(self._run, loaded, work.questions, work.prompts, config, self._equivalence, render, note)
+        guard = Guard(
+            self._run,
+            loaded,
+            work.questions,
+            work.prompts,
+            config,
+            self._equivalence,
+            render,
+            note,
+            self._open_again,
+        )
         self._ranks = [place for place in self._ranks if place not in guard.held_out]
         if not self._ranks:
             raise InputError(f"guard.holdout={config.guard.holdout} leaves none of {len(work.questions)} questions")
@@ -319,7 +336,7 @@ def _needs_anchor(config: Config) -> bool:
 
 
 def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
-    """A new run folder with its manifest, after checking that its checkpoints will fit on the disk."""
+    """A new run folder, after checking that its checkpoints will fit on the disk."""
     parent = config.run_folder.absolute()
     while not parent.exists():
         parent = parent.parent
@@ -332,7 +349,10 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
             f"run={config.run_folder}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some "
             "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
         )
-    run = RunFolder.create(config, overwrite)
+    return RunFolder.create(config, overwrite)
+
+
+def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> None:
     backend = backend_of(work.loaded)
     backend.settle()
     run.write_manifest(
@@ -349,12 +369,17 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
             "command": " ".join(sys.argv),
         }
     )
-    return run
 
 
-def _continue(run: RunFolder, work: Workload, other_numerics: bool) -> RunFolder:
-    """The run to resume, after checking that its model and data are still the same, and that this machine computes as
-    the one did where it began (`other_numerics` allows another)."""
+def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> None:
+    """Lock a run, and check that its model and data are still the same, and that this machine computes as the one did
+    where it began (`other_numerics` allows another)."""
+    if not run.is_marked:
+        raise InputError(
+            f"{run.path} has a config.yaml and nothing else of a run; to begin one: `spinerl adapt "
+            f"{run.path / 'config.yaml'} run=FOLDER`"
+        )
+    run.lock()
     manifest = run.manifest
     for what in ("model", "data"):
         then, now = manifest.get(what, {}).get("fingerprint"), work.facts[what]["fingerprint"]
@@ -363,8 +388,6 @@ def _continue(run: RunFolder, work: Workload, other_numerics: bool) -> RunFolder
                 f"{run.path} cannot be resumed: its {what} {work.facts[what]['name']} has changed since it began "
                 f"({then} then, {now} now)"
             )
-    if not manifest:  # killed before the manifest was written: nothing else has been either
-        return _begin(run.config, work, overwrite=True)
     engine = manifest.get("engine", {})
     changed = [
         f"{name} was {engine[name]}, is {value}"
@@ -378,7 +401,6 @@ def _continue(run: RunFolder, work: Workload, other_numerics: bool) -> RunFolder
         )
     if not changed:
         work.loaded.capabilities.restore(engine)
-    return run
 
 
 def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
@@ -17,8 +19,9 @@ from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
+from spinerl.lines import read_text
 from spinerl.plugins import find
-from spinerl.runs import RunFolder, load_learned, save_learned, write_json
+from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
 from spinerl.types import Question, StepRecord
 
 __all__ = ["Guard", "Outcome"]
@@ -40,7 +43,7 @@ class Guard:
     """Watches one run, and says where it ends.
 
     `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt;
-    `note` is told what is worth a line.
+    `note` gets what is worth a line; `open_again` reads the initial model once more, should its kept weights be lost.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class Guard:
         equivalence: Equivalence,
         render: Callable[[Question], tuple[int, ...]],
         note: Callable[[str], None],
+        open_again: Callable[[], LoadedModel] | None = None,
     ) -> None:
+        self._open_again = open_again
         self._run = run
         self._loaded = loaded
         self._config = config
@@ -120,6 +125,7 @@ class Guard:
         rule = None if broken is None else broken["rule"]
         if self._keys.mode == "rollback":
             kept = 0 if rule == "no-go" else best_look(self._looks, self._tolerance)["step"]
+        self._wanted = kept
         lost = kept < step and not self._restore(kept)
         kept = step if lost else kept
         sentences = []
@@ -127,7 +133,10 @@ class Guard:
             did = "stopped" if self._stops else "would have stopped"
             sentences.append(f"guard: {did} after step {broken['step']} ({rule}): {broken['why']}.")
         if lost:
-            sentences.append("The weights of the best look are lost, an interrupted run having taken another course.")
+            sentences.append(
+                f"The weights of the best look (step {self._wanted}) are damaged or of another course of an interrupted"
+                " run: those of the last step were kept."
+            )
         elif kept < step or (kept == 0 and self._keys.mode == "rollback"):
             sentences.append(self._restored(kept))
         return Outcome(kept, rule, " ".join(sentences) or "guard: nothing to object to.")
@@ -205,12 +214,26 @@ class Guard:
             save_learned(self._loaded.model, folder / "model.safetensors")
             write_json(folder / "step.json", {"step": step})
 
-        self._run.write_folder(_BEST, fill)
+        self._run.write_folder(_BEST, fill, checksums=True)
 
     def _restore(self, step: int) -> bool:
-        """Bring the best weights back; False if those that were kept are not of this step."""
+        """Bring the best weights back; False if those that were kept are damaged or not of this step."""
         folder = self._run.path / _BEST
-        if json.loads((folder / "step.json").read_text(encoding="utf-8"))["step"] != step:
-            return False
+        if not is_intact(folder) or json.loads(read_text(folder / "step.json"))["step"] != step:
+            return self._restore_initial() if step == 0 else False
         load_learned(self._loaded.model, folder / "model.safetensors")
+        return True
+
+    def _restore_initial(self) -> bool:
+        """The initial weights without those that were kept; False where they cannot be had."""
+        model = self._loaded.model
+        if self._config.lora.rank:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if ".lora_B" in name:
+                        parameter.zero_()
+            return True
+        if self._open_again is None:
+            return False
+        model.load_state_dict(self._open_again().model.state_dict())
         return True
