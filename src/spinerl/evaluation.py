@@ -97,6 +97,8 @@ def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: 
         "gold": gold.get(question.id),
         "greedy": {"text": greedy.texts[i], "truncated": not greedy.finished_mask[i].item()},
     }
+    if question.in_thought:
+        row["in_thought"] = True
     if sampled is not None:
         rows = slice(i * sampled.num_responses, (i + 1) * sampled.num_responses)
         row["responses"] = list(sampled.texts[rows])

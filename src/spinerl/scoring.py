@@ -99,6 +99,7 @@ def judge(
             kind,
             equivalence,
             choices=choices,
+            in_thought=bool(row.get("in_thought")),
             **voting.rules,
             seed=seed,
         )
@@ -134,7 +135,7 @@ def explain_row(row: Mapping[str, Any], answer: AnswerConfig) -> list[str]:
     flags = cut or [False] * len(row["responses"])
     choices = tuple(row.get("choices") or ())
     return [
-        read_answer(text, kind, choices=choices, truncated=bool(flag)).explain()
+        read_answer(text, kind, choices=choices, truncated=bool(flag), in_thought=bool(row.get("in_thought"))).explain()
         for text, flag in zip(row["responses"], flags, strict=True)
     ]
 

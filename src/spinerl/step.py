@@ -198,6 +198,7 @@ def count_votes(
             answer.kind_of(question.answer_kind),
             equivalence,
             choices=question.choices,
+            in_thought=question.in_thought,
             **voting.rules,
             weights=weights[i * n : (i + 1) * n],
             seed=seed,

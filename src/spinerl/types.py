@@ -53,6 +53,7 @@ class Question:
     order of their letters (they are already rendered into `text`); `answer_kind` is how answers are read.
     `images` are in the order in which they are shown: at each `<image>` of the text, or all before a text that has
     none (`spinerl.data.parts_of`).  `turns` are the messages before it in a chat: (system, user or assistant, text).
+    `in_thought`: its prompt ends in the opening of a thought, so that a response that closes none has no answer.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Question:
     answer_kind: str = "auto"
     images: tuple[ImageRef, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
+    in_thought: bool = False
 
 
 GoldTable = Mapping[str, str]

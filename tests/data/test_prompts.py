@@ -2,6 +2,7 @@
 
 import pytest
 
+from spinerl.answers import Equivalence, count_vote
 from spinerl.config import ExampleConfig, PromptConfig
 from spinerl.data import preview, render_all, render_prompt, render_text
 from spinerl.data.prompts import INSTRUCTIONS
@@ -134,3 +135,19 @@ def test_preview_shows_what_the_model_will_see(configure, jsonl, make_tokenizer)
     rows = preview(configure(f"data={path}", "data.columns.choices=null"), None, 5)
     assert [(row.gold, row.num_tokens) for row in rows] == [("0", None), ("1", None)]
     assert len(preview(configure(f"data={path}", "data.max_questions=1"), None, 5)) == 1
+
+
+THINKS = CHAT.replace("<assistant>", "<assistant><think>\n")
+
+
+def test_a_prompt_that_opens_a_thought_is_known_by_its_question(make_tokenizer):
+    """A response that closes none holds no answer; one that does, what follows."""
+    for template, opened in ((THINKS, True), (CHAT, False)):
+        tokenizer = make_tokenizer("bos")
+        tokenizer.chat_template = template
+        ((question,), _, _) = render_all([QUESTION], tokenizer, PromptConfig(system="Reason inside <think> tags."))
+        assert question.in_thought is opened
+        with Equivalence() as equivalence:
+            texts = ["2 + 3 is 5, so the answer is 5.", "Perhaps 6.</think>The answer is 5."]
+            one = count_vote(texts, [False] * 2, "number", equivalence, in_thought=question.in_thought)
+        assert one.answers == ((None, "5") if opened else ("5", "5"))

@@ -70,7 +70,7 @@ def test_the_tests_of_all_loops_pass(sanitized):
     )
     code, said = sanitized(
         *("-m", "pytest", "-q", "-s", "-x", "-p", "no:cacheprovider", "-o", "addopts="),
-        *("tests/engine/test_kernels.py", "tests/engine/test_continued.py", "-k", " or ".join(cases)),
+        *("tests/engine/test_kernels.py", "tests/engine/test_extend_attention.py", "-k", " or ".join(cases)),
     )
     assert code == 0, said[-6000:]
     assert re.search(r"\b\d{3} passed", said)

@@ -56,7 +56,7 @@ def scene(model_folders):
         with torch.no_grad():
             for parameter in behaviour.model.parameters():
                 parameter.add_(0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        return config, loaded, dataclasses.replace(loaded, engine=Neighbour(behaviour, config))
+        return config, loaded, dataclasses.replace(loaded, sampler=Neighbour(behaviour, config))
 
     return opened
 

@@ -334,7 +334,7 @@ def served(folder, *words, cut="top-p", listens=True):
         for parameter in other.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     engine = VllmSampler(config, Side(other.model, config, listens))
-    return config, dataclasses.replace(loaded, engine=engine), prompts
+    return config, dataclasses.replace(loaded, sampler=engine), prompts
 
 
 @pytest.mark.parametrize(("cut", "scored"), [("top-p", "full"), ("top-p and min-p", "truncated")])

@@ -52,7 +52,7 @@ def sample(work: Workload, loaded: LoadedModel, num_responses: int = 6, seed: in
 
 
 def natively(loaded: LoadedModel) -> LoadedModel:
-    return dataclasses.replace(loaded, engine=None)
+    return dataclasses.replace(loaded, sampler=None)
 
 
 def differences(rollout: Rollout) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_weights_are_handed_over_whenever_they_have_changed(work, loaded):
 def test_other_weights_than_the_models_stop_the_run(work, loaded):
     sample(work, loaded)
     shake(loaded, 0.3)
-    engine = loaded.engine
+    engine = loaded.sampler
     engine._side.take(adapted_weights(loaded.model))
     with torch.no_grad():  # back again, in a way that the model does not notice
         for parameter, kept in zip(loaded.model.parameters(), load_model(CONFIG.model).model.parameters(), strict=True):
@@ -156,11 +156,11 @@ def test_adapters_come_with_the_weights(work):
         for name, parameter in loaded.model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    loaded = dataclasses.replace(loaded, engine=work.loaded.engine)
+    loaded = dataclasses.replace(loaded, sampler=work.loaded.sampler)
     adapted = sample(work, loaded)
     assert differences(adapted).mean() < MEAN
     assert adapted.texts != sample(work, natively(loaded.base)).texts
-    assert loaded.base.engine is None  # the anchor answers for itself
+    assert loaded.base.sampler is None  # the anchor answers for itself
 
 
 def test_a_run_of_five_steps(tmp_path):
@@ -236,7 +236,7 @@ def test_a_running_server(work, tmp_path):
             assert (
                 theirs.texts == greedy_responses(natively(served), work.questions, work.prompts, config.rollout).texts
             )
-            served.engine._side._folder = "/nowhere"
+            served.sampler._side._folder = "/nowhere"
             shake(served, 0.01)
             with pytest.raises(InputError, match=r"vllm.folder=/nowhere"):
                 sample(work, served)

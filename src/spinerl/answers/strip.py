@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Visible", "after_last_thought", "run_on_places", "strip_pleasantries", "strip_thoughts"]
+__all__ = ["Visible", "after_last_thought", "opens_thought", "run_on_places", "strip_pleasantries", "strip_thoughts"]
 
 _MARK = "\x1f"  # stands where a thought stood whose end begins the final part of a response
 
@@ -200,6 +200,19 @@ def strip_thoughts(text: str, in_thought: bool = False) -> Visible:
     if not opened:
         parts.append(text[position:])
     return Visible(_without_special_tokens("".join(parts)), not opened)
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a prompt ends in the opening of a thought, so that the response begins inside of one.
+
+    >>> opens_thought("<|im_start|>assistant\\n<think>\\n"), opens_thought("Reason in <think> tags.\\n")
+    (True, False)
+    """
+    end = prompt.rstrip()
+    last = None
+    for match in _THOUGHT.finditer(end[-200:]):
+        last = match
+    return last is not None and last.end() == len(end[-200:]) and (last.lastgroup or "").startswith("open")
 
 
 def _may_hold_thoughts(text: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import jinja2
 
+from spinerl.answers.strip import opens_thought
 from spinerl.config import PromptConfig
 from spinerl.data.images import parts_of
 from spinerl.errors import InputError
@@ -37,6 +39,9 @@ INSTRUCTIONS: dict[str, str] = {
 """Answer instruction by kind.  `math` is the prompt of the Qwen2.5-Math model cards; the rest follow it."""
 
 
+_END_TOKENS = 32  # of a prompt: the opening of a thought fits in them
+
+
 class TextTokenizer(Protocol):
     """The part of a transformers tokenizer that prompts need."""
 
@@ -45,6 +50,8 @@ class TextTokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+    def decode(self, token_ids: Any) -> Any: ...
 
 
 class PromptVision(Protocol):
@@ -175,7 +182,8 @@ def render_all(
             num_too_long += 1
             shortest = len(ids) if shortest is None else min(shortest, len(ids))
             continue
-        kept.append(question)
+        opened = opens_thought(str(tokenizer.decode(list(ids[-_END_TOKENS:]))))
+        kept.append(replace(question, in_thought=True) if opened else question)
         prompts.append(ids)
     if num_too_long and not kept:
         raise InputError(
