@@ -80,9 +80,9 @@ import sys
 from spinerl.config import load_config
 from spinerl.train import adapt
 from tests.e2e.test_guarded_runs import Quiet
-words = ["data.max_questions=4", "steps=1", "questions_per_step=2", "group_size=2", "rollout.max_new_tokens=8",
+overrides = ["data.max_questions=4", "steps=1", "questions_per_step=2", "group_size=2", "rollout.max_new_tokens=8",
          "guard=off", "answer.truncated=count", "engine.disable=[cpu]", "threads=1", "run=" + sys.argv[1]]
-adapt(load_config(overrides=words), Quiet())
+adapt(load_config(overrides=overrides), Quiet())
 found = sorted(name for name in sys.modules if name.startswith("spinerl.engine.cpu"))
 assert not found, found
 """

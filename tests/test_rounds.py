@@ -47,7 +47,7 @@ def test_first_step_by_hand(reuse, order, expected):
 
 @pytest.fixture
 def scene(model_folders, monkeypatch):
-    """A function: words -> (configuration, workload, rounds, calls); `calls` fills with (question ids, step)."""
+    """A function: overrides -> (configuration, workload, rounds, calls); `calls` fills with (question ids, step)."""
     calls = []
 
     def sample(loaded, questions, prompts, config, step, on_tokens=None):
@@ -57,9 +57,9 @@ def scene(model_folders, monkeypatch):
     original = rounds_room.sample
     monkeypatch.setattr(rounds_room, "sample", sample)
 
-    def opened(*words, order="shuffled"):
+    def opened(*overrides, order="shuffled"):
         common = ["group_size=4", "rollout.max_new_tokens=12", "questions_per_step=2", f"data.order={order}", "seed=3"]
-        config = load_config(overrides=[f"model={model_folders('qwen3')}", *common, *words])
+        config = load_config(overrides=[f"model={model_folders('qwen3')}", *common, *overrides])
         loaded = replace(
             load_model(config.model, config.engine), end_ids=tuple(range(1, 261, 10))
         )  # one token in ten ends a response
@@ -179,9 +179,11 @@ def test_trees_are_held_too(scene):
     assert whole.num_drawn < int(whole.mask.sum())
 
 
-@pytest.mark.parametrize("words", [["reward=self-certainty", "rollout.top_p=0.8"], TREE], ids=["all figures", "trees"])
-def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, words):
-    config, work, rounds, calls = scene("rollout.reuse=2", *words)
+@pytest.mark.parametrize(
+    "overrides", [["reward=self-certainty", "rollout.top_p=0.8"], TREE], ids=["all figures", "trees"]
+)
+def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, overrides):
+    config, work, rounds, calls = scene("rollout.reuse=2", *overrides)
     rounds.draw(1, 9)
     rounds.save(tmp_path)
     shake(work)
@@ -192,7 +194,7 @@ def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, words):
         same(rollout, other)
         assert age == other_age == step - 1
         assert rollout.num_drawn == 0
-        assert (rollout.certainties is not None) == (rollout.log_mass is not None) == (words is not TREE)
+        assert (rollout.certainties is not None) == (rollout.log_mass is not None) == (overrides is not TREE)
     assert len(calls) == 1
     again = tmp_path / "again"
     again.mkdir()
@@ -207,8 +209,8 @@ def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, words):
 
 
 def test_a_step_amid_a_round_needs_the_rounds_responses(scene):
-    for words, step in ((["rollout.reuse=0"], 2), (["rollout.reuse=2"], 6)):
-        _, _, rounds, calls = scene(*words)
+    for overrides, step in ((["rollout.reuse=0"], 2), (["rollout.reuse=2"], 6)):
+        _, _, rounds, calls = scene(*overrides)
         with pytest.raises(CheckpointError, match=r"began at step [15] are not in the checkpoint"):
             rounds.draw(step, 9)
         assert not calls
@@ -216,8 +218,15 @@ def test_a_step_amid_a_round_needs_the_rounds_responses(scene):
 
 def test_later_steps_of_a_round_are_off_policy(scene):
     """GSPO's ratios are taken before an update only if the weights have moved: here from the second step on."""
-    words = ["rollout.reuse=0", "loss=gspo", "method=ttrl", "optim.lr=0.002", "loss.clip_low=0.9", "engine.disable=[]"]
-    config, work, rounds, _ = scene(*words, "questions_per_step=2")
+    overrides = [
+        "rollout.reuse=0",
+        "loss=gspo",
+        "method=ttrl",
+        "optim.lr=0.002",
+        "loss.clip_low=0.9",
+        "engine.disable=[]",
+    ]
+    config, work, rounds, _ = scene(*overrides, "questions_per_step=2")
     optimizer = Optimizer(work.loaded.model.parameters(), config.optim, 2)
     rewards = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 0.0))
     advantages = [a for own in rewards for a in ((r - sum(own) / 4) / torch.tensor(own).std().item() for r in own)]

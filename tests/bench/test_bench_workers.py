@@ -13,9 +13,9 @@ import pytest
 from spinerl.bench.children import run_worker
 from spinerl.bench.settings import load_settings
 from spinerl.errors import InputError, RunError
-from tests.bench.miniature import MODEL, words
+from tests.bench.miniature import MODEL, overrides
 
-TINY = words(MODEL, questions=1, group_size=2, prompt_tokens=6, new_tokens=8, threads=1, parts="rollout")
+TINY = overrides(MODEL, questions=1, group_size=2, prompt_tokens=6, new_tokens=8, threads=1, parts="rollout")
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def environment() -> dict[str, str]:
 
 
 def launch(num_processes: int, *command: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    """Run a Python file or module (`-m name`) with these words, under torchrun if on several processes."""
+    """Run a Python file or module (`-m name`) with these overrides, under torchrun if on several processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -67,10 +67,10 @@ def compared(tmp_path_factory, model_folders):
     other = load_model(config.model, config.engine)
     write_neighbour(other, anchor_folder)
     cases, expected = {}, {}
-    for name, words in CASES.items():
+    for name, overrides in CASES.items():
         dtype = torch.float64 if "float64" in name else torch.float32
-        words = [f"model={policy_folder}", f"run={folder / 'run'}", *COMMON.split(), *words.split()]
-        config = load_config(overrides=words)
+        overrides = [f"model={policy_folder}", f"run={folder / 'run'}", *COMMON.split(), *overrides.split()]
+        config = load_config(overrides=overrides)
         policy = opened(config, policy_folder, dtype)
         anchor = opened(config, anchor_folder, dtype)
         questions = tuple(Question(name, text, answer_kind="number") for name, text in TEXTS.items())
@@ -79,7 +79,7 @@ def compared(tmp_path_factory, model_folders):
         expected[name] = (ours.votes, ours.losses, ours.gradients)
         simple = config.anchor.estimator != "exact" and config.optim.minibatches == 1
         cases[name] = {
-            "words": words,
+            "overrides": overrides,
             "dtype": dtype,
             "model": str(policy_folder),
             "anchor": str(anchor_folder),
@@ -160,8 +160,8 @@ RUN = (
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_of_the_bundled_model(world, tmp_path):
     run = tmp_path / "run"
-    words = [f"run={run}", "data=tiny/shift-a", "anchor.weight=0.1", "checkpoint.every=2", *RUN.split()]
-    done = launch(world, "-m", "spinerl.bridges.trl", "configs/demo.yaml", *words)
+    overrides = [f"run={run}", "data=tiny/shift-a", "anchor.weight=0.1", "checkpoint.every=2", *RUN.split()]
+    done = launch(world, "-m", "spinerl.bridges.trl", "configs/demo.yaml", *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert sorted(line for line in lines if "process" in line) == [
@@ -216,16 +216,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_cannot_be_honoured_is_refused_in_one_line(words, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_what_cannot_be_honoured_is_refused_in_one_line(overrides, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        trl_bridge.main(words.split() if words.endswith(".yaml") else ["data=tiny/shift-a", *words.split()])
+        trl_bridge.main(overrides.split() if overrides.endswith(".yaml") else ["data=tiny/shift-a", *overrides.split()])
     told = capsys.readouterr().err
     assert ended.value.code == 2
     assert told.startswith("spinerl: ")
     assert told.count("\n") == 1
-    assert REFUSED[words] in told
+    assert REFUSED[overrides] in told
     assert not list(tmp_path.iterdir())
 
 

@@ -65,10 +65,10 @@ def shared() -> Path:
 
 @pytest.fixture
 def configure() -> Callable[..., Config]:
-    """`configure("data=x.jsonl", ...)`: the configuration of these words, for a model without a profile."""
+    """`configure("data=x.jsonl", ...)`: the configuration of these overrides, for a model without a profile."""
 
-    def build(*words: str) -> Config:
-        return load_config(overrides=["model=some/model", *words])
+    def build(*overrides: str) -> Config:
+        return load_config(overrides=["model=some/model", *overrides])
 
     return build
 

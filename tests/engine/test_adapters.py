@@ -27,9 +27,9 @@ PROMPTS = ((3, 4, 5, 6, 7), (9, 8, 7))
 ANCHOR = ("anchor.weight=0.3", "band.weight=0.1", "method=spine")
 
 
-def opened(folder, *words):
-    words = [f"model={folder}", "lora.rank=4", "group_size=4", "rollout.max_new_tokens=12", *ANCHOR, *words]
-    config = load_config(overrides=words)
+def opened(folder, *overrides):
+    overrides = [f"model={folder}", "lora.rank=4", "group_size=4", "rollout.max_new_tokens=12", *ANCHOR, *overrides]
+    config = load_config(overrides=overrides)
     loaded = load_model(config.model, config.engine)
     add_adapters(loaded.model, config.lora, config.seed)
     return loaded, config
@@ -181,8 +181,8 @@ from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch
 
 torch.set_num_threads(1)
-words = [f"model={sys.argv[1]}", f"lora.rank={sys.argv[2]}", "anchor.weight=0.1", "group_size=2"]
-config = load_config(overrides=words)
+overrides = [f"model={sys.argv[1]}", f"lora.rank={sys.argv[2]}", "anchor.weight=0.1", "group_size=2"]
+config = load_config(overrides=overrides)
 
 
 def learn():

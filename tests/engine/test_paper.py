@@ -136,13 +136,15 @@ def page(config, policy, anchor, rollout, rows, shift):
 
 
 @pytest.mark.parametrize("micro_rows", [1, 3, 16], ids=["micro-batches of 1", "of 3", "of all"])
-@pytest.mark.parametrize("words", [[], ["anchor.estimator=exact", "band.weight_low=0.02"]], ids=["recipe", "exact KL"])
+@pytest.mark.parametrize(
+    "overrides", [[], ["anchor.estimator=exact", "band.weight_low=0.02"]], ids=["recipe", "exact KL"]
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_step_is_the_papers_page(scenes, name, words, micro_rows):
+def test_the_step_is_the_papers_page(scenes, name, overrides, micro_rows):
     config, policy, anchor, rollout = scenes(name)
     folder = config.model.name
-    words = [f"model.name={folder}", *SMALL, *words, f"optim.micro_batch_rows={micro_rows}"]
-    config = load_config(RECIPES[name], words)
+    overrides = [f"model.name={folder}", *SMALL, *overrides, f"optim.micro_batch_rows={micro_rows}"]
+    config = load_config(RECIPES[name], overrides)
     rows = list(range(16)) if micro_rows != 3 else list(range(8, 16))  # also the second question alone: a minibatch
     policy.model.zero_grad()
     loss, old, entropies, forks = page(config, policy, anchor, rollout, rows, shift=0.5)

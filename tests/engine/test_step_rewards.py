@@ -26,16 +26,16 @@ TEXTS = ("What is 2 + 3?", "Hi")
 QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in enumerate(TEXTS))
 
 
-def opened(folder, *words):
-    config = load_config(overrides=[f"model={folder}", "group_size=4", "rollout.max_new_tokens=12", *words])
+def opened(folder, *overrides):
+    config = load_config(overrides=[f"model={folder}", "group_size=4", "rollout.max_new_tokens=12", *overrides])
     loaded = load_model(config.model, config.engine)
     return config, loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_every_method_takes_a_step(model_folders, method):
-    words = ["answer.kind=text", "answer.truncated=count", "vote.tie=first", "optim.lr=0.01"]
-    config, policy, prompts = opened(model_folders("llama"), f"method={method}", *words)
+    overrides = ["answer.kind=text", "answer.truncated=count", "vote.tie=first", "optim.lr=0.01"]
+    config, policy, prompts = opened(model_folders("llama"), f"method={method}", *overrides)
     anchor = load_model(config.model, config.engine)
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     oracle = None

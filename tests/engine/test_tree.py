@@ -19,7 +19,7 @@ TEXTS = ("What is 2 + 3?", "Hi")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
 
 
-def grown(model_folders, *words, architecture="qwen3", step=0):
+def grown(model_folders, *overrides, architecture="qwen3", step=0):
     config = load_config(
         overrides=[
             f"model={model_folders(architecture)}",
@@ -27,7 +27,7 @@ def grown(model_folders, *words, architecture="qwen3", step=0):
             "group_size=8",
             "rollout.max_new_tokens=40",
             *TREE,
-            *words,
+            *overrides,
         ]
     )
     loaded = load_model(config.model, config.engine)

@@ -26,9 +26,9 @@ def picture(width, height, seed=0):
     return ImageRef(data=file.getvalue())
 
 
-def opened(folder, *words):
+def opened(folder, *overrides):
     """The model, its configuration, and prompts: one image, two, none, and the first again with another image."""
-    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=12", *words])
+    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=12", *overrides])
     loaded = load_model(config.model, config.engine)
     place = image_place(folder)
     vision = loaded.vision
@@ -128,9 +128,9 @@ def batch_of(prompts, seed=0, width=6):
     return Batch(rows, tokens, mask, 1.0)
 
 
-@pytest.mark.parametrize("words", [(), ("engine.disable=[shared-prefix]",), ("optim.micro_batch_rows=1",)])
-def test_scores_equal_the_models_own(folder, words):
-    loaded, config, prompts = opened(folder, *words)
+@pytest.mark.parametrize("overrides", [(), ("engine.disable=[shared-prefix]",), ("optim.micro_batch_rows=1",)])
+def test_scores_equal_the_models_own(folder, overrides):
+    loaded, config, prompts = opened(folder, *overrides)
     batch = batch_of(prompts)
     logprobs, _ = score(loaded, batch, batch.mask, config.optim)
     for row, prompt in enumerate(batch.prompts):

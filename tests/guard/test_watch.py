@@ -33,8 +33,8 @@ def equivalence():
 def make_guard(tmp_path, monkeypatch, equivalence):
     def make(*shares, mode="stop", perturbation="none"):
         """A guard that looks after every step; what it says, the texts it renders, the prompts it asks as well."""
-        words = [f"run={tmp_path / 'r'}", f"guard={mode}", "guard.every=1", f"guard.perturbation={perturbation}"]
-        config = load_config(overrides=words)
+        overrides = [f"run={tmp_path / 'r'}", f"guard={mode}", "guard.every=1", f"guard.perturbation={perturbation}"]
+        config = load_config(overrides=overrides)
         folder = tmp_path / "r"
         run = RunFolder.open(folder) if folder.exists() else RunFolder.create(config, overwrite=False)
         said, rendered, asked = [], [], []

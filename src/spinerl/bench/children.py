@@ -41,7 +41,7 @@ def run_worker(
 ) -> dict[str, Any]:
     """What one task measures, in a process of its own.
 
-    Raises what the worker raised, if it is an error of ours, and RunError with its last words if it crashed.  Any
+    Raises what the worker raised, if it is an error of ours, and RunError with its last line if it crashed.  Any
     exception here, Ctrl-C too, ends the worker.
 
     Args:
@@ -49,12 +49,12 @@ def run_worker(
         tune: whether the worker tunes its allocator as spinerl does.
     """
     told = {"task": task, "settings": settings.model_dump(), "scratch": str(scratch), "tune": tune, "options": options}
-    with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as last_words:
+    with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as last_lines:
         process = subprocess.Popen(
             [sys.executable, "-m", "spinerl.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=last_words,
+            stderr=last_lines,
             text=True,
             env={**os.environ, **_ENVIRONMENT},
             start_new_session=True,  # Ctrl-C comes to us alone, and we end the worker
@@ -79,6 +79,6 @@ def run_worker(
             process.wait()
             process.stdin.close()
             process.stdout.close()
-        last_words.seek(0)
-        words = [line.strip() for line in last_words if line.strip()] or ["it said nothing"]
-        raise RunError(f"measuring {task} failed (exit code {process.returncode}): {words[-1]}")
+        last_lines.seek(0)
+        lines = [line.strip() for line in last_lines if line.strip()] or ["it said nothing"]
+        raise RunError(f"measuring {task} failed (exit code {process.returncode}): {lines[-1]}")

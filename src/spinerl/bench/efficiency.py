@@ -21,7 +21,7 @@ def measure_efficiency(job: Job) -> dict[str, Any]:
     settings = job.settings
     work = open_work(job)
     shape = Shape.of(work.loaded.model.config)
-    everything = bench_config(job, words=["method=ttrl"])
+    everything = bench_config(job, overrides=["method=ttrl"])
     rollout = work.sample()
     batch, targets = work.targets(rollout)
     _, all_targets = work.targets(rollout, everything)

@@ -30,7 +30,7 @@ import torch
 
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.keys import Loop, check_keys, refuse
-from spinerl.config import Config, load_config, read_recipe, split_word
+from spinerl.config import Config, load_config, read_recipe, split_override
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
@@ -683,19 +683,19 @@ def _folder(config: Config) -> Path:
     return config.run_folder if config.run is not None else config.run_folder.with_name(config.run_folder.name + "-trl")
 
 
-def _parse(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+def _parse(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """The configuration of `[RECIPE] [KEY=VALUE]...`, and TRL's own arguments (`trl.ARGUMENT=VALUE`, or a section
     `trl` of the recipe)."""
-    rest = list(words)
+    rest = list(args)
     recipe: dict[str, Any] = {}
     if rest and "=" not in rest[0]:
         recipe = read_recipe(rest.pop(0))
     trl = recipe.pop("trl", None) or {}
     if not isinstance(trl, dict):
         raise InputError("the recipe's section trl must hold `argument: value` lines")
-    for word in [word for word in rest if word.startswith("trl.")]:
-        rest.remove(word)
-        name, trl[name] = split_word(word.removeprefix("trl."))
+    for one in [one for one in rest if one.startswith("trl.")]:
+        rest.remove(one)
+        name, trl[name] = split_override(one.removeprefix("trl."))
     return load_config(recipe, rest), trl
 
 
@@ -723,15 +723,15 @@ class _Lines(TrainerCallback):
             "loss": "loss/total",
             "gradient": "grad_norm",
         }
-        known = [f"{word} {float(logs[name]):.4g}" for word, name in shown.items() if logs.get(name) is not None]
+        known = [f"{label} {float(logs[name]):.4g}" for label, name in shown.items() if logs.get(name) is not None]
         _say(f"update {state.global_step}/{state.max_steps}  " + "  ".join(known))
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """`python -m spinerl.bridges.trl`, alone or under torchrun or accelerate: every error of ours is one line."""
     rank = int(os.environ.get("RANK", "0"))
     try:
-        accelerator = _run_words(list(sys.argv[1:] if words is None else words), rank)
+        accelerator = _run_from(list(sys.argv[1:] if args is None else args), rank)
     except SpinerlError as error:
         if rank == 0 or not isinstance(error, InputError):  # what is refused, every process refuses
             print(f"spinerl: {error}", file=sys.stderr, flush=True)
@@ -743,8 +743,8 @@ def main(words: Sequence[str] | None = None) -> None:
     accelerator.end_training()
 
 
-def _run_words(words: Sequence[str], rank: int) -> Accelerator:
-    config, trl = _parse(words)
+def _run_from(args: Sequence[str], rank: int) -> Accelerator:
+    config, trl = _parse(args)
     check_config(config)
     _check_arguments(trl)
     folder = _folder(config)
@@ -772,8 +772,8 @@ def _run_words(words: Sequence[str], rank: int) -> Accelerator:
         plugin.set_state_dict_type("FULL_STATE_DICT")  # else the shards are all that is saved
     trainer.save_model(str(folder / "model"))
     if rank == 0:
-        words = f"{config.model.name} {folder / 'model'} data={config.data.name}"
-        _say(f"spinerl: saved {folder / 'model'}; to compare: spinerl eval {words}")
+        names = f"{config.model.name} {folder / 'model'} data={config.data.name}"
+        _say(f"spinerl: saved {folder / 'model'}; to compare: spinerl eval {names}")
     return accelerator
 
 

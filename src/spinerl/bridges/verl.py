@@ -419,8 +419,8 @@ def check_settings(settings: Any, config: Config) -> None:
     for key, allowed in wanted.items():
         value = OmegaConf.select(settings, key)
         if value not in allowed:
-            words = " or ".join(map(str, allowed))
-            raise InputError(f"{key}={value} contradicts the recipe, which wants {words}: export it anew")
+            choices = " or ".join(map(str, allowed))
+            raise InputError(f"{key}={value} contradicts the recipe, which wants {choices}: export it again")
 
 
 def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:

@@ -73,7 +73,7 @@ _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, the command's words, and what there is to say about them."""
+    """What was written: the folder, the command's arguments, and what there is to say about them."""
 
     folder: Path
     command: tuple[str, ...]
@@ -186,7 +186,7 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
 
 
 def overrides(config: Config, folder: Path, prompting: Prompting, longest_prompt: int) -> tuple[str, ...]:
-    """verl's settings for a configuration, as words of Hydra's; a key that begins with + is new in verl's tree.
+    """verl's settings for a configuration, as Hydra's overrides; a key that begins with + is new in verl's tree.
 
     `config.questions_per_step` must be what a step really takes.  The number of GPUs is not among them.
 
@@ -402,11 +402,11 @@ def _hydra(value: Any) -> str:
 
 
 def _script(command: Sequence[str]) -> str:
-    """A shell script: the command, the machines by two variables, and further words for verl behind it."""
-    lines = " \\\n  ".join(shlex.quote(word) for word in command[3:])
+    """A shell script: the command, the machines by two variables, and further arguments for verl after it."""
+    lines = " \\\n  ".join(shlex.quote(arg) for arg in command[3:])
     return (
         "#!/bin/sh\n"
-        "# Written by `spinerl export verl`.  GPUS per node and NODES of the Ray cluster; further words are verl's:\n"
+        "# Written by `spinerl export verl`.  GPUS per node and NODES of the Ray cluster; other arguments go to verl:\n"
         "#   GPUS=8 NODES=1 sh run.sh trainer.logger='[console,tensorboard]'\n"
         "set -e\n"
         f"export VERL_USE_EXTERNAL_MODULES={BRIDGE}\n"

@@ -30,18 +30,18 @@ REFERENCE = "ttrl"
 """The row that others are compared with beside no adaptation, if it is among them."""
 
 
-def compare(words: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
+def compare(args: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
     """Run the comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes, or the rest of it; its folder.
 
     Finished runs are kept, interrupted ones continue.  Writes comparison.md, .csv, .json and .html and prints the
-    tables.  Raises InputError before anything runs for what is wrong with the words, the data or the runs there are
+    tables.  Raises InputError before anything runs for what is wrong with the arguments, the data or the runs there are
     already, and RunError at the end if a run failed; the tables are then of the others.
 
     Args:
         overwrite: whether runs begun with other settings are started anew.
     """
     console = console or Console(soft_wrap=True)
-    comparison = plan(words)
+    comparison = plan(args)
     with _locked(comparison.out):
         found = states(comparison, overwrite)
         todo: list[tuple[Task, State]] = [
@@ -52,7 +52,7 @@ def compare(words: Sequence[str], console: Console | None = None, overwrite: boo
         failures: list[Failure] = []
         if todo:
             jobs = min(comparison.keys.jobs or _cores(comparison.tasks), len(todo))
-            command = ["spinerl", "compare", *words]
+            command = ["spinerl", "compare", *args]
             with Live(console, len(comparison.tasks), done) as live:
                 failures = run_tasks(todo, jobs, comparison.out / "logs", live, command, overwrite)
         failed = {task.folder for task, _ in failures}
@@ -60,7 +60,7 @@ def compare(words: Sequence[str], console: Console | None = None, overwrite: boo
         notes = _notes(comparison, failures)
         outcomes = collect(comparison, finished)
         tables = tables_of(comparison, outcomes)
-        _write(comparison, tables, outcomes, notes, words)
+        _write(comparison, tables, outcomes, notes, args)
     print_tables(console, tables)
     for note in notes:
         console.print(note, markup=False, highlight=False)
@@ -93,11 +93,11 @@ def _write(
     tables: Sequence[Table],
     outcomes: dict[str, list[Outcome]],
     notes: Sequence[str],
-    words: Sequence[str],
+    args: Sequence[str],
 ) -> None:
     out = comparison.out
     title = f"Comparison: {', '.join(row.name for row in comparison.rows)}"
-    facts = {"spinerl": __version__, "words": list(words), "keys": comparison.keys.model_dump(), "notes": list(notes)}
+    facts = {"spinerl": __version__, "words": list(args), "keys": comparison.keys.model_dump(), "notes": list(notes)}
     write_text(out / "comparison.md", as_markdown(title, tables, notes))
     write_text(out / "comparison.csv", as_csv(tables))
     write_json(out / "comparison.json", as_json(tables, facts))

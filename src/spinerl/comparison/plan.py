@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinerl.comparison.keys import Keys, RunWords, leaves, read_keys
-from spinerl.config import Config, load_config, word
+from spinerl.comparison.keys import Keys, RunOverrides, leaves, read_keys
+from spinerl.config import Config, load_config, override
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
 from spinerl.tiny import SUITES, VQA_SUITES
@@ -30,7 +30,7 @@ class Row:
 
     name: str
     method: str
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ class Comparison:
         raise KeyError((row, data, seed))
 
 
-def plan(words: Sequence[str]) -> Comparison:
+def plan(args: Sequence[str]) -> Comparison:
     """The comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes; nothing is written.
 
     Every configuration is resolved and every data set opened here, so that what is wrong is refused before
     anything runs.  Raises InputError in one line.
     """
-    rest = list(words)
+    rest = list(args)
     recipe = rest.pop(0) if rest and "=" not in rest[0] else None
     if recipe is not None and not Path(recipe).is_file():
-        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value words")
+        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
     keys, for_runs = read_keys(recipe, rest)
     rows = _rows(keys)
     elsewhere = {data: _elsewhere(keys, data) for data in keys.data}
@@ -112,7 +112,9 @@ def plan(words: Sequence[str]) -> Comparison:
                         fingerprints[name] = opened.fingerprint
                         if any(question.images for question in opened.questions):
                             with_images.add(name)
-                others = [_asking_config(for_runs, row.method, row.words, other.name, seed, keys) for other, _ in asked]
+                others = [
+                    _asking_config(for_runs, row.method, row.overrides, other.name, seed, keys) for other, _ in asked
+                ]
                 after = _after(row, config, keys, seed, elsewhere[data], others, data in with_images)
                 tasks.append(Task(row, data, seed, config, folder, after))
     return Comparison(keys, out, rows, tuple(tasks), elsewhere, fingerprints)
@@ -137,28 +139,30 @@ def _rows(keys: Keys) -> tuple[Row, ...]:
     rows = []
     for name in named:
         sets = dict(keys.variants.get(name, {}))
-        rows.append(Row(name, sets.pop("method", name), tuple(word(key, value) for key, value in leaves(sets))))
+        rows.append(Row(name, sets.pop("method", name), tuple(override(key, value) for key, value in leaves(sets))))
     return tuple(rows)
 
 
-def _config(row: Row, for_runs: RunWords, data: str, seed: int, folder: Path) -> Config:
-    """A run's resolved configuration.  The variant's words come after the shared ones, or it would lose its meaning."""
-    own = [f"method={row.method}", word("data.name", data), f"seed={seed}", word("run", str(folder))]
+def _config(row: Row, for_runs: RunOverrides, data: str, seed: int, folder: Path) -> Config:
+    """A run's resolved configuration.  The variant's overrides come after the shared ones, which must not undo them."""
+    own = [f"method={row.method}", override("data.name", data), f"seed={seed}", override("run", str(folder))]
     if row.method == NONE:
         own.append("steps=0")  # whatever the shared keys ask of the others
     try:
-        return resolve(load_config(overrides=[*for_runs.of(row.method), *row.words, *own]))
+        return resolve(load_config(overrides=[*for_runs.of(row.method), *row.overrides, *own]))
     except InputError as error:
-        where = "" if not row.words else f" (in variants.{row.name})"
+        where = "" if not row.overrides else f" (in variants.{row.name})"
         raise InputError(f"{error}{where}") from None
 
 
-def _asking_config(for_runs: RunWords, method: str, extra: Sequence[str], data: str, seed: int, keys: Keys) -> Config:
+def _asking_config(
+    for_runs: RunOverrides, method: str, extra: Sequence[str], data: str, seed: int, keys: Keys
+) -> Config:
     """How a finished model is asked another data set: greedily, with the run's own prompts and limits."""
-    words = [one for one in (*for_runs.of(method), *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
-    words += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
-    words += [word("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
-    return resolve(load_config(overrides=words))
+    overrides = [one for one in (*for_runs.of(method), *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
+    overrides += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
+    overrides += [override("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
+    return resolve(load_config(overrides=overrides))
 
 
 def _after(

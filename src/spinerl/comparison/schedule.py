@@ -61,7 +61,7 @@ def run_tasks(
 
     Args:
         logs: folder for what the children print.
-        command: the words the user gave, for the runs' manifests.
+        command: the arguments that the user gave, for the runs' manifests.
         overwrite: whether a new run takes the place of one in its folder.
     """
     waiting, running, failures = deque(tasks), {}, []
@@ -136,12 +136,12 @@ class _Child:
         self.task = task
         self.error: SpinerlError | None = None
         self._log = log.with_suffix(log.suffix + ".log")
-        with self._log.open("w", encoding="utf-8") as words:
+        with self._log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "spinerl.comparison.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=output,
                 text=True,
                 env={**os.environ, **_ENVIRONMENT},
                 start_new_session=True,

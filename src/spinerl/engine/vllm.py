@@ -441,14 +441,14 @@ def _quiet(on_cpu: bool, alone: bool) -> Iterator[None]:
         torch.set_num_threads = set_threads
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Become a vLLM server whose weights a run can replace: `python -m spinerl.engine.vllm MODEL [ARGUMENT]...`."""
-    words = list(sys.argv[1:] if words is None else words)
+    args = list(sys.argv[1:] if args is None else args)
     try:
-        if not words or words[0].startswith("-"):
+        if not args or args[0].startswith("-"):
             raise InputError("which model?  python -m spinerl.engine.vllm MODEL [vLLM's arguments]")
         require_vllm()
-        folder = resolve_name(words[0])
+        folder = resolve_name(args[0])
         model = resolve_name(base_of(folder) or folder)
     except SpinerlError as error:
         print(f"spinerl: {error}", file=sys.stderr)
@@ -459,7 +459,7 @@ def main(words: Sequence[str] | None = None) -> None:
         on_cpu = {name.replace("_", "-"): value for name, value in _ON_CPU.items()} | {"dtype": "float32"}
         for name, value in on_cpu.items():
             fixed += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *fixed, *words[1:]]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *fixed, *args[1:]]
     os.execv(sys.executable, server)
 
 
