@@ -107,7 +107,7 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         assert [place["role"] for place in lines[name]["elsewhere"]] == ["unseen", "original"]
         metrics = (out / "tiny-shift-a" / f"{name}-seed0" / "metrics.jsonl").read_text().splitlines()
         assert len(metrics) == 2
-    rivals = {
+    baselines = {
         "majority of 2",
         "best of 2, likeliest",
         "synthesis of 2",
@@ -115,7 +115,7 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         "equal-token vote",
         "equal-token likeliest",
     }
-    assert rivals <= set(lines)
+    assert baselines <= set(lines)
     for name in ("comparison.md", "comparison.csv", "comparison.html"):
         page = (out / name).read_text()
         assert all(row in page for row in ("none", "ttrl", "spine", "majority of 2")), name

@@ -9,11 +9,11 @@ import math
 import pytest
 from scipy.stats import t as student
 
+from spinerl.comparison.baselines import at_equal_tokens
 from spinerl.comparison.collect import collect
 from spinerl.comparison.command import tables_of
 from spinerl.comparison.figures import figure_lines
 from spinerl.comparison.output import as_csv, as_json, as_markdown
-from spinerl.comparison.rivals import at_equal_tokens
 from spinerl.comparison.state import ASKED
 from spinerl.runs import write_rows
 from tests.comparison.synthetic import made_up, write_task

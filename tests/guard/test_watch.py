@@ -59,7 +59,7 @@ def test_a_run_that_breaks_no_rule_goes_to_its_end(make_guard):
     guard, said, *_ = make_guard(0.4, 0.4, 0.4)
     assert guard.begin(0, 2) == 2
     assert [guard.look(step, 2) for step in (1, 2)] == [2, 2]
-    assert guard.end(2) == watch.Outcome(2, None, "guard: nothing to object to.")
+    assert guard.end(2) == watch.GuardOutcome(2, None, "guard: nothing to object to.")
     assert said == []
 
 

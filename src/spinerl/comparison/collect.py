@@ -20,7 +20,7 @@ from spinerl.report.read import number
 from spinerl.runs import read_lines
 from spinerl.types import Vote
 
-__all__ = ["Outcome", "Values", "collect", "first_vote", "first_votes"]
+__all__ = ["MethodResult", "Values", "collect", "first_vote", "first_votes"]
 
 Values = dict[int, dict[str, float]]
 """{seed: {question id: value}}; right is 1, wrong 0, a mean of samples in between."""
@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MethodResult:
     """One row of the comparison on one data set.
 
     `kind` is "none", "adapted", or "no update".  `right`: of the answer given, that is of the greedy response, or of
@@ -61,9 +61,9 @@ class Outcome:
     voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
 
 
-def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[Outcome]]:
+def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[MethodResult]]:
     """By data set, an outcome per row of the comparison; a row without a finished run is left out."""
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[MethodResult]] = {}
     for data in comparison.keys.data:
         outcomes = []
         for row in comparison.rows:
@@ -98,13 +98,13 @@ def first_vote(row: Mapping[str, Any], num: int, voting: VoteConfig, seed: int) 
     )
 
 
-def _outcome(tasks: Sequence[Task], k: int) -> Outcome:
+def _outcome(tasks: Sequence[Task], k: int) -> MethodResult:
     config = tasks[0].config
     kind = "adapted" if config.steps else NONE
     uses_gold = config.reward == "gold"
-    note = "an upper bound, no rival" if uses_gold else "greedy" if kind == NONE else ""
+    note = "an upper bound, not a baseline" if uses_gold else "greedy" if kind == NONE else ""
     runs = [read_run(task.folder) for task in tasks]
-    outcome = Outcome(
+    outcome = MethodResult(
         tasks[0].row.name, kind, tasks[0].data, note, runs=tuple(runs), uses_gold=uses_gold, voting=config.vote
     )
     for task, run in zip(tasks, runs, strict=True):
@@ -112,7 +112,7 @@ def _outcome(tasks: Sequence[Task], k: int) -> Outcome:
     return outcome
 
 
-def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
+def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
     """Add one seed's run to the outcome."""
     seed, asked = task.seed, task.folder / ASKED
     assert run.final_eval is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from spinerl import __version__
-from spinerl.comparison.collect import Outcome, collect
+from spinerl.comparison.collect import MethodResult, collect
 from spinerl.comparison.figures import figure_lines
 from spinerl.comparison.output import as_csv, as_json, as_markdown, print_tables
 from spinerl.comparison.page import write_page
@@ -73,7 +73,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
     return comparison.out
 
 
-def tables_of(comparison: Comparison, outcomes: dict[str, list[Outcome]]) -> list[Table]:
+def tables_of(comparison: Comparison, outcomes: dict[str, list[MethodResult]]) -> list[Table]:
     """A table per data set, and with several one over all of them."""
     k = comparison.keys.samples
     confidence = comparison.tasks[0].config.eval.confidence
@@ -91,7 +91,7 @@ def tables_of(comparison: Comparison, outcomes: dict[str, list[Outcome]]) -> lis
 def _write(
     comparison: Comparison,
     tables: Sequence[Table],
-    outcomes: dict[str, list[Outcome]],
+    outcomes: dict[str, list[MethodResult]],
     notes: Sequence[str],
     args: Sequence[str],
 ) -> None:

@@ -15,7 +15,7 @@ from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
 from spinerl.tiny import SUITES, VQA_SUITES
 
-__all__ = ["Comparison", "Elsewhere", "Row", "Task", "elsewhere_file", "plan", "slug"]
+__all__ = ["Comparison", "Elsewhere", "Task", "Variant", "elsewhere_file", "plan", "slug"]
 
 NONE = "none"
 """The row without adaptation."""
@@ -25,8 +25,8 @@ _ASKING = ("model", "prompt", "answer", "rollout", "vote", "eval", "threads")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A method, or a variant of one: `Row("spine-anchored", "spine", ("anchor.weight=0.1",))`."""
+class Variant:
+    """A method, or a variant of one: `Variant("spine-anchored", "spine", ("anchor.weight=0.1",))`."""
 
     name: str
     method: str
@@ -45,7 +45,7 @@ class Elsewhere:
 class Task:
     """One run.  `after` is what is asked of the model once the run is finished, as plain values (see `after.py`)."""
 
-    row: Row
+    row: Variant
     data: str
     seed: int
     config: Config
@@ -67,7 +67,7 @@ class Comparison:
 
     keys: Keys
     out: Path
-    rows: tuple[Row, ...]
+    rows: tuple[Variant, ...]
     tasks: tuple[Task, ...]
     elsewhere: dict[str, tuple[Elsewhere, ...]]
     fingerprints: dict[str, str]
@@ -132,18 +132,18 @@ def elsewhere_file(role: str, name: str) -> str:
     return f"{role}-{slug(name)}.jsonl"
 
 
-def _rows(keys: Keys) -> tuple[Row, ...]:
+def _rows(keys: Keys) -> tuple[Variant, ...]:
     named = keys.methods or ([*keys.variants] if keys.variants else ["ttrl", "spine"])
     if NONE not in named:
         named = [NONE, *named]
     rows = []
     for name in named:
         sets = dict(keys.variants.get(name, {}))
-        rows.append(Row(name, sets.pop("method", name), tuple(override(key, value) for key, value in leaves(sets))))
+        rows.append(Variant(name, sets.pop("method", name), tuple(override(key, value) for key, value in leaves(sets))))
     return tuple(rows)
 
 
-def _config(row: Row, for_runs: RunOverrides, data: str, seed: int, folder: Path) -> Config:
+def _config(row: Variant, for_runs: RunOverrides, data: str, seed: int, folder: Path) -> Config:
     """A run's resolved configuration.  The variant's overrides come after the shared ones, which must not undo them."""
     own = [f"method={row.method}", override("data.name", data), f"seed={seed}", override("run", str(folder))]
     if row.method == NONE:
@@ -166,7 +166,7 @@ def _asking_config(
 
 
 def _after(
-    row: Row,
+    row: Variant,
     config: Config,
     keys: Keys,
     seed: int,
@@ -220,7 +220,7 @@ def _named(value: Any, data: str, key: str, all_data: Sequence[str]) -> list[str
     return [name for name in names if name != data]  # a list for all data sets names each of them too
 
 
-def _out_name(recipe: str | None, rows: Sequence[Row], keys: Keys) -> str:
+def _out_name(recipe: str | None, rows: Sequence[Variant], keys: Keys) -> str:
     if recipe is not None:
         return Path(recipe).stem
     name = "-".join([*(row.name for row in rows if row.name != NONE), *map(slug, keys.data)])

@@ -88,7 +88,7 @@ def _about(line: Figures, reference: str) -> str:
         parts.append(f"{how} voting at equal tokens ({votes}): {_of(gain)}")
     parts += [part for part in (_decline(line), *_elsewhere(line)) if part]
     if line.uses_gold:
-        parts.append("it uses gold answers: an upper bound, no rival")
+        parts.append("it uses gold answers: an upper bound, not a baseline")
     return f"{'; '.join(parts)}."
 
 

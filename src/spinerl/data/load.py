@@ -14,8 +14,8 @@ from typing import Any
 from spinerl.config import DataConfig
 from spinerl.data.definitions import Definition, definition_of, resolve_data, suite_of
 from spinerl.data.images import ImageReader
-from spinerl.data.rows import Outcome, RowReader, plain_text
-from spinerl.data.sources import Row, Table, open_file, open_table, suite_gold
+from spinerl.data.rows import RowReader, RowResult, plain_text
+from spinerl.data.sources import SourceRow, Table, open_file, open_table, suite_gold
 from spinerl.errors import InputError
 from spinerl.images import image_key
 from spinerl.types import GoldTable, ImageRef, Question
@@ -47,14 +47,14 @@ class Scan:
     reader: RowReader
     gold_cells: Mapping[str, Any] | None
 
-    def outcomes(self) -> Iterator[tuple[Row, Outcome]]:
+    def outcomes(self) -> Iterator[tuple[SourceRow, RowResult]]:
         """Every row with what it gave; a repeated id is an error of the later row."""
         first_rows: dict[str, str] = {}
         for row in self.table.rows(self.reader.wanted()):
             outcome = self.reader.read(row)
             question = outcome.question
             if question is not None and question.id in first_rows:
-                outcome = Outcome(
+                outcome = RowResult(
                     error=f"id {question.id!r} was already given in {first_rows[question.id]}: "
                     "ids must differ; fix the file or set data.columns.id",
                     reason="repeated id",

@@ -316,8 +316,8 @@ def _shared_pieces(
 def _together(
     rows_of: dict[tuple[int, ...], list[int]], lengths: dict[int, int], optim: OptimConfig, may_pad: bool
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Prompts, longest first, in lots whose prompts and rows fit into one pass."""
-    lot: list[tuple[int, ...]] = []
+    """Prompts, longest first, in chunks whose prompts and rows fit into one pass."""
+    chunk: list[tuple[int, ...]] = []
     rows = 0
     used = 0
     for prompt in sorted(rows_of, key=lambda prompt: (-len(prompt), prompt)):
@@ -325,15 +325,15 @@ def _together(
         fits = used + len(prompt) + own <= optim.micro_batch_tokens
         if optim.micro_batch_rows:
             fits = rows + len(rows_of[prompt]) <= optim.micro_batch_rows
-        alike = bool(lot) and (len(prompt) == len(lot[0]) or (may_pad and len(prompt) >= 0.5 * len(lot[0])))
-        if lot and not (fits and alike):
-            yield lot
-            lot, used, rows = [], 0, 0
-        lot.append(prompt)
-        used += len(lot[0]) + own
+        alike = bool(chunk) and (len(prompt) == len(chunk[0]) or (may_pad and len(prompt) >= 0.5 * len(chunk[0])))
+        if chunk and not (fits and alike):
+            yield chunk
+            chunk, used, rows = [], 0, 0
+        chunk.append(prompt)
+        used += len(chunk[0]) + own
         rows += len(rows_of[prompt])
-    if lot:
-        yield lot
+    if chunk:
+        yield chunk
 
 
 def _ordered(lengths: dict[int, int], loaded: LoadedModel) -> list[int]:
@@ -348,25 +348,25 @@ def _cut(
     max_tokens: int,
     least_filled: float = _LITTLE_PADDING,
 ) -> Iterator[list[int]]:
-    """The rows in lots of at most `max_rows` rows, or else of at most `max_tokens` padded tokens, in which rows fill at
+    """The rows in chunks of at most `max_rows` rows, or of at most `max_tokens` padded tokens, in which rows fill at
     least this share of the width."""
-    lot: list[int] = []
+    chunk: list[int] = []
     width = 0
     for row in rows:
         wider = max(width, lengths[row])
         if max_rows:
-            full = len(lot) == max_rows
+            full = len(chunk) == max_rows
         else:
-            full = (len(lot) + 1) * wider > max_tokens or (
-                len(lot) * width >= _ENOUGH_TOKENS and lengths[row] < least_filled * width
+            full = (len(chunk) + 1) * wider > max_tokens or (
+                len(chunk) * width >= _ENOUGH_TOKENS and lengths[row] < least_filled * width
             )
-        if lot and full:
-            yield lot
-            lot, wider = [], lengths[row]
-        lot.append(row)
+        if chunk and full:
+            yield chunk
+            chunk, wider = [], lengths[row]
+        chunk.append(row)
         width = wider
-    if lot:
-        yield lot
+    if chunk:
+        yield chunk
 
 
 def micro_batch(

@@ -63,8 +63,8 @@ class LoadedModel:
 
     `vision` is there for models that see images.  `without_adapters` says that this is the model without its adapters
     (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `stop_texts`
-    end a response as those of rollout.stop do.  `settings` say what the engine may use, `capabilities` which of its paths
-    suit the model.
+    end a response as those of rollout.stop do.  `settings` say what the engine may use, `capabilities` which of its
+    paths suit the model.
     """
 
     model: PreTrainedModel
