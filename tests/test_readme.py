@@ -96,15 +96,15 @@ def test_what_a_row_sets_reads_as_what_it_says(table):
             line for line in page.splitlines() if line.startswith(f"| `{name}` |") and "`" in line[len(name) + 6 :]
         ]
         words = re.findall(r"`([a-z_0-9.]+=[^`]*)`", line.rpartition(" | ")[2])
-        told: dict[str, object] = {}
+        documented: dict[str, object] = {}
         for word in words:
             key, value = split_override(word)
             *sections, last = key.split(".")
-            place = told
+            place = documented
             for section in sections:
                 place = place.setdefault(section, {})
             place[last] = value
-        assert told == sets, name
+        assert documented == sets, name
 
 
 def test_api_page_is_fresh(monkeypatch):

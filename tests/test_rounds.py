@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spinerl import rounds as rounds_room
+from spinerl import rounds as rounds_module
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
@@ -54,8 +54,8 @@ def scene(model_folders, monkeypatch):
         calls.append(([question.id for question in questions], step))
         return original(loaded, questions, prompts, config, step, on_tokens)
 
-    original = rounds_room.sample
-    monkeypatch.setattr(rounds_room, "sample", sample)
+    original = rounds_module.sample
+    monkeypatch.setattr(rounds_module, "sample", sample)
 
     def opened(*overrides, order="shuffled"):
         common = ["group_size=4", "rollout.max_new_tokens=12", "questions_per_step=2", f"data.order={order}", "seed=3"]
@@ -95,7 +95,7 @@ def shake(work):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def alone(config, work, step, first):
+def sampled_at_once(config, work, step, first):
     """The responses to a step's questions as the sampler gives them, asked nothing else, in the streams of `first`."""
     own = work.only(asked(config, step))
     return sample_responses(work.loaded, own.questions, own.prompts, 4, config.rollout, (config.seed, "train", first))
@@ -104,10 +104,10 @@ def alone(config, work, step, first):
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
 def test_reuse_0_samples_once_and_each_step_gets_its_questions(scene, order):
     config, work, rounds, calls = scene("rollout.reuse=0", "rollout.top_p=0.9", order=order)
-    expected = {step: alone(config, work, step, 1) for step in range(1, 8)}
-    told, lengths = [], {}
+    expected = {step: sampled_at_once(config, work, step, 1) for step in range(1, 8)}
+    reported, lengths = [], {}
     for step in range(1, 8):
-        rollout, age = rounds.draw(step, 7, told.append)
+        rollout, age = rounds.draw(step, 7, reported.append)
         same(rollout, expected[step], exact=False)
         lengths |= {question.id: rollout.mask[4 * i : 4 * i + 4].sum() for i, question in enumerate(rollout.questions)}
         assert rollout.log_mass is not None
@@ -121,7 +121,7 @@ def test_reuse_0_samples_once_and_each_step_gets_its_questions(scene, order):
     ((ids, step),) = calls
     assert step == 1
     assert sorted(ids) == ["q0", "q1", "q2", "q3", "q4"]
-    assert all_drawn == sum(lengths.values()) == sum(told)
+    assert all_drawn == sum(lengths.values()) == sum(reported)
 
 
 def test_only_questions_that_a_step_takes_are_sampled(scene):
@@ -150,7 +150,7 @@ def test_reuse_2_renews_after_two_passes_by_the_weights_of_then(scene, order, re
             shake(work)
         if step == first:
             end = renewed[1] - 1 if first == 1 else last
-            expected = {number: alone(config, work, number, first) for number in range(first, end + 1)}
+            expected = {number: sampled_at_once(config, work, number, first) for number in range(first, end + 1)}
         rollout, age = rounds.draw(step, last)
         same(rollout, expected[step], exact=False)
         drawn.append(rollout_metrics(rollout)["rollout/num_drawn"] > 0)
@@ -202,7 +202,7 @@ def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, overrides):
     third = Rounds(config, work, RANKS, 2)
     third.load(again)
     same(third.draw(3, 9)[0], rounds.draw(3, 9)[0])
-    for which in (loaded, rounds):  # the next round is sampled anew, by these weights
+    for which in (loaded, rounds):  # the next round is sampled again, by these weights
         which.draw(5, 9)
     same(loaded.draw(6, 9)[0], rounds.draw(6, 9)[0])
     assert [step for _, step in calls] == [1, 5, 5]

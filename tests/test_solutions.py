@@ -104,7 +104,7 @@ def test_shared_gold_stays_as_it_is():
     from tests.data.conftest import SHARED
 
     if not SHARED.is_dir():
-        pytest.skip(f"needs the data sets in {SHARED.name} beside the repository")
+        pytest.skip(f"needs the data sets in {SHARED.name} next to the repository")
     for name in ("gsm8k", "math500", "amc", "aime2024", "svamp", "pubmedqa"):
         config = load_config(overrides=[f"data={SHARED / name}.jsonl"])
         whole = config.data.model_copy(update={"gold_extract": "none"})

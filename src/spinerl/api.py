@@ -225,7 +225,7 @@ def vote(texts: Sequence[str], kind: str = "auto", *, choices: Sequence[str] = (
 
 
 class _Callbacks:
-    """The observer that tells a user's callbacks."""
+    """The observer that calls a user's callbacks."""
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
         names = ("on_step", "on_evaluation", "on_checkpoint")

@@ -274,7 +274,7 @@ def score(
 @app.command("compare")
 def compare_command(
     args: RecipeAndOverrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs anew whose settings changed")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs again whose settings changed")] = False,
 ) -> None:
     """Run methods side by side, every one on every data set with every seed, and write one table and one page.
 
@@ -400,7 +400,7 @@ def report(
 def config_command(
     args: RecipeAndOverrides = None,
     keys: Annotated[bool, typer.Option("--keys", help="list every key instead")] = False,
-    sources: Annotated[bool, typer.Option("--sources", help="say beside each value where it comes from")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="say next to each value where it comes from")] = False,
 ) -> None:
     """Print the resolved configuration, or explain every key.
 

@@ -1,6 +1,6 @@
 """The configuration: one frozen tree of typed keys, read from sparse YAML and key=value overrides.  No torch here.
 
-A run's configuration is laid over in this order, later layers winning: the defaults below, what a bundled model
+A run's configuration is merged in this order, later layers winning: the defaults below, what a bundled model
 sets for itself, the method's row, the recipe file, the command line.  Where the command line names another method
 than the recipe does, that method's row wins over the recipe.  `model=X`, `data=X` are short for
 `model.name=X`, `data.name=X`, and `loss=X` for the keys of a row of `spinerl.methods.LOSSES`.
@@ -72,7 +72,7 @@ class ModelConfig(_Section):
 
 class LoraConfig(_Section):
     rank: int = Field(
-        default=0, ge=0, description="rank of low-rank adapters, which then learn alone; 0: all weights learn"
+        default=0, ge=0, description="rank of low-rank adapters, the only weights that then learn; 0: all weights learn"
     )
     alpha: float = Field(default=0.0, ge=0, description="adapters count alpha / rank times; 0: twice the rank")
     targets: str = Field(
@@ -220,7 +220,7 @@ Part = Literal[
     "compiled",
     "activation-reuse",
 ]
-"""What `engine.disable` may list (docs/architecture.md); from "cpu" on, parts for CPUs alone."""
+"""What `engine.disable` may list (docs/architecture.md); from "cpu" on, parts only for CPUs."""
 
 
 class EngineConfig(_Section):
@@ -615,7 +615,7 @@ SWITCHES = {
 }
 _HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
-# What a bundled model needs beside the defaults above, which suit models a thousand times its size.
+# What a bundled model needs besides the defaults above, which suit models a thousand times its size.
 # Chosen on tiny/shift-dev and tiny-vqa/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it
 # is named by `spinerl_profile` in the model's config.json, or by the model's name.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -842,7 +842,7 @@ def _renamed(layer: dict[str, Any], disabled: list[str]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, section by section; neither is changed."""
+    """`top` merged into `base`, section by section; neither is changed."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
@@ -878,8 +878,8 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         ),
         (
             (config.reward == "gold") == (config.method == "grpo-gold"),
-            f"reward={config.reward} cannot go with method={config.method}: gold answers are used by method=grpo-gold "
-            "alone, as an upper bound",
+            f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
+            "method=grpo-gold, as an upper bound",
         ),
         (
             config.advantage.credit == "response" or config.advantage.scope == "group",

@@ -126,7 +126,7 @@ OFFERED: dict[str, Callable[[RewardContext, int], Any]] = {
     "initial_embeddings": lambda context, i: context.initial_embeddings[i],
     "reference": lambda context, i: context.references[i],
 }
-"""What a reward may ask for beside the vote, by the name of its argument: (context, question's place) -> value.
+"""What a reward may take besides the vote, by the name of its argument: (context, question's index) -> value.
 
 `question`: the `Question`.  `texts`, `finished` (not cut off), `num_tokens`: one per response.  `mask`, `logprobs`,
 `entropies`, `certainties`: (N, T), nats, 0 on padding.  `embeddings`, `initial_embeddings`: (N, d), mean hidden states
@@ -219,7 +219,7 @@ def _asked(reward: Callable[..., Any], name: str) -> list[str]:
 
 
 def _no_reward(vote: Vote) -> tuple[float, ...]:
-    """0.0 for everyone: for methods that learn by another term alone."""
+    """0.0 for everyone: for methods that learn only by another term."""
     return (0.0,) * len(vote.classes)
 
 

@@ -140,7 +140,7 @@ class Vote:
 
     Four responses answering 12, 7, 12 and nothing: `answers=("12", "7", "12", None)`, `classes=(0, 1, 0, None)`,
     `counts=(2.0, 1.0)`, `winner=0`, `pseudo_label="12"`, `majority_frac=0.5` (2 of 4 responses).
-    `winner` and `pseudo_label` are None when nobody voted, a tie abstained, or the majority was too small.
+    `winner` and `pseudo_label` are None when no response voted, a tie abstained, or the majority was too small.
     `counts` are vote weights by class; classes are numbered by first appearance; None abstains.
     `majority_frac` is the winning (or, without a winner, the largest) class's weight over that of all N responses.
     With a memory, `counts`, `winner`, `pseudo_label` and `majority_frac` are of all responses remembered: there may be
@@ -168,7 +168,7 @@ class Vote:
 
 
 class Activations(Protocol):
-    """What a backend kept of a rollout's rows while it sampled them; nobody but that backend looks inside."""
+    """What a backend kept of a rollout's rows while it sampled them; only that backend looks inside."""
 
     def of_rows(self, rows: torch.Tensor) -> Activations:
         """Those of some rows, an index into all."""
@@ -181,10 +181,10 @@ class Rollout:
 
     `prompts` has P token-id tuples (one per question, shared by its responses).  `finished_mask` (P*N,) is False
     for a response cut off by the token limit.  `texts` are decoded without special tokens.  `certainties` are there
-    when asked for.  `num_drawn` is the number of tokens drawn, where responses share some of theirs (None: all of
+    when asked for.  `num_drawn` is the number of tokens sampled, where responses share some of theirs (None: all of
     them are their own).  `sampler_logprobs` are there where another engine sampled: the tokens' log-probabilities by
     its account, while `logprobs` and `entropies` are the learning model's.  `log_mass` is there where sampling was
-    truncated: the log-probability log S of the tokens that could be drawn; the sampled distribution is softmax / S.
+    truncated: the log-probability log S of the tokens that could be sampled; the sampled distribution is softmax / S.
     """
 
     questions: tuple[Question, ...]
@@ -203,7 +203,7 @@ class Rollout:
     activations: Activations | None = field(default=None, repr=False)  # of its rows
 
     def of_questions(self, places: Sequence[int]) -> Rollout:
-        """The rollout of these questions alone, in this order, cut to its longest response; without activations."""
+        """The rollout of only these questions, in this order, cut to its longest response; without activations."""
         n = self.num_responses
         rows = [place * n + j for place in places for j in range(n)]
         width = int(self.mask[rows].sum(dim=1).max())
@@ -275,5 +275,5 @@ class StepRecord:
     votes: tuple[Vote, ...]
     rewards: tuple[tuple[float, ...], ...]  # per question, per trained response
     targets: Targets
-    fresh_votes: tuple[Vote, ...] = ()  # of this step's responses alone; the same as `votes` without a memory
+    fresh_votes: tuple[Vote, ...] = ()  # of only this step's responses; the same as `votes` without a memory
     state: Mapping[str, Any] = field(default_factory=dict)

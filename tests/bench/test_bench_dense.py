@@ -50,7 +50,7 @@ def test_loss_and_gradient_equal_ours(model_folders, overrides):
     largest = max(p.grad.abs().max() for p in model.parameters())
     assert largest > 1e-3
     for ours, theirs in zip(loaded.model.parameters(), model.parameters(), strict=True):
-        # Norms and rotations inside the model are float32 whatever its type.
+        # Norms and RoPE inside the model are float32 whatever its type.
         assert (ours.grad - theirs.grad).abs().max() < 1e-6 * largest
 
 

@@ -1,4 +1,4 @@
-"""What `spinerl bench` may be told, and how it refuses the rest."""
+"""What settings `spinerl bench` accepts, and how it refuses the rest."""
 
 from __future__ import annotations
 

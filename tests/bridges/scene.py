@@ -23,7 +23,7 @@ from spinerl.types import Batch, Rollout, Targets, Vote
 ROOT = Path(__file__).parents[2]
 
 # Three questions of eight responses.  On two processes each samples twelve, so "b" is split, four and four: its first
-# half alone says 8, all of it says 7 (four to three; one more 7 is cut off and has no vote).  Lengths differ, so that a
+# half by itself says 8, all of it says 7 (four to three; another 7 is cut off: no vote).  Lengths differ, so that a
 # mean per process or per micro-batch would show.
 SAID = {
     "a": ["So 2 + 3 is \\boxed{5}", "\\boxed{5.0}", "hm \\boxed{6}", "\\boxed{10/2}", "\\boxed{7}", "no idea",

@@ -112,12 +112,12 @@ def test_the_bridge_has_the_native_engines_loss_and_gradient(compared, name, wor
     tolerance = 1e-9 if "float64" in name else 1e-5
     assert len(seen["losses"]) == len(losses) == len(seen["gradients"])
     for number, loss in enumerate(losses):
-        told, noted = seen["losses"][number]
+        reported, noted = seen["losses"][number]
         difference = apart(seen["gradients"][number], gradients[number])
         print(f"{name}, {world}, update {number + 1}: loss {abs(noted - loss):.1e}, gradient {difference:.1e}")
         slack = 10 if number else 1  # later updates begin where the rounding of those before left the weights
         assert noted == pytest.approx(loss, rel=tolerance * slack, abs=tolerance / 10)
-        assert told == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)  # TRL keeps it in float32
+        assert reported == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)  # TRL keeps it in float32
         assert difference < tolerance * slack
 
 
@@ -221,15 +221,15 @@ def test_what_cannot_be_honoured_is_refused_in_one_line(overrides, tmp_path, cap
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         trl_bridge.main(overrides.split() if overrides.endswith(".yaml") else ["data=tiny/shift-a", *overrides.split()])
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.startswith("spinerl: ")
-    assert told.count("\n") == 1
-    assert REFUSED[overrides] in told
+    assert printed.startswith("spinerl: ")
+    assert printed.count("\n") == 1
+    assert REFUSED[overrides] in printed
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(tmp_path, capsys):
+def test_a_folder_that_is_not_empty_is_not_touched(tmp_path, capsys):
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(SystemExit):
         trl_bridge.main([f"run={tmp_path}"])

@@ -122,12 +122,12 @@ def test_verls_worker_has_the_native_engines_loss_and_gradient(compared, name, w
     assert seen["micros"] > len(losses) or world == 2
     assert len(seen["losses"]) == len(losses) == len(seen["gradients"])
     for number, loss in enumerate(losses):
-        noted, told = seen["losses"][number], seen["told"][number]
+        noted, reported = seen["losses"][number], seen["reported"][number]
         difference = apart(seen["gradients"][number], gradients[number])
         print(f"{name}, {world}, update {number + 1}: loss {abs(noted - loss):.1e}, gradient {difference:.1e}")
         slack = 10 if number else 1  # later updates begin where the rounding of those before left the weights
         assert noted == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)
-        assert told == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)
+        assert reported == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)
         assert difference < 1e-5 * slack
 
 
@@ -320,8 +320,8 @@ def test_a_step_of_the_trainer(queue, tmp_path):
                 )
                 for name, column in (("log_probs", "old_log_probs"), ("entropy", "entropy"))
             }
-            loss, told = bridge.spine_loss(output, micro, config=trainer.spine)
-            assert told["loss/total"].aggregate() == pytest.approx(float(loss), rel=1e-5)
+            loss, reported = bridge.spine_loss(output, micro, config=trainer.spine)
+            assert reported["loss/total"].aggregate() == pytest.approx(float(loss), rel=1e-5)
             total += float(loss) / 2
     samples = bridge.samples_of(keys, queue.kv_batch_get(keys=keys, partition_id="train"))
     assert total == pytest.approx(reference_loss(samples, trainer), rel=1e-5)

@@ -199,11 +199,11 @@ def test_what_cannot_be_honoured_is_refused_in_one_line(overrides, tmp_path, cap
     )
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", "verl", *given, *overrides.split(), "--out", str(tmp_path / "job")])
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.startswith("spinerl: ")
-    assert told.count("\n") == 1
-    assert REFUSED[overrides] in told
+    assert printed.startswith("spinerl: ")
+    assert printed.count("\n") == 1
+    assert REFUSED[overrides] in printed
     assert not (tmp_path / "job").exists()
 
 
@@ -224,7 +224,7 @@ def test_adapters_are_to_be_merged_first(tmp_path):
         exported(tmp_path / "job", f"model={tmp_path}")
 
 
-def test_a_folder_that_is_not_empty_is_left_alone_unless_it_is_an_export(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_touched_unless_it_is_an_export(tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
     config = load_config(overrides=SMALL.split())
     for overwrite in (False, True):
@@ -242,12 +242,12 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_it_is_an_export(tmp_pat
 
 def test_the_command_says_what_it_wrote_and_that_nothing_was_run(tmp_path, capsys):
     cli.app(["export", "verl", "configs/demo.yaml", "steps=2", "--out", str(tmp_path / "job")], standalone_mode=False)
-    told = capsys.readouterr().out
-    assert "python -m verl.trainer.main_ppo trainer.use_v1=true" in told
-    assert "Nothing has been run" in told
-    assert "without a guard" in told
-    assert "does not sample this model" in told  # the bundled one
-    assert f"GPUS=8 NODES=1 sh {tmp_path / 'job' / 'run.sh'}" in " ".join(told.split())
+    printed = capsys.readouterr().out
+    assert "python -m verl.trainer.main_ppo trainer.use_v1=true" in printed
+    assert "Nothing has been run" in printed
+    assert "without a guard" in printed
+    assert "does not sample this model" in printed  # the bundled one
+    assert f"GPUS=8 NODES=1 sh {tmp_path / 'job' / 'run.sh'}" in " ".join(printed.split())
 
 
 def test_words_are_in_hydras_grammar():

@@ -85,7 +85,7 @@ ON_CPU = (
 
 
 def settings(overrides):
-    """verl's tree of settings with these overrides laid over it."""
+    """verl's tree of settings with these overrides merged into it."""
     folder = Path(verl.trainer.__file__).parent / "config"
     with initialize_config_dir(config_dir=str(folder), version_base=None):
         return compose("ppo_trainer", overrides=list(overrides))
@@ -218,7 +218,7 @@ def run(case):
         "kinds": {type(p).__name__ for p in worker.engine.module.parameters()},
         "micros": len(micros),
         "losses": metrics["loss/total"],
-        "told": metrics["loss"],
+        "reported": metrics["loss"],
         "gradients": gradients,
         "logprobs": logprobs,
         "entropies": entropies,

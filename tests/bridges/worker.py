@@ -34,7 +34,7 @@ def opened(config, name, dtype):
 
 
 class Injected(SpineTrainer):
-    """Says what it is told to, and writes down every gradient before it is used."""
+    """Says what it is given, and writes down every gradient before it is used."""
 
     def _generate_single_turn(self, prompt_ids, *_args, **_kwargs):
         first = self.accelerator.process_index * len(prompt_ids)

@@ -69,7 +69,7 @@ def start(overrides: list[str], until) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
-def test_interrupted_continued_and_left_alone(tmp_path, capsys):
+def test_interrupted_continued_and_not_touched(tmp_path, capsys):
     out = tmp_path / "c"
     overrides = ["methods=ttrl,spine", "seeds=0,1", *SHORT, f"out={out}"]
     process = start(overrides, lambda _: len(list(out.glob("*/*/compare/state.json"))) >= 2)
@@ -95,8 +95,8 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         assert manifest["threads"] == 1
 
     # the figures are those of the saved predictions
-    told = json.loads((out / "comparison.json").read_text())
-    lines = {line["name"]: line for line in told["tables"][0]["lines"]}
+    saved = json.loads((out / "comparison.json").read_text())
+    lines = {line["name"]: line for line in saved["tables"][0]["lines"]}
     for name in ("ttrl", "spine"):
         for seed in (0, 1):
             file = out / "tiny-shift-a" / f"{name}-seed{seed}" / "predictions" / "step-000002.jsonl"
@@ -174,11 +174,11 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert "wild" in err
     assert "optim.lr" in err
     assert "FAILED and left out: wild" in text
-    told = json.loads((tmp_path / "c" / "comparison.json").read_text())
-    names = [line["name"] for line in told["tables"][0]["lines"]]
+    saved = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    names = [line["name"] for line in saved["tables"][0]["lines"]]
     assert "ttrl" in names
     assert "wild" not in names
-    assert "wild" in told["notes"][-1]
+    assert "wild" in saved["notes"][-1]
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_one_comparison_at_a_time_in_a_folder(tmp_path, capsys):
     assert "in use" in err
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+def test_a_folder_that_is_no_run_is_not_touched(tmp_path):
     comparison = plan(["methods=none", *SHORT, f"out={tmp_path}"])
     comparison.tasks[0].folder.mkdir(parents=True)
     (comparison.tasks[0].folder / "thesis.tex").write_text("years of work")
@@ -244,4 +244,4 @@ def test_never_more_than_so_many_at_a_time(tmp_path):
     assert set(states(comparison).values()) == {"done"}
     file = comparison.tasks[0].folder / "compare" / "state.json"
     file.write_text(re.sub('"votes": 4', '"votes": 3', file.read_text()))
-    assert states(comparison)[comparison.tasks[0].folder] == "unasked", "another request is asked anew"
+    assert states(comparison)[comparison.tasks[0].folder] == "unasked", "another request is sampled again"

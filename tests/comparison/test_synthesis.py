@@ -23,15 +23,15 @@ def written(asked):
     return synthesized_responses(*asked, DRAFTS, CONFIG)
 
 
-def test_drafts_are_read_as_far_as_there_is_room(asked, written):
+def test_drafts_are_read_as_far_as_they_fit(asked, written):
     def num_tokens(text: str) -> int:
         return len(asked[0].tokenizer(text, add_special_tokens=False).input_ids)
 
     assert [one.num_read for one in written[:2]] == [2, 2]
-    room = asked[0].model.config.max_position_embeddings - CONFIG.rollout.max_new_tokens
+    budget = asked[0].model.config.max_position_embeddings - CONFIG.rollout.max_new_tokens
     per_draft = num_tokens(f"Response 8: {DRAFTS[2][0]}\n\n")
-    # the request around the drafts has room too, and one draft more would not fit
-    assert 0 < room - written[2].num_read * per_draft < 4 * per_draft
+    # the request around the drafts fits too, and one draft more would not fit
+    assert 0 < budget - written[2].num_read * per_draft < 4 * per_draft
 
 
 def test_the_question_is_not_read_unless_asked_for(asked, written):
@@ -45,8 +45,8 @@ def test_the_question_is_not_read_unless_asked_for(asked, written):
 
 def test_draws_are_named_by_seed_and_question(asked, written):
     loaded, questions, prompts = asked
-    alone = synthesized_responses(loaded, questions[1:2], prompts[1:2], DRAFTS[1:2], CONFIG)
-    assert alone == written[1:2]
+    single = synthesized_responses(loaded, questions[1:2], prompts[1:2], DRAFTS[1:2], CONFIG)
+    assert single == written[1:2]
     drawn: list[int] = []
     again = synthesized_responses(*asked, DRAFTS, load_config(overrides=[*OVERRIDES, "seed=1"]), drawn.append)
     assert again != written

@@ -18,9 +18,9 @@ def gain(value: float, low: float, high: float) -> Gain:
     return Gain(value, low, high, 0.01, 100, {0: value, 1: -value}, None, None)
 
 
-def test_better_worse_or_not_told_apart():
+def test_better_worse_or_not_distinguishable():
     for one, how in ((gain(0.1, 0.02, 0.2), "better than"), (gain(-0.1, -0.2, -0.02), "WORSE than"),
-                     (gain(0.1, -0.02, 0.2), "not told apart from")):  # fmt: skip
+                     (gain(0.1, -0.02, 0.2), "not distinguishable from")):  # fmt: skip
         said = sentences([replace(LINE, against_none=one)])[0]
         assert f"{how} no adaptation" in said
         assert "above 0 in 1 of 2 seeds" in said

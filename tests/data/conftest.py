@@ -59,7 +59,7 @@ def picture() -> Callable[..., bytes]:
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip(f"needs the data sets in {SHARED.name} beside the repository")
+        pytest.skip(f"needs the data sets in {SHARED.name} next to the repository")
     return SHARED
 
 

@@ -29,7 +29,7 @@ def run(folder, model, *overrides):
 
 
 def test_labels_are_as_right_with_a_closing_phrase_as_without(tmp_path, planted):
-    """The tokens drawn are the same; every response of the one run ends "I hope the answer is helpful!"."""
+    """The sampled tokens are the same; every response of the one run ends "I hope the answer is helpful!"."""
     runs = [
         run(tmp_path / str(i), model, "steps=3")[0] for i, model in enumerate(["tiny-reasoner", planted["helpful"]])
     ]
@@ -59,7 +59,7 @@ def test_one_answer_to_every_question_trains_nothing(tmp_path, planted):
     assert (look["probe/shared_frac"], look["shared_answer"]) == (1.0, "42")
     expected, figures = preflight(load_config(overrides=[*OVERRIDES, f"model={planted['same']}"]))
     assert (expected.verdict, figures["shared_frac"]) == ("no-go", 1.0)
-    assert expected.majority_frac > 0.9  # to agreement alone it is the best model there is
+    assert expected.majority_frac > 0.9  # by agreement only it is the best model there is
 
 
 def test_without_the_guard_its_votes_are_void(tmp_path, planted):

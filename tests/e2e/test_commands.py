@@ -19,7 +19,7 @@ from spinerl.errors import NonFiniteError
 from spinerl.runs import RunFolder
 
 SHORT = ["questions_per_step=2", "group_size=2", "rollout.max_new_tokens=12", "data.max_questions=4", "threads=1"]
-SHORT += ["guard=warn"]  # random models agree with nobody, and would not be adapted at all
+SHORT += ["guard=warn"]  # random models never agree, and would not be adapted at all
 
 
 def run(arguments, capsys) -> tuple[int, str, str]:
@@ -256,7 +256,7 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(overrides, says, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_existing_run_is_left_alone(tmp_path, capsys):
+def test_an_existing_run_is_not_touched(tmp_path, capsys):
     folder = tmp_path / "r"
     arguments = ["adapt", f"run={folder}", "steps=0", "eval.samples=0", *SHORT]
     assert run(arguments, capsys)[0] == 0
@@ -415,7 +415,7 @@ def test_adapters_that_learned_nothing_say_so(questions, model_folders, tmp_path
         "steps=1",
         *SHORT,
     ]
-    # The guard finds that this random model agrees with nobody, and trains nothing.
+    # The guard finds that this random model never agrees with itself, and trains nothing.
     code, out, error = run(["adapt", *overrides, "guard=rollback", "eval.samples=0"], capsys)
     assert code == 0, error
     assert f"the adapters saved in {made / 'model'} learned nothing (all 0)" in out

@@ -108,11 +108,11 @@ def test_other_modes_keep_the_last_weights(tmp_path, mode):
 
 
 def test_the_guard_changes_no_weight_and_a_resumed_run_repeats_it(tmp_path):
-    alone, _ = run(tmp_path / "off", "steps=4", "guard=off")
+    unwatched, _ = run(tmp_path / "off", "steps=4", "guard=off")
     watched, _ = run(tmp_path / "warn", "steps=4", "guard=warn", "guard.no_go=0")
-    assert all(torch.equal(a, b) for a, b in zip(weights(alone).values(), weights(watched).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(unwatched).values(), weights(watched).values(), strict=True))
     assert "label/halves_agree" in watched.rows("metrics.jsonl")[0]
-    assert not (alone.path / "guard.jsonl").exists()
+    assert not (unwatched.path / "guard.jsonl").exists()
     half, _ = run(tmp_path / "half", "steps=4", "guard.no_go=0")
     whole = remembered(half)
     for step in (3, 4):

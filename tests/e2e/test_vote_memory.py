@@ -117,7 +117,7 @@ def test_a_slow_copy_votes_and_follows(tmp_path):
             torch.testing.assert_close(saved[name], p, rtol=1e-6, atol=1e-7)
             assert not torch.equal(saved[name], now[name])
     rows = made.rows("labels.jsonl")
-    assert [row["votes"] for row in rows] == [4.0] * 9  # the copy's alone, and nothing remembered
+    assert [row["votes"] for row in rows] == [4.0] * 9  # only the copy's, and nothing remembered
     assert [row["label"] for row in rows] != [row["vote"] for row in rows]
     assert all(row["memory/tokens"] > 0 for row in made.rows("metrics.jsonl"))
 

@@ -11,7 +11,7 @@ from spinerl.answers import Equivalence
 from spinerl.config import LoraConfig, load_config
 from spinerl.engine import forward
 from spinerl.engine.adapters import add_adapters
-from spinerl.engine.cpu import activations as replay_room
+from spinerl.engine.cpu import activations as activations_module
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
@@ -61,7 +61,7 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
         lambda s, dim, dtype=None, **_: softmax(s, dim=dim, dtype=None if s.dtype == torch.float64 else dtype),
     )
     folder = write_model(architecture, tmp_path, spread=0.1, head_dim=head_dim)
-    if architecture == "gpt2":  # its products are no linear layers
+    if architecture == "gpt2":  # its matmuls are not linear layers
         assert recorded(folder, dtype=dtype)[2].activations is None
         return
     # In float32 rounding decides on which side of a band's edge a token lies that is within 1e-6 of it: none there.
@@ -129,7 +129,7 @@ def test_adapters_too(tmp_path):
     assert gap <= 5e-6
 
 
-def test_a_record_serves_the_weights_it_was_made_with_alone(model_folders):
+def test_activations_are_valid_only_for_the_weights_they_were_made_with(model_folders):
     config, policy, batch, targets = recorded(model_folders("qwen2"))
     assert batch.activations.serves(policy)
     with torch.no_grad():
@@ -144,11 +144,11 @@ def test_a_record_serves_the_weights_it_was_made_with_alone(model_folders):
 def test_what_does_not_fit_is_not_kept(model_folders, monkeypatch):
     """Memory for some tokens, not for all: the rollout is as ever, without a record."""
     _, _, batch, _ = recorded(model_folders("qwen2"))
-    monkeypatch.setattr(replay_room, "free_bytes", lambda _: 4 * 4 * 100 * 2 * (4 * 32 + 2 * 64))
+    monkeypatch.setattr(activations_module, "free_bytes", lambda _: 4 * 4 * 100 * 2 * (4 * 32 + 2 * 64))
     _, _, other, _ = recorded(model_folders("qwen2"))
     assert other.activations is None
     assert torch.equal(other.tokens, batch.tokens)
-    monkeypatch.setattr(replay_room, "free_bytes", lambda _: 1)
+    monkeypatch.setattr(activations_module, "free_bytes", lambda _: 1)
     assert recorded(model_folders("qwen2"))[2].activations is None
 
 

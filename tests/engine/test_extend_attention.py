@@ -57,7 +57,7 @@ def test_output_and_every_gradient(dtype, limit, kv_heads):
 @pytest.mark.parametrize(("width", "tokens"), [(16, 6), (32, 70), (48, 33), (64, 130)])
 def test_the_compiled_one_does_the_same(width, tokens, kv_heads, share):
     """Tiles of queries and keys, whole and in part, key heads that serve one, two and four query heads; tokens without
-    gradients, and a row of such alone."""
+    gradients, and a row of only such."""
     given = tensors(torch.float32, kv_heads, width, tokens)
     wide = [tensor.detach().double().requires_grad_() for tensor in given]
     expected = plain(*wide, 0.3)
@@ -94,7 +94,7 @@ def test_rows_of_unlike_lengths_need_no_padding():
 
 @needs_loops
 def test_rows_that_continue_nothing():
-    """Causal attention alone, by the same loop."""
+    """Causal attention by itself, by the same loop."""
     queries, keys, values = (torch.randn(3, 70, heads, 32) for heads in (4, 2, 2))
     nothing = torch.empty(1, 2, 0, 32)
     job = kernels.ExtendAttention(queries, keys, values, nothing, nothing, (0,), ((0, 0, 3),), 0.3)

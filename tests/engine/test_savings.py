@@ -138,7 +138,7 @@ def test_a_model_that_breaks_sharing_runs_plainly(model_folders):
     assert torch.equal(policy.model.get_input_embeddings().weight, before), "a trial leaves the model as it was"
 
 
-def test_a_trial_leaves_gradients_and_flags_alone(model_folders):
+def test_a_trial_keeps_gradients_and_flags(model_folders):
     config, policy, _, batch, _, _ = prepared(model_folders("qwen2"))
     policy.capabilities.clear()
     weight = policy.model.get_input_embeddings().weight

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from spinerl import step as step_room
+from spinerl import step as step_module
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
@@ -223,14 +223,14 @@ def test_scored_full_is_as_without_truncation(model_folders, case):
 
 def step(loaded, prompts, config, monkeypatch, look=lambda *_: None):
     """(record, figures of each update) of a step whose rewards are REWARDS; `look` is called before each update."""
-    seen, update = [], step_room.update
+    seen, update = [], step_module.update
 
     def watched(policy, anchor, batch, targets, optimizer, config, rows, on_policy=True):
         look(batch, targets, rows)
         seen.append(update(policy, anchor, batch, targets, optimizer, config, rows, on_policy=on_policy))
         return seen[-1]
 
-    monkeypatch.setattr(step_room, "update", watched)
+    monkeypatch.setattr(step_module, "update", watched)
     optimizer = Optimizer(loaded.model.parameters(), config.optim, 2)
     with Equivalence() as equivalence:
         record, _ = train_step(

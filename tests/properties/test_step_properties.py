@@ -97,7 +97,7 @@ def test_targets_carry_no_gradient_and_keep_to_the_mask(rollout):
             assert not value[~batch.mask].any(), field.name
 
 
-def test_minibatches_split_the_questions_and_each_normalises_itself(rollout):
+def test_minibatches_split_the_questions_and_each_normalizes_itself(rollout):
     config, policy, sampled = rollout
     batch, old, entropies = trained_rows(sampled, config)
     config = load_config(overrides=[*OVERRIDES, "anchor.weight=0", "band.weight=0"])

@@ -19,7 +19,7 @@ from spinerl.errors import RunError
 
 __all__ = ["run_worker"]
 
-# Nothing is fetched, nobody is told, and a peer's remarks about its own arguments are left out.
+# Nothing is fetched, no usage is reported, and a peer's remarks about its own arguments are left out.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -48,7 +48,7 @@ def run_worker(
         note: called with a line about what is being done.
         tune: whether the worker tunes its allocator as spinerl does.
     """
-    told = {"task": task, "settings": settings.model_dump(), "scratch": str(scratch), "tune": tune, "options": options}
+    given = {"task": task, "settings": settings.model_dump(), "scratch": str(scratch), "tune": tune, "options": options}
     with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as last_lines:
         process = subprocess.Popen(
             [sys.executable, "-m", "spinerl.bench.worker"],
@@ -57,12 +57,12 @@ def run_worker(
             stderr=last_lines,
             text=True,
             env={**os.environ, **_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C comes to us alone, and we end the worker
+            start_new_session=True,  # Ctrl-C comes only to us, and we end the worker
         )
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(told) + "\n")
+            process.stdin.write(json.dumps(given) + "\n")
             process.stdin.flush()
             for line in process.stdout:
                 message = json.loads(line)

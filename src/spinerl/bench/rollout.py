@@ -1,6 +1,6 @@
 """Part rollout: our sampler against `model.generate` on the same model, prompts and number of responses.
 
-Ours also returns the log-probability and the entropy of every token; `generate` is asked for tokens alone.
+Ours also returns the log-probability and the entropy of every token; `generate` returns tokens only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["generate", "measure_rollout"]
 
 
 def measure_rollout(job: Job) -> dict[str, Any]:
-    """Ratios above 1: ours is faster, in tokens a second, each side counting the tokens it really drew."""
+    """Ratios above 1: ours is faster, in tokens a second, each side counting the tokens it really sampled."""
     result = _compare(job, "equal", job.patience())
     half = _compare(job, "half", job.patience(most=2))
     return {
@@ -41,7 +41,7 @@ def generate(work: Work, stops: bool) -> torch.Tensor:
             top_k=0,
             top_p=1.0,
             max_new_tokens=work.config.rollout.max_new_tokens,
-            eos_token_id=list(work.loaded.end_ids) if stops else model.config.vocab_size,  # one that is never drawn
+            eos_token_id=list(work.loaded.end_ids) if stops else model.config.vocab_size,  # one that is never sampled
             pad_token_id=work.loaded.pad_id,
         )
     return out[:, ids.shape[1] :]

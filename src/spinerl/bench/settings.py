@@ -1,4 +1,4 @@
-"""What a benchmark run may be told: one frozen record of typed keys, read from key=value overrides.  No torch here."""
+"""The settings of a benchmark run: one frozen record of typed keys, read from key=value overrides.  No torch here."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def measure_step(job: Job) -> dict[str, Any]:
 
 
 def measure_our_step(job: Job) -> dict[str, Any]:
-    """Our step alone, for where TRL is missing."""
+    """Our step by itself, for where TRL is missing."""
     with Equivalence() as equivalence:
         ours = _OurStep(job, equivalence)
         tasks = {method: partial(ours.run, method) for method in ("spine", "ttrl")}

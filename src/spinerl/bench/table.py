@@ -15,7 +15,7 @@ TableRow = tuple[str, str, str, str]  # what, ours, the other's, ratio
 
 
 def results_table(result: Mapping[str, Any]) -> Table:
-    """What was measured, ours beside the other's; ratios as median [lowest, highest repeat]."""
+    """What was measured, ours next to the other's; ratios as median [lowest, highest repeat]."""
     table = Table(
         Column("", no_wrap=True), "ours", "other", "ratio", show_edge=False, pad_edge=False, title_justify="left"
     )
@@ -121,7 +121,7 @@ def _images(found: Mapping[str, Any]) -> Iterator[TableRow]:
 
 def _efficiency(found: Mapping[str, Any]) -> Iterator[TableRow]:
     peak = f"{found['matmul_gflop_per_s']:.0f} GFLOP/s"
-    yield "fastest matrix product / torch's", peak, f"{found['torch_mm_gflop_per_s']:.0f} GFLOP/s", ""
+    yield "fastest matmul / torch's", peak, f"{found['torch_mm_gflop_per_s']:.0f} GFLOP/s", ""
     for what, key in (("rollout", "rollout"), ("update", "update"), ("update, all tokens", "update_all_tokens")):
         share = found[f"{key}_fraction_of_peak"]
         yield f"share of peak, {what}", f"{100 * share:.0f} %", peak, ""
@@ -129,8 +129,8 @@ def _efficiency(found: Mapping[str, Any]) -> Iterator[TableRow]:
 
 def _scaling(found: Mapping[str, Any]) -> Iterator[TableRow]:
     for axis, phases in found["lines"].items():
-        slopes = ", ".join(f"{phase} {1000 * line['slope']:.3g} ms" for phase, line in phases.items())
-        yield f"one more: {axis}", slopes, "", ""
+        fits = ", ".join(f"{phase} {1000 * line['slope']:.3g} ms" for phase, line in phases.items())
+        yield f"one more: {axis}", fits, "", ""
 
 
 _ROWS = {

@@ -26,7 +26,7 @@ __all__ = ["Job", "Work", "alternating_rewards", "bench_config", "open_work"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told: the settings (threads and device decided), a folder for files, the task's own options."""
+    """What a worker is given: the settings (threads and device decided), a folder for files, the task's own options."""
 
     settings: Settings
     scratch: Path

@@ -158,8 +158,8 @@ def freeze_step(
     )
     rollout = replace(rollout, log_mass=_truncation_at_most(rollout, config))
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
-    nobody = cast(Any, None)  # none of the rewards allowed here asks a model
-    context = RewardContext(config, step, nobody, None, rollout, votes, equivalence)
+    no_model = cast(Any, None)  # no reward allowed here uses a model
+    context = RewardContext(config, step, no_model, None, rollout, votes, equivalence)
     rewards = tuple(own[: config.group_size] for own in give_rewards(context))
     batch, old_logprobs, entropies = trained_rows(rollout, config)
     learned = [sample for own in groups for sample in own[: config.group_size]]
@@ -167,7 +167,7 @@ def freeze_step(
     if config.anchor.weight:
         anchor_logprobs = _table([sample.anchor_logprobs for sample in samples])
         if anchor_logprobs is None:
-            raise RunError("anchor.weight is set, but verl ran no reference model: export the recipe anew")
+            raise RunError("anchor.weight is set, but verl ran no reference model: export the recipe again")
         _, anchor_logprobs, _ = trained_rows(replace(rollout, logprobs=anchor_logprobs), config)
         scorer = partial(_looked_up, anchor_logprobs)
     targets, state = freeze_targets(scorer, batch, rewards, old_logprobs, entropies, config, state)
@@ -345,7 +345,7 @@ class SpineTrainer(PPOTrainerSync):
         self._end_ids = tuple(int(i) for i in ids if i is not None)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """Freeze the step's targets and put their columns beside the responses."""
+        """Freeze the step's targets and put their columns next to the responses."""
         unread = set() if self.spine.rollout.sampler == "vllm" else {"rollout_log_probs"}  # the sampler's account
         names = ["uid", "extra_info", "response_mask", *(name for name in _READ if name not in unread)]
         data = transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)

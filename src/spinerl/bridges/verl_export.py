@@ -55,7 +55,7 @@ _LOOP = Loop(
         "eval": "nothing is evaluated there; afterwards: `spinerl eval MODEL CHECKPOINT/actor/huggingface data=DATA`",
         "guard": "that loop has no guard; leave it out or give guard=off",
         "stream": "that loop has no streams",
-        "vote": "votes are remembered by `spinerl adapt` alone, whose checkpoints keep them",
+        "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
         "tree": "responses are sampled side by side there",
         "log": "verl has loggers of its own: trainer.logger, trainer.rollout_data_dir",
         "rollout": "vLLM under verl samples the responses, and has no such setting",
@@ -104,7 +104,7 @@ def check_config(config: Config) -> None:
         (
             config.anchor.weight != 0 and config.anchor.estimator == "exact",
             "anchor.estimator=exact",
-            "its reference model gives the tokens' log-probabilities alone; allowed are k1, k2 and k3",
+            "its reference model gives the tokens' log-probabilities only; allowed are k1, k2 and k3",
         ),
         (
             config.band.coefficient != 0 and config.band.edges == "initial",
@@ -120,7 +120,7 @@ def check_config(config: Config) -> None:
 
 
 def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported:
-    """Write questions.parquet, recipe.yaml and run.sh into the folder; what a whole job needs beside GPUs and verl.
+    """Write questions.parquet, recipe.yaml and run.sh into the folder; what a whole job needs besides GPUs and verl.
 
     The parquet holds the questions of step 1, then those of step 2, and so on, as `spinerl adapt` would ask them.
 
@@ -133,7 +133,9 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
     if taken and not overwrite:
         raise InputError(f"--out {folder} exists and is not empty; give another folder, or --overwrite")
     if taken and not all((folder / name).is_file() for name in ("run.sh", "recipe.yaml")):
-        raise InputError(f"--out {folder} holds no export (no run.sh and recipe.yaml), so --overwrite leaves it alone")
+        raise InputError(
+            f"--out {folder} holds no export (no run.sh and recipe.yaml), so --overwrite does not touch it"
+        )
     name = resolve_name(config.model.name)
     if base_of(name) is not None:
         raise InputError(f"model={config.model.name} is a folder of adapters; `spinerl merge` makes it a whole model")
@@ -309,7 +311,7 @@ def _prompting(
     prompt: PromptConfig,
     kind: str,
 ) -> Prompting:
-    """Messages from which verl's own tokenisation makes exactly these prompts, which is tried on every one."""
+    """Messages from which verl's own tokenisation makes exactly these prompts, which is checked on every one."""
     if getattr(tokenizer, "chat_template", None) and prompt.chat_template != "off":
         forms = [
             Prompting(
@@ -370,7 +372,7 @@ def _attention(name: str) -> dict[str, Any]:
 
 
 def _precision(dtype: str) -> dict[str, Any]:
-    """verl keeps float32 weights and computes in bfloat16, unless it is told otherwise."""
+    """verl keeps float32 weights and computes in bfloat16, unless it is configured otherwise."""
     if dtype != "float32":
         return {}
     wide = dict.fromkeys(("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32")

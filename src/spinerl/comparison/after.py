@@ -111,7 +111,7 @@ def _sampled(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Judged rows of `num` responses per question, with what voting and choosing by confidence need, and figures.
 
-    The streams are those of an evaluation, so that models asked after different methods draw alike, and the first
+    The streams are those of an evaluation, so that models asked after different methods sample alike, and the first
     k of many responses are those of a model asked k times.
     """
     config = asked.config
@@ -161,7 +161,7 @@ def _synthesized(
 ) -> list[dict[str, Any]]:
     """Judged rows of the response that is written after reading a question's first `num` ones.
 
-    `num_tokens` counts those drafts too, whether or not the prompt had room for all of them.
+    `num_tokens` counts those drafts too, whether or not the prompt had space for all of them.
     """
     config = asked.config
     drafts = [row["responses"][:num] for row in votes]

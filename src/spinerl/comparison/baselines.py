@@ -1,6 +1,6 @@
 """The ways of spending test-time compute without an update, from the unadapted model's saved responses.
 
-All read the same responses, so they differ in their rule alone.  Rules and sources: `spinerl.answers.baselines`.
+All read the same responses, so they differ only in their rule.  Rules and sources: `spinerl.answers.baselines`.
 Two have responses of their own: `spinerl.comparison.synthesis`, which reads those, and `spinerl.comparison.forcing`.
 No torch.
 """
@@ -122,7 +122,7 @@ def at_equal_tokens(none: MethodResult, tokens: float, rule: str = "majority") -
     num_votes = sum(used) / len(used)
     name = "equal-token vote" if rule == "majority" else f"equal-token {rule}"
     outcome = MethodResult(name, "no update", none.data, right=right, tokens=spent)
-    note = f"{rule} of {num_votes:.3g}" + (", all that were drawn" if capped else "")
+    note = f"{rule} of {num_votes:.3g}" + (", all that were sampled" if capped else "")
     return EqualTokens(replace(outcome, note=note), num_votes, capped)
 
 

@@ -77,7 +77,7 @@ def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[
 def first_votes(rows: Rows, num: int, voting: VoteConfig, seed: int) -> dict[str, float]:
     """Whether the majority of a question's first `num` responses is right, by id; rows without gold are left out.
 
-    The rules are those of `eval/maj@k`: by default a tie elects nobody, which is wrong.
+    The rules are those of `eval/maj@k`: by default a tie elects no answer, which is wrong.
     """
     found: dict[str, float] = {}
     for row in rows:

@@ -27,7 +27,7 @@ from spinerl.runs import write_json, write_text
 __all__ = ["compare", "tables_of"]
 
 REFERENCE = "ttrl"
-"""The row that others are compared with beside no adaptation, if it is among them."""
+"""The row that others are compared with besides no adaptation, if it is among them."""
 
 
 def compare(args: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
@@ -38,7 +38,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
     already, and RunError at the end if a run failed; the tables are then of the others.
 
     Args:
-        overwrite: whether runs begun with other settings are started anew.
+        overwrite: whether runs begun with other settings are started again.
     """
     console = console or Console(soft_wrap=True)
     comparison = plan(args)
@@ -122,7 +122,7 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
 
 
 def _cores(tasks: Sequence[Task]) -> int:
-    """Runs at a time where the user did not say: one per core, and one alone on an accelerator, which they share."""
+    """Runs at a time where the user did not say: one per core, one at a time on an accelerator."""
     from spinerl.engine.machine import pick_device
 
     if any(pick_device(device) != "cpu" for device in {task.config.model.device for task in tasks}):
@@ -132,7 +132,7 @@ def _cores(tasks: Sequence[Task]) -> int:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The comparison's folder, made if need be, for this process alone."""
+    """The comparison's folder, made if need be, for this process only."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = (out / ".lock").open("w")

@@ -1,7 +1,7 @@
 """The figures of a table: each with its interval, over the questions of one data set or of several together.
 
 Questions are the unit.  A question's value is its mean over the seeds; intervals are over questions, inside each data
-set, and data sets weigh the same.  What differs between seeds is reported beside them: the value by seed, and for
+set, and data sets weigh the same.  What differs between seeds is reported next to them: the value by seed, and for
 differences Student's interval over the seeds.
 """
 
@@ -104,7 +104,7 @@ def figure_lines(
     Args:
         tables: the outcomes of each data set, one list per set.
         k: responses of the rows without an update.
-        reference: the row that others are compared with beside no adaptation.
+        reference: the row that others are compared with besides no adaptation.
     """
     groups = [_with_baselines(outcomes, k) for outcomes in tables]
     names = [name for name in groups[0] if all(name in group for group in groups)]
@@ -133,7 +133,7 @@ def _line(
 ) -> Figures:
     first = rows[0]
     nones = [group.get(NONE) for group in groups]
-    rivals_ = [group.get(reference) for group in groups]
+    references = [group.get(reference) for group in groups]
     adapted = first.kind == "adapted"
     equal = _equal(rows, nones) if adapted else []
     seeds = sorted(set.intersection(*(set(row.right) for row in rows)))
@@ -148,7 +148,7 @@ def _line(
         mean=_estimate([row.mean for row in rows], confidence),
         majority=_estimate([row.majority for row in rows], confidence),
         against_none=None if first.name == NONE else _gain_over(nones, rows, confidence),
-        against_ttrl=None if first.name == reference else _gain_over(rivals_, rows, confidence),
+        against_ttrl=None if first.name == reference else _gain_over(references, rows, confidence),
         against_votes=_gain([e.outcome.right for e in equal], [row.right for row in rows], confidence),
         votes=_estimate([e.outcome.right for e in equal], confidence),
         num_votes=fmean(e.num_votes for e in equal) if equal else None,

@@ -73,8 +73,8 @@ class Keys(_Section):
         return _split(value)
 
 
-# What runs of a comparison set beside the defaults.  They evaluate greedily as they go, for the curves; samples are
-# drawn from the final model alone (`samples`), and a finished run needs one checkpoint at most.
+# What runs of a comparison set besides the defaults.  They evaluate greedily as they go, for the curves; samples are
+# taken from the final model only (`samples`), and a finished run needs one checkpoint at most.
 DEFAULTS = ("threads=1", "eval.every=10", "eval.samples=0", "checkpoint.keep=1", "guard=warn")
 
 # How often a dotted key of these is cut: what follows is the name of a data set, or a run's own key.
@@ -88,7 +88,7 @@ _OWN = {"method": "methods=a,b", "run": "out=FOLDER", "seed": "seeds=0,1,2"}
 class RunOverrides:
     """The overrides that configure every run, in order, those that win last.
 
-    `lent` are the ones that the recipe named by `settings` alone gives, `method` is the method it was written for.
+    `lent` are those that only the recipe named by `settings` gives, `method` is the method it was written for.
     """
 
     overrides: tuple[str, ...]

@@ -74,7 +74,7 @@ def _title(adapted: Sequence[str], comparison: Comparison) -> str:
 
 
 def _marked(comparison: Comparison, name: str) -> str:
-    """A row's name where its label stands alone, as in a legend: one that learnt from gold says so."""
+    """A row's name where its label stands by itself, as in a legend: one that learnt from gold says so."""
     gold = any(task.config.reward == "gold" for task in comparison.tasks if task.row.name == name)
     return f"{name} (uses gold)" if gold else name
 

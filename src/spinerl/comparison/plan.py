@@ -181,7 +181,7 @@ def _after(
         ]
     }
     if row.method == NONE:
-        # All votes are drawn for the first seed alone: the questions are the unit, and votes are dear.
+        # All votes are sampled for the first seed only: the questions are the unit, and votes are dear.
         after["votes"] = max(keys.votes, keys.samples) if seed == keys.seeds[0] else keys.samples
         if keys.synthesis and keys.samples and seed == keys.seeds[0] and not shows_images:  # its prompts hold no images
             after["synthesis"] = keys.samples

@@ -1,7 +1,7 @@
 """Runs tasks in child processes, so many at a time, listens to them, and ends them when the user does.
 
-A child is told everything on its standard input and ends when that closes.  It sits in a process group of its own:
-Ctrl-C reaches this process alone, which then ends its children and what they started, and no others.
+A child reads its job from standard input and ends when that closes.  It sits in a process group of its own:
+Ctrl-C reaches only this process, which then ends its children and what they started, and no others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Failure = tuple[Task, str]
 
 
 class Watcher(Protocol):
-    """Is told what happens to the tasks.  `spinerl.comparison.progress` is the one the command uses."""
+    """Called for what happens to the tasks.  `spinerl.comparison.progress` is the one the command uses."""
 
     def started(self, task: Task) -> None: ...
 

@@ -13,7 +13,7 @@ def sentences(lines: Sequence[Figures], reference: str = "ttrl", level: str = "9
     """Paragraphs: first who beats voting at equal tokens and who does not, then one per adapted row.
 
     Args:
-        reference: the row that others are compared with beside no adaptation.
+        reference: the row that others are compared with besides no adaptation.
         level: of the intervals, as text.
     """
     adapted = [line for line in lines if line.kind == "adapted"]
@@ -76,10 +76,10 @@ def _about(line: Figures, reference: str) -> str:
     assert line.right is not None
     parts = [f"{line.name}: {100 * line.right.value:.1f} % at the end"]
     if gain := line.against_none:
-        how = {"rose": "better than", "fell": "WORSE than", "": "not told apart from"}[verdict(gain)]
+        how = {"rose": "better than", "fell": "WORSE than", "": "not distinguishable from"}[verdict(gain)]
         parts.append(f"{how} no adaptation: {_of(gain)}")
     if gain := line.against_ttrl:
-        how = {"rose": "ahead of", "fell": "behind", "": "not told apart from"}[verdict(gain)]
+        how = {"rose": "ahead of", "fell": "behind", "": "not distinguishable from"}[verdict(gain)]
         parts.append(f"{how} {reference}: {_of(gain)}")
     if (gain := line.against_votes) and line.votes and line.num_votes is not None:
         how = {"rose": "beats", "fell": "WORSE than", "": "does NOT clearly beat"}[verdict(gain)]

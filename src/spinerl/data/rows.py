@@ -382,7 +382,7 @@ def _text_cell(cell: Any, name: str) -> str:
     except BadCellError as error:
         raise BadCellError(f"column {name!r} {error}") from None
     except UnicodeEncodeError:
-        raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it anew") from None
+        raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it again") from None
     return text
 
 

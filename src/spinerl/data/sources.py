@@ -98,7 +98,7 @@ def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Ta
     """The rows of a JSONL, JSON or Parquet file.
 
     JSONL: an object per line, blank lines ignored; a bad line becomes a SourceRow with a `problem`.  JSON: a list
-    of objects, alone or as the only list of an object.  Raises InputError for a file that is missing, empty
+    of objects, by itself or as the only list of an object.  Raises InputError for a file that is missing, empty
     or not of its format.
     """
     source = source or str(path)

@@ -77,7 +77,7 @@ def plan(
     loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, *, pads: bool = True
 ) -> list[Piece]:
     """The passes that compute the wanted (B, T) tokens, each of at most `optim.micro_batch_tokens` padded tokens
-    (`optim.micro_batch_rows` rows where that is given); a single longer row still goes alone.
+    (`optim.micro_batch_rows` rows where that is given); a single longer row still runs by itself.
 
     `pads`: rows of unlike lengths cost padding; False where those that continue prompts run without any.
     """

@@ -1,8 +1,8 @@
-"""Sampling groups of responses, with the log-probability and entropy of every token as it is drawn.
+"""Sampling groups of responses, with the log-probability and entropy of every token as it is sampled.
 
 Questions enter the batch while the token budget allows; each prompt is computed once for all its responses;
 finished rows leave.  Each response is sampled from a random stream of its own, named by (seed, question, response), so
-that what it says does not depend on which rows are sampled beside it, up to floating-point ties.
+that what it says does not depend on which rows are sampled with it, up to floating-point ties.
 
 A decoder owns the keys and values and continues the rows of the batch by a token; a `_Loop` samples those tokens.  How
 the model computes meanwhile is the backend's business (`spinerl.engine.backend`).
@@ -163,12 +163,12 @@ class _Queue:
         limited = loaded.device.type == "cpu" and not loaded.settings.kv_cache_tokens
         self._max_rows = _ROWS_ON_CPU if limited else float("inf")
 
-    def take(self, active: Sequence[int], room: bool) -> list[int]:
+    def take(self, active: Sequence[int], has_space: bool) -> list[int]:
         """The questions to admit next to rows that answer the questions `active`; one at least if there are none.
 
-        `room` says whether the decoder can take more of them at all.
+        `has_space` says whether the decoder can take more of them at all.
         """
-        if not self._waiting or (active and not (room and self._refill)):
+        if not self._waiting or (active and not (has_space and self._refill)):
             return []
         used = sum(self._tokens(question, count) for question, count in Counter(active).items())
         num_rows = len(active)

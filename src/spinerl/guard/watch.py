@@ -40,7 +40,7 @@ class Guard:
     """Watches one run, and says where it ends.
 
     `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt;
-    `note` is told what is worth a line.
+    `note` is called with what is worth a line.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How the entropies of a step's tokens are distributed, and which tokens are forks: counts for the log alone."""
+"""How the entropies of a step's tokens are distributed, and which tokens are forks: counts for the log only."""
 
 from __future__ import annotations
 

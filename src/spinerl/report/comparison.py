@@ -1,4 +1,4 @@
-"""The page of a comparison: tables of methods side by side, and their dynamics.  Told everything, it reads nothing."""
+"""The page of a comparison: tables of methods side by side, and their dynamics.  Reads no files."""
 
 from __future__ import annotations
 

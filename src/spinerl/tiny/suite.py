@@ -3,7 +3,7 @@
 Prints new questions as JSON lines with `id`, `question` and `answer`. No question of a suite shares its
 numbers with any document of the pre-training corpus (see `corpus.is_held_out`).
 
-The suites in the package are listed in BUNDLED; `--write FOLDER` writes them anew.
+The suites in the package are listed in BUNDLED; `--write FOLDER` writes them again.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Prints new questions as JSON lines with `id`, `question`, `images`, `choices` (w
 `answer`. No question of a suite shares picture content and question with any document of the pre-training
 corpus (see `corpus.is_held_out`).
 
-The suites in the package are listed in BUNDLED; `--write FOLDER` writes them anew.
+The suites in the package are listed in BUNDLED; `--write FOLDER` writes them again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def suite_problems(shift: str, seed: int, n: int) -> list[tuple[PictureQuestion,
     """n questions of a shift with the problems behind them, no two alike in picture content and question.
 
     Nor is one like a question of the bundled suites listed before this one (of all of them, for other seeds): there
-    are few charts of two bars, so the split from the corpus alone does not keep suites apart.
+    are few charts of two bars, so the split from the corpus does not by itself keep suites apart.
 
     Raises ValueError, with one line to show, for an unknown shift or an n outside 1..MAX_QUESTIONS.
     """
