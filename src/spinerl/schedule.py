@@ -24,7 +24,7 @@ def question_order(
 ) -> list[int]:
     """The questions of one step, none twice; depends on nothing but the arguments.
 
-    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step waits for
+    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step is left for
     another epoch's.  Otherwise: as they stand, round and round.  A stream comes once: its last step takes what is
     left, and a step after that is empty.
 

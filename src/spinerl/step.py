@@ -156,7 +156,7 @@ def sample(
     step: int,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Rollout:
-    """Responses side by side, or as a tree; with certainties if something asks for them."""
+    """Responses side by side, or as a tree; with certainties if something needs them."""
     seed = (config.seed, "train", step)
     certainties = "certainties" in asked_by(config.reward)
     if config.tree_bases:

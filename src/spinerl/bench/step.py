@@ -181,7 +181,7 @@ def _trl_job(job: Job, work: Work, equivalence: Equivalence) -> TrlJob:
 
 
 def _lengths(job: Job) -> str:
-    """A given model ends its responses as it likes: TRL knows no other way."""
+    """A given model ends its responses by itself: TRL has no other way."""
     return "equal" if job.settings.model == "random" else "half"
 
 

@@ -655,7 +655,7 @@ def _micro_of(batch: Batch, wanted: torch.Tensor, rows: torch.Tensor, pad_id: in
 
 
 def _no_reward(**_: Any) -> list[float | None]:
-    """TRL asks for a reward function, and here would call it with only one process's rows."""
+    """TRL needs a reward function, and here would call it with only one process's rows."""
     raise RunError("rewards are given by the whole group's vote, not by a function of one process's responses")
 
 

@@ -329,7 +329,9 @@ class SpineTrainer(PPOTrainerSync):
         self._equivalence = Equivalence()
         self._state = StepState()
         self._frozen: Frozen | None = None
-        with open_dict(config):  # verl asks in several places whether the mode is its synchronous one, and this one is
+        with open_dict(
+            config
+        ):  # verl checks in several places whether the mode is its synchronous one, and this one is
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
 
@@ -375,7 +377,7 @@ class SpineTrainer(PPOTrainerSync):
         frozen = self._frozen
         assert frozen is not None
         lengths = {key: tag["seq_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
-        num_ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1  # as the trainer's own balancing asks
+        num_ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1  # as the trainer's own balancing computes it
         learned = batch.select_keys(share_rows(frozen.updates, lengths, num_ranks))
         rows = len(learned) // len(frozen.updates)
         learned.extra_info.update(
@@ -420,7 +422,7 @@ def check_settings(settings: Any, config: Config) -> None:
         value = OmegaConf.select(settings, key)
         if value not in allowed:
             choices = " or ".join(map(str, allowed))
-            raise InputError(f"{key}={value} contradicts the recipe, which wants {choices}: export it again")
+            raise InputError(f"{key}={value} contradicts the recipe, which needs {choices}: export it again")
 
 
 def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
@@ -478,7 +480,7 @@ def _table(rows: Sequence[Sequence[float] | None]) -> torch.Tensor | None:
 
 
 def _looked_up(logprobs: torch.Tensor, batch: Batch, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference model's figures, which verl has computed already; nothing allowed here asks its entropies."""
+    """The reference model's figures, which verl has computed already; nothing allowed here uses its entropies."""
     del batch
     return logprobs * wanted, torch.zeros_like(logprobs)
 

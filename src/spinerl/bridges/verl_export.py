@@ -91,7 +91,7 @@ class Prompting:
 
 
 def no_reward(**_: Any) -> float:
-    """0.0 for each response.  verl asks for a reward of one response at a time, where no group can vote."""
+    """0.0 for each response.  verl computes a reward of one response at a time, where no group can vote."""
     return 0.0
 
 

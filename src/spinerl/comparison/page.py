@@ -1,4 +1,4 @@
-"""The comparison's page: what the tables and the runs hold, as `spinerl.report.comparison` wants it."""
+"""The comparison's page: what the tables and the runs hold, in the form that `spinerl.report.comparison` takes."""
 
 from __future__ import annotations
 

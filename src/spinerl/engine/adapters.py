@@ -89,7 +89,7 @@ def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     import peft
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is about to go
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name of transformers that is about to go
         try:
             adapted: Any = peft.PeftModel.from_pretrained(model, folder)
         except (ValueError, RuntimeError, KeyError) as error:

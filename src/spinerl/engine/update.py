@@ -230,7 +230,7 @@ class Terms:
         row_of: torch.Tensor,
         column_of: torch.Tensor,
     ) -> torch.Tensor:
-        """The same from their log-probabilities and entropies (N,), and exact KLs where the anchor term wants them."""
+        """The same from their log-probabilities and entropies (N,), and exact KLs where the anchor term needs them."""
         config, targets = self._config, self._targets
         cell = (row_of, column_of)
 

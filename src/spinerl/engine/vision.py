@@ -196,7 +196,7 @@ def vision_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 def _load_processor(model_type: str, source: str, **options: Any) -> ProcessorMixin:
     """The processor of a model without the part that reads videos.
 
-    transformers' own loader wants that part, which wants torchvision, for images too.
+    transformers' own loader needs that part, which needs torchvision, for images too.
     """
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]

@@ -87,7 +87,7 @@ def require_vllm() -> None:
 
 
 def open_sampler(config: Config, loaded: LoadedModel) -> VllmSampler:
-    """The engine that `config` asks for.
+    """The engine that `config` describes.
 
     Raises MissingExtraError without vLLM, InputError for a server that does not answer or was started without what is
     needed, and for a model that vLLM cannot run.
