@@ -41,9 +41,9 @@ def question_order(
         return arrival[first : first + per_step]
     if order != "shuffled":
         return [(first + i) % num_questions for i in range(per_step)]
-    epoch, place = divmod(step - 1, num_questions // per_step)
+    epoch, index = divmod(step - 1, num_questions // per_step)
     shuffled = torch.randperm(num_questions, generator=_generator(seed, epoch))
-    return shuffled[place * per_step : (place + 1) * per_step].tolist()
+    return shuffled[index * per_step : (index + 1) * per_step].tolist()
 
 
 def num_steps(config: Config, num_questions: int) -> int:

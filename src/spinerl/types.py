@@ -3,7 +3,7 @@
 Letters: P questions, G responses per question, B = P*G rows (question-major), T response tokens, V vocabulary.
 Per-token tensors are response-aligned (B, T): column t belongs to the t-th generated token, the emitted end
 token counts, prompt positions never appear, padding holds 0.0 (tokens: the pad id).  Log-probabilities and
-entropies are float32 nats of the distribution the token was drawn from before any truncation (top-p and the
+entropies are float32 nats of the distribution the token was sampled from before any truncation (top-p and the
 like), that is softmax(logits / temperature).
 """
 
@@ -202,17 +202,17 @@ class Rollout:
     log_mass: torch.Tensor | None = None  # (P*N, T) float32, nats
     activations: Activations | None = field(default=None, repr=False)  # of its rows
 
-    def of_questions(self, places: Sequence[int]) -> Rollout:
+    def of_questions(self, indices: Sequence[int]) -> Rollout:
         """The rollout of only these questions, in this order, cut to its longest response; without activations."""
         n = self.num_responses
-        rows = [place * n + j for place in places for j in range(n)]
+        rows = [index * n + j for index in indices for j in range(n)]
         width = int(self.mask[rows].sum(dim=1).max())
         names = ("tokens", "mask", "logprobs", "entropies", "certainties", "sampler_logprobs", "log_mass")
         tensors = {name: None if (one := getattr(self, name)) is None else one[rows, :width] for name in names}
         return replace(
             self,
-            questions=tuple(self.questions[place] for place in places),
-            prompts=tuple(self.prompts[place] for place in places),
+            questions=tuple(self.questions[index] for index in indices),
+            prompts=tuple(self.prompts[index] for index in indices),
             finished_mask=self.finished_mask[rows],
             texts=tuple(self.texts[row] for row in rows),
             activations=None,

@@ -62,11 +62,11 @@ class Workload:
     facts: Mapping[str, Any]  # for the manifest
     open_again: Callable[[], LoadedModel] | None = None  # another copy of the model, before it has learned anything
 
-    def only(self, places: Sequence[int]) -> Workload:
+    def only(self, indices: Sequence[int]) -> Workload:
         """The same with only these questions."""
-        questions = tuple(self.questions[i] for i in places)
+        questions = tuple(self.questions[i] for i in indices)
         gold = {q.id: self.gold[q.id] for q in questions if q.id in self.gold}
-        prompts = tuple(self.prompts[i] for i in places)
+        prompts = tuple(self.prompts[i] for i in indices)
         return replace(self, questions=questions, prompts=prompts, gold=gold)
 
 

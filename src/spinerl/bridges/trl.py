@@ -356,10 +356,10 @@ class SpineTrainer(GRPOTrainer):
         if not cast(Any, self.model).training:
             raise InputError("this trainer does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`")
         micros = self._num_micros
-        place = self._step % self._rollout_micros
-        if self._learned is None or place == 0:
+        index = self._step % self._rollout_micros
+        if self._learned is None or index == 0:
             self._learned = self._roll_out(generation_batch)
-        number, micro = divmod(place, micros)
+        number, micro = divmod(index, micros)
         if micro == 0 or self._learned.terms is None:
             self._begin_update(self._learned, number)
         return {"rows": self._learned.shares[micro], "last": micro == micros - 1}
@@ -630,16 +630,16 @@ def _run(
 
     One call of the model, through whatever wraps it.
     """
-    ids, place = micro.input_ids.to(device), micro.place.to(device)
+    ids, positions = micro.input_ids.to(device), micro.positions.to(device)
     tokens = batch.tokens[micro.row_of, micro.column_of].to(device)
     if whole:
-        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[place]
+        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
         return *token_figures(logits, tokens, batch.temperature), logits
     labels = torch.full_like(ids, -100)  # the token after each position; -100: no need of it
-    labels.view(-1)[place] = tokens
+    labels.view(-1)[positions] = tokens
     outputs = model(input_ids=ids, shift_labels=labels, fused_lm_head=True)
-    entropies = None if outputs.entropy is None else outputs.entropy.flatten()[place]
-    return outputs.log_probs.flatten()[place], entropies, None
+    entropies = None if outputs.entropy is None else outputs.entropy.flatten()[positions]
+    return outputs.log_probs.flatten()[positions], entropies, None
 
 
 def _micro_of(batch: Batch, wanted: torch.Tensor, rows: torch.Tensor, pad_id: int) -> tuple[MicroBatch, bool]:

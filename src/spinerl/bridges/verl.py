@@ -84,7 +84,7 @@ does not act), and the band's edges in nats.  Terms that are off have no column.
 
 @dataclass(frozen=True)
 class Sample:
-    """One response as verl hands it over: its question, its place in the group, and a number per token.
+    """One response as verl hands it over: its question, its index in the group, and a number per token.
 
     `anchor_logprobs` are there with a reference model, `sampler_logprobs` where the sampler's account is used.
     """
@@ -434,7 +434,7 @@ def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
         raise RunError("a response holds tokens that the model did not say; only single turns are learned from here")
     known = {name: [row.tolist() for row in data[name].unbind()] for name in _READ if name in data}
     samples = []
-    for place, (key, group, info) in enumerate(zip(keys, list(data["uid"]), list(data["extra_info"]), strict=True)):
+    for index, (key, group, info) in enumerate(zip(keys, list(data["uid"]), list(data["extra_info"]), strict=True)):
         _, number, part = key.rsplit("_", 2)  # verl's keys: question, response, part of a conversation
         if part != "0":
             raise RunError(f"response {key} has several parts; only single turns are learned from here")
@@ -444,7 +444,7 @@ def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
             index = int(info["index"])
         except (KeyError, TypeError):
             raise RunError("a question lacks id, choices, answer_kind or index: use the file of an export") from None
-        here: dict[str, Any] = {name: rows[place] for name, rows in known.items()}
+        here: dict[str, Any] = {name: rows[index] for name, rows in known.items()}
         samples.append(
             Sample(
                 key,

@@ -162,11 +162,11 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
     config = config.model_copy(update={"model": model, "guard": guard, "questions_per_step": per_step})
     settings = overrides(config, folder, prompting, max(map(len, prompts)))
     order = [
-        place
+        index
         for step in range(1, config.steps + 1)
-        for place in question_order(len(questions), per_step, step, config.data.order, config.seed)
+        for index in question_order(len(questions), per_step, step, config.data.order, config.seed)
     ]
-    rows = [question_row(place, questions[place], prompting.messages[place]) for place in order]
+    rows = [question_row(index, questions[index], prompting.messages[index]) for index in order]
     command = ("python", "-m", "verl.trainer.main_ppo", *settings)
     if taken:
         shutil.rmtree(folder)  # checkpoints too: verl would continue from them
@@ -267,7 +267,7 @@ def overrides(config: Config, folder: Path, prompting: Prompting, longest_prompt
     return tuple(f"{key}={_hydra(value)}" for key, value in settings.items())
 
 
-def question_row(place: int, question: Question, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def question_row(index: int, question: Question, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """A question in verl's schema.  Its ground truth is empty: nothing is scored there, and no gold is written."""
     return {
         "data_source": "spinerl",
@@ -275,7 +275,7 @@ def question_row(place: int, question: Question, messages: Sequence[Mapping[str,
         "ability": "reasoning",
         "reward_model": {"style": "rule", "ground_truth": ""},
         "extra_info": {
-            "index": place,
+            "index": index,
             "id": question.id,
             "answer_kind": question.answer_kind,
             "choices": list(question.choices),
@@ -325,7 +325,7 @@ def _prompting(
         messages = tuple(({"role": "user", "content": text},) for text in texts)
         forms = [Prompting(messages, {}, template) for template in _VERBATIM]
     for form in forms:
-        if all(_as_verl(form, place, tokenizer) == list(ids) for place, ids in enumerate(prompts)):
+        if all(_as_verl(form, index, tokenizer) == list(ids) for index, ids in enumerate(prompts)):
             return form
     raise InputError(
         "verl's tokenisation does not give these prompts: it renders the messages and tokenises the text without "
@@ -333,14 +333,14 @@ def _prompting(
     )
 
 
-def _as_verl(form: Prompting, place: int, tokenizer: Any) -> list[int] | None:
+def _as_verl(form: Prompting, index: int, tokenizer: Any) -> list[int] | None:
     """The ids that verl makes of a question's messages, by its way of calling the chat template; None: it fails."""
     template = {} if form.template is None else {"chat_template": form.template}
     if form.options.keys() & {"add_generation_prompt", "tokenize", "tools", "return_dict"}:
         return None  # verl gives these itself
     try:
         found = tokenizer.apply_chat_template(
-            list(form.messages[place]),
+            list(form.messages[index]),
             tools=None,
             add_generation_prompt=True,
             tokenize=True,

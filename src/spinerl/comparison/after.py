@@ -52,15 +52,15 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
     def fill(folder: Path) -> None:
         with Equivalence() as equivalence:
             own = _Asked(loaded, config, prints)
-            drawn: dict[str, list[dict[str, Any]]] = {}
+            saved: dict[str, list[dict[str, Any]]] = {}
             for key in ("samples", "votes"):
                 if after.get(key):
                     observer.phase(key, after[key] * len(own.questions) * config.rollout.max_new_tokens)
-                    drawn[key], figures[key] = _sampled(own, after[key], equivalence, observer)
-                    write_rows(folder / f"{key}.jsonl", drawn[key])
+                    saved[key], figures[key] = _sampled(own, after[key], equivalence, observer)
+                    write_rows(folder / f"{key}.jsonl", saved[key])
             if num := after.get("synthesis"):
                 observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens)
-                rows = _synthesized(own, drawn["votes"], num, equivalence, observer)
+                rows = _synthesized(own, saved["votes"], num, equivalence, observer)
                 write_rows(folder / "synthesis.jsonl", rows)
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
@@ -167,14 +167,14 @@ def _synthesized(
     drafts = [row["responses"][:num] for row in votes]
     found = synthesized_responses(asked.loaded, asked.questions, asked.prompts, drafts, config, observer.tokens)
     rows = []
-    for question, drawn, one in zip(asked.questions, votes, found, strict=True):
+    for question, saved, one in zip(asked.questions, votes, found, strict=True):
         row = {
             **asked.row(question),
             "responses": [one.text],
             "truncated": [one.truncated],
             "lengths": [one.num_tokens],
             "num_read": one.num_read,
-            "num_tokens": sum(drawn["lengths"][:num]) + one.num_tokens,
+            "num_tokens": sum(saved["lengths"][:num]) + one.num_tokens,
         }
         rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
     return rows

@@ -139,8 +139,8 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
             values[seed] = figure
     if outcome.kind == "adapted":
         num_questions = max(1, int(number(run.manifest.get("data", {}).get("num_questions")) or len(final)))
-        drawn = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
-        spent = [*drawn, *run.series("memory/tokens")]
+        sampled = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
+        spent = [*sampled, *run.series("memory/tokens")]
         outcome.tokens[seed] = sum(value or 0.0 for _, value in spent) / num_questions
         outcome.seconds[seed] = run.step_seconds or 0.0
     else:
@@ -151,7 +151,7 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
 
 
 def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float | None]:
-    """(length, entropy) of the final model's samples; of its greedy responses where none were drawn."""
+    """(length, entropy) of the final model's samples; of its greedy responses where none were sampled."""
     try:
         figures = json.loads((asked / "figures.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -126,9 +126,9 @@ def _flat(line: Figures) -> Iterator[tuple[str, Any]]:
         pair = getattr(line, key)
         if pair is not None:
             yield from ((f"{key}_step", pair[0]), (key, pair[1]))
-    for place in line.elsewhere:
-        yield from _estimate(f"{place.role}:{place.name}", place.right)
-        yield from _gain(f"{place.role}:{place.name}_gain", place.gain)
+    for figures in line.elsewhere:
+        yield from _estimate(f"{figures.role}:{figures.name}", figures.right)
+        yield from _gain(f"{figures.role}:{figures.name}_gain", figures.gain)
     for key in ("tokens", "seconds", "length", "entropy", "uses_gold"):
         yield key, getattr(line, key)
 

@@ -114,10 +114,14 @@ def _decline(line: Figures) -> str:
 
 def _elsewhere(line: Figures) -> list[str]:
     parts = []
-    for place in line.elsewhere:
-        if verdict(place.gain) and place.gain is not None:
-            did = "gains" if verdict(place.gain) == "rose" else "loses"
-            where = f"on unseen questions ({place.name})" if place.role == "unseen" else f"on the original {place.name}"
-            interval = reach(place.gain.low, place.gain.high, signed=True)
-            parts.append(f"{did} {abs(100 * place.gain.value):.1f} points {interval} {where}")
+    for figures in line.elsewhere:
+        if verdict(figures.gain) and figures.gain is not None:
+            did = "gains" if verdict(figures.gain) == "rose" else "loses"
+            where = (
+                f"on unseen questions ({figures.name})"
+                if figures.role == "unseen"
+                else f"on the original {figures.name}"
+            )
+            interval = reach(figures.gain.low, figures.gain.high, signed=True)
+            parts.append(f"{did} {abs(100 * figures.gain.value):.1f} points {interval} {where}")
     return parts

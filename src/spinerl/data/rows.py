@@ -351,8 +351,8 @@ def _readings(text: str, labels: Sequence[str], options: Sequence[str]) -> dict[
     letter = next((i for i, label in enumerate(labels) if label.casefold() == bare.casefold()), None)
     same = _same_text(text, options)
     if same is None and mark is not None and mark[1].upper() in labels:  # "B. blue"
-        place = list(labels).index(mark[1].upper())
-        same = place if _same_text(text[mark.end() :], [options[place]]) == 0 else None
+        index = list(labels).index(mark[1].upper())
+        same = index if _same_text(text[mark.end() :], [options[index]]) == 0 else None
     index = int(text) if text.isdecimal() and len(text) < 4 and int(text) < len(options) else None
     return {"index": index, "letter": letter, "text": same}
 

@@ -50,7 +50,7 @@ class MicroBatch:
     """Some rows of a batch ready for one forward pass.  N is the number of wanted tokens among them.
 
     `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
-    the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
+    the padded rows; `positions` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
     prefix that each row continues, or None where rows carry their prompts, `prompts` (b of them).  `rows` (b of them)
     are the batch's, `lengths` (b of them) how long they are without padding.
     """
@@ -58,7 +58,7 @@ class MicroBatch:
     row_of: torch.Tensor
     column_of: torch.Tensor
     input_ids: torch.Tensor
-    place: torch.Tensor
+    positions: torch.Tensor
     prefix_of: torch.Tensor | None
     prompts: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
@@ -110,7 +110,7 @@ def wanted_states(
     """
     path = path or backend_of(loaded).forward()
     ids = micro.input_ids.to(loaded.device)
-    place = micro.place.to(loaded.device)
+    positions = micro.positions.to(loaded.device)
     if prefix is not None:
         more = prefix.continuation(micro)
     else:
@@ -122,7 +122,7 @@ def wanted_states(
             states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:
             states = loaded.model(input_ids=ids, use_cache=prefix is not None, **more).logits
-    return states.flatten(0, 1)[place]
+    return states.flatten(0, 1)[positions]
 
 
 def logits(loaded: LoadedModel, states: torch.Tensor) -> torch.Tensor:
@@ -397,7 +397,7 @@ def micro_batch(
         row_of=torch.tensor(rows)[local],
         column_of=column_of,
         input_ids=ids,
-        place=local * width + head_lengths[local] + column_of - 1,
+        positions=local * width + head_lengths[local] + column_of - 1,
         prefix_of=None if number is None else torch.tensor([number[prompt] for prompt in prompts]),
         prompts=prompts,
         rows=tuple(rows),

@@ -74,8 +74,8 @@ def branch_points(entropies: torch.Tensor, mask: torch.Tensor, count: int) -> to
     repeats them, one without any gets 0."""
     lengths = mask.sum(dim=1, keepdim=True)
     ranked = entropies.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(count).unsqueeze(0) % lengths.clamp_min(1)
-    return ranked.gather(1, places.clamp_max(max(0, ranked.shape[1] - 1))).sort(dim=1).values
+    positions = torch.arange(count).unsqueeze(0) % lengths.clamp_min(1)
+    return ranked.gather(1, positions.clamp_max(max(0, ranked.shape[1] - 1))).sort(dim=1).values
 
 
 def _assembled(
