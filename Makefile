@@ -49,12 +49,13 @@ test-verl: .venv-verl/.installed
 	.venv-verl/bin/python -m pip install --quiet antlr4-python3-runtime==4.9.3
 	touch $@
 
-# Style, types, and that no documented figure of the configuration is stale.
+# Style, types, words, and that no documented figure of the configuration is stale.
 check: setup
 	$(BIN)/ruff check src tests examples
 	$(BIN)/ruff format --check src tests examples
 	$(BIN)/pyright
 	$(BIN)/python -m spinerl.reference --check
+	$(BIN)/python -m pytest -q tests/test_words.py
 
 # Writes the reference pages that are made from the code.
 docs: setup

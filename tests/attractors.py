@@ -1,6 +1,6 @@
 """Copies of the bundled model that end every response in a way of their own, by other spellings of two tokens.
 
-The weights, and so the tokens drawn, are the bundled model's: what differs is how they read.
+The weights, and so the sampled tokens, are the bundled model's: what differs is how they read.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def package(name: str) -> dict[Path, set[str]]:
     return {file: imports(file) for file in files}
 
 
-def test_lower_rooms_do_not_know_upper_ones():
+def test_lower_packages_do_not_import_upper_ones():
     forbidden = {
         "maths": ("config", "engine", "step", "train", "evaluation", "runs", "data", "answers", "cli"),
         "answers": (
@@ -58,14 +58,14 @@ def test_lower_rooms_do_not_know_upper_ones():
         "types": ("config", "engine", "maths"),
         "errors": ("config", "engine", "maths", "types"),
     }
-    for room, upper in forbidden.items():
-        for file, names in package(room).items():
+    for lower, upper in forbidden.items():
+        for file, names in package(lower).items():
             for other in upper:
                 bad = {n for n in names if n == f"spinerl.{other}" or n.startswith(f"spinerl.{other}.")}
-                assert not bad, f"{file.name} in {room} imports {bad}"
+                assert not bad, f"{file.name} in {lower} imports {bad}"
 
 
-def test_the_backend_alone_imports_what_is_for_cpus():
+def test_only_the_backend_imports_what_is_for_cpus():
     users = {
         file.relative_to(SOURCE).as_posix()
         for file in SOURCE.rglob("*.py")
@@ -80,9 +80,9 @@ import sys
 from spinerl.config import load_config
 from spinerl.train import adapt
 from tests.e2e.test_guarded_runs import Quiet
-words = ["data.max_questions=4", "steps=1", "questions_per_step=2", "group_size=2", "rollout.max_new_tokens=8",
+overrides = ["data.max_questions=4", "steps=1", "questions_per_step=2", "group_size=2", "rollout.max_new_tokens=8",
          "guard=off", "answer.truncated=count", "engine.disable=[cpu]", "threads=1", "run=" + sys.argv[1]]
-adapt(load_config(overrides=words), Quiet())
+adapt(load_config(overrides=overrides), Quiet())
 found = sorted(name for name in sys.modules if name.startswith("spinerl.engine.cpu"))
 assert not found, found
 """

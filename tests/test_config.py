@@ -22,18 +22,18 @@ def test_layers_win_in_order(tmp_path):
     config = load_config(recipe, ["steps=9", "optim.lr=1e-4"])
     assert config.forks.selector == "all"  # the method's row
     assert config.band.weight == 0.5  # the recipe wins over the row, which says 0
-    assert config.steps == 9  # words win over the recipe
+    assert config.steps == 9  # overrides win over the recipe
     assert config.optim.lr == 1e-4
     assert config.prompt.instruction == ""  # the bundled model's profile
     assert load_config({"model": "org/name"}).prompt.instruction is None
 
 
 def test_short_and_long_names_are_one():
-    words = ["data=a.jsonl", "data.columns.question=problem"]
-    assert load_config(overrides=words) == load_config(
+    overrides = ["data=a.jsonl", "data.columns.question=problem"]
+    assert load_config(overrides=overrides) == load_config(
         {"data": {"name": "a.jsonl", "columns": {"question": "problem"}}}
     )
-    assert load_config(overrides=words[::-1]) == load_config(overrides=words)
+    assert load_config(overrides=overrides[::-1]) == load_config(overrides=overrides)
 
 
 def test_old_switches_disable_parts_of_the_engine(caplog):
@@ -169,4 +169,4 @@ def test_another_methods_row_wins_over_a_recipe():
     assert config.loss.form == "nll"
     assert config.anchor.weight == 0
     assert load_config(recipe, ["method=ttrl", "anchor.scope=all"]).anchor.weight == 0.01
-    assert load_config(recipe, ["method=ttrl", "band.weight=0.5"]).band.coefficient == 0.5  # words win over all
+    assert load_config(recipe, ["method=ttrl", "band.weight=0.5"]).band.coefficient == 0.5  # overrides win over all

@@ -1,4 +1,4 @@
-"""A line ends at a line feed alone: in the files users bring and in those the project writes."""
+"""A line ends only at a line feed: in the files users bring and in those the project writes."""
 
 import json
 from pathlib import Path

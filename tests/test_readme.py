@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spinerl.cli import app
-from spinerl.config import PROFILES, load_config, split_word
+from spinerl.config import PROFILES, load_config, split_override
 from spinerl.methods import LOSSES, METHODS
 from spinerl.reference import api_page, configuration_page
 
@@ -21,7 +21,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 
 
 def commands() -> list[list[str]]:
-    """Every shell command in the README's code blocks and its table of claims, as words."""
+    """Every shell command in the README's code blocks and its table of claims, as arguments."""
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"\| `(make [^`]*)` \|", README)
@@ -32,18 +32,18 @@ def test_there_are_commands():
     assert len(commands()) >= 12
 
 
-@pytest.mark.parametrize("words", [w for w in commands() if w[0] == "make"], ids=" ".join)
-def test_make_commands_are_targets(words):
-    target, arguments = words[1], dict(word.split("=", 1) for word in words[2:])
+@pytest.mark.parametrize("args", [w for w in commands() if w[0] == "make"], ids=" ".join)
+def test_make_commands_are_targets(args):
+    target, arguments = args[1], dict(one.split("=", 1) for one in args[2:])
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     paths = [word for word in shlex.split(arguments.get("ARGS", "")) if word.startswith("tests/")]
     assert all((ROOT / path).exists() for path in paths)
 
 
-@pytest.mark.parametrize("words", [w for w in commands() if w[0].endswith("spinerl")], ids=" ".join)
-def test_spinerl_commands_are_understood(words):
-    command, *rest = words[1:]
+@pytest.mark.parametrize("args", [w for w in commands() if w[0].endswith("spinerl")], ids=" ".join)
+def test_spinerl_commands_are_understood(args):
+    command, *rest = args[1:]
     options = [word for word in rest if word.startswith("--")]
     path = [command, rest[0]] if command in ("data", "export") else [command]
     text = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
@@ -56,7 +56,7 @@ def test_spinerl_commands_are_understood(words):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_a_page_names_exists(page):
-    """`spinerl WORD` in a block of commands or in code: WORD is a command."""
+    """`spinerl NAME` in a block of commands or in code: NAME is a command."""
     text = page.read_text()
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)) + "\n".join(
         re.findall(r"^    (spinerl .*)$", text, re.M)
@@ -88,7 +88,7 @@ def test_configuration_page_is_fresh():
 
 @pytest.mark.parametrize("table", [METHODS, LOSSES, PROFILES], ids=["methods", "losses", "profiles"])
 def test_what_a_row_sets_reads_as_what_it_says(table):
-    """Each word of the reference tables is a `key=value` word: an empty text is not null, and null is no text."""
+    """Each word of the reference tables is a `key=value` override: an empty text is not null, and null is no text."""
     page = configuration_page()
     for name, row in table.items():
         sets = row if isinstance(row, dict) else dict(row.sets)
@@ -96,15 +96,15 @@ def test_what_a_row_sets_reads_as_what_it_says(table):
             line for line in page.splitlines() if line.startswith(f"| `{name}` |") and "`" in line[len(name) + 6 :]
         ]
         words = re.findall(r"`([a-z_0-9.]+=[^`]*)`", line.rpartition(" | ")[2])
-        told: dict[str, object] = {}
+        documented: dict[str, object] = {}
         for word in words:
-            key, value = split_word(word)
+            key, value = split_override(word)
             *sections, last = key.split(".")
-            place = told
+            place = documented
             for section in sections:
                 place = place.setdefault(section, {})
             place[last] = value
-        assert told == sets, name
+        assert documented == sets, name
 
 
 def test_api_page_is_fresh(monkeypatch):

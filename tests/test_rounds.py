@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spinerl import rounds as rounds_room
+from spinerl import rounds as rounds_module
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
@@ -47,19 +47,19 @@ def test_first_step_by_hand(reuse, order, expected):
 
 @pytest.fixture
 def scene(model_folders, monkeypatch):
-    """A function: words -> (configuration, workload, rounds, calls); `calls` fills with (question ids, step)."""
+    """A function: overrides -> (configuration, workload, rounds, calls); `calls` fills with (question ids, step)."""
     calls = []
 
     def sample(loaded, questions, prompts, config, step, on_tokens=None):
         calls.append(([question.id for question in questions], step))
         return original(loaded, questions, prompts, config, step, on_tokens)
 
-    original = rounds_room.sample
-    monkeypatch.setattr(rounds_room, "sample", sample)
+    original = rounds_module.sample
+    monkeypatch.setattr(rounds_module, "sample", sample)
 
-    def opened(*words, order="shuffled"):
+    def opened(*overrides, order="shuffled"):
         common = ["group_size=4", "rollout.max_new_tokens=12", "questions_per_step=2", f"data.order={order}", "seed=3"]
-        config = load_config(overrides=[f"model={model_folders('qwen3')}", *common, *words])
+        config = load_config(overrides=[f"model={model_folders('qwen3')}", *common, *overrides])
         loaded = replace(
             load_model(config.model, config.engine), end_ids=tuple(range(1, 261, 10))
         )  # one token in ten ends a response
@@ -95,7 +95,7 @@ def shake(work):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def alone(config, work, step, first):
+def sampled_at_once(config, work, step, first):
     """The responses to a step's questions as the sampler gives them, asked nothing else, in the streams of `first`."""
     own = work.only(asked(config, step))
     return sample_responses(work.loaded, own.questions, own.prompts, 4, config.rollout, (config.seed, "train", first))
@@ -104,10 +104,10 @@ def alone(config, work, step, first):
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
 def test_reuse_0_samples_once_and_each_step_gets_its_questions(scene, order):
     config, work, rounds, calls = scene("rollout.reuse=0", "rollout.top_p=0.9", order=order)
-    expected = {step: alone(config, work, step, 1) for step in range(1, 8)}
-    told, lengths = [], {}
+    expected = {step: sampled_at_once(config, work, step, 1) for step in range(1, 8)}
+    reported, lengths = [], {}
     for step in range(1, 8):
-        rollout, age = rounds.draw(step, 7, told.append)
+        rollout, age = rounds.draw(step, 7, reported.append)
         same(rollout, expected[step], exact=False)
         lengths |= {question.id: rollout.mask[4 * i : 4 * i + 4].sum() for i, question in enumerate(rollout.questions)}
         assert rollout.log_mass is not None
@@ -121,7 +121,7 @@ def test_reuse_0_samples_once_and_each_step_gets_its_questions(scene, order):
     ((ids, step),) = calls
     assert step == 1
     assert sorted(ids) == ["q0", "q1", "q2", "q3", "q4"]
-    assert all_drawn == sum(lengths.values()) == sum(told)
+    assert all_drawn == sum(lengths.values()) == sum(reported)
 
 
 def test_only_questions_that_a_step_takes_are_sampled(scene):
@@ -150,7 +150,7 @@ def test_reuse_2_renews_after_two_passes_by_the_weights_of_then(scene, order, re
             shake(work)
         if step == first:
             end = renewed[1] - 1 if first == 1 else last
-            expected = {number: alone(config, work, number, first) for number in range(first, end + 1)}
+            expected = {number: sampled_at_once(config, work, number, first) for number in range(first, end + 1)}
         rollout, age = rounds.draw(step, last)
         same(rollout, expected[step], exact=False)
         drawn.append(rollout_metrics(rollout)["rollout/num_drawn"] > 0)
@@ -179,9 +179,11 @@ def test_trees_are_held_too(scene):
     assert whole.num_drawn < int(whole.mask.sum())
 
 
-@pytest.mark.parametrize("words", [["reward=self-certainty", "rollout.top_p=0.8"], TREE], ids=["all figures", "trees"])
-def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, words):
-    config, work, rounds, calls = scene("rollout.reuse=2", *words)
+@pytest.mark.parametrize(
+    "overrides", [["reward=self-certainty", "rollout.top_p=0.8"], TREE], ids=["all figures", "trees"]
+)
+def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, overrides):
+    config, work, rounds, calls = scene("rollout.reuse=2", *overrides)
     rounds.draw(1, 9)
     rounds.save(tmp_path)
     shake(work)
@@ -192,7 +194,7 @@ def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, words):
         same(rollout, other)
         assert age == other_age == step - 1
         assert rollout.num_drawn == 0
-        assert (rollout.certainties is not None) == (rollout.log_mass is not None) == (words is not TREE)
+        assert (rollout.certainties is not None) == (rollout.log_mass is not None) == (overrides is not TREE)
     assert len(calls) == 1
     again = tmp_path / "again"
     again.mkdir()
@@ -200,15 +202,15 @@ def test_what_is_saved_and_loaded_is_what_was_held(scene, tmp_path, words):
     third = Rounds(config, work, RANKS, 2)
     third.load(again)
     same(third.draw(3, 9)[0], rounds.draw(3, 9)[0])
-    for which in (loaded, rounds):  # the next round is sampled anew, by these weights
+    for which in (loaded, rounds):  # the next round is sampled again, by these weights
         which.draw(5, 9)
     same(loaded.draw(6, 9)[0], rounds.draw(6, 9)[0])
     assert [step for _, step in calls] == [1, 5, 5]
 
 
 def test_a_step_amid_a_round_needs_the_rounds_responses(scene):
-    for words, step in ((["rollout.reuse=0"], 2), (["rollout.reuse=2"], 6)):
-        _, _, rounds, calls = scene(*words)
+    for overrides, step in ((["rollout.reuse=0"], 2), (["rollout.reuse=2"], 6)):
+        _, _, rounds, calls = scene(*overrides)
         with pytest.raises(CheckpointError, match=r"began at step [15] are not in the checkpoint"):
             rounds.draw(step, 9)
         assert not calls
@@ -216,8 +218,15 @@ def test_a_step_amid_a_round_needs_the_rounds_responses(scene):
 
 def test_later_steps_of_a_round_are_off_policy(scene):
     """GSPO's ratios are taken before an update only if the weights have moved: here from the second step on."""
-    words = ["rollout.reuse=0", "loss=gspo", "method=ttrl", "optim.lr=0.002", "loss.clip_low=0.9", "engine.disable=[]"]
-    config, work, rounds, _ = scene(*words, "questions_per_step=2")
+    overrides = [
+        "rollout.reuse=0",
+        "loss=gspo",
+        "method=ttrl",
+        "optim.lr=0.002",
+        "loss.clip_low=0.9",
+        "engine.disable=[]",
+    ]
+    config, work, rounds, _ = scene(*overrides, "questions_per_step=2")
     optimizer = Optimizer(work.loaded.model.parameters(), config.optim, 2)
     rewards = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 0.0))
     advantages = [a for own in rewards for a in ((r - sum(own) / 4) / torch.tensor(own).std().item() for r in own)]

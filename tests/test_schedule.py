@@ -35,11 +35,11 @@ def test_easy_to_hard_follows_the_initial_majority():
         rank_questions(config, None, [], ["a", "b", "d"], rows)
 
 
-def run(folder, *words):
+def run(folder, *overrides):
     tiny = ["steps=3", "questions_per_step=4", "group_size=4", "data.max_questions=10", "rollout.max_new_tokens=24"]
     code = 0
     try:
-        main(["adapt", f"run={folder}", *tiny, *words])
+        main(["adapt", f"run={folder}", *tiny, *overrides])
     except SystemExit as stop:
         code = int(stop.code or 0)
     return code
@@ -61,12 +61,12 @@ def test_a_stream_answers_before_it_adapts(tmp_path, capsys):
 
 def test_a_stream_with_resets_forgets(tmp_path):
     folder = tmp_path / "reset"
-    words = ["stream.on=true", "stream.reset_every=1", "eval.samples=0", "data.order=sequential", "optim.lr=0.01"]
-    assert run(folder, *words) == 0
+    overrides = ["stream.on=true", "stream.reset_every=1", "eval.samples=0", "data.order=sequential", "optim.lr=0.01"]
+    assert run(folder, *overrides) == 0
     opened = RunFolder.open(folder)
     before = {row["id"]: row["greedy"]["answer"] for row in opened.predictions(0)}
     assert all(row["greedy"] == before[row["id"]] for row in opened.rows("stream.jsonl"))
-    assert run(tmp_path / "kept", *[word for word in words if "reset" not in word]) == 0
+    assert run(tmp_path / "kept", *[word for word in overrides if "reset" not in word]) == 0
     kept = RunFolder.open(tmp_path / "kept").rows("stream.jsonl")
     assert any(row["greedy"] != before[row["id"]] for row in kept), "without resets the weights have moved"
 

@@ -65,11 +65,11 @@ def test_a_mark_that_was_asked_for_must_be_there(how, text):
 def test_gold_columns_and_files(tmp_path, text, gold, apart):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"id": "a", "question": "How many?", "solution": text, "answer": text}))
-    words = [f"data={rows}", f"data.gold={rows}" if apart else "data.columns.gold=solution"]
-    config = load_config(overrides=["model=some/model", *words])
+    overrides = [f"data={rows}", f"data.gold={rows}" if apart else "data.columns.gold=solution"]
+    config = load_config(overrides=["model=some/model", *overrides])
     assert dict(load_data(config.data)[1]) == {"a": gold}
     assert check(config).findings == ()
-    whole = load_config(overrides=["model=some/model", *words, "data.gold_extract=none"])
+    whole = load_config(overrides=["model=some/model", *overrides, "data.gold_extract=none"])
     assert dict(load_data(whole.data)[1]) == {"a": text.strip()}
 
 
@@ -104,7 +104,7 @@ def test_shared_gold_stays_as_it_is():
     from tests.data.conftest import SHARED
 
     if not SHARED.is_dir():
-        pytest.skip(f"needs the data sets in {SHARED.name} beside the repository")
+        pytest.skip(f"needs the data sets in {SHARED.name} next to the repository")
     for name in ("gsm8k", "math500", "amc", "aime2024", "svamp", "pubmedqa"):
         config = load_config(overrides=[f"data={SHARED / name}.jsonl"])
         whole = config.data.model_copy(update={"gold_extract": "none"})

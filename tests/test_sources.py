@@ -22,11 +22,11 @@ SOURCE = re.compile(
 )
 
 
-def sources_of(tmp_path: Path, text: str, *words: str) -> dict[str, str]:
+def sources_of(tmp_path: Path, text: str, *overrides: str) -> dict[str, str]:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text, encoding="utf-8")
-    config = resolve(load_config(recipe, words))
-    return {key: source for key, _, source in list_sources(config, recipe, words)}
+    config = resolve(load_config(recipe, overrides))
+    return {key: source for key, _, source in list_sources(config, recipe, overrides)}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_trailing_comments(text, found):
 def test_each_layer_is_named(tmp_path):
     text = "method: ttrl  # why\nsteps: 7  # short\nband:  # the band\n  low: 0.2\n  high: 0.6  # high\nseed: 4\n"
     found = sources_of(tmp_path, text, "optim.lr=1e-4", "steps=9")
-    assert found["optim.lr"] == found["steps"] == "command line", "words win over the recipe and its comments"
+    assert found["optim.lr"] == found["steps"] == "command line", "overrides win over the recipe and its comments"
     assert (found["method"], found["band.low"], found["band.high"]) == ("why", "the band", "high")
     assert found["seed"] == str(tmp_path / "recipe.yaml"), "set without a comment"
     assert found["forks.selector"] == found["reward"] == "method row ttrl"

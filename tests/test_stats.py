@@ -64,7 +64,7 @@ def test_mean_interval_holds_the_mean_and_shrinks():
 
 
 def test_mcnemar_by_hand():
-    # 3 questions b alone has, 1 question a alone has: two-sided binomial(4, 1/2) p = 2 * (1 + 4) / 16 = 0.625
+    # 3 questions only b has, 1 question only a has: two-sided binomial(4, 1/2) p = 2 * (1 + 4) / 16 = 0.625
     a, b = [1, 0, 0, 0, 1, 0], [0, 1, 1, 1, 1, 0]
     found = paired_difference(a, b)
     assert found.p_value == pytest.approx(0.625)

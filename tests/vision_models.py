@@ -131,7 +131,7 @@ def _image_processor(family: str) -> Any:
 
 
 def _write_processor(family: str, folder: Path) -> None:
-    """What the processors of this family keep beside their image processor."""
+    """What the processors of this family keep next to their image processor."""
     more: dict[str, Any] = {
         "idefics3": {"image_seq_len": 4},
         "smolvlm": {"image_seq_len": 4},

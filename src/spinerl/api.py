@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spinerl.answers import count_vote, default_equivalence
-from spinerl.config import Config, load_config, word
+from spinerl.config import Config, load_config, override
 from spinerl.errors import InputError
 from spinerl.plugins import register
 from spinerl.report import read_run
@@ -232,7 +232,7 @@ def vote(
 
 
 class _Callbacks:
-    """The observer that tells a user's callbacks."""
+    """The observer that calls a user's callbacks."""
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
         names = ("on_step", "on_evaluation", "on_checkpoint")
@@ -278,10 +278,10 @@ def _own_threads() -> Iterator[None]:
 def _config(model: Any, keys: Mapping[str, Any]) -> Config:
     given = {"model": _name(model), **keys}
     try:
-        words = [word(key, value) for key, value in given.items()]
+        overrides = [override(key, value) for key, value in given.items()]
     except (TypeError, ValueError) as error:
         raise InputError(f"configuration keys must be plain values: {error}") from None
-    return load_config(overrides=words)
+    return load_config(overrides=overrides)
 
 
 def _name(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""The commands.  Thin: they parse words, call the package, print.
+"""The commands.  Thin: they parse arguments, call the package, print.
 
 Exit codes: 0 done, 1 failed while running, 2 refused input.
 """
@@ -38,7 +38,7 @@ app = typer.Typer(
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-Words = Annotated[
+RecipeAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RECIPE.yaml] [KEY=VALUE]...", help="a recipe file, then overrides"),
 ]
@@ -61,7 +61,7 @@ Verbose = Annotated[
 
 @app.command()
 def adapt(
-    words: Words = None,
+    args: RecipeAndOverrides = None,
     resume: Annotated[Path | None, typer.Option(help="continue this run folder", metavar="RUN")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run folder if it exists")] = False,
     other_numerics: Annotated[
@@ -80,14 +80,14 @@ def adapt(
     from spinerl.runs import RunFolder
 
     if resume is not None:
-        if words or overwrite:
+        if args or overwrite:
             raise InputError(
                 "--resume continues a run as it was configured: no recipe, key=value or --overwrite with it"
             )
         run = RunFolder.open(resume)
         config = run.config
     else:
-        run, config = None, _config(words)
+        run, config = None, _config(args)
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
     with Display(out, config.steps) as display:
@@ -119,11 +119,11 @@ def evaluate_command(
     from spinerl.scoring import by_subject, compare
 
     _check_writable(json_file, predictions)
-    words = overrides or []
-    given = [_data_word(word) for word in words]
+    overrides = overrides or []
+    given = [_data_name(one) for one in overrides]
     two_files = all(Path(name).is_file() and _holds_predictions(Path(name)) for name in (first, second))
     if not two_files and not any(given):
-        evaluation, config = _evaluate(first, second, words)
+        evaluation, config = _evaluate(first, second, overrides)
         rows = evaluation.predictions
         out.print(comparison_table({config.model.name: evaluation.metrics}))
         subjects = list(by_subject(rows, config.eval.confidence, config.seed))
@@ -140,7 +140,7 @@ def evaluate_command(
         if two_files:
             from spinerl.scoring import judge, read_predictions
 
-            config = load_config(overrides=words)
+            config = load_config(overrides=overrides)
             with Equivalence() as equivalence:
                 both = [
                     [
@@ -151,7 +151,7 @@ def evaluate_command(
                 ]
         else:
             data = next(name for name in reversed(given) if name)
-            rest = [word for word, name in zip(words, given, strict=True) if name is None]
+            rest = [one for one, name in zip(overrides, given, strict=True) if name is None]
             results = [_evaluate(model, data, rest) for model in (first, second)]
             config = results[0][1]
             both = [evaluation.predictions for evaluation, _ in results]
@@ -280,8 +280,8 @@ def score(
 
 @app.command("compare")
 def compare_command(
-    words: Words = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs anew whose settings changed")] = False,
+    args: RecipeAndOverrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs again whose settings changed")] = False,
 ) -> None:
     """Run methods side by side, every one on every data set with every seed, and write one table and one page.
 
@@ -293,7 +293,7 @@ def compare_command(
     from spinerl.comparison import compare
 
     try:
-        compare(words or [], out, overwrite)
+        compare(args or [], out, overwrite)
     except KeyboardInterrupt:
         err.print("spinerl: interrupted; the same command continues the comparison", highlight=False)
         raise SystemExit(130) from None
@@ -367,7 +367,7 @@ app.add_typer(export_app, name="export")
 @export_app.command("verl")
 def export_verl(
     out_folder: Annotated[Path, typer.Option("--out", help="write the job here", metavar="FOLDER")],
-    words: Words = None,
+    args: RecipeAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the export if there is one")] = False,
 ) -> None:
     """Write what verl needs to run a recipe on a Ray cluster: questions, settings, command.  docs/scaling.md has more.
@@ -379,7 +379,7 @@ def export_verl(
     """
     from spinerl.bridges.verl_export import export
 
-    exported = export(_config(words), out_folder, overwrite=overwrite)
+    exported = export(_config(args), out_folder, overwrite=overwrite)
     for note in exported.notes:
         out.print(note, markup=False, highlight=False)
     out.print(" ".join(map(shlex.quote, exported.command)), markup=False, highlight=False)
@@ -405,9 +405,9 @@ def report(
 
 @app.command("config")
 def config_command(
-    words: Words = None,
+    args: RecipeAndOverrides = None,
     keys: Annotated[bool, typer.Option("--keys", help="list every key instead")] = False,
-    sources: Annotated[bool, typer.Option("--sources", help="say beside each value where it comes from")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="say next to each value where it comes from")] = False,
 ) -> None:
     """Print the resolved configuration, or explain every key.
 
@@ -419,11 +419,11 @@ def config_command(
             table.add_row(key, kind, "null" if default is None else str(default), description)
         out.print(table)
         return
-    config = _config(words)
+    config = _config(args)
     if sources:
         from spinerl.sources import list_sources, source_lines
 
-        recipe, overrides = _split_words(words)
+        recipe, overrides = _split_args(args)
         sys.stdout.write("\n".join(source_lines(list_sources(config, recipe, overrides))) + "\n")
         return
     sys.stdout.write(dump_yaml(config))
@@ -483,18 +483,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _evaluate(model: str, data: str, words: Sequence[str]) -> tuple[Evaluation, Config]:
+def _evaluate(model: str, data: str, overrides: Sequence[str]) -> tuple[Evaluation, Config]:
     from spinerl.display import Display
     from spinerl.evaluation import evaluate_model
 
-    config = _resolved({"model": model, "data": data, "method": "none"}, words)
+    config = _resolved({"model": model, "data": data, "method": "none"}, overrides)
     with Display(err, 0) as display:
         return evaluate_model(config, display), config
 
 
-def _data_word(word: str) -> str | None:
-    """The data set that a `data=NAME` word names, else None."""
-    key, _, name = word.partition("=")
+def _data_name(override: str) -> str | None:
+    """The data set that a `data=NAME` override names, else None."""
+    key, _, name = override.partition("=")
     return name if key in ("data", "data.name") else None
 
 
@@ -511,26 +511,26 @@ def _check_writable(*files: Path | None) -> None:
             raise InputError(f"{file} cannot be written: its folder does not exist")
 
 
-def _config(words: list[str] | None) -> Config:
+def _config(args: list[str] | None) -> Config:
     """The configuration of `[RECIPE] [KEY=VALUE]...`."""
-    recipe, overrides = _split_words(words)
+    recipe, overrides = _split_args(args)
     if recipe is not None and not Path(recipe).is_file():
-        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value words")
+        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
     return _resolved(recipe, overrides)
 
 
-def _split_words(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """(recipe, overrides): the first word without '=' names the recipe."""
-    rest = list(words or [])
+def _split_args(args: list[str] | None) -> tuple[str | None, list[str]]:
+    """(recipe, overrides): the first argument without '=' names the recipe."""
+    rest = list(args or [])
     recipe = rest.pop(0) if rest and "=" not in rest[0] else None
     return recipe, rest
 
 
-def _resolved(recipe: Mapping[str, Any] | str | None, words: Sequence[str]) -> Config:
+def _resolved(recipe: Mapping[str, Any] | str | None, overrides: Sequence[str]) -> Config:
     """The configuration with what the data set brings (split, columns, instruction) written out."""
     from spinerl.data import resolve
 
-    return resolve(load_config(recipe, words))
+    return resolve(load_config(recipe, overrides))
 
 
 def _print_result(run: RunFolder) -> None:

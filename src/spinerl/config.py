@@ -1,6 +1,6 @@
-"""The configuration: one frozen tree of typed keys, read from sparse YAML and key=value words.  No torch here.
+"""The configuration: one frozen tree of typed keys, read from sparse YAML and key=value overrides.  No torch here.
 
-A run's configuration is laid over in this order, later layers winning: the defaults below, what a bundled model
+A run's configuration is merged in this order, later layers winning: the defaults below, what a bundled model
 sets for itself, the method's row, the recipe file, the command line.  Where the command line names another method
 than the recipe does, that method's row wins over the recipe.  `model=X`, `data=X` are short for
 `model.name=X`, `data.name=X`, and `loss=X` for the keys of a row of `spinerl.methods.LOSSES`.
@@ -31,11 +31,11 @@ __all__ = [
     "expand_layer",
     "explain_value",
     "load_config",
+    "override",
     "parse_override",
     "profile_of",
     "read_recipe",
-    "split_word",
-    "word",
+    "split_override",
 ]
 
 
@@ -72,7 +72,7 @@ class ModelConfig(_Section):
 
 class LoraConfig(_Section):
     rank: int = Field(
-        default=0, ge=0, description="rank of low-rank adapters, which then learn alone; 0: all weights learn"
+        default=0, ge=0, description="rank of low-rank adapters, the only weights that then learn; 0: all weights learn"
     )
     alpha: float = Field(default=0.0, ge=0, description="adapters count alpha / rank times; 0: twice the rank")
     targets: str = Field(
@@ -220,7 +220,7 @@ Part = Literal[
     "compiled",
     "activation-reuse",
 ]
-"""What `engine.disable` may list (docs/architecture.md); from "cpu" on, parts for CPUs alone."""
+"""What `engine.disable` may list (docs/architecture.md); from "cpu" on, parts only for CPUs."""
 
 
 class EngineConfig(_Section):
@@ -615,7 +615,7 @@ SWITCHES = {
 }
 _HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
 
-# What a bundled model needs beside the defaults above, which suit models a thousand times its size.
+# What a bundled model needs besides the defaults above, which suit models a thousand times its size.
 # Chosen on tiny/shift-dev and tiny-vqa/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it
 # is named by `spinerl_profile` in the model's config.json, or by the model's name.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -640,7 +640,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The resolved configuration of a recipe (a YAML file, a mapping, or nothing) and `key=value` words.
+    """The resolved configuration of a recipe (a YAML file, a mapping, or nothing) and `key=value` overrides.
 
     Raises InputError naming the key, its value and what is allowed; unknown keys with "did you mean".
 
@@ -651,13 +651,13 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
         recipe = read_recipe(recipe) if recipe else {}
     disabled: list[str] = []
     from_recipe = _renamed(expand_layer(recipe), disabled)
-    from_words: dict[str, Any] = {}
-    for word in overrides:
-        from_words = _merge(from_words, _renamed(expand_layer(parse_override(word)), disabled))
-    given = _merge(from_recipe, from_words)
+    from_overrides: dict[str, Any] = {}
+    for one in overrides:
+        from_overrides = _merge(from_overrides, _renamed(expand_layer(parse_override(one)), disabled))
+    given = _merge(from_recipe, from_overrides)
     method = given.get("method", Config.model_fields["method"].default)
     if isinstance(method, str) and method in ALIASES:
-        method = from_words["method"] = ALIASES[method]
+        method = from_overrides["method"] = ALIASES[method]
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(
             f"method={method!r} is not a method{did_you_mean(str(method), METHODS)}; allowed: {', '.join(METHODS)}"
@@ -667,7 +667,7 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     layers = [METHODS[method].sets, from_recipe]
     if from_recipe.get("method", method) != method:  # it was written for another method
         layers.reverse()
-    layers = [PROFILES.get(profile_of(str(model_name)), {}), *layers, from_words]
+    layers = [PROFILES.get(profile_of(str(model_name)), {}), *layers, from_overrides]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
@@ -761,32 +761,35 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return mapping
 
 
-def split_word(word: str, example: str = "steps=20 (a recipe file must end in .yaml)") -> tuple[str, Any]:
-    """(key, value) of one `key=value` word, the value read as YAML, or as text where it is none.
+def split_override(text: str, example: str = "steps=20 (a recipe file must end in .yaml)") -> tuple[str, Any]:
+    """(key, value) of one `key=value` override, the value read as YAML, or as text where it is none.
 
-    Raises InputError, with the example, for a word that is no such thing.
+    Raises InputError, with the example, for any other text.
     """
-    key, equals, text = word.partition("=")
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InputError(f"{word!r} is not key=value; example: {example}")
+        raise InputError(f"{text!r} is not key=value; example: {example}")
     try:
-        return key, yaml.safe_load(text) if text else None
+        return key, yaml.safe_load(value) if value else None
     except yaml.YAMLError:
-        return key, text
+        return key, value
 
 
-def word(key: str, value: Any) -> str:
+def override(key: str, value: Any) -> str:
     """`key=value` as the command line has it, whatever the value.
 
-    >>> word("rollout.stop", ["###"])
+    >>> override("rollout.stop", ["###"])
     'rollout.stop=["###"]'
     """
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def parse_override(word: str) -> dict[str, Any]:
-    """The layer of one `key=value` word; InputError if it is none."""
-    key, value = split_word(word)
+word = override  # the old name
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """The layer of one `key=value` override; InputError if it is none."""
+    key, value = split_override(text)
     *sections, last = key.split(".")
     layer: dict[str, Any] = {last: value}
     for section in reversed(sections):
@@ -839,7 +842,7 @@ def _renamed(layer: dict[str, Any], disabled: list[str]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, section by section; neither is changed."""
+    """`top` merged into `base`, section by section; neither is changed."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
@@ -875,8 +878,8 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         ),
         (
             (config.reward == "gold") == (config.method == "grpo-gold"),
-            f"reward={config.reward} cannot go with method={config.method}: gold answers are used by method=grpo-gold "
-            "alone, as an upper bound",
+            f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
+            "method=grpo-gold, as an upper bound",
         ),
         (
             config.advantage.credit == "response" or config.advantage.scope == "group",

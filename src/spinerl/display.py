@@ -185,8 +185,8 @@ def preflight_table(figures: Mapping[str, Any]) -> Table:
 def ranking_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
     """Runs by their label-free score, the best first."""
     table = Table("", "run", "score", "step kept", "rule", title=None, show_edge=False, pad_edge=False)
-    for place, row in enumerate(ranked, 1):
-        table.add_row(str(place), row["run"], f"{row['score']:.3f}", str(row["kept_step"]), row["rule"] or "")
+    for rank, row in enumerate(ranked, 1):
+        table.add_row(str(rank), row["run"], f"{row['score']:.3f}", str(row["kept_step"]), row["rule"] or "")
     return table
 
 

@@ -14,7 +14,7 @@ class EndWatch:
     """Says once, in a line, that no response of a batch ended, and which tokens would have ended one.
 
     Args:
-        note: is told the line.
+        note: called with the line.
     """
 
     def __init__(self, loaded: LoadedModel, config: Config, note: Callable[[str], None]) -> None:

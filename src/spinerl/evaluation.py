@@ -41,10 +41,10 @@ def evaluate(
     equivalence: Equivalence,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Greedy Pass@1, and over k = `eval.samples` draws avg@k, maj@k and pass@j, with intervals; lengths, entropies.
+    """Greedy Pass@1, and over k = `eval.samples` responses avg@k, maj@k and pass@j, with intervals; lengths, entropies.
 
     Accuracy figures are fractions over the questions that have a gold answer and absent when none has.  The
-    samples' random streams depend on the seed and the question alone: before and after are drawn alike.
+    samples' random streams depend on the seed and the question only: before and after are sampled alike.
     """
     start = time.perf_counter()
     if config.eval.max_questions:
@@ -110,12 +110,12 @@ def _row(i: int, question: Question, gold: GoldTable, greedy: Rollout, sampled: 
 def gold_metrics(
     record: StepRecord, labels: Sequence[Mapping[str, Any]], gold: GoldTable, config: Config, equivalence: Equivalence
 ) -> dict[str, float]:
-    """What a step's labels and rewards were worth, for the log alone; {} when no question of it has gold.
+    """What a step's labels and rewards were worth, for the log only; {} when no question of it has gold.
 
     label_accuracy: share of questions whose pseudo-label is right (a question without one counts as wrong).
     response_accuracy: share of responses that are right.  reward_accuracy: share of trained responses whose
     pseudo-reward is what gold would have given; it counts true negatives, so a wrong label whose class is small
-    still scores high: read it beside label_accuracy.
+    still scores high: read it next to label_accuracy.
 
     Args: `labels`, the step's `label_rows`.
     """
@@ -127,7 +127,7 @@ def gold_metrics(
     ):
         if row["correct"] is None:
             continue
-        # In a void vote nobody has a class; what its responses said is in the vote before.
+        # In a void vote no response has a class; what its responses said is in the vote before.
         said = one if one.counts else fresh
         (truth,) = gold_rewards([question], [said], gold=gold, config=config, equivalence=equivalence)
         right.append(float(row["correct"]))
@@ -147,7 +147,7 @@ def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence:
 
     A void vote (vote.max_shared) has no label, and `vote` is the one it would have had.
 
-    `correct` is whether the label is right, None without gold: for reports alone.
+    `correct` is whether the label is right, None without gold: for reports only.
     """
     rows = []
     for question, one, fresh in zip(record.rollout.questions, record.votes, record.fresh_votes, strict=True):
@@ -173,7 +173,7 @@ def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence:
 def gold_rewards(
     questions: Sequence[Question], votes: Sequence[Vote], *, gold: GoldTable, config: Config, equivalence: Equivalence
 ) -> tuple[tuple[float, ...], ...]:
-    """1.0 for right answers: what labels would give.  method=grpo-gold alone learns from this, as an upper bound."""
+    """1.0 for right answers: what labels would give.  Only method=grpo-gold learns from this, as an upper bound."""
     rewards = []
     for question, one in zip(questions, votes, strict=True):
         kind = config.answer.kind_of(question.answer_kind)

@@ -1,6 +1,6 @@
 """Opening images: what a file's header claims, its pixels, its digest.
 
-Pillow is imported here alone, and only when an image is looked at.  Nothing is ever downloaded.
+Pillow is imported only here, and only when an image is looked at.  Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def image_key(ref: ImageRef) -> str:
 
 
 def image_facts(ref: ImageRef, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Kind, size and length from the header alone; BadImageError if that is no image, or too large a one."""
+    """Kind, size and length from the header only; BadImageError if that is no image, or too large a one."""
     with _file(ref) as file, _without_warnings():
         kind, image = _start(ref, file, max_pixels)
         return ImageFacts(kind, *image.size, file.seek(0, io.SEEK_END))
@@ -147,7 +147,7 @@ def _start(ref: ImageRef, file: IO[bytes], max_pixels: int) -> tuple[str, ImageF
 
 
 def _registry() -> Mapping[str, Any]:
-    """Pillow's readers by kind.  Opened through them, no limit but ours is asked, and no other kind is tried."""
+    """Pillow's readers by kind.  Opened through them, no limit but ours is asked, and no other kind is opened."""
     try:
         from PIL import Image
     except ImportError:
@@ -193,7 +193,7 @@ def upright_rgb(ref: ImageRef, image: Image.Image) -> Image.Image:
     """An opened image as `open_image` gives it."""
     from PIL import Image, ImageOps
 
-    with contextlib.suppress(Exception):  # a broken note beside the picture: the picture as it lies
+    with contextlib.suppress(Exception):  # broken metadata of the picture: the picture as it lies
         ImageOps.exif_transpose(image, in_place=True)
     try:
         if image.mode[0] in "IF":  # 16 or 32 bits of grey, or floats

@@ -44,9 +44,9 @@ def tune_allocator() -> bool:
 
 
 def _reserve_large_pages(libc: ctypes.CDLL) -> None:
-    """Let the heap have room for half of what is free now, address space alone, and ask for large pages there.
+    """Let the heap grow to half of what is free now (only address space is reserved), and ask for large pages there.
 
-    A page that is used for the first time costs the kernel 1 to 2 us, whatever its size of 4 KiB or 2 MiB.  The room is
+    A page that is used for the first time costs the kernel 1 to 2 us, whether 4 KiB or 2 MiB in size.  The space is
     made by a block too large for the heap as it is, which is freed at once.
     """
     libc.malloc.restype = ctypes.c_void_p
@@ -56,7 +56,7 @@ def _reserve_large_pages(libc: ctypes.CDLL) -> None:
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     size = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     before = libc.sbrk(0)
-    libc.mallopt(_M_MMAP_MAX, 0)  # from the heap, not beside it
+    libc.mallopt(_M_MMAP_MAX, 0)  # from the heap, not outside it
     block = libc.malloc(size)
     libc.mallopt(_M_MMAP_MAX, 65536)  # the default
     if block:
@@ -105,7 +105,7 @@ def choose_threads(model: torch.nn.Module, vocabulary: int) -> int:
 
     Small operators gain little from a second thread, and threads that wait for one another on a busy machine can
     be many times slower than one.  So a few forward passes are timed (well under a second).  Models over 50 M
-    parameters always get all: their products are large.
+    parameters always get all: their matmuls are large.
     """
     import torch
 
@@ -122,10 +122,10 @@ def choose_threads(model: torch.nn.Module, vocabulary: int) -> int:
         return time.perf_counter() - start
 
     seconds(1)  # the first pass sets things up
-    alone = min(seconds(1) for _ in range(3))
+    single = min(seconds(1) for _ in range(3))
     together = [seconds(cores)]
-    while together[-1] < 3 * alone and len(together) < 4:  # a hopeless case ends at once
+    while together[-1] < 3 * single and len(together) < 4:  # a hopeless case ends at once
         together.append(seconds(cores))
-    best = cores if min(together) < 0.9 * alone else 1
+    best = cores if min(together) < 0.9 * single else 1
     torch.set_num_threads(best)
     return best

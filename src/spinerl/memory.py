@@ -33,7 +33,7 @@ class Memories:
         self._config = config
         self._voter = voter
         self._of: dict[str, VoteMemory] = {}
-        self._num_tokens = 0  # sampled for votes alone since the last step
+        self._num_tokens = 0  # sampled only for votes since the last step
 
     def start(
         self,
@@ -66,10 +66,10 @@ class Memories:
         memory/votes: weight remembered per question, in votes.  memory/share: the label's share of it, mean.
         memory/agreement: questions whose fresh vote has the memory's winner, of those where both have one.
         memory/flipped_frac: labels that changed with this visit, of those that were there before and are now.
-        memory/tokens: tokens sampled for votes alone: the voter's, and in the first step those of the start votes.
+        memory/tokens: tokens sampled only for votes: the voter's, and in the first step those of the start votes.
 
         Args:
-            fresh: a vote per question over its responses alone.
+            fresh: a vote per question over its own responses.
             weights: what each response's vote weighs, question-major.
             sampled: the step at which the responses were sampled.
         """

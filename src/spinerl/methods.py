@@ -167,7 +167,7 @@ METHODS: dict[str, Method] = {
         sets={"reward": "similarity", **_FINE_TUNING, "rollout": {"reuse": 0}},
     ),
     "roirl": Method(
-        summary="rounds of fine-tuning on the majority's responses, sampled anew after every other pass",
+        summary="rounds of fine-tuning on the majority's responses, sampled again after every other pass",
         source="RoiRL (arXiv 2510.02892) with g(r) = r",
         sets={"reward": "majority", **_FINE_TUNING, "rollout": {"reuse": 2}},
     ),

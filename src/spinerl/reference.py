@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from spinerl import api
-from spinerl.config import PROFILES, describe_keys, split_word
+from spinerl.config import PROFILES, describe_keys, split_override
 from spinerl.methods import LOSSES, METHODS
 
 __all__ = ["api_page", "configuration_page", "main"]
@@ -23,9 +23,9 @@ def configuration_page() -> str:
         "# Configuration",
         "",
         "Made by `make docs` from `src/spinerl/config.py`; `spinerl config --keys` prints the same.",
-        "Keys come from a recipe file and from `key=value` words; `spinerl config [RECIPE] [KEY=VALUE]...` prints what",
-        "they resolve to. Later layers win: defaults, the bundled model's profile, the method's row, the recipe,",
-        "the words.",
+        "Keys come from a recipe file and from `key=value` overrides; `spinerl config [RECIPE] [KEY=VALUE]...` prints",
+        "what they resolve to. Later layers win: defaults, the bundled model's profile, the method's row, the recipe,",
+        "the overrides.",
         "`model=X` and `data=X` are short for `model.name=X` and `data.name=X`, `loss=X` for a row of Losses below.",
         "",
         "| key | type | default | meaning |",
@@ -92,17 +92,17 @@ def _cell(text: str) -> str:
 
 
 def _flat(tree: dict[str, object], prefix: str = "") -> str:
-    words = []
+    parts = []
     for key, value in tree.items():
-        words.append(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"`{prefix}{key}={_value(value)}`")
-    return " ".join(words)
+        parts.append(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"`{prefix}{key}={_value(value)}`")
+    return " ".join(parts)
 
 
 def _value(value: object) -> str:
-    """A value as a `key=value` word has it: read again, it is the same (an empty text is '', nothing is null)."""
+    """A value as a `key=value` override has it: read again, it is the same (an empty text is '', nothing is null)."""
     if value == "":
         return "''"
-    plain = isinstance(value, str) and split_word(f"k={value}") == ("k", value)
+    plain = isinstance(value, str) and split_override(f"k={value}") == ("k", value)
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 

@@ -69,14 +69,14 @@ class RewardContext:
     @cached_property
     def initial_embeddings(self) -> torch.Tensor:
         """(P, N, d): the same of the initial model."""
-        assert self.anchor is not None, "the initial model is kept for a reward that asks for it"
+        assert self.anchor is not None, "the initial model is kept for a reward that takes it"
         return self._embeddings(self.anchor)
 
     @cached_property
     def references(self) -> tuple[int | None, ...]:
         """Per question, the class of the answer that the frozen initial model writes after reading the group."""
         config, rollout, anchor = self.config, self.rollout, self.anchor
-        assert anchor is not None, "the initial model is kept for a reward that asks for it"
+        assert anchor is not None, "the initial model is kept for a reward that takes it"
         prompts = [
             reference_prompt(anchor, question, rollout.prompts[p], rollout.texts[self.rows(p)], config)
             for p, question in enumerate(rollout.questions)
@@ -102,7 +102,7 @@ class RewardContext:
 
 def _certainties(context: RewardContext, i: int) -> torch.Tensor:
     certainties = context.rollout.certainties
-    assert certainties is not None, "the sampler is asked for them for a reward that asks for them"
+    assert certainties is not None, "the sampler returns them for a reward that takes them"
     return certainties[context.rows(i)]
 
 
@@ -126,7 +126,7 @@ OFFERED: dict[str, Callable[[RewardContext, int], Any]] = {
     "initial_embeddings": lambda context, i: context.initial_embeddings[i],
     "reference": lambda context, i: context.references[i],
 }
-"""What a reward may ask for beside the vote, by the name of its argument: (context, question's place) -> value.
+"""What a reward may take besides the vote, by the name of its argument: (context, question's index) -> value.
 
 `question`: the `Question`.  `texts`, `finished` (not cut off), `num_tokens`: one per response.  `mask`, `logprobs`,
 `entropies`, `certainties`: (N, T), nats, 0 on padding.  `embeddings`, `initial_embeddings`: (N, d), mean hidden states
@@ -185,13 +185,13 @@ def _shown(value: Any) -> str:
 
 
 def check_reward(name: str) -> None:
-    """InputError if there is no reward of this name, or it asks for something that is not offered."""
+    """InputError if there is no reward of this name, or it takes something that is not offered."""
     if name != "gold":
         _asked(_find(name), name)
 
 
 def asked_by(name: str) -> frozenset[str]:
-    """What the reward of this name asks for, out of `OFFERED`.
+    """The arguments of the reward of this name, out of `OFFERED`.
 
     >>> sorted(asked_by("evol")), sorted(asked_by("gold"))
     (['embeddings'], [])
@@ -219,7 +219,7 @@ def _asked(reward: Callable[..., Any], name: str) -> list[str]:
 
 
 def _no_reward(vote: Vote) -> tuple[float, ...]:
-    """0.0 for everyone: for methods that learn by another term alone."""
+    """0.0 for everyone: for methods that learn only by another term."""
     return (0.0,) * len(vote.classes)
 
 

@@ -54,7 +54,7 @@ class Rounds:
     def draw(self, step: int, last: int, on_tokens: Callable[[int], None] | None = None) -> tuple[Rollout, int]:
         """(the responses of a step, the number of steps since they were sampled); `last` is the run's last step.
 
-        The first step of a round counts the tokens of all of its responses as drawn, the others none.
+        The first step of a round counts the tokens of all of its responses as sampled, the others none.
         """
         first = self._first(step)
         num_drawn = 0
@@ -66,13 +66,13 @@ class Rounds:
             end = last
             while self._first(end) != first:
                 end -= 1
-            places = dict.fromkeys(place for number in range(first, end + 1) for place in self._places(number))
-            chosen = self._work.only([self._ranks[place] for place in places])
+            indices = dict.fromkeys(index for number in range(first, end + 1) for index in self._indices_of(number))
+            chosen = self._work.only([self._ranks[index] for index in indices])
             held = sample(self._work.loaded, chosen.questions, chosen.prompts, self._config, first, on_tokens)
             num_drawn = held.total_drawn
             self._began, self._held = first, replace(held, num_drawn=None)
         place_of = {question.id: i for i, question in enumerate(self._held.questions)}
-        asked = [self._work.questions[self._ranks[place]].id for place in self._places(step)]
+        asked = [self._work.questions[self._ranks[index]].id for index in self._indices_of(step)]
         rollout = self._held.of_questions([place_of[name] for name in asked])
         return replace(rollout, num_drawn=num_drawn), step - first
 
@@ -94,8 +94,8 @@ class Rounds:
         with safe_open(folder / _FILE, framework="pt") as file:
             facts = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        places = {question.id: i for i, question in enumerate(self._work.questions)}
-        chosen = self._work.only([places[name] for name in json.loads(facts["ids"])])
+        index_of = {question.id: i for i, question in enumerate(self._work.questions)}
+        chosen = self._work.only([index_of[name] for name in json.loads(facts["ids"])])
         tokens = tensors["tokens"].long()
         mask = torch.arange(tokens.shape[1]) < tensors["lengths"].unsqueeze(1)
         texts = [row[own].tolist() for row, own in zip(tokens, mask, strict=True)]
@@ -115,6 +115,6 @@ class Rounds:
         order = self._config.data.order
         return first_step(step, self._config.rollout.reuse, len(self._ranks), self._per_step, order)
 
-    def _places(self, step: int) -> list[int]:
+    def _indices_of(self, step: int) -> list[int]:
         config = self._config
         return question_order(len(self._ranks), self._per_step, step, config.data.order, config.seed)

@@ -24,7 +24,7 @@ def question_order(
 ) -> list[int]:
     """The questions of one step, none twice; depends on nothing but the arguments.
 
-    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step waits for
+    shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step is left for
     another epoch's.  Otherwise: as they stand, round and round.  A stream comes once: its last step takes what is
     left, and a step after that is empty.
 
@@ -41,9 +41,9 @@ def question_order(
         return arrival[first : first + per_step]
     if order != "shuffled":
         return [(first + i) % num_questions for i in range(per_step)]
-    epoch, place = divmod(step - 1, num_questions // per_step)
+    epoch, index = divmod(step - 1, num_questions // per_step)
     shuffled = torch.randperm(num_questions, generator=_generator(seed, epoch))
-    return shuffled[place * per_step : (place + 1) * per_step].tolist()
+    return shuffled[index * per_step : (index + 1) * per_step].tolist()
 
 
 def num_steps(config: Config, num_questions: int) -> int:

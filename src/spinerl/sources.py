@@ -54,7 +54,7 @@ def list_sources(
     """
     given = expand_layer(read_recipe(recipe)) if recipe else {}
     comments = trailing_comments(Path(recipe).read_text(encoding="utf-8")) if recipe else {}
-    words = [expand_layer(parse_override(word)) for word in overrides]
+    layers = [expand_layer(parse_override(one)) for one in overrides]
     before_data = load_config(recipe, overrides)
     profile = profile_of(config.model.name)
     old_names = {new: old for old, new in RENAMED.items()}
@@ -63,7 +63,7 @@ def list_sources(
         names = [key, *([old_names[key]] if key in old_names else [])]
         if _value(config, key) != _value(before_data, key):  # only what the layers below left open
             return f"data set {config.data.name}"
-        if any(_sets(word, name) for word in words for name in names):
+        if any(_sets(layer, name) for layer in layers for name in names):
             return "command line"
         of_row = f"method row {config.method}" if _sets(METHODS[config.method].sets, key) else None
         if of_row and given.get("method", config.method) != config.method:  # the row wins over another method's recipe

@@ -50,7 +50,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
 
 
 def pass_at_k(num: int, num_right: int, k: int) -> float:
-    """The chance that k of `num` responses drawn without replacement hold a right one: 1 - C(n-c, k) / C(n, k).
+    """The chance that k of `num` responses sampled without replacement hold a right one: 1 - C(n-c, k) / C(n, k).
 
     Unbiased for k fresh responses.  Source: Chen et al., arXiv 2107.03374, equation 1.  Raises ValueError for
     k outside 1..num.
@@ -135,7 +135,7 @@ def grouped_mean(
     """(mean, low, high) of the mean over groups (data sets) of their mean over questions, for values in [0, 1].
 
     Every group weighs the same, however many questions it has.  Interval: the exact one of a share for one group of
-    right-or-wrong values, or where all values are equal; else the percentile bootstrap that draws questions anew
+    right-or-wrong values, or where all values are equal; else the percentile bootstrap that resamples questions
     inside each group.  Raises ValueError for no group or an empty one.
 
     >>> grouped_mean([[1.0, 0.0], [1.0, 1.0, 1.0]])[0]
@@ -205,7 +205,7 @@ def two_level_interval(
     """The interval of a mean over seeds and questions, both of which might have been others.
 
     Percentile bootstrap that draws seeds and, independently, questions with replacement inside each group (data set);
-    groups weigh the same.  It is wider than the interval over questions alone where seeds differ.
+    groups weigh the same.  It is wider than the interval over only questions where seeds differ.
 
     Args:
         groups: per group a table, a row per seed, a column per question.

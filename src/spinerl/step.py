@@ -64,7 +64,7 @@ Scorer = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class StepState:
-    """What one step hands to the next beside the weights: the moving band edges in nats (edges=ema only)."""
+    """What one step hands to the next besides the weights: the moving band edges in nats (edges=ema only)."""
 
     band_edges: tuple[float, float] | None = None
 
@@ -156,7 +156,7 @@ def sample(
     step: int,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Rollout:
-    """Responses side by side, or as a tree; with certainties if something asks for them."""
+    """Responses side by side, or as a tree; with certainties if something needs them."""
     seed = (config.seed, "train", step)
     certainties = "certainties" in asked_by(config.reward)
     if config.tree_bases:
@@ -295,7 +295,7 @@ def freeze_targets(
 
 
 def correct_mismatch(targets: Targets, rollout: Rollout, config: Config) -> tuple[Targets, dict[str, float]]:
-    """Targets whose advantages make up for tokens that another engine drew, and how far it disagreed.
+    """Targets whose advantages make up for tokens that another engine sampled, and how far it disagreed.
 
     The policy term of every loss is proportional to the advantage, so weighing one weighs the other.
     """
@@ -332,7 +332,7 @@ def _advantages(
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Figures of the sampled responses alone: lengths in tokens, entropy in nats."""
+    """Figures of the sampled responses only: lengths in tokens, entropy in nats."""
     lengths = rollout.mask.sum(dim=1).double()
     return {
         "rollout/num_responses": float(len(lengths)),

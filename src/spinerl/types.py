@@ -3,7 +3,7 @@
 Letters: P questions, G responses per question, B = P*G rows (question-major), T response tokens, V vocabulary.
 Per-token tensors are response-aligned (B, T): column t belongs to the t-th generated token, the emitted end
 token counts, prompt positions never appear, padding holds 0.0 (tokens: the pad id).  Log-probabilities and
-entropies are float32 nats of the distribution the token was drawn from before any truncation (top-p and the
+entropies are float32 nats of the distribution the token was sampled from before any truncation (top-p and the
 like), that is softmax(logits / temperature).
 """
 
@@ -144,7 +144,7 @@ class Vote:
 
     Four responses answering 12, 7, 12 and nothing: `answers=("12", "7", "12", None)`, `classes=(0, 1, 0, None)`,
     `counts=(2.0, 1.0)`, `winner=0`, `pseudo_label="12"`, `majority_frac=0.5` (2 of 4 responses).
-    `winner` and `pseudo_label` are None when nobody voted, a tie abstained, or the majority was too small.
+    `winner` and `pseudo_label` are None when no response voted, a tie abstained, or the majority was too small.
     `counts` are vote weights by class; classes are numbered by first appearance; None abstains.
     `majority_frac` is the winning (or, without a winner, the largest) class's weight over that of all N responses.
     With a memory, `counts`, `winner`, `pseudo_label` and `majority_frac` are of all responses remembered: there may be
@@ -173,7 +173,7 @@ class Vote:
 
 
 class Activations(Protocol):
-    """What a backend kept of a rollout's rows while it sampled them; nobody but that backend looks inside."""
+    """What a backend kept of a rollout's rows while it sampled them; only that backend looks inside."""
 
     def of_rows(self, rows: torch.Tensor) -> Activations:
         """Those of some rows, an index into all."""
@@ -186,10 +186,10 @@ class Rollout:
 
     `prompts` has P token-id tuples (one per question, shared by its responses).  `finished_mask` (P*N,) is False
     for a response cut off by the token limit.  `texts` are decoded without special tokens.  `certainties` are there
-    when asked for.  `num_drawn` is the number of tokens drawn, where responses share some of theirs (None: all of
+    when asked for.  `num_drawn` is the number of tokens sampled, where responses share some of theirs (None: all of
     them are their own).  `sampler_logprobs` are there where another engine sampled: the tokens' log-probabilities by
     its account, while `logprobs` and `entropies` are the learning model's.  `log_mass` is there where sampling was
-    truncated: the log-probability log S of the tokens that could be drawn; the sampled distribution is softmax / S.
+    truncated: the log-probability log S of the tokens that could be sampled; the sampled distribution is softmax / S.
     """
 
     questions: tuple[Question, ...]
@@ -207,17 +207,17 @@ class Rollout:
     log_mass: torch.Tensor | None = None  # (P*N, T) float32, nats
     activations: Activations | None = field(default=None, repr=False)  # of its rows
 
-    def of_questions(self, places: Sequence[int]) -> Rollout:
-        """The rollout of these questions alone, in this order, cut to its longest response; without activations."""
+    def of_questions(self, indices: Sequence[int]) -> Rollout:
+        """The rollout of only these questions, in this order, cut to its longest response; without activations."""
         n = self.num_responses
-        rows = [place * n + j for place in places for j in range(n)]
+        rows = [index * n + j for index in indices for j in range(n)]
         width = int(self.mask[rows].sum(dim=1).max())
         names = ("tokens", "mask", "logprobs", "entropies", "certainties", "sampler_logprobs", "log_mass")
         tensors = {name: None if (one := getattr(self, name)) is None else one[rows, :width] for name in names}
         return replace(
             self,
-            questions=tuple(self.questions[place] for place in places),
-            prompts=tuple(self.prompts[place] for place in places),
+            questions=tuple(self.questions[index] for index in indices),
+            prompts=tuple(self.prompts[index] for index in indices),
             finished_mask=self.finished_mask[rows],
             texts=tuple(self.texts[row] for row in rows),
             activations=None,
@@ -280,5 +280,5 @@ class StepRecord:
     votes: tuple[Vote, ...]
     rewards: tuple[tuple[float, ...], ...]  # per question, per trained response
     targets: Targets
-    fresh_votes: tuple[Vote, ...] = ()  # of this step's responses alone; the same as `votes` without a memory
+    fresh_votes: tuple[Vote, ...] = ()  # of only this step's responses; the same as `votes` without a memory
     state: Mapping[str, Any] = field(default_factory=dict)

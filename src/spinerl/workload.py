@@ -1,4 +1,4 @@
-"""A model and the questions it can be asked, ready to run; and who is told what happens meanwhile."""
+"""A model and the questions it can be asked, ready to run; and the observer of what happens meanwhile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Observer", "Workload", "open_workload", "stopping"]
 
 
 class Observer(Protocol):
-    """Is told what happens, changes nothing.  `spinerl.display` is the one the commands use."""
+    """Called for what happens; changes nothing.  `spinerl.display` is the one the commands use."""
 
     def phase(self, name: str, total_tokens: int) -> None:
         """A phase that samples at most this many tokens begins: "evaluate" or "step"."""
@@ -62,11 +62,11 @@ class Workload:
     facts: Mapping[str, Any]  # for the manifest
     open_again: Callable[[], LoadedModel] | None = None  # another copy of the model, before it has learned anything
 
-    def only(self, places: Sequence[int]) -> Workload:
-        """The same with these questions alone."""
-        questions = tuple(self.questions[i] for i in places)
+    def only(self, indices: Sequence[int]) -> Workload:
+        """The same with only these questions."""
+        questions = tuple(self.questions[i] for i in indices)
         gold = {q.id: self.gold[q.id] for q in questions if q.id in self.gold}
-        prompts = tuple(self.prompts[i] for i in places)
+        prompts = tuple(self.prompts[i] for i in indices)
         return replace(self, questions=questions, prompts=prompts, gold=gold)
 
 

@@ -70,7 +70,7 @@ def test_the_share_that_makes_a_vote_void(equivalence):
         ("text", "maybe", ()),
     ],
 )
-def test_closed_sets_are_left_alone(kind, label, choices, equivalence):
+def test_closed_sets_are_not_touched(kind, label, choices, equivalence):
     assert is_closed(Question("1", "q", choices=choices), label, kind)
     assert void_places([label] * 8, equivalence, kind=kind, choices=choices) == []
     questions, _, kinds = asked([label] * 8, kind=kind, choices=choices)

@@ -33,6 +33,6 @@ WORKLOAD = MODEL | {
 }
 
 
-def words(sizes: dict[str, object], **others: object) -> list[str]:
+def overrides(sizes: dict[str, object], **others: object) -> list[str]:
     """As on the command line."""
     return [f"{key}={value}" for key, value in (sizes | others).items()]

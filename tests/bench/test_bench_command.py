@@ -19,7 +19,7 @@ from spinerl.bench.settings import describe_settings, load_settings
 from spinerl.bench.sharing import measure_sharing
 from spinerl.bench.work import Job
 from spinerl.cli import main
-from tests.bench.miniature import WORKLOAD, words
+from tests.bench.miniature import WORKLOAD, overrides
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -61,9 +61,9 @@ def result(tmp_path_factory):
     """What the command writes: two parts by the command itself, the others by what its workers call."""
     file = tmp_path_factory.mktemp("bench") / "figures.json"
     parts = "step,update" if importlib.util.find_spec("trl") else "update"
-    main_ends_well(["bench", *words(WORKLOAD, parts=parts), "--json", str(file)])
+    main_ends_well(["bench", *overrides(WORKLOAD, parts=parts), "--json", str(file)])
     job = Job(
-        load_settings(words(WORKLOAD, parts="rollout,sharing,images,efficiency")), tmp_path_factory.mktemp("models")
+        load_settings(overrides(WORKLOAD, parts="rollout,sharing,images,efficiency")), tmp_path_factory.mktemp("models")
     )
     probe(job)
     here = {
@@ -107,7 +107,7 @@ def test_the_record_says_where_and_how(result):
 @pytest.mark.slow
 def test_scaling_writes_a_table_and_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    main_ends_well(["bench", *words(WORKLOAD, parts="scaling", out=tmp_path)])
+    main_ends_well(["bench", *overrides(WORKLOAD, parts="scaling", out=tmp_path)])
     with (tmp_path / "scaling.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert {row["axis"] for row in rows} == {"group_size", "prompt_tokens", "new_tokens", "vocabulary", "questions"}

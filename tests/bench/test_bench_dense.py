@@ -18,9 +18,9 @@ from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch
 
 
-def prepared(folder, *words):
+def prepared(folder, *overrides):
     """(config, model, batch, targets): two prompts, three random responses each, the policy changed since."""
-    config = load_config(overrides=[f"model={folder}", "group_size=3", *words])
+    config = load_config(overrides=[f"model={folder}", "group_size=3", *overrides])
     loaded = load_model(config.model, config.engine)
     loaded.model.to(torch.float64)
     rng = torch.Generator().manual_seed(0)
@@ -33,9 +33,9 @@ def prepared(folder, *words):
     return config, loaded, batch, targets
 
 
-@pytest.mark.parametrize("words", [["band.weight=0.3"], ["forks.fraction=0.5"], ["method=ttrl"]], ids=" ".join)
-def test_loss_and_gradient_equal_ours(model_folders, words):
-    config, loaded, batch, targets = prepared(model_folders("qwen3"), *words)
+@pytest.mark.parametrize("overrides", [["band.weight=0.3"], ["forks.fraction=0.5"], ["method=ttrl"]], ids=" ".join)
+def test_loss_and_gradient_equal_ours(model_folders, overrides):
+    config, loaded, batch, targets = prepared(model_folders("qwen3"), *overrides)
     model = copy.deepcopy(loaded.model)
     expected = dense_loss(model, batch, targets, config)
     expected.backward()
@@ -50,7 +50,7 @@ def test_loss_and_gradient_equal_ours(model_folders, words):
     largest = max(p.grad.abs().max() for p in model.parameters())
     assert largest > 1e-3
     for ours, theirs in zip(loaded.model.parameters(), model.parameters(), strict=True):
-        # Norms and rotations inside the model are float32 whatever its type.
+        # Norms and RoPE inside the model are float32 whatever its type.
         assert (ours.grad - theirs.grad).abs().max() < 1e-6 * largest
 
 

@@ -1,4 +1,4 @@
-"""The count of operations, by hand and against the one that watches the products as they run."""
+"""The count of operations, by hand and against the one that watches the matmuls as they run."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_update_of_a_small_model():
     assert update_flops(SMALL, 1, 2, 2, 3, wanted=5) == 3 * forward_flops(SMALL, tokens, attended, 5)
 
 
-def test_equals_the_products_that_run(model_folders):
+def test_equals_the_matmuls_that_run(model_folders):
     model = AutoModelForCausalLM.from_pretrained(model_folders("qwen3"), attn_implementation="eager")
     ids = torch.arange(2 * 10).view(2, 10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=ids, use_cache=False)
-    rotary = 2 * 2 * 4 * 10  # the model multiplies positions by frequencies as a matrix product
+    rotary = 2 * 2 * 4 * 10  # the model multiplies positions by frequencies as a matmul
     # Eager attention computes the whole square, also what is masked away.
     counted = forward_flops(Shape.of(model.config), tokens=20, attended=2 * 10 * 10, logits=20)
     assert counter.get_total_flops() == pytest.approx(counted, abs=rotary)

@@ -10,9 +10,9 @@ from spinerl.bench.rollout import generate
 from spinerl.bench.settings import load_settings
 from spinerl.bench.step import vote_rewards
 from spinerl.bench.work import Job, open_work
-from tests.bench.miniature import MODEL, words
+from tests.bench.miniature import MODEL, overrides
 
-SMALL = load_settings(words(MODEL, questions=4, group_size=16, prompt_tokens=6, new_tokens=32))
+SMALL = load_settings(overrides(MODEL, questions=4, group_size=16, prompt_tokens=6, new_tokens=32))
 
 
 @pytest.fixture(scope="module")

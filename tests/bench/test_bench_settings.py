@@ -1,4 +1,4 @@
-"""What `spinerl bench` may be told, and how it refuses the rest."""
+"""What settings `spinerl bench` accepts, and how it refuses the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_parts_are_a_list_a_word_or_all():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["repeat=3"], 'unknown key repeat (did you mean "repeats"?); allowed: parts, '),
         (["repeats=0"], "repeats=0: input should be greater than or equal to 1"),
@@ -33,9 +33,9 @@ def test_parts_are_a_list_a_word_or_all():
         (["trl_rows=3"], "trl_rows=3 must divide the 128 responses of a step"),
     ],
 )
-def test_wrong_words_are_refused_in_a_line(words, message):
+def test_wrong_words_are_refused_in_a_line(overrides, message):
     with pytest.raises(InputError) as caught:
-        load_settings(words)
+        load_settings(overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

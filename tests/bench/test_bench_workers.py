@@ -13,9 +13,9 @@ import pytest
 from spinerl.bench.children import run_worker
 from spinerl.bench.settings import load_settings
 from spinerl.errors import InputError, RunError
-from tests.bench.miniature import MODEL, words
+from tests.bench.miniature import MODEL, overrides
 
-TINY = words(MODEL, questions=1, group_size=2, prompt_tokens=6, new_tokens=8, threads=1, parts="rollout")
+TINY = overrides(MODEL, questions=1, group_size=2, prompt_tokens=6, new_tokens=8, threads=1, parts="rollout")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_crash_brings_its_last_words(tmp_path):
 
 
 def test_an_interrupt_ends_the_worker(endless, monkeypatch):
-    """Ctrl-C reaches the parent alone; it is raised here from the progress line."""
+    """Ctrl-C reaches only the parent; it is raised here from the progress line."""
     started = []
     popen = subprocess.Popen
 
@@ -69,7 +69,7 @@ def test_an_interrupt_ends_the_worker(endless, monkeypatch):
 def test_a_worker_ends_when_its_parent_is_gone(endless):
     settings, scratch = endless
     sizes = settings.model_dump()
-    told = {"task": "rollout", "settings": sizes, "scratch": str(scratch), "tune": True, "options": {}}
+    job = {"task": "rollout", "settings": sizes, "scratch": str(scratch), "tune": True, "options": {}}
     with subprocess.Popen(
         [sys.executable, "-m", "spinerl.bench.worker"],
         stdin=subprocess.PIPE,
@@ -77,7 +77,7 @@ def test_a_worker_ends_when_its_parent_is_gone(endless):
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        process.stdin.write(json.dumps(told) + "\n")
+        process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         assert "note" in process.stdout.readline()
         process.stdin.close()  # what the system does for a parent that was killed

@@ -23,7 +23,7 @@ from spinerl.types import Batch, Rollout, Targets, Vote
 ROOT = Path(__file__).parents[2]
 
 # Three questions of eight responses.  On two processes each samples twelve, so "b" is split, four and four: its first
-# half alone says 8, all of it says 7 (four to three; one more 7 is cut off and has no vote).  Lengths differ, so that a
+# half by itself says 8, all of it says 7 (four to three; another 7 is cut off: no vote).  Lengths differ, so that a
 # mean per process or per micro-batch would show.
 SAID = {
     "a": ["So 2 + 3 is \\boxed{5}", "\\boxed{5.0}", "hm \\boxed{6}", "\\boxed{10/2}", "\\boxed{7}", "no idea",
@@ -108,7 +108,7 @@ def environment() -> dict[str, str]:
 
 
 def launch(num_processes: int, *command: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    """Run a Python file or module (`-m name`) with these words, under torchrun if on several processes."""
+    """Run a Python file or module (`-m name`) with these overrides, under torchrun if on several processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

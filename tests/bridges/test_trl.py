@@ -67,10 +67,10 @@ def compared(tmp_path_factory, model_folders):
     other = load_model(config.model, config.engine)
     write_neighbour(other, anchor_folder)
     cases, expected = {}, {}
-    for name, words in CASES.items():
+    for name, overrides in CASES.items():
         dtype = torch.float64 if "float64" in name else torch.float32
-        words = [f"model={policy_folder}", f"run={folder / 'run'}", *COMMON.split(), *words.split()]
-        config = load_config(overrides=words)
+        overrides = [f"model={policy_folder}", f"run={folder / 'run'}", *COMMON.split(), *overrides.split()]
+        config = load_config(overrides=overrides)
         policy = opened(config, policy_folder, dtype)
         anchor = opened(config, anchor_folder, dtype)
         questions = tuple(Question(name, text, answer_kind="number") for name, text in TEXTS.items())
@@ -79,7 +79,7 @@ def compared(tmp_path_factory, model_folders):
         expected[name] = (ours.votes, ours.losses, ours.gradients)
         simple = config.anchor.estimator != "exact" and config.optim.minibatches == 1
         cases[name] = {
-            "words": words,
+            "overrides": overrides,
             "dtype": dtype,
             "model": str(policy_folder),
             "anchor": str(anchor_folder),
@@ -112,12 +112,12 @@ def test_the_bridge_has_the_native_engines_loss_and_gradient(compared, name, wor
     tolerance = 1e-9 if "float64" in name else 1e-5
     assert len(seen["losses"]) == len(losses) == len(seen["gradients"])
     for number, loss in enumerate(losses):
-        told, noted = seen["losses"][number]
+        reported, noted = seen["losses"][number]
         difference = apart(seen["gradients"][number], gradients[number])
         print(f"{name}, {world}, update {number + 1}: loss {abs(noted - loss):.1e}, gradient {difference:.1e}")
         slack = 10 if number else 1  # later updates begin where the rounding of those before left the weights
         assert noted == pytest.approx(loss, rel=tolerance * slack, abs=tolerance / 10)
-        assert told == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)  # TRL keeps it in float32
+        assert reported == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)  # TRL keeps it in float32
         assert difference < tolerance * slack
 
 
@@ -160,8 +160,8 @@ RUN = (
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_of_the_bundled_model(world, tmp_path):
     run = tmp_path / "run"
-    words = [f"run={run}", "data=tiny/shift-a", "anchor.weight=0.1", "checkpoint.every=2", *RUN.split()]
-    done = launch(world, "-m", "spinerl.bridges.trl", "configs/demo.yaml", *words)
+    overrides = [f"run={run}", "data=tiny/shift-a", "anchor.weight=0.1", "checkpoint.every=2", *RUN.split()]
+    done = launch(world, "-m", "spinerl.bridges.trl", "configs/demo.yaml", *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert sorted(line for line in lines if "process" in line) == [
@@ -216,20 +216,20 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_cannot_be_honoured_is_refused_in_one_line(words, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_what_cannot_be_honoured_is_refused_in_one_line(overrides, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        trl_bridge.main(words.split() if words.endswith(".yaml") else ["data=tiny/shift-a", *words.split()])
-    told = capsys.readouterr().err
+        trl_bridge.main(overrides.split() if overrides.endswith(".yaml") else ["data=tiny/shift-a", *overrides.split()])
+    printed = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.startswith("spinerl: ")
-    assert told.count("\n") == 1
-    assert REFUSED[words] in told
+    assert printed.startswith("spinerl: ")
+    assert printed.count("\n") == 1
+    assert REFUSED[overrides] in printed
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(tmp_path, capsys):
+def test_a_folder_that_is_not_empty_is_not_touched(tmp_path, capsys):
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(SystemExit):
         trl_bridge.main([f"run={tmp_path}"])

@@ -81,16 +81,21 @@ def compared(tmp_path_factory):
     other = opened(load_config(), policy_folder)
     write_neighbour(other, anchor_folder)
     cases, expected = {}, {}
-    for number, (name, words) in enumerate(CASES.items()):
-        words = [f"model={policy_folder}", f"data={folder / 'questions.jsonl'}", *COMMON.split(), *words.split()]
-        config = load_config(overrides=words)
+    for number, (name, overrides) in enumerate(CASES.items()):
+        overrides = [
+            f"model={policy_folder}",
+            f"data={folder / 'questions.jsonl'}",
+            *COMMON.split(),
+            *overrides.split(),
+        ]
+        config = load_config(overrides=overrides)
         policy, anchor = opened(config, policy_folder), opened(config, anchor_folder)
         data, _ = load_data(config.data, answer_kind=config.answer.kind)
         rendered = render_all(data.questions, policy.tokenizer, config.prompt, kind=config.answer.kind)
         ours = native(config, policy, anchor, rendered.questions, rendered.prompts)
         expected[name] = (ours.votes, ours.losses, ours.gradients, ours.rollout)
         cases[name] = {
-            "words": words,
+            "overrides": overrides,
             "settings": export(config, folder / str(number)).command[3:],
             "anchor": str(anchor_folder),
             "questions": rendered.questions,
@@ -117,12 +122,12 @@ def test_verls_worker_has_the_native_engines_loss_and_gradient(compared, name, w
     assert seen["micros"] > len(losses) or world == 2
     assert len(seen["losses"]) == len(losses) == len(seen["gradients"])
     for number, loss in enumerate(losses):
-        noted, told = seen["losses"][number], seen["told"][number]
+        noted, reported = seen["losses"][number], seen["reported"][number]
         difference = apart(seen["gradients"][number], gradients[number])
         print(f"{name}, {world}, update {number + 1}: loss {abs(noted - loss):.1e}, gradient {difference:.1e}")
         slack = 10 if number else 1  # later updates begin where the rounding of those before left the weights
         assert noted == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)
-        assert told == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)
+        assert reported == pytest.approx(loss, rel=1e-5 * slack, abs=1e-6)
         assert difference < 1e-5 * slack
 
 
@@ -182,12 +187,12 @@ class Group:
         return {"metrics": {"loss": [0.5], "mfu": [0.1]}}
 
 
-def tree_of(words):
+def tree_of(overrides):
     from hydra import compose, initialize_config_dir
 
     folder = Path(importlib.import_module("verl.trainer").__file__).parent / "config"
     with initialize_config_dir(config_dir=str(folder), version_base=None):
-        return compose("ppo_trainer", overrides=list(words))
+        return compose("ppo_trainer", overrides=list(overrides))
 
 
 STEP = (
@@ -315,8 +320,8 @@ def test_a_step_of_the_trainer(queue, tmp_path):
                 )
                 for name, column in (("log_probs", "old_log_probs"), ("entropy", "entropy"))
             }
-            loss, told = bridge.spine_loss(output, micro, config=trainer.spine)
-            assert told["loss/total"].aggregate() == pytest.approx(float(loss), rel=1e-5)
+            loss, reported = bridge.spine_loss(output, micro, config=trainer.spine)
+            assert reported["loss/total"].aggregate() == pytest.approx(float(loss), rel=1e-5)
             total += float(loss) / 2
     samples = bridge.samples_of(keys, queue.kv_batch_get(keys=keys, partition_id="train"))
     assert total == pytest.approx(reference_loss(samples, trainer), rel=1e-5)
@@ -406,14 +411,14 @@ RECIPES = [
 ]
 
 
-@pytest.mark.parametrize("words", RECIPES)
-def test_every_setting_is_one_of_verls_own(words, tmp_path):
+@pytest.mark.parametrize("overrides", RECIPES)
+def test_every_setting_is_one_of_verls_own(overrides, tmp_path):
     from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    config = load_config(overrides=["data=tiny/shift-a", "guard=off", *words.split()])
+    config = load_config(overrides=["data=tiny/shift-a", "guard=off", *overrides.split()])
     settings = export(config, tmp_path / "a job").command[3:]
     new = {word.split("=")[0] for word in settings if word.startswith("+")}
     assert new <= {
@@ -463,9 +468,9 @@ def test_settings_that_contradict_the_recipe_are_refused(word, tmp_path):
 
 def test_a_trainer_without_a_recipe_is_refused(tmp_path):
     config = load_config(overrides=["data=tiny/shift-a", "guard=off"])
-    words = [word for word in export(config, tmp_path / "job").command[3:] if "spinerl.recipe" not in word]
+    overrides = [word for word in export(config, tmp_path / "job").command[3:] if "spinerl.recipe" not in word]
     with pytest.raises(InputError, match=r"spinerl export verl"):
-        bridge.SpineTrainer(tree_of(words))
+        bridge.SpineTrainer(tree_of(overrides))
 
 
 def made(groups=4, responses=6):
@@ -516,8 +521,8 @@ def test_rows_are_dealt_rank_by_rank_and_update_by_update():
 def test_truncation_is_not_taken_for_stale_weights():
     from spinerl.engine.loading import load_tokenizer
 
-    words = [*STEP.split(), "anchor.weight=0", "rollout.sampler=vllm", "rollout.top_p=0.8"]
-    config = load_config(overrides=words)
+    overrides = [*STEP.split(), "anchor.weight=0", "rollout.sampler=vllm", "rollout.top_p=0.8"]
+    config = load_config(overrides=overrides)
     tokenizer = load_tokenizer(config.model)
     ids = (*tokenizer("= 5", add_special_tokens=False)["input_ids"], 1)
 
@@ -535,7 +540,7 @@ def test_truncation_is_not_taken_for_stale_weights():
             for sample in made()
         ]
         with Equivalence() as equivalence:
-            config = load_config(overrides=[*words, *more])
+            config = load_config(overrides=[*overrides, *more])
             return bridge.freeze_step(samples, config, tokenizer, (1,), equivalence, 1, StepState()).metrics
 
     kept = frozen(0.2)  # a kept mass of e^-0.2 = 0.82: top-p may do that
@@ -551,10 +556,10 @@ def test_truncation_is_not_taken_for_stale_weights():
 def test_vllms_account_weighs_the_advantages():
     from spinerl.engine.loading import load_tokenizer
 
-    words = [*STEP.split(), "anchor.weight=0"]
-    plain = load_config(overrides=words)
+    overrides = [*STEP.split(), "anchor.weight=0"]
+    plain = load_config(overrides=overrides)
     config = load_config(
-        overrides=[*words, "rollout.sampler=vllm", "rollout.importance_cap=1.5", "vllm.max_mismatch=1"]
+        overrides=[*overrides, "rollout.sampler=vllm", "rollout.importance_cap=1.5", "vllm.max_mismatch=1"]
     )
     tokenizer = load_tokenizer(config.model)
     five, six = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("= 5", "= 6"))
@@ -577,7 +582,7 @@ def test_vllms_account_weighs_the_advantages():
             )
             for keys in (config, plain)
         )
-        strict = load_config(overrides=[*words, "rollout.sampler=vllm"])
+        strict = load_config(overrides=[*overrides, "rollout.sampler=vllm"])
         with pytest.raises(RunError, match=r"vllm\.max_mismatch=0\.3"):
             bridge.freeze_step(samples, strict, tokenizer, (1,), equivalence, 1, StepState())
     assert "mismatch/logprob_diff" in weighed.metrics

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = "data=tiny/shift-a data.max_questions=6 steps=3 questions_per_step=2 guard=off"
 
 
-def exported(folder, *words):
-    config = load_config(overrides=[*SMALL.split(), *words])
+def exported(folder, *overrides):
+    config = load_config(overrides=[*SMALL.split(), *overrides])
     return config, export(config, folder)
 
 
@@ -50,7 +50,7 @@ def test_the_questions_of_each_step_in_order_and_no_gold(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ("prompt.instruction=Put the sum in a box.",),
         ("prompt.system=Be brief.", "prompt.instruction=null"),
@@ -59,9 +59,9 @@ def test_the_questions_of_each_step_in_order_and_no_gold(tmp_path):
     ],
 )
 @pytest.mark.parametrize("model", ["tiny-reasoner", "qwen2"])
-def test_the_messages_give_our_prompts_token_by_token(words, model, tmp_path, model_folders):
+def test_the_messages_give_our_prompts_token_by_token(overrides, model, tmp_path, model_folders):
     name = model if model == "tiny-reasoner" else str(model_folders(model))
-    config, job = exported(tmp_path / "job", f"model={name}", *words)
+    config, job = exported(tmp_path / "job", f"model={name}", *overrides)
     tokenizer = load_tokenizer(config.model)
     data, _ = load_data(config.data)
     prompts = render_all(data.questions, tokenizer, config.prompt).prompts
@@ -190,20 +190,20 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_cannot_be_honoured_is_refused_in_one_line(words, tmp_path, capsys):
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_what_cannot_be_honoured_is_refused_in_one_line(overrides, tmp_path, capsys):
     given = (
-        [word for word in SMALL.split() if word.split("=")[0] not in words]
-        if "method=none" in words
-        else [word for word in SMALL.split() if word != "guard=off" or "guard" not in words]
+        [word for word in SMALL.split() if word.split("=")[0] not in overrides]
+        if "method=none" in overrides
+        else [word for word in SMALL.split() if word != "guard=off" or "guard" not in overrides]
     )
     with pytest.raises(SystemExit) as ended:
-        cli.main(["export", "verl", *given, *words.split(), "--out", str(tmp_path / "job")])
-    told = capsys.readouterr().err
+        cli.main(["export", "verl", *given, *overrides.split(), "--out", str(tmp_path / "job")])
+    printed = capsys.readouterr().err
     assert ended.value.code == 2
-    assert told.startswith("spinerl: ")
-    assert told.count("\n") == 1
-    assert REFUSED[words] in told
+    assert printed.startswith("spinerl: ")
+    assert printed.count("\n") == 1
+    assert REFUSED[overrides] in printed
     assert not (tmp_path / "job").exists()
 
 
@@ -224,7 +224,7 @@ def test_adapters_are_to_be_merged_first(tmp_path):
         exported(tmp_path / "job", f"model={tmp_path}")
 
 
-def test_a_folder_that_is_not_empty_is_left_alone_unless_it_is_an_export(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_touched_unless_it_is_an_export(tmp_path):
     (tmp_path / "kept.txt").write_text("mine")
     config = load_config(overrides=SMALL.split())
     for overwrite in (False, True):
@@ -242,12 +242,12 @@ def test_a_folder_that_is_not_empty_is_left_alone_unless_it_is_an_export(tmp_pat
 
 def test_the_command_says_what_it_wrote_and_that_nothing_was_run(tmp_path, capsys):
     cli.app(["export", "verl", "configs/demo.yaml", "steps=2", "--out", str(tmp_path / "job")], standalone_mode=False)
-    told = capsys.readouterr().out
-    assert "python -m verl.trainer.main_ppo trainer.use_v1=true" in told
-    assert "Nothing has been run" in told
-    assert "without a guard" in told
-    assert "does not sample this model" in told  # the bundled one
-    assert f"GPUS=8 NODES=1 sh {tmp_path / 'job' / 'run.sh'}" in " ".join(told.split())
+    printed = capsys.readouterr().out
+    assert "python -m verl.trainer.main_ppo trainer.use_v1=true" in printed
+    assert "Nothing has been run" in printed
+    assert "without a guard" in printed
+    assert "does not sample this model" in printed  # the bundled one
+    assert f"GPUS=8 NODES=1 sh {tmp_path / 'job' / 'run.sh'}" in " ".join(printed.split())
 
 
 def test_words_are_in_hydras_grammar():

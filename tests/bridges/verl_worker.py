@@ -84,11 +84,11 @@ ON_CPU = (
 )
 
 
-def settings(words):
-    """verl's tree of settings with these words laid over it."""
+def settings(overrides):
+    """verl's tree of settings with these overrides merged into it."""
     folder = Path(verl.trainer.__file__).parent / "config"
     with initialize_config_dir(config_dir=str(folder), version_base=None):
-        return compose("ppo_trainer", overrides=list(words))
+        return compose("ppo_trainer", overrides=list(overrides))
 
 
 def worker_of(tree, model_path=None):
@@ -147,7 +147,7 @@ def score(worker, rows, temperature):
 
 
 def run(case):
-    config = load_config(overrides=case["words"])
+    config = load_config(overrides=case["overrides"])
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     tree = settings([*case["settings"], *ON_CPU])
     worker = worker_of(tree)
@@ -218,7 +218,7 @@ def run(case):
         "kinds": {type(p).__name__ for p in worker.engine.module.parameters()},
         "micros": len(micros),
         "losses": metrics["loss/total"],
-        "told": metrics["loss"],
+        "reported": metrics["loss"],
         "gradients": gradients,
         "logprobs": logprobs,
         "entropies": entropies,

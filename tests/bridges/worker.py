@@ -34,7 +34,7 @@ def opened(config, name, dtype):
 
 
 class Injected(SpineTrainer):
-    """Says what it is told to, and writes down every gradient before it is used."""
+    """Says what it is given, and writes down every gradient before it is used."""
 
     def _generate_single_turn(self, prompt_ids, *_args, **_kwargs):
         first = self.accelerator.process_index * len(prompt_ids)
@@ -56,7 +56,7 @@ class Injected(SpineTrainer):
 
 
 def bridge(case, folder):
-    config = load_config(overrides=case["words"])
+    config = load_config(overrides=case["overrides"])
     tokenizer = load_model(config.model, config.engine).tokenizer
     longest = max(map(len, case["prompts"]))
     args = training_arguments(config, num_questions=len(case["questions"]), longest_prompt=longest)
@@ -86,7 +86,7 @@ def bridge(case, folder):
 
 def sharded(case):
     """The first update with weights sharded by FSDP2, no trainer around."""
-    config, batch, targets = load_config(overrides=case["words"]), case["batch"], case["targets"]
+    config, batch, targets = load_config(overrides=case["overrides"]), case["batch"], case["targets"]
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = opened(config, case["model"], case["dtype"])
     add_fused_lm_head(model, temperature=batch.temperature, outputs=("log_probs", "entropy"))

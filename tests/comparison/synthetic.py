@@ -11,12 +11,12 @@ from spinerl.comparison.plan import Comparison, Task, elsewhere_file, plan
 from spinerl.comparison.state import ASKED
 from spinerl.config import dump_yaml
 
-WORDS = ["methods=ttrl,spine", "data=tiny/shift-a", "seeds=0,1", "steps=2", "eval.every=1", "samples=4", "votes=4"]
+OVERRIDES = ["methods=ttrl,spine", "data=tiny/shift-a", "seeds=0,1", "steps=2", "eval.every=1", "samples=4", "votes=4"]
 
 
-def made_up(out: Path, *words: str) -> Comparison:
+def made_up(out: Path, *overrides: str) -> Comparison:
     """The plan of a small comparison under a folder."""
-    return plan([*WORDS, f"out={out}", *words])
+    return plan([*OVERRIDES, f"out={out}", *overrides])
 
 
 def write_task(

@@ -54,10 +54,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def start(words: list[str], until) -> subprocess.Popen[str]:
+def start(overrides: list[str], until) -> subprocess.Popen[str]:
     """A comparison in a process of its own, once `until` is true."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "spinerl.cli", "compare", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "spinerl.cli", "compare", *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 240
@@ -69,10 +69,10 @@ def start(words: list[str], until) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
-def test_interrupted_continued_and_left_alone(tmp_path, capsys):
+def test_interrupted_continued_and_not_touched(tmp_path, capsys):
     out = tmp_path / "c"
-    words = ["methods=ttrl,spine", "seeds=0,1", *SHORT, f"out={out}"]
-    process = start(words, lambda _: len(list(out.glob("*/*/compare/state.json"))) >= 2)
+    overrides = ["methods=ttrl,spine", "seeds=0,1", *SHORT, f"out={out}"]
+    process = start(overrides, lambda _: len(list(out.glob("*/*/compare/state.json"))) >= 2)
     started = children(process.pid)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -83,20 +83,20 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
 
     finished = [file.parent.parent for file in out.glob("*/*/compare/state.json")]
     before = {folder: times(folder) for folder in finished}
-    code, text, err = run(["compare", *words], capsys)
+    code, text, err = run(["compare", *overrides], capsys)
     assert code == 0, err
     assert f"6 runs, {len(finished)} done" in text
     assert {folder: times(folder) for folder in finished} == before, "finished runs are not touched"
     assert not (out / "logs").exists(), "nothing was said that a log should keep"
-    for task in plan(words).tasks:
+    for task in plan(overrides).tasks:
         manifest = json.loads((task.folder / "manifest.json").read_text())
         assert manifest["finished"]
         assert manifest["command"].startswith("spinerl compare methods=ttrl,spine")
         assert manifest["threads"] == 1
 
     # the figures are those of the saved predictions
-    told = json.loads((out / "comparison.json").read_text())
-    lines = {line["name"]: line for line in told["tables"][0]["lines"]}
+    saved = json.loads((out / "comparison.json").read_text())
+    lines = {line["name"]: line for line in saved["tables"][0]["lines"]}
     for name in ("ttrl", "spine"):
         for seed in (0, 1):
             file = out / "tiny-shift-a" / f"{name}-seed{seed}" / "predictions" / "step-000002.jsonl"
@@ -107,7 +107,7 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         assert [place["role"] for place in lines[name]["elsewhere"]] == ["unseen", "original"]
         metrics = (out / "tiny-shift-a" / f"{name}-seed0" / "metrics.jsonl").read_text().splitlines()
         assert len(metrics) == 2
-    rivals = {
+    baselines = {
         "majority of 2",
         "best of 2, likeliest",
         "synthesis of 2",
@@ -115,7 +115,7 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
         "equal-token vote",
         "equal-token likeliest",
     }
-    assert rivals <= set(lines)
+    assert baselines <= set(lines)
     for name in ("comparison.md", "comparison.csv", "comparison.html"):
         page = (out / name).read_text()
         assert all(row in page for row in ("none", "ttrl", "spine", "majority of 2")), name
@@ -132,7 +132,7 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
 
     # a third call starts nothing; a changed setting is refused, and --overwrite redoes what it concerns
     before = times(out / "tiny-shift-a")
-    assert "6 runs, 6 done" in run(["compare", *words], capsys)[1]
+    assert "6 runs, 6 done" in run(["compare", *overrides], capsys)[1]
     assert times(out / "tiny-shift-a") == before
     changed = ["methods=ttrl", "seeds=0", *SHORT, "steps=1", f"out={out}"]
     code, _, err = run(["compare", *changed], capsys)
@@ -153,8 +153,8 @@ def test_interrupted_continued_and_left_alone(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
 def test_children_end_with_a_parent_that_is_killed(tmp_path):
-    words = ["methods=none", *SHORT, f"out={tmp_path / 'c'}"]
-    process = start(words, lambda process: children(process.pid))
+    overrides = ["methods=none", *SHORT, f"out={tmp_path / 'c'}"]
+    process = start(overrides, lambda process: children(process.pid))
     started = children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -166,25 +166,25 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
-    words = ["variants.wild.method=ttrl", "variants.wild.optim.lr=1e30", "methods=wild,ttrl", *SHORT]
+    overrides = ["variants.wild.method=ttrl", "variants.wild.optim.lr=1e30", "methods=wild,ttrl", *SHORT]
     learn = ["group_size=8", "rollout.max_new_tokens=64", "questions_per_step=4", "steps=4", "original=none"]
-    code, text, err = run(["compare", *words, *learn, f"out={tmp_path / 'c'}"], capsys)
+    code, text, err = run(["compare", *overrides, *learn, f"out={tmp_path / 'c'}"], capsys)
     assert code == 1
     assert len(err.strip().splitlines()) == 1
     assert "wild" in err
     assert "optim.lr" in err
     assert "FAILED and left out: wild" in text
-    told = json.loads((tmp_path / "c" / "comparison.json").read_text())
-    names = [line["name"] for line in told["tables"][0]["lines"]]
+    saved = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    names = [line["name"] for line in saved["tables"][0]["lines"]]
     assert "ttrl" in names
     assert "wild" not in names
-    assert "wild" in told["notes"][-1]
+    assert "wild" in saved["notes"][-1]
 
 
 @pytest.mark.slow
 def test_what_only_the_run_finds_wrong_is_refused_in_one_line(tmp_path, capsys):
-    words = ["compare", "methods=ttrl", "reward=nomodule:f", *SHORT, f"out={tmp_path / 'c'}", "jobs=1"]
-    code, _, err = run(words, capsys)
+    overrides = ["compare", "methods=ttrl", "reward=nomodule:f", *SHORT, f"out={tmp_path / 'c'}", "jobs=1"]
+    code, _, err = run(overrides, capsys)
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert "nomodule" in err
@@ -192,8 +192,8 @@ def test_what_only_the_run_finds_wrong_is_refused_in_one_line(tmp_path, capsys):
 
 def test_wrong_words_write_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for words, says in ((["methds=ttrl"], "methods"), (["data=none.jsonl"], "none.jsonl"), (["steps=-1"], "steps")):
-        code, _, err = run(["compare", *words], capsys)
+    for overrides, says in ((["methds=ttrl"], "methods"), (["data=none.jsonl"], "none.jsonl"), (["steps=-1"], "steps")):
+        code, _, err = run(["compare", *overrides], capsys)
         assert code == 2
         assert len(err.strip().splitlines()) == 1
         assert says in err
@@ -212,7 +212,7 @@ def test_one_comparison_at_a_time_in_a_folder(tmp_path, capsys):
     assert "in use" in err
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+def test_a_folder_that_is_no_run_is_not_touched(tmp_path):
     comparison = plan(["methods=none", *SHORT, f"out={tmp_path}"])
     comparison.tasks[0].folder.mkdir(parents=True)
     (comparison.tasks[0].folder / "thesis.tex").write_text("years of work")
@@ -236,12 +236,12 @@ def test_never_more_than_so_many_at_a_time(tmp_path):
             assert failure is None
             self.now -= 1
 
-    words = ["methods=none", "seeds=0,1,2", *SHORT, "unseen=none", "original=none", "forcing.budget=0"]
-    comparison = plan([*words, f"out={tmp_path}"])
+    overrides = ["methods=none", "seeds=0,1,2", *SHORT, "unseen=none", "original=none", "forcing.budget=0"]
+    comparison = plan([*overrides, f"out={tmp_path}"])
     watcher = Counting()
     assert not run_tasks([(task, "new") for task in comparison.tasks], 2, tmp_path / "logs", watcher)
     assert (watcher.now, watcher.most) == (0, 2)
     assert set(states(comparison).values()) == {"done"}
     file = comparison.tasks[0].folder / "compare" / "state.json"
     file.write_text(re.sub('"votes": 4', '"votes": 3', file.read_text()))
-    assert states(comparison)[comparison.tasks[0].folder] == "unasked", "another request is asked anew"
+    assert states(comparison)[comparison.tasks[0].folder] == "unasked", "another request is sampled again"

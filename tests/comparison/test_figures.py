@@ -9,11 +9,11 @@ import math
 import pytest
 from scipy.stats import t as student
 
+from spinerl.comparison.baselines import at_equal_tokens
 from spinerl.comparison.collect import collect
 from spinerl.comparison.command import tables_of
 from spinerl.comparison.figures import figure_lines
 from spinerl.comparison.output import as_csv, as_json, as_markdown
-from spinerl.comparison.rivals import at_equal_tokens
 from spinerl.comparison.state import ASKED
 from spinerl.runs import write_rows
 from tests.comparison.synthetic import made_up, write_task
@@ -162,7 +162,7 @@ def test_rows_without_an_update(lines):
     assert lines["majority of 4"].right.value == 0.5
     assert lines["majority of 4"].tokens == 40.0
     assert lines["majority of 4"].kind == "no update"
-    # the last response is the likeliest (0.53): 1, 0, 1, 1 -> right on question 1 alone
+    # the last response is the likeliest (0.53): 1, 0, 1, 1 -> right only on question 1
     assert lines["best of 4, likeliest"].right.value == 0.25
     # the first is the most certain: 0, 1, 1, 0 -> right on 0 and 3
     assert lines["best of 4, self-certain"].right.value == 0.5
@@ -184,9 +184,9 @@ def test_synthesis_of_the_drafts(comparison):
     lines = {line.name: line for line in figure_lines([collect(comparison, comparison.tasks)["tiny/shift-a"]], 4)}
     line = lines["synthesis of 4"]
     assert (line.kind, line.note) == ("no update", "reads 3.25 of 4, writes one more")
-    assert line.right.by_seed == {0: 0.75}, "asked with the first seed alone"
+    assert line.right.by_seed == {0: 0.75}, "asked with the first seed only"
     assert line.tokens == 49.0, "four drafts of 10 tokens and 9 of its own on average"
-    # without adaptation the first question alone is right, with both seeds: by question 1-1, 1-0, 0-0, 1-0
+    # without adaptation only the first question is right, with both seeds: by question 1-1, 1-0, 0-0, 1-0
     assert line.against_none.value == 0.5
 
 
@@ -211,7 +211,7 @@ def test_a_missing_seed_is_left_out_of_the_pairs(comparison):
     tasks = [task for task in comparison.tasks if (task.row.name, task.seed) != ("ttrl", 1)]
     lines = {line.name: line for line in figure_lines([collect(comparison, tasks)["tiny/shift-a"]], 4)}
     assert lines["ttrl"].seeds == (0,)
-    # spine's seed 0 alone stands against ttrl's seed 0
+    # only spine's seed 0 stands against ttrl's seed 0
     assert lines["spine"].against_ttrl.by_seed == {0: 0.25}
     assert lines["spine"].against_ttrl.value == 0.25
     assert lines["spine"].against_none.value == pytest.approx(0.625), "against no adaptation both seeds count"
@@ -236,8 +236,8 @@ def test_the_outputs_hold_the_figures(comparison):
     assert rows["spine"]["against_ttrl_by_seed"] == "0.25 0.75"
     assert rows["majority of 4"]["kind"] == "no update"
     assert float(rows["ttrl"]["unseen:tiny/shift-a-unseen_gain"]) == 0.25
-    told = as_json(tables, {"words": []})
-    (ttrl,) = (line for line in told["tables"][0]["lines"] if line["name"] == "ttrl")
+    saved = as_json(tables, {"words": []})
+    (ttrl,) = (line for line in saved["tables"][0]["lines"] if line["name"] == "ttrl")
     assert ttrl["right"]["by_seed"] == {0: 0.5, 1: 0.25}
     page = as_markdown("T", tables, ["a note"])
     assert "| ttrl | 37.5 [" in page

@@ -39,7 +39,7 @@ def test_a_budget_that_ends_first_asks_for_the_answer(asked, greedy):
         assert budget < num_tokens <= budget + 16
 
 
-def test_no_room_for_going_on_leaves_the_greedy_response(asked, greedy):
+def test_no_tokens_left_for_going_on_leaves_the_greedy_response(asked, greedy):
     for i in range(3):
         length = int(greedy.mask[i].sum())
         one = (asked[0], asked[1][i : i + 1], asked[2][i : i + 1])
@@ -67,5 +67,5 @@ def test_an_answer_that_needs_more_is_truncated(asked, greedy):
 def test_questions_do_not_depend_on_their_neighbours(asked):
     loaded, questions, prompts = asked
     together = force(asked, 50)
-    alone = [force((loaded, questions[i : i + 1], prompts[i : i + 1]), 50)[0] for i in range(3)]
-    assert together == alone
+    single = [force((loaded, questions[i : i + 1], prompts[i : i + 1]), 50)[0] for i in range(3)]
+    assert together == single

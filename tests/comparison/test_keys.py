@@ -1,4 +1,4 @@
-"""What a comparison's words and recipes mean, and what is refused in one line."""
+"""What a comparison's overrides and recipes mean, and what is refused in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_words_name_methods_data_and_seeds():
     assert keys.methods == ["ttrl", "80-20"]
     assert keys.data == ["tiny/shift-a", "tiny/shift-b"]
     assert keys.seeds == [0, 3]
-    assert for_runs.words[-1] == "steps=7"
+    assert for_runs.overrides[-1] == "steps=7"
 
 
 def test_none_is_always_run_and_comes_first_unless_placed():
@@ -65,17 +65,17 @@ def test_a_variant_from_the_command_line():
 
 def test_settings_lend_all_but_what_a_comparison_sets_itself():
     recipe = ROOT / "configs" / "paper" / "qwen3-1.7b.yaml"
-    words = [f"settings={recipe}", "model=tiny-reasoner", "methods=ttrl", "group_size=4"]
-    config = plan(words).task("ttrl", "tiny/shift-a", 0).config
+    overrides = [f"settings={recipe}", "model=tiny-reasoner", "methods=ttrl", "group_size=4"]
+    config = plan(overrides).task("ttrl", "tiny/shift-a", 0).config
     assert (config.forks.selector, config.band.coefficient) == ("all", 0), "another method's row wins over them"
     assert (config.loss.normalizer, config.anchor.weight) == ("response-tokens", 0.01)
     assert (config.steps, config.optim.minibatches, config.data.name) == (125, 4, "tiny/shift-a")
-    assert (config.group_size, config.model.name) == (4, "tiny-reasoner"), "words win"
+    assert (config.group_size, config.model.name) == (4, "tiny-reasoner"), "overrides win"
 
 
 def test_other_data_sets_by_default_for_all_or_by_data_set():
-    def asked(*words: str) -> dict[str, list[tuple[str, str]]]:
-        found = plan(["methods=none", "data=tiny/shift-a,tiny/shift-b", *words]).elsewhere
+    def asked(*overrides: str) -> dict[str, list[tuple[str, str]]]:
+        found = plan(["methods=none", "data=tiny/shift-a,tiny/shift-b", *overrides]).elsewhere
         return {data: [(other.role, other.name) for other in others] for data, others in found.items()}
 
     assert asked()["tiny/shift-b"] == [("unseen", "tiny/shift-b-unseen"), ("original", "tiny/in-domain")]
@@ -108,7 +108,7 @@ def test_no_synthesis_unless_it_is_wanted_of_drafts_and_without_images(word):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "says"),
     [
         (["methds=ttrl"], ["methds", "methods"]),
         (["methods=tttrl"], ["tttrl", "ttrl"]),
@@ -134,9 +134,9 @@ def test_no_synthesis_unless_it_is_wanted_of_drafts_and_without_images(word):
     ],
     ids=lambda value: " ".join(value),
 )
-def test_what_is_wrong_is_refused_in_one_line(words, says):
+def test_what_is_wrong_is_refused_in_one_line(overrides, says):
     with pytest.raises(InputError) as caught:
-        plan(words)
+        plan(overrides)
     assert "\n" not in str(caught.value)
     for word in says:
         assert word in str(caught.value)
@@ -175,15 +175,15 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words)[:80])
-def test_every_command_of_the_reproduction_is_understood(words, monkeypatch):
+@pytest.mark.parametrize("overrides", COMMANDS, ids=lambda overrides: " ".join(overrides)[:80])
+def test_every_command_of_the_reproduction_is_understood(overrides, monkeypatch):
     """Those for real models as far as that goes without their data."""
     monkeypatch.chdir(ROOT)
-    keys, for_runs = read_keys(words[0], words[1:])
+    keys, for_runs = read_keys(overrides[0], overrides[1:])
     assert keys.data
-    load_config(overrides=for_runs.words)
-    if len(words) == 1:
-        assert plan(words).tasks
+    load_config(overrides=for_runs.overrides)
+    if len(overrides) == 1:
+        assert plan(overrides).tasks
     else:
         assert keys.settings
 

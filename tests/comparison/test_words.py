@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spinerl.comparison.figures import Estimate, Figures, Gain, Place
+from spinerl.comparison.figures import ElsewhereFigures, Estimate, Figures, Gain
 from spinerl.comparison.words import sentences
 
 LINE = Figures(
@@ -18,9 +18,9 @@ def gain(value: float, low: float, high: float) -> Gain:
     return Gain(value, low, high, 0.01, 100, {0: value, 1: -value}, None, None)
 
 
-def test_better_worse_or_not_told_apart():
+def test_better_worse_or_not_distinguishable():
     for one, how in ((gain(0.1, 0.02, 0.2), "better than"), (gain(-0.1, -0.2, -0.02), "WORSE than"),
-                     (gain(0.1, -0.02, 0.2), "not told apart from")):  # fmt: skip
+                     (gain(0.1, -0.02, 0.2), "not distinguishable from")):  # fmt: skip
         said = sentences([replace(LINE, against_none=one)])[0]
         assert f"{how} no adaptation" in said
         assert "above 0 in 1 of 2 seeds" in said
@@ -39,8 +39,8 @@ def test_not_beating_the_vote_is_said_first():
 
 
 def test_a_decline_and_what_was_forgotten():
-    place = Place("original", "tiny/in-domain", Estimate(0.5, 0.4, 0.6, {}), gain(-0.2, -0.3, -0.1))
-    kept = Place("unseen", "u", Estimate(0.5, 0.4, 0.6, {}), gain(0.0, -0.1, 0.1))
+    place = ElsewhereFigures("original", "tiny/in-domain", Estimate(0.5, 0.4, 0.6, {}), gain(-0.2, -0.3, -0.1))
+    kept = ElsewhereFigures("unseen", "u", Estimate(0.5, 0.4, 0.6, {}), gain(0.0, -0.1, 0.1))
     line = replace(LINE, best=(30, 0.8), last=(60, 0.6), elsewhere=(place, kept))
     said = sentences([line])[0]
     assert "DECLINES: best at step 30 (80.0 %), 20.0 points lower at step 60" in said

@@ -59,16 +59,16 @@ def picture() -> Callable[..., bytes]:
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip(f"needs the data sets in {SHARED.name} beside the repository")
+        pytest.skip(f"needs the data sets in {SHARED.name} next to the repository")
     return SHARED
 
 
 @pytest.fixture
 def configure() -> Callable[..., Config]:
-    """`configure("data=x.jsonl", ...)`: the configuration of these words, for a model without a profile."""
+    """`configure("data=x.jsonl", ...)`: the configuration of these overrides, for a model without a profile."""
 
-    def build(*words: str) -> Config:
-        return load_config(overrides=["model=some/model", *words])
+    def build(*overrides: str) -> Config:
+        return load_config(overrides=["model=some/model", *overrides])
 
     return build
 

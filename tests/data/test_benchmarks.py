@@ -41,7 +41,7 @@ def picture(kind: str, size: tuple[int, int]) -> bytes:
 
 
 def unpack(folder: Path, archive: str, files: dict[str, bytes]) -> None:
-    """The archive of images in the folder, as on the hub, and its files beside it, as the note asks for."""
+    """The archive of images in the folder, as on the hub, and its files next to it, as the note asks for."""
     with zipfile.ZipFile(folder / archive, "w") as zipped:
         for name, data in files.items():
             zipped.writestr(name, data)
@@ -334,7 +334,7 @@ def benchmark(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str,
     return name, str(folder), expected
 
 
-def test_a_local_copy_loads_by_name_alone(configure, benchmark):
+def test_a_local_copy_loads_by_name_only(configure, benchmark):
     name, folder, expected = benchmark
     questions, gold = load_data(configure(f"data={name}", f"data.path={folder}").data)
     q = questions.questions[-1]
@@ -421,21 +421,21 @@ def test_images_that_are_not_unpacked_are_asked_for(configure, tmp_path, monkeyp
     folder.mkdir()
     CASES[name][0](folder)
     (folder / inside).rename(folder / "elsewhere")
-    words = (f"data={name}", f"data.path={folder}")
+    overrides = (f"data={name}", f"data.path={folder}")
     with pytest.raises(
         InputError, match=rf"data\.image_folder=.*/{inside}: there is no such folder.*unpack it"
     ) as caught:
-        load_data(configure(*words).data)
+        load_data(configure(*overrides).data)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"imgs\.zip: is a file: unpack it|images\.zip: is a file: unpack it"):
-        load_data(configure(*words, f"data.image_folder={folder / inside}.zip").data)
-    questions, _ = load_data(configure(*words, f"data.image_folder={folder / 'elsewhere'}").data)
+        load_data(configure(*overrides, f"data.image_folder={folder / inside}.zip").data)
+    questions, _ = load_data(configure(*overrides, f"data.image_folder={folder / 'elsewhere'}").data)
     assert questions.questions[0].images
-    questions, _ = load_data(configure(*words, "data.columns.images=null").data)
+    questions, _ = load_data(configure(*overrides, "data.columns.images=null").data)
     assert not questions.questions[0].images
     rows = Dataset.from_list([{**dict.fromkeys(COLUMNS[name], "x"), "q_lang": "en"}])
     monkeypatch.setattr(hub, "open_hub", lambda *_: rows)
-    with pytest.raises(InputError, match=r"are files beside its rows: set data\.image_folder=FOLDER, or .*unpack it"):
+    with pytest.raises(InputError, match=r"are files next to its rows: set data\.image_folder=FOLDER, or .*unpack it"):
         load_data(configure(f"data={name}").data)
 
 
@@ -451,12 +451,12 @@ def test_slake_counts_the_rows_in_another_language(configure, tmp_path):
     assert dict(questions.skipped) == {"q_lang is not en": 1}
 
 
-def test_gpqa_shuffles_by_id_alone_and_evenly(configure, jsonl):
+def test_gpqa_shuffles_by_id_only_and_evenly(configure, jsonl):
     wrong = {f"Incorrect Answer {i}": f"wrong {i}" for i in (1, 2, 3)}
     row = {"Question": "q", "Correct Answer": "right", "High-level domain": "Physics", **wrong}
     rows = [{**row, "Record ID": f"rec{i}", "Question": f"q{i}"} for i in range(400)]
-    words = ("data=gpqa", f"data.path={jsonl(rows)}")
-    questions, gold = load_data(configure(*words).data)
+    overrides = ("data=gpqa", f"data.path={jsonl(rows)}")
+    questions, gold = load_data(configure(*overrides).data)
     for question in questions.questions:
         assert question.choices["ABCD".index(gold[question.id])] == "right"
     # 400 draws of 1/4: mean 100, standard deviation 8.7; within 4 of them

@@ -127,7 +127,7 @@ def test_a_long_text_is_no_label():
     assert gold_letter("a blue one", "AB", ("a blue one", "b")) == "A"
 
 
-def test_options_in_the_picture_are_letters_alone():
+def test_options_in_the_picture_are_only_letters():
     assert choice_lines(["A", "B"]) == ["A", "B"]
     assert choice_lines(["red", "B"]) == ["A. red", "B"]
 

@@ -149,9 +149,9 @@ def test_what_was_said_before_is_part_of_the_fingerprint(configure, jsonl):
     first = chat_question(configure, jsonl, CHAT)[0]
     second = chat_question(configure, jsonl, CHAT[1:])[0]
     plain = load_data(configure(f"data={jsonl([{'id': 'a', 'question': 'And 2 + 3?'}])}").data)[0]
-    alone = chat_question(configure, jsonl, CHAT[3:])[0]
+    single = chat_question(configure, jsonl, CHAT[3:])[0]
     assert len({one.fingerprint for one in (first, second, plain)}) == 3
-    assert alone.fingerprint == plain.fingerprint
+    assert single.fingerprint == plain.fingerprint
 
 
 def test_parts_of_a_message_are_joined_and_images_stand_in_their_place(configure, tmp_path, picture):

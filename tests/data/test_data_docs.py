@@ -1,4 +1,4 @@
-"""docs/data.md tells the truth: its worked example runs, and its tables agree with the code."""
+"""docs/data.md is right: its worked example runs, and its tables agree with the code."""
 
 import doctest
 import importlib
@@ -54,18 +54,18 @@ def test_the_commands_are_valid():
 
 
 def test_the_benchmark_table_agrees_with_the_definitions():
-    told = {}
+    listed = {}
     for line in PAGE.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 7 and cells[3].isdigit():
             name, hub, place, count, kind, subject, _ = cells
-            told[name.strip("`")] = (hub.split()[0], place, int(count), kind, subject.strip("`") or None)
-    assert list(told) == list(BENCHMARKS)
+            listed[name.strip("`")] = (hub.split()[0], place, int(count), kind, subject.strip("`") or None)
+    assert list(listed) == list(BENCHMARKS)
     for name, raw in BENCHMARKS.items():
         d = Definition.model_validate(raw)
         place = f"{d.config}, {d.split}" if d.config else d.split
         kind = "choice or math, by row" if name == "mathvision" else d.kind
-        assert told[name] == (d.hub, place, d.rows, kind, d.columns.subject)
+        assert listed[name] == (d.hub, place, d.rows, kind, d.columns.subject)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ RED = (255, 0, 0)
 
 @pytest.fixture
 def load(configure):
-    def loaded(*words):
-        return load_data(configure(*words).data)[0]
+    def loaded(*overrides):
+        return load_data(configure(*overrides).data)[0]
 
     return loaded
 
@@ -115,8 +115,8 @@ def test_the_column_is_found_by_name_or_named_or_left_out(load, jsonl, picture, 
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "b.png").write_bytes(picture())
     path = jsonl([{"question": "q", "image": "a.png", "images": "b.png", "extra": {"scan": "a.png"}}])
-    for words, name in (([], "b"), (["data.columns.images=image"], "a"), (["data.columns.images=extra.scan"], "a")):
-        assert [i.path for i in load(f"data={path}", *words).questions[0].images] == [str(tmp_path / f"{name}.png")]
+    for overrides, name in (([], "b"), (["data.columns.images=image"], "a"), (["data.columns.images=extra.scan"], "a")):
+        assert [i.path for i in load(f"data={path}", *overrides).questions[0].images] == [str(tmp_path / f"{name}.png")]
     assert load(f"data={path}", "data.columns.images=null").questions[0].images == ()
     with pytest.raises(InputError, match=r"no column 'picture'.*set data\.columns\.images"):
         load(f"data={path}", "data.columns.images=picture")
@@ -153,8 +153,8 @@ def test_a_definition_says_where_images_lie(load, jsonl, picture, tmp_path, monk
     jsonl([{"question": "q", "scan": "a.png"}])
     (tmp_path / "mine.yaml").write_text("path: rows.jsonl\nimage_folder: scans\ncolumns: {images: scan}")
     monkeypatch.chdir(tmp_path)
-    for words in ([], ["data.path=rows.jsonl"]):
-        assert load("data=mine.yaml", *words).questions[0].images[0].path == str(tmp_path / "scans" / "a.png")
+    for overrides in ([], ["data.path=rows.jsonl"]):
+        assert load("data=mine.yaml", *overrides).questions[0].images[0].path == str(tmp_path / "scans" / "a.png")
 
 
 def test_parquet_files(load, picture, tmp_path):

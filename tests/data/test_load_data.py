@@ -23,8 +23,8 @@ from spinerl.types import Question
 
 @pytest.fixture
 def load(configure):
-    def loaded(*words, kind="auto"):
-        return load_data(configure(*words).data, answer_kind=kind)
+    def loaded(*overrides, kind="auto"):
+        return load_data(configure(*overrides).data, answer_kind=kind)
 
     return loaded
 
@@ -87,8 +87,8 @@ def test_true_and_false_are_yes_and_no_for_a_yes_no_question(load, jsonl):
 
 def test_columns_by_name_and_by_dots(load, jsonl):
     row = {"uid": 7, "extra": {"problem": "q", "truth": {"value": 3}}, "topic": "algebra"}
-    words = ["id=uid", "question=extra.problem", "gold=extra.truth.value", "subject=topic"]
-    questions, gold = load(f"data={jsonl([row])}", *(f"data.columns.{word}" for word in words))
+    overrides = ["id=uid", "question=extra.problem", "gold=extra.truth.value", "subject=topic"]
+    questions, gold = load(f"data={jsonl([row])}", *(f"data.columns.{word}" for word in overrides))
     assert questions.questions == (Question(id="7", text="q", subject="algebra"),)
     assert dict(gold) == {"7": "3"}
 
@@ -188,8 +188,8 @@ def test_gold_in_a_separate_file(load, jsonl):
 def test_gold_in_a_separate_file_of_multiple_choice_becomes_a_letter(load, jsonl):
     path = jsonl([{"id": 1, "question": "a", "options": ["red", "blue"]}])
     gold_path = jsonl([{"id": 1, "answer": "blue"}], "g.jsonl")
-    words = (f"data={path}", f"data.gold={gold_path}", "data.columns.choices=options")
-    assert dict(load(*words)[1]) == {"1": "B"}
+    overrides = (f"data={path}", f"data.gold={gold_path}", "data.columns.choices=options")
+    assert dict(load(*overrides)[1]) == {"1": "B"}
 
 
 def test_gold_of_a_later_question_is_no_fault_of_the_gold_file(load, jsonl):
@@ -218,7 +218,7 @@ def test_bad_gold_files_are_refused(load, jsonl, rows, message):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words", "message"),
+    ("rows", "overrides", "message"),
     [
         (['{"question": "a"}', "{oops}"], [], r"line 2: not valid JSON \(.* at column 2\)"),
         (["[1]"], [], "line 1: a row must be an object"),
@@ -263,9 +263,9 @@ def test_bad_gold_files_are_refused(load, jsonl, rows, message):
         (["", "  "], [], "is empty"),
     ],
 )
-def test_bad_rows_are_refused_in_one_line(load, jsonl, rows, words, message):
+def test_bad_rows_are_refused_in_one_line(load, jsonl, rows, overrides, message):
     with pytest.raises(InputError, match=message) as caught:
-        load(f"data={jsonl(rows)}", *words)
+        load(f"data={jsonl(rows)}", *overrides)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
@@ -402,9 +402,9 @@ ROWS = st.lists(
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, kind=st.sampled_from(["auto", "math", "yesno"]), choices=st.sampled_from(["null", "options"]))
 def test_any_rows_load_or_are_refused_in_one_line(load, jsonl, configure, rows, kind, choices):
-    words = (f"data={jsonl(rows)}", f"data.columns.choices={choices}", f"answer.kind={kind}")
+    overrides = (f"data={jsonl(rows)}", f"data.columns.choices={choices}", f"answer.kind={kind}")
     try:
-        questions, gold = load(*words, kind=kind)
+        questions, gold = load(*overrides, kind=kind)
     except InputError as error:
         refusal = str(error)
     else:
@@ -415,7 +415,7 @@ def test_any_rows_load_or_are_refused_in_one_line(load, jsonl, configure, rows, 
     assert questions.questions
     assert set(gold) <= {question.id for question in questions.questions}
     assert all(question.text.strip() and question.id for question in questions.questions)
-    assert check(configure(*words)).ok
+    assert check(configure(*overrides)).ok
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tiny/shift-a", "number"), ("tiny-vqa/shift-b", "text")])

@@ -12,8 +12,8 @@ from spinerl.train import adapt
 from tests.attractors import HELPFUL, SAME_BOX, plant
 from tests.e2e.test_guarded_runs import Quiet
 
-WORDS = ["data=tiny/shift-a", "data.max_questions=24", "questions_per_step=8", "group_size=8", "eval.samples=0"]
-WORDS += ["threads=1", "guard.questions=12", "guard.samples=8", "guard.every=2", "method=ttrl"]
+OVERRIDES = ["data=tiny/shift-a", "data.max_questions=24", "questions_per_step=8", "group_size=8", "eval.samples=0"]
+OVERRIDES += ["threads=1", "guard.questions=12", "guard.samples=8", "guard.every=2", "method=ttrl"]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def planted(tmp_path_factory):
     return {name: plant(folder / name, how) for name, how in (("helpful", HELPFUL), ("same", SAME_BOX))}
 
 
-def run(folder, model, *words):
+def run(folder, model, *overrides):
     observer = Quiet()
-    config = load_config(overrides=[*WORDS, f"model={model}", f"run={folder}", *words])
+    config = load_config(overrides=[*OVERRIDES, f"model={model}", f"run={folder}", *overrides])
     return adapt(config, observer), observer.notes
 
 
 def test_labels_are_as_right_with_a_closing_phrase_as_without(tmp_path, planted):
-    """The tokens drawn are the same; every response of the one run ends "I hope the answer is helpful!"."""
+    """The sampled tokens are the same; every response of the one run ends "I hope the answer is helpful!"."""
     runs = [
         run(tmp_path / str(i), model, "steps=3")[0] for i, model in enumerate(["tiny-reasoner", planted["helpful"]])
     ]
@@ -57,9 +57,9 @@ def test_one_answer_to_every_question_trains_nothing(tmp_path, planted):
     assert guard["text"] in notes
     (look,) = finished.rows("guard.jsonl")
     assert (look["probe/shared_frac"], look["shared_answer"]) == (1.0, "42")
-    expected, figures = preflight(load_config(overrides=[*WORDS, f"model={planted['same']}"]))
+    expected, figures = preflight(load_config(overrides=[*OVERRIDES, f"model={planted['same']}"]))
     assert (expected.verdict, figures["shared_frac"]) == ("no-go", 1.0)
-    assert expected.majority_frac > 0.9  # to agreement alone it is the best model there is
+    assert expected.majority_frac > 0.9  # by agreement only it is the best model there is
 
 
 def test_without_the_guard_its_votes_are_void(tmp_path, planted):
@@ -74,8 +74,8 @@ def test_without_the_guard_its_votes_are_void(tmp_path, planted):
 
 
 def test_a_run_with_void_votes_resumes_as_if_it_had_not_been_interrupted(tmp_path, planted):
-    words = ["steps=2", "guard=warn", "guard.every=1", "checkpoint.every=1", "data.max_questions=8", "group_size=4"]
-    made, _ = run(tmp_path / "r", planted["same"], *words)
+    overrides = ["steps=2", "guard=warn", "guard.every=1", "checkpoint.every=1", "data.max_questions=8", "group_size=4"]
+    made, _ = run(tmp_path / "r", planted["same"], *overrides)
     steps = made.rows("metrics.jsonl")
     assert [row["label/void_frac"] for row in steps] == [1.0, 1.0]
     assert steps[1]["label/kept_frac"] == 1.0  # of what the votes would have been: void labels are no memory
@@ -93,8 +93,8 @@ def _remembered(made):
 
 @pytest.mark.parametrize("reward", ["majority", "leave-one-out", "frequency", "empo", "ttrv", "evol"])
 def test_no_reward_made_of_votes_pays_for_a_void_one(tmp_path, planted, reward):
-    words = ["steps=1", "guard=off", "data.max_questions=8", "group_size=4", f"reward={reward}"]
-    finished, _ = run(tmp_path / "r", planted["same"], *words)
+    overrides = ["steps=1", "guard=off", "data.max_questions=8", "group_size=4", f"reward={reward}"]
+    finished, _ = run(tmp_path / "r", planted["same"], *overrides)
     assert finished.rows("metrics.jsonl")[0]["reward/zero_variance_frac"] == 1.0
 
 

@@ -19,7 +19,7 @@ from spinerl.errors import NonFiniteError
 from spinerl.runs import RunFolder
 
 SHORT = ["questions_per_step=2", "group_size=2", "rollout.max_new_tokens=12", "data.max_questions=4", "threads=1"]
-SHORT += ["guard=warn"]  # random models agree with nobody, and would not be adapted at all
+SHORT += ["guard=warn"]  # random models never agree, and would not be adapted at all
 
 
 def run(arguments, capsys) -> tuple[int, str, str]:
@@ -79,8 +79,8 @@ def test_gold_is_used_for_figures_only(tmp_path, capsys):
     weights, metrics = [], []
     for file in (right, wrong):
         folder = tmp_path / file.stem
-        words = ["questions_per_step=4", "group_size=8", "rollout.max_new_tokens=64", "threads=1", "optim.lr=1e-3"]
-        code, *_ = run(["adapt", f"data={file}", "steps=2", f"run={folder}", *words], capsys)
+        overrides = ["questions_per_step=4", "group_size=8", "rollout.max_new_tokens=64", "threads=1", "optim.lr=1e-3"]
+        code, *_ = run(["adapt", f"data={file}", "steps=2", f"run={folder}", *overrides], capsys)
         assert code == 0
         weights.append((folder / "model" / "model.safetensors").read_bytes())
         metrics.append(RunFolder(folder).rows("metrics.jsonl"))
@@ -101,7 +101,7 @@ def test_method_none_only_evaluates(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["method=ttrl", "rollout.num_votes=4"],
         ["reward=leave-one-out", "advantage.scale=none"],
@@ -112,10 +112,10 @@ def test_method_none_only_evaluates(tmp_path, capsys):
         ["model.dtype=bfloat16", "model.gradient_checkpointing=true"],
         ["vote.tie=random", "vote.min_majority_frac=0.5", "answer.truncated=count"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda overrides: overrides[0],
 )
-def test_every_option_runs(words, tmp_path, capsys):
-    code, _, err = run(["adapt", f"run={tmp_path / 'r'}", "steps=2", "eval.samples=0", *SHORT, *words], capsys)
+def test_every_option_runs(overrides, tmp_path, capsys):
+    code, _, err = run(["adapt", f"run={tmp_path / 'r'}", "steps=2", "eval.samples=0", *SHORT, *overrides], capsys)
     assert code == 0, err
     rows = RunFolder(tmp_path / "r").rows("metrics.jsonl")
     assert len(rows) == 2
@@ -129,7 +129,7 @@ def test_plugins_by_name(tmp_path, capsys, monkeypatch):
         "def selector(entropies, mask, fraction, scope):\n    return mask & (entropies > 0.1)\n"
     )
     monkeypatch.chdir(tmp_path)
-    words = [
+    overrides = [
         "reward=mine:reward",
         "forks.selector=mine:selector",
         "vote.weights=mine:weights",
@@ -138,7 +138,7 @@ def test_plugins_by_name(tmp_path, capsys, monkeypatch):
         "eval.samples=0",
         *SHORT,
     ]
-    assert run(["adapt", *words], capsys)[0] == 0
+    assert run(["adapt", *overrides], capsys)[0] == 0
     assert (tmp_path / "r" / "report.html").is_file()
 
 
@@ -170,10 +170,12 @@ def test_eval_writes_figures_and_predictions(tmp_path, capsys):
 
 def test_a_run_folder_is_a_model(tmp_path, capsys):
     run(["adapt", f"run={tmp_path / 'r'}", "steps=1", "eval.samples=0", *SHORT], capsys)
-    words = ["data.max_questions=2", "eval.samples=0"]
-    code, *_ = run(["eval", tmp_path / "r", "tiny/in-domain", "--json", tmp_path / "e.json", *words], capsys)
+    overrides = ["data.max_questions=2", "eval.samples=0"]
+    code, *_ = run(["eval", tmp_path / "r", "tiny/in-domain", "--json", tmp_path / "e.json", *overrides], capsys)
     assert code == 0
-    code, *_ = run(["eval", tmp_path / "r" / "model", "tiny/in-domain", "--json", tmp_path / "f.json", *words], capsys)
+    code, *_ = run(
+        ["eval", tmp_path / "r" / "model", "tiny/in-domain", "--json", tmp_path / "f.json", *overrides], capsys
+    )
     assert code == 0
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("e.json", "f.json"))
     assert first["eval/greedy_length"] == second["eval/greedy_length"]
@@ -212,7 +214,7 @@ def refused(arguments, capsys, *says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "says"),
     [
         (["data=nowhere.jsonl"], ["nowhere.jsonl"]),
         (["data=empty.jsonl"], ["empty.jsonl", "empty"]),
@@ -236,7 +238,7 @@ def refused(arguments, capsys, *says: str) -> None:
     ],
     ids=lambda value: " ".join(value),
 )
-def test_bad_input_is_one_line_exit_2_and_writes_nothing(words, says, tmp_path, capsys, monkeypatch, model_folders):
+def test_bad_input_is_one_line_exit_2_and_writes_nothing(overrides, says, tmp_path, capsys, monkeypatch, model_folders):
     import shutil
 
     monkeypatch.chdir(tmp_path)
@@ -250,11 +252,11 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(words, says, tmp_path, 
     Path("pickled/model.safetensors").unlink()
     torch.save({}, "pickled/pytorch_model.bin")
     before = sorted(tmp_path.rglob("*"))
-    refused(["adapt", *words, *([] if words[0].endswith(".yaml") else ["run=r"])], capsys, *says)
+    refused(["adapt", *overrides, *([] if overrides[0].endswith(".yaml") else ["run=r"])], capsys, *says)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_existing_run_is_left_alone(tmp_path, capsys):
+def test_an_existing_run_is_not_touched(tmp_path, capsys):
     folder = tmp_path / "r"
     arguments = ["adapt", f"run={folder}", "steps=0", "eval.samples=0", *SHORT]
     assert run(arguments, capsys)[0] == 0
@@ -314,9 +316,9 @@ def test_a_disk_that_fills_up_while_running_is_one_line(tmp_path, capsys, monkey
 
 
 def test_a_non_finite_loss_stops_before_the_update_and_keeps_the_checkpoint(tmp_path, capsys):
-    words = ["data.max_questions=4", "questions_per_step=4", "group_size=8", "threads=1", "eval.samples=0"]
+    overrides = ["data.max_questions=4", "questions_per_step=4", "group_size=8", "threads=1", "eval.samples=0"]
     code, _, err = run(
-        ["adapt", f"run={tmp_path / 'r'}", "steps=30", "checkpoint.every=1", "optim.lr=1e30", "guard=off", *words],
+        ["adapt", f"run={tmp_path / 'r'}", "steps=30", "checkpoint.every=1", "optim.lr=1e30", "guard=off", *overrides],
         capsys,
     )
     assert code == NonFiniteError.exit_code == 1
@@ -350,11 +352,11 @@ def test_score_reads_texts_from_elsewhere(tmp_path, capsys):
 
 
 def test_saved_predictions_score_and_compare_without_the_model(tmp_path, capsys):
-    words = ["data.max_questions=8", "eval.samples=4", "threads=1"]
+    overrides = ["data.max_questions=8", "eval.samples=4", "threads=1"]
     files = []
     for seed in (0, 1):
         files.append(tmp_path / f"p{seed}.jsonl")
-        arguments = ["eval", "tiny-reasoner", "tiny/shift-a", f"seed={seed}", *words, "--predictions", files[-1]]
+        arguments = ["eval", "tiny-reasoner", "tiny/shift-a", f"seed={seed}", *overrides, "--predictions", files[-1]]
         assert run([*arguments, "--json", tmp_path / f"e{seed}.json"], capsys)[0] == 0
     evaluated = json.loads((tmp_path / "e0.json").read_text())
     assert run(["score", files[0], "--json", tmp_path / "s.json"], capsys)[0] == 0
@@ -405,9 +407,16 @@ def test_data_commands(tmp_path, capsys):
 def test_adapters_that_learned_nothing_say_so(questions, model_folders, tmp_path, capsys):
     pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
     made, whole = tmp_path / "r", tmp_path / "whole"
-    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", f"run={made}", "steps=1", *SHORT]
-    # The guard finds that this random model agrees with nobody, and trains nothing.
-    code, out, error = run(["adapt", *words, "guard=rollback", "eval.samples=0"], capsys)
+    overrides = [
+        f"model={model_folders('qwen2')}",
+        f"data={questions}",
+        "lora.rank=2",
+        f"run={made}",
+        "steps=1",
+        *SHORT,
+    ]
+    # The guard finds that this random model never agrees with itself, and trains nothing.
+    code, out, error = run(["adapt", *overrides, "guard=rollback", "eval.samples=0"], capsys)
     assert code == 0, error
     assert f"the adapters saved in {made / 'model'} learned nothing (all 0)" in out
     code, out, error = run(["merge", made, "--out", whole], capsys)
@@ -420,9 +429,9 @@ def test_adapters_that_learned_nothing_say_so(questions, model_folders, tmp_path
 def test_adapters_from_adapt_to_merge(questions, model_folders, tmp_path, capsys):
     pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
     made, whole = tmp_path / "r", tmp_path / "whole"
-    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", "optim.lr=0.05", f"run={made}"]
-    words += ["checkpoint.every=1"]
-    code, _, error = run(["adapt", *words, "steps=2", "answer.truncated=count", "band.weight=0.5", *SHORT], capsys)
+    overrides = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", "optim.lr=0.05", f"run={made}"]
+    overrides += ["checkpoint.every=1"]
+    code, _, error = run(["adapt", *overrides, "steps=2", "answer.truncated=count", "band.weight=0.5", *SHORT], capsys)
     assert code == 0, error
     assert {file.name for file in (made / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not (made / "model" / "model.safetensors").exists()
@@ -449,11 +458,11 @@ def test_adapters_from_adapt_to_merge(questions, model_folders, tmp_path, capsys
         assert code == 0, error
         texts.append(file.read_text())
     assert texts[0] == texts[1]
-    for words, says in (
+    for overrides, says in (
         (["merge", str(made), "--out", str(whole)], "is not empty"),
         (["merge", str(whole), "--out", str(tmp_path / "more")], "holds no adapters"),
     ):
-        code, _, error = run(words, capsys)
+        code, _, error = run(overrides, capsys)
         assert code == 2
         assert says in error
 
@@ -463,8 +472,8 @@ def test_adapters_without_peft_name_the_extra(questions, model_folders, tmp_path
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else found(name, *rest))
-    words = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", f"run={tmp_path / 'r'}"]
-    code, _, error = run(["adapt", *words, *SHORT], capsys)
+    overrides = [f"model={model_folders('qwen2')}", f"data={questions}", "lora.rank=2", f"run={tmp_path / 'r'}"]
+    code, _, error = run(["adapt", *overrides, *SHORT], capsys)
     assert code == 2
     assert "pip install 'spinerl[lora]'" in error
     assert not (tmp_path / "r").exists()
@@ -474,26 +483,32 @@ CUT = "no response ended by itself within rollout.max_new_tokens=3; responses en
 
 
 def test_responses_that_never_end_are_questioned_once(tmp_path, capsys):
-    words = ["data.max_questions=4", "group_size=2", "eval.samples=2", "rollout.max_new_tokens=3", "guard.questions=4"]
-    words += ["questions_per_step=2", "threads=1"]
-    code, out, error = run(["adapt", *words, "steps=2", "guard=warn", f"run={tmp_path / 'r'}"], capsys)
+    overrides = [
+        "data.max_questions=4",
+        "group_size=2",
+        "eval.samples=2",
+        "rollout.max_new_tokens=3",
+        "guard.questions=4",
+    ]
+    overrides += ["questions_per_step=2", "threads=1"]
+    code, out, error = run(["adapt", *overrides, "steps=2", "guard=warn", f"run={tmp_path / 'r'}"], capsys)
     assert code == 0, error
     assert out.count(CUT) == 1
     assert "name its ending in rollout.stop, or raise rollout.max_new_tokens" in out
-    code, _, error = run(["eval", "tiny-reasoner", "tiny/shift-a", *words], capsys)
+    code, _, error = run(["eval", "tiny-reasoner", "tiny/shift-a", *overrides], capsys)
     assert code == 0
     assert error.count(CUT) == 1
-    code, _, error = run(["preflight", "tiny-reasoner", "tiny/shift-a", *words], capsys)
+    code, _, error = run(["preflight", "tiny-reasoner", "tiny/shift-a", *overrides], capsys)
     assert code == 0
     assert error.count(CUT) == 1
-    words[3] = "rollout.max_new_tokens=128"
-    code, out, error = run(["adapt", *words, "steps=1", "guard=warn", f"run={tmp_path / 's'}"], capsys)
+    overrides[3] = "rollout.max_new_tokens=128"
+    code, out, error = run(["adapt", *overrides, "steps=1", "guard=warn", f"run={tmp_path / 's'}"], capsys)
     assert code == 0, error
     assert "no response ended" not in out + error
 
 
 def test_tokens_that_are_cut_on_purpose_are_not_questioned(tmp_path, capsys):
-    words = [
+    overrides = [
         "data.max_questions=4",
         "group_size=2",
         "eval.samples=0",
@@ -501,8 +516,8 @@ def test_tokens_that_are_cut_on_purpose_are_not_questioned(tmp_path, capsys):
         "threads=1",
         "guard=warn",
     ]
-    words += ["method=upft", "steps=1", "forks.num_tokens=2", "guard.questions=4", f"run={tmp_path / 'r'}"]
-    code, out, error = run(["adapt", *words], capsys)
+    overrides += ["method=upft", "steps=1", "forks.num_tokens=2", "guard.questions=4", f"run={tmp_path / 'r'}"]
+    code, out, error = run(["adapt", *overrides], capsys)
     assert code == 0, error
     assert RunFolder.open(tmp_path / "r").rows("metrics.jsonl")[0]["rollout/truncated_frac"] == 1.0
     assert "no response ended" not in out

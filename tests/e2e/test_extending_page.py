@@ -49,9 +49,9 @@ def test_late_forks_are_in_the_second_half(mine):
 
 @pytest.mark.usefixtures("mine")
 def test_the_recipe_runs(tmp_path):
-    words = ["steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32"]
+    overrides = ["steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32"]
     with pytest.raises(SystemExit) as ended:
-        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", "guard=off", "eval.samples=0", "threads=1", *words])
+        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", "guard=off", "eval.samples=0", "threads=1", *overrides])
     assert not ended.value.code
     finished = RunFolder.open(tmp_path / "r")
     assert finished.config.reward == "mine:cautious"

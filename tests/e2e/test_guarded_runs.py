@@ -13,7 +13,7 @@ from spinerl.guard.select import rank_runs
 from spinerl.runs import RunFolder
 from spinerl.train import adapt
 
-WORDS = [
+OVERRIDES = [
     "data=tiny/shift-a",
     "data.max_questions=24",
     "questions_per_step=4",
@@ -41,15 +41,15 @@ class Quiet:
     tokens = step = evaluation = checkpoint = phase
 
 
-def run(folder, *words, resume=None):
+def run(folder, *overrides, resume=None):
     observer = Quiet()
-    config = load_config(overrides=[*WORDS, f"run={folder}", *words])
+    config = load_config(overrides=[*OVERRIDES, f"run={folder}", *overrides])
     return adapt(config, observer, resume=resume), observer.notes
 
 
-def command(*words):
+def command(*overrides):
     with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
+        main([str(word) for word in overrides])
     assert not ended.value.code
 
 
@@ -75,12 +75,12 @@ def test_a_no_go_trains_nothing_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lr", "share", "words"),
+    ("lr", "share", "overrides"),
     [(5e-4, 0.0, []), (0.02, 0.0, []), (5e-4, 0.05, ["vote.memory=sum"])],
     ids=["usual", "destructive", "remembered"],
 )
-def test_the_weights_of_the_best_look_come_back(tmp_path, lr, share, words):
-    finished, _ = run(tmp_path / "r", "steps=5", f"optim.lr={lr}", "guard.no_go=0", *words)
+def test_the_weights_of_the_best_look_come_back(tmp_path, lr, share, overrides):
+    finished, _ = run(tmp_path / "r", "steps=5", f"optim.lr={lr}", "guard.no_go=0", *overrides)
     looks = finished.rows("guard.jsonl")
     guard = finished.manifest["guard"]
     highest = max(look["score"] for look in looks)
@@ -108,11 +108,11 @@ def test_other_modes_keep_the_last_weights(tmp_path, mode):
 
 
 def test_the_guard_changes_no_weight_and_a_resumed_run_repeats_it(tmp_path):
-    alone, _ = run(tmp_path / "off", "steps=4", "guard=off")
+    unwatched, _ = run(tmp_path / "off", "steps=4", "guard=off")
     watched, _ = run(tmp_path / "warn", "steps=4", "guard=warn", "guard.no_go=0")
-    assert all(torch.equal(a, b) for a, b in zip(weights(alone).values(), weights(watched).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(unwatched).values(), weights(watched).values(), strict=True))
     assert "label/halves_agree" in watched.rows("metrics.jsonl")[0]
-    assert not (alone.path / "guard.jsonl").exists()
+    assert not (unwatched.path / "guard.jsonl").exists()
     half, _ = run(tmp_path / "half", "steps=4", "guard.no_go=0")
     whole = remembered(half)
     for step in (3, 4):
@@ -153,8 +153,8 @@ def test_runs_are_ranked_by_the_score_of_what_they_kept(tmp_path):
 def test_preflight_says_no_go_on_the_hard_shift_and_go_on_the_easy_one(tmp_path, capsys):
     for suite, verdict in (("shift-hard", "no-go"), ("shift-a", "go")):
         target = tmp_path / f"{suite}.json"
-        words = ["threads=1", "guard.preflight_questions=32"]
-        command("preflight", "tiny-reasoner", f"tiny/{suite}", *words, "--json", target)
+        overrides = ["threads=1", "guard.preflight_questions=32"]
+        command("preflight", "tiny-reasoner", f"tiny/{suite}", *overrides, "--json", target)
         figures = json.loads(target.read_text())
         assert figures["verdict"] == verdict
         assert len(figures["questions"]) == 32

@@ -16,7 +16,7 @@ from spinerl.cli import main
 from spinerl.runs import RunFolder
 
 # Everything that carries state from step to step: moments, schedule, moving band edges, anchor, several updates.
-WORDS = [
+OVERRIDES = [
     "data=tiny/in-domain", "data.max_questions=6", "questions_per_step=3", "group_size=4", "steps=6", "threads=1",
     "rollout.max_new_tokens=48", "optim.lr=1e-3", "optim.schedule=cosine", "optim.warmup_steps=2",
     "optim.minibatches=2", "anchor.weight=0.1", "band.weight=0.1", "band.edges=ema", "eval.every=3", "eval.samples=2",
@@ -41,7 +41,7 @@ def same(run: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    main_or_exit(["adapt", *WORDS, f"run={run}"])
+    main_or_exit(["adapt", *OVERRIDES, f"run={run}"])
     rows = figures(run, "metrics.jsonl")
     assert len(rows) == 6
     assert any(row["optim/grad_norm"] > 0 for row in rows)
@@ -77,7 +77,7 @@ def test_killed_and_resumed(whole, tmp_path, moment):
     run = tmp_path / "run"
     name, lines = MOMENTS[moment]
     process = subprocess.Popen(
-        [sys.executable, "-m", "spinerl.cli", "adapt", *WORDS, f"run={run}"],
+        [sys.executable, "-m", "spinerl.cli", "adapt", *OVERRIDES, f"run={run}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -183,8 +183,8 @@ def test_stopped_amid_a_round_and_resumed(reusing, tmp_path, method, last):
 def test_changed_data_is_refused(tmp_path, capsys):
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(f'{{"question": "What is {i} + 1?"}}\n' for i in range(3)))
-    words = [f"data={questions}", "questions_per_step=2", "group_size=2", "steps=1", "rollout.max_new_tokens=8"]
-    main_or_exit(["adapt", *words, f"run={tmp_path / 'run'}", "eval.samples=0"])
+    overrides = [f"data={questions}", "questions_per_step=2", "group_size=2", "steps=1", "rollout.max_new_tokens=8"]
+    main_or_exit(["adapt", *overrides, f"run={tmp_path / 'run'}", "eval.samples=0"])
     questions.write_text('{"question": "Another?"}\n')
     with pytest.raises(SystemExit) as exit_:
         main(["adapt", "--resume", str(tmp_path / "run")])

@@ -83,11 +83,11 @@ def test_adapt_eval_preflight_report(vision_model_folders, family, questions, tm
 
 
 def test_compare(vision_model_folders, questions, tmp_path, capsys):
-    words = [w for w in SHORT if not w.startswith(("log", "guard", "checkpoint"))]
+    overrides = [w for w in SHORT if not w.startswith(("log", "guard", "checkpoint"))]
     out_folder = tmp_path / "side-by-side"
     code, _, error = run(
         ["compare", "methods=none,ttrl,spine", f"model={vision_model_folders('idefics3')}", f"data={questions}",
-         "seeds=0", f"out={out_folder}", *words],
+         "seeds=0", f"out={out_folder}", *overrides],
         capsys,
     )  # fmt: skip
     assert code == 0, error
@@ -95,12 +95,13 @@ def test_compare(vision_model_folders, questions, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["method=ettrl"], ["model.train_vision=true"], ["engine.disable=[shared-images]"], ["anchor.weight=0.1"]]
+    "overrides",
+    [["method=ettrl"], ["model.train_vision=true"], ["engine.disable=[shared-images]"], ["anchor.weight=0.1"]],
 )
-def test_options_with_images(vision_model_folders, questions, words, tmp_path, capsys):
+def test_options_with_images(vision_model_folders, questions, overrides, tmp_path, capsys):
     made = tmp_path / "run"
     model = vision_model_folders("qwen2_5_vl")
-    code, _, error = run(["adapt", f"model={model}", f"data={questions}", f"run={made}", *SHORT, *words], capsys)
+    code, _, error = run(["adapt", f"model={model}", f"data={questions}", f"run={made}", *SHORT, *overrides], capsys)
     assert code == 0, error
 
 

@@ -20,15 +20,15 @@ from spinerl.train import adapt
 from spinerl.workload import open_workload
 from tests.e2e.test_guarded_runs import Quiet
 
-WORDS = [
+OVERRIDES = [
     "data=tiny/shift-a", "data.max_questions=6", "questions_per_step=3", "group_size=4", "steps=6", "threads=1",
     "guard=off", "checkpoint.every=3", "optim.lr=2e-3",
     "log.sample_every=1", "log.sample_questions=3", "log.sample_responses=4",
 ]  # fmt: skip
 
 
-def run(folder, *words) -> RunFolder:
-    return adapt(load_config(overrides=[*WORDS, f"run={folder}", *words]), Quiet())
+def run(folder, *overrides) -> RunFolder:
+    return adapt(load_config(overrides=[*OVERRIDES, f"run={folder}", *overrides]), Quiet())
 
 
 def recount(made: RunFolder, memory: str, num_start: int) -> list[str | None]:
@@ -59,8 +59,8 @@ def winner(counts: Counter, held: str | None) -> str | None:
 
 @pytest.mark.parametrize(("memory", "num_start"), [("sum", 0), ("sum", 5), ("fixed", 5)])
 def test_labels_are_the_winners_of_all_that_was_said(tmp_path, memory, num_start):
-    words = [f"vote.memory={memory}", f"vote.memory_start={num_start}", "eval.samples=5"]
-    made = run(tmp_path / "run", *words)
+    overrides = [f"vote.memory={memory}", f"vote.memory_start={num_start}", "eval.samples=5"]
+    made = run(tmp_path / "run", *overrides)
     labels = [row["label"] for row in made.rows("labels.jsonl")]
     assert len(labels) == 18
     assert labels == recount(made, memory, num_start)
@@ -86,8 +86,8 @@ def test_labels_are_the_winners_of_all_that_was_said(tmp_path, memory, num_start
 
 def test_start_votes_are_those_of_the_evaluation_drawn_or_not(tmp_path):
     """The same whether an evaluation has them already, and whatever it draws beyond them."""
-    words = ["vote.memory=sum", "vote.memory_start=4", "steps=2"]
-    drawn, taken = run(tmp_path / "a", *words, "eval.samples=0"), run(tmp_path / "b", *words, "eval.samples=4")
+    overrides = ["vote.memory=sum", "vote.memory_start=4", "steps=2"]
+    drawn, taken = run(tmp_path / "a", *overrides, "eval.samples=0"), run(tmp_path / "b", *overrides, "eval.samples=4")
     assert drawn.rows("labels.jsonl") == taken.rows("labels.jsonl")
     first, second = (one.rows("metrics.jsonl")[0]["memory/tokens"] for one in (drawn, taken))
     assert first == second
@@ -117,7 +117,7 @@ def test_a_slow_copy_votes_and_follows(tmp_path):
             torch.testing.assert_close(saved[name], p, rtol=1e-6, atol=1e-7)
             assert not torch.equal(saved[name], now[name])
     rows = made.rows("labels.jsonl")
-    assert [row["votes"] for row in rows] == [4.0] * 9  # the copy's alone, and nothing remembered
+    assert [row["votes"] for row in rows] == [4.0] * 9  # only the copy's, and nothing remembered
     assert [row["label"] for row in rows] != [row["vote"] for row in rows]
     assert all(row["memory/tokens"] > 0 for row in made.rows("metrics.jsonl"))
 

@@ -29,12 +29,19 @@ def test_a_wheel_runs_from_any_folder(tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    words = ["steps=1", "data.max_questions=2", "questions_per_step=2", "group_size=2", "threads=1", "eval.samples=0"]
+    overrides = [
+        "steps=1",
+        "data.max_questions=2",
+        "questions_per_step=2",
+        "group_size=2",
+        "threads=1",
+        "eval.samples=0",
+    ]
     code = (
         "import spinerl, sys; from spinerl.cli import main; assert 'installed' in spinerl.__file__; main(sys.argv[1:])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "adapt", *words],
+        [sys.executable, "-c", code, "adapt", *overrides],
         cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True,

@@ -11,7 +11,7 @@ from spinerl.answers import Equivalence
 from spinerl.config import LoraConfig, load_config
 from spinerl.engine import forward
 from spinerl.engine.adapters import add_adapters
-from spinerl.engine.cpu import activations as replay_room
+from spinerl.engine.cpu import activations as activations_module
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
@@ -20,12 +20,12 @@ from tests.engine.test_savings import relative_gap
 from tests.engine.test_update import QUESTIONS, REWARDS, TEXTS, gradient
 from tests.models import ARCHITECTURES, compute_norms_in_float64, needs_loops, without, write_model
 
-WORDS = ("group_size=4", "rollout.max_new_tokens=20", "band.weight=0.2", "optim.max_grad_norm=0")
+OVERRIDES = ("group_size=4", "rollout.max_new_tokens=20", "band.weight=0.2", "optim.max_grad_norm=0")
 
 
-def recorded(folder, *words, dtype=torch.float32, adapters=False):
+def recorded(folder, *overrides, dtype=torch.float32, adapters=False):
     """(config, policy, batch with a record, targets) of a rollout that was recorded."""
-    config = load_config(overrides=[f"model={folder}", *WORDS, *words])
+    config = load_config(overrides=[f"model={folder}", *OVERRIDES, *overrides])
     policy = load_model(config.model, config.engine)
     policy.model.to(dtype)
     if dtype == torch.float64:
@@ -61,12 +61,12 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
         lambda s, dim, dtype=None, **_: softmax(s, dim=dim, dtype=None if s.dtype == torch.float64 else dtype),
     )
     folder = write_model(architecture, tmp_path, spread=0.1, head_dim=head_dim)
-    if architecture == "gpt2":  # its products are no linear layers
+    if architecture == "gpt2":  # its matmuls are not linear layers
         assert recorded(folder, dtype=dtype)[2].activations is None
         return
     # In float32 rounding decides on which side of a band's edge a token lies that is within 1e-6 of it: none there.
-    words = ["band.weight=0"] if dtype == torch.float32 else []
-    config, policy, *others = recorded(folder, *words, dtype=dtype)
+    overrides = ["band.weight=0"] if dtype == torch.float32 else []
+    config, policy, *others = recorded(folder, *overrides, dtype=dtype)
     gap, loss_gap = compared(config, policy, *others)
     assert gap <= limit
     assert loss_gap <= limit
@@ -75,7 +75,7 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["optim.micro_batch_rows=2"],
         ["optim.micro_batch_tokens=60", "engine.disable=[trim,skip]"],
@@ -88,9 +88,9 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
     ],
     ids=" ".join,
 )
-def test_however_it_was_sampled_and_is_computed(tmp_path, words):
+def test_however_it_was_sampled_and_is_computed(tmp_path, overrides):
     folder = write_model("qwen3", tmp_path, spread=0.1, head_dim=16)
-    gap, loss_gap = compared(*recorded(folder, *words))
+    gap, loss_gap = compared(*recorded(folder, *overrides))
     assert gap <= 2e-6
     assert loss_gap <= 2e-6
 
@@ -129,7 +129,7 @@ def test_adapters_too(tmp_path):
     assert gap <= 5e-6
 
 
-def test_a_record_serves_the_weights_it_was_made_with_alone(model_folders):
+def test_activations_are_valid_only_for_the_weights_they_were_made_with(model_folders):
     config, policy, batch, targets = recorded(model_folders("qwen2"))
     assert batch.activations.serves(policy)
     with torch.no_grad():
@@ -144,11 +144,11 @@ def test_a_record_serves_the_weights_it_was_made_with_alone(model_folders):
 def test_what_does_not_fit_is_not_kept(model_folders, monkeypatch):
     """Memory for some tokens, not for all: the rollout is as ever, without a record."""
     _, _, batch, _ = recorded(model_folders("qwen2"))
-    monkeypatch.setattr(replay_room, "free_bytes", lambda _: 4 * 4 * 100 * 2 * (4 * 32 + 2 * 64))
+    monkeypatch.setattr(activations_module, "free_bytes", lambda _: 4 * 4 * 100 * 2 * (4 * 32 + 2 * 64))
     _, _, other, _ = recorded(model_folders("qwen2"))
     assert other.activations is None
     assert torch.equal(other.tokens, batch.tokens)
-    monkeypatch.setattr(replay_room, "free_bytes", lambda _: 1)
+    monkeypatch.setattr(activations_module, "free_bytes", lambda _: 1)
     assert recorded(model_folders("qwen2"))[2].activations is None
 
 
@@ -157,7 +157,7 @@ def test_a_layer_that_is_not_run_once_per_token_leaves_no_record(model_folders):
     block = policy.model.model.layers[0].mlp
     ordinary = block.forward
     block.forward = lambda states: ordinary(states) + block.down_proj(0 * block.up_proj(states))
-    config = load_config(overrides=[f"model={model_folders('llama')}", *WORDS])
+    config = load_config(overrides=[f"model={model_folders('llama')}", *OVERRIDES])
     policy = without(policy, "compiled")
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     rollout = sample_responses(policy, QUESTIONS, prompts, 2, config.rollout, ("u",), keep_activations=True)
@@ -168,8 +168,8 @@ def test_a_step_uses_it_and_lets_go_of_it(model_folders):
     """Two minibatches: the first update is of the weights that sampled, the second is not."""
     results = {}
     for replay in ("[]", "[activation-reuse]"):
-        words = [*WORDS, "optim.lr=1e-3", "optim.minibatches=2", f"engine.disable={replay}", "answer.kind=text"]
-        config = load_config(overrides=[f"model={model_folders('qwen3')}", *words, "answer.truncated=count"])
+        overrides = [*OVERRIDES, "optim.lr=1e-3", "optim.minibatches=2", f"engine.disable={replay}", "answer.kind=text"]
+        config = load_config(overrides=[f"model={model_folders('qwen3')}", *overrides, "answer.truncated=count"])
         policy = load_model(config.model, config.engine)
         prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
         optimizer = Optimizer(policy.model.parameters(), config.optim, 1)

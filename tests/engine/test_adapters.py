@@ -27,9 +27,9 @@ PROMPTS = ((3, 4, 5, 6, 7), (9, 8, 7))
 ANCHOR = ("anchor.weight=0.3", "band.weight=0.1", "method=spine")
 
 
-def opened(folder, *words):
-    words = [f"model={folder}", "lora.rank=4", "group_size=4", "rollout.max_new_tokens=12", *ANCHOR, *words]
-    config = load_config(overrides=words)
+def opened(folder, *overrides):
+    overrides = [f"model={folder}", "lora.rank=4", "group_size=4", "rollout.max_new_tokens=12", *ANCHOR, *overrides]
+    config = load_config(overrides=overrides)
     loaded = load_model(config.model, config.engine)
     add_adapters(loaded.model, config.lora, config.seed)
     return loaded, config
@@ -137,7 +137,7 @@ def test_every_unknown_target_is_refused_with_near_names(model_folders, targets,
     assert "or all-linear" in str(refused.value)
 
 
-def test_adapters_that_learned_nothing_are_told_apart(model_folders, tmp_path):
+def test_adapters_that_learned_nothing_are_recognized(model_folders, tmp_path):
     loaded, config = opened(model_folders("llama"))
     save_adapters(loaded.model, tmp_path / "new", config.model.name)
     assert learned_nothing(tmp_path / "new")
@@ -163,7 +163,7 @@ def test_the_same_seed_draws_the_same_adapters(model_folders):
     assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
-def test_adapters_of_nobody(tmp_path):
+def test_adapters_of_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(InputError, match="does not say which model"):
         base_of(str(tmp_path))
@@ -181,8 +181,8 @@ from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch
 
 torch.set_num_threads(1)
-words = [f"model={sys.argv[1]}", f"lora.rank={sys.argv[2]}", "anchor.weight=0.1", "group_size=2"]
-config = load_config(overrides=words)
+overrides = [f"model={sys.argv[1]}", f"lora.rank={sys.argv[2]}", "anchor.weight=0.1", "group_size=2"]
+config = load_config(overrides=overrides)
 
 
 def learn():

@@ -44,36 +44,36 @@ def test_output_and_every_gradient(dtype, limit, kv_heads):
     given = tensors(dtype, kv_heads)
     found = _Attention.apply(*given, LENGTHS, spans(PREFIX_OF), 0.3, None)
     expected = plain(*given, 0.3)
-    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4), dtype=dtype)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4), dtype=dtype)
     assert (found - expected).abs().max() <= limit
-    gradients = torch.autograd.grad(found, given, slope)
-    for a, b in zip(gradients, torch.autograd.grad(expected, given, slope), strict=True):
+    gradients = torch.autograd.grad(found, given, grad)
+    for a, b in zip(gradients, torch.autograd.grad(expected, given, grad), strict=True):
         assert (a - b).abs().max() <= limit
 
 
 @needs_loops
-@pytest.mark.parametrize("share", [1.0, 0.2], ids=["all slopes", "few slopes"])
+@pytest.mark.parametrize("share", [1.0, 0.2], ids=["all gradients", "few gradients"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(("width", "tokens"), [(16, 6), (32, 70), (48, 33), (64, 130)])
 def test_the_compiled_one_does_the_same(width, tokens, kv_heads, share):
     """Tiles of queries and keys, whole and in part, key heads that serve one, two and four query heads; tokens without
-    slopes, and a row of such alone."""
+    gradients, and a row of only such."""
     given = tensors(torch.float32, kv_heads, width, tokens)
     wide = [tensor.detach().double().requires_grad_() for tensor in given]
     expected = plain(*wide, 0.3)
-    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
-    slope *= torch.rand(slope.shape[:2], generator=torch.Generator().manual_seed(5))[..., None, None] <= share
-    slope[1] *= share == 1.0
-    expected_gradients = torch.autograd.grad(expected, wide, slope.double())
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    grad *= torch.rand(grad.shape[:2], generator=torch.Generator().manual_seed(5))[..., None, None] <= share
+    grad[1] *= share == 1.0
+    expected_gradients = torch.autograd.grad(expected, wide, grad.double())
     found = _CompiledAttention.apply(*given, LENGTHS, spans(PREFIX_OF), 0.3, None)
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(found, given, slope), expected_gradients, strict=True):
+    for a, b in zip(torch.autograd.grad(found, given, grad), expected_gradients, strict=True):
         assert (a - b).abs().max() <= 1e-5 * max(1.0, float(b.abs().max()))
 
 
 @needs_loops
 def test_rows_of_unlike_lengths_need_no_padding():
-    """Rows one after the other, against the same rows padded, whose padding has no slopes."""
+    """Rows one after the other, against the same rows padded, whose padding has no gradients."""
     given = [tensor.detach().transpose(1, 2) for tensor in tensors(torch.float32, 2, 32, 70)[:3]]
     prompts = [tensor.detach() for tensor in tensors(torch.float32, 2, 32)[3:]]
     lengths = torch.tensor([70, 1, 64, 65, 33])
@@ -85,16 +85,16 @@ def test_rows_of_unlike_lengths_need_no_padding():
     expected, found = kernels.extend_attention(padded), kernels.extend_attention(packed)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b[real])
-    slope = torch.randn(expected[0].shape) * real[..., None, None]
-    by_padded = kernels.extend_attention_backward(padded, slope, *expected)
-    by_packed = kernels.extend_attention_backward(packed, slope[real], *found)
-    for i, (a, b) in enumerate(zip(by_packed, by_padded, strict=True)):
+    grad = torch.randn(expected[0].shape) * real[..., None, None]
+    grad_padded = kernels.extend_attention_backward(padded, grad, *expected)
+    grad_packed = kernels.extend_attention_backward(packed, grad[real], *found)
+    for i, (a, b) in enumerate(zip(grad_packed, grad_padded, strict=True)):
         assert torch.equal(a, b[real] if i < 3 else b)
 
 
 @needs_loops
 def test_rows_that_continue_nothing():
-    """Causal attention alone, by the same loop."""
+    """Causal attention by itself, by the same loop."""
     queries, keys, values = (torch.randn(3, 70, heads, 32) for heads in (4, 2, 2))
     nothing = torch.empty(1, 2, 0, 32)
     job = kernels.ExtendAttention(queries, keys, values, nothing, nothing, (0,), ((0, 0, 3),), 0.3)
@@ -102,10 +102,10 @@ def test_rows_that_continue_nothing():
     wide = [tensor.double().transpose(1, 2).requires_grad_() for tensor in (queries, keys, values)]
     expected = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True, scale=0.3, enable_gqa=True)
     assert torch.allclose(output.double(), expected.transpose(1, 2), atol=1e-5)
-    slope = torch.randn(output.shape)
-    found = kernels.extend_attention_backward(job, slope, output, total)
+    grad = torch.randn(output.shape)
+    found = kernels.extend_attention_backward(job, grad, output, total)
     assert found[3].shape == nothing.shape
-    for a, b in zip(found[:3], torch.autograd.grad(expected, wide, slope.double().transpose(1, 2)), strict=True):
+    for a, b in zip(found[:3], torch.autograd.grad(expected, wide, grad.double().transpose(1, 2)), strict=True):
         assert torch.allclose(a.double(), b.transpose(1, 2), atol=1e-4)
 
 
@@ -121,8 +121,8 @@ def test_what_is_known_is_not_computed_and_the_gradient_is_the_same(attention):
         tensor[:, 0] = torch.nan
     found = attention.apply(*given, *others, known)
     assert torch.allclose(found, expected, atol=1e-6)
-    slope = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
-    for a, b in zip(torch.autograd.grad(found, given, slope), torch.autograd.grad(expected, given, slope), strict=True):
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(4))
+    for a, b in zip(torch.autograd.grad(found, given, grad), torch.autograd.grad(expected, given, grad), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 

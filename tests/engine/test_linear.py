@@ -62,7 +62,7 @@ def test_an_error_inside_leaves_no_packed_layer(model_folders):
 
 
 @pytest.mark.parametrize("patch", [packed_weights, onednn_linear])
-def test_other_types_are_left_alone(model_folders, patch):
+def test_other_types_are_not_touched(model_folders, patch):
     loaded, _ = opened(model_folders("qwen3"), **{"model.dtype": "bfloat16"})
     with patch(loaded):
         assert not any("forward" in module.__dict__ for module in loaded.model.modules())

@@ -44,10 +44,10 @@ SMALL = {
 }  # the row has 60 votes
 
 
-def opened(folder, method, *words, dtype=torch.float64):
-    words = [*SMALL.get(method, ()), *words]
+def opened(folder, method, *overrides, dtype=torch.float64):
+    overrides = [*SMALL.get(method, ()), *overrides]
     config = load_config(
-        overrides=[f"model={folder}", f"method={method}", "group_size=4", "rollout.max_new_tokens=14", *words]
+        overrides=[f"model={folder}", f"method={method}", "group_size=4", "rollout.max_new_tokens=14", *overrides]
     )
     policy, anchor = load_model(config.model, config.engine), load_model(config.model, config.engine)
     for loaded in (policy, anchor):

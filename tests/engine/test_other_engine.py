@@ -46,11 +46,11 @@ class Neighbour:
 def scene(model_folders):
     """(configuration, a model that learns, the same with a neighbour sampling for it)"""
 
-    def opened(*words):
+    def opened(*overrides):
         folder = model_folders("qwen3")
         common = ["answer.kind=text", "answer.truncated=count", "rollout.max_new_tokens=12", "group_size=6"]
         config = load_config(
-            overrides=[f"model={folder}", *common, "questions_per_step=2", "rollout.temperature=0.8", *words]
+            overrides=[f"model={folder}", *common, "questions_per_step=2", "rollout.temperature=0.8", *overrides]
         )
         loaded, behaviour = load_model(config.model, config.engine), load_model(config.model, config.engine)
         with torch.no_grad():

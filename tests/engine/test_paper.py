@@ -20,7 +20,7 @@ from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets, sample, trained_rows
 from spinerl.types import Question
-from tests.engine.test_vision import alone, picture
+from tests.engine.test_vision import picture, single_row
 from tests.models import compute_norms_in_float64
 from tests.vision_models import image_place
 
@@ -84,10 +84,12 @@ def page(config, policy, anchor, rollout, rows, shift):
         length = int(rollout.mask[i].sum())
         prompt = rollout.prompts[i // n]
         tokens[i] = rollout.tokens[i, :length].tolist()
-        logits = alone(policy, prompt, tokens[i])[len(prompt) - 1 : -1] / temperature
+        logits = single_row(policy, prompt, tokens[i])[len(prompt) - 1 : -1] / temperature
         logs[i] = torch.log_softmax(logits, -1)
         with torch.no_grad():
-            anchor_logs[i] = torch.log_softmax(alone(anchor, prompt, tokens[i])[len(prompt) - 1 : -1] / temperature, -1)
+            anchor_logs[i] = torch.log_softmax(
+                single_row(anchor, prompt, tokens[i])[len(prompt) - 1 : -1] / temperature, -1
+            )
 
     reward, advantage = {}, {}
     for q, answers in enumerate(ANSWERS):
@@ -136,14 +138,16 @@ def page(config, policy, anchor, rollout, rows, shift):
 
 
 @pytest.mark.parametrize("micro_rows", [1, 3, 16], ids=["micro-batches of 1", "of 3", "of all"])
-@pytest.mark.parametrize("words", [[], ["anchor.estimator=exact", "band.weight_low=0.02"]], ids=["recipe", "exact KL"])
+@pytest.mark.parametrize(
+    "overrides", [[], ["anchor.estimator=exact", "band.weight_low=0.02"]], ids=["recipe", "exact KL"]
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_step_is_the_papers_page(scenes, name, words, micro_rows):
+def test_the_step_is_the_papers_page(scenes, name, overrides, micro_rows):
     config, policy, anchor, rollout = scenes(name)
     folder = config.model.name
-    words = [f"model.name={folder}", *SMALL, *words, f"optim.micro_batch_rows={micro_rows}"]
-    config = load_config(RECIPES[name], words)
-    rows = list(range(16)) if micro_rows != 3 else list(range(8, 16))  # also the second question alone: a minibatch
+    overrides = [f"model.name={folder}", *SMALL, *overrides, f"optim.micro_batch_rows={micro_rows}"]
+    config = load_config(RECIPES[name], overrides)
+    rows = list(range(16)) if micro_rows != 3 else list(range(8, 16))  # also only the second question: a minibatch
     policy.model.zero_grad()
     loss, old, entropies, forks = page(config, policy, anchor, rollout, rows, shift=0.5)
     loss.backward()

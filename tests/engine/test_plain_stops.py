@@ -47,7 +47,7 @@ def questions_file(tmp_path_factory):
     return file
 
 
-def configured(base_model, questions_file, *words):
+def configured(base_model, questions_file, *overrides):
     return load_config(
         overrides=[
             f"model={base_model}",
@@ -57,7 +57,7 @@ def configured(base_model, questions_file, *words):
             f"rollout.max_new_tokens={len(RUN_ON)}",
             "rollout.temperature=0.05",
             "eval.samples=2",
-            *words,
+            *overrides,
         ]
     )
 

@@ -88,9 +88,9 @@ def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):
     config, loaded, prompts = opened(folder, **{"rollout.max_new_tokens": 24})
     together = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 2))
     narrow = without(loaded, kv_cache_tokens=200)
-    alone = sample_responses(narrow, QUESTIONS[::-1], prompts[::-1], 4, config.rollout, ("t", 2))
-    assert together.texts[:4] == alone.texts[-4:]
-    assert together.texts[-4:] == alone.texts[:4]
+    single = sample_responses(narrow, QUESTIONS[::-1], prompts[::-1], 4, config.rollout, ("t", 2))
+    assert together.texts[:4] == single.texts[-4:]
+    assert together.texts[-4:] == single.texts[:4]
     assert sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("t", 3)).texts != together.texts
 
 

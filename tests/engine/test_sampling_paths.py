@@ -81,11 +81,11 @@ def test_checking_less_often_changes_nothing(model_folders, architecture):
     config = rollout_config()
     for parts in ((), ("compact",), ("shared-prefix",), ("shared-prefix", "compact")):
         loaded = without(loaded, *parts, kv_cache_tokens=14 * TOKENS)
-        often = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), turns_per_check=1)
-        for turns in (3, 16, 1000):
-            same(sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), turns_per_check=turns), often)
-            greedy = greedy_responses(loaded, QUESTIONS, prompts, config, turns_per_check=turns)
-            same(greedy, greedy_responses(loaded, QUESTIONS, prompts, config, turns_per_check=1))
+        often = sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), steps_per_check=1)
+        for steps in (3, 16, 1000):
+            same(sample_responses(loaded, QUESTIONS, prompts, 6, config, ("c",), steps_per_check=steps), often)
+            greedy = greedy_responses(loaded, QUESTIONS, prompts, config, steps_per_check=steps)
+            same(greedy, greedy_responses(loaded, QUESTIONS, prompts, config, steps_per_check=1))
 
 
 def test_waiting_questions_enter_when_others_finish(model_folders):
@@ -212,17 +212,17 @@ def test_figures_that_are_no_numbers_stop_the_run(model_folders):
     sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("n",))
     with torch.no_grad():
         loaded.model.get_output_embeddings().weight[7] = float("nan")
-    for turns in (1, 16):
+    for steps in (1, 16):
         with pytest.raises(NonFiniteError, match="logits"):
-            sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("n",), turns_per_check=turns)
+            sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("n",), steps_per_check=steps)
 
 
 def test_every_token_is_reported(model_folders):
     loaded, prompts = opened(model_folders("qwen3"))
-    for turns in (1, 16):
+    for steps in (1, 16):
         seen = []
         rollout = sample_responses(
-            loaded, QUESTIONS, prompts, 4, rollout_config(), ("o",), seen.append, turns_per_check=turns
+            loaded, QUESTIONS, prompts, 4, rollout_config(), ("o",), seen.append, steps_per_check=steps
         )
         assert sum(seen) == int(rollout.mask.sum())
 

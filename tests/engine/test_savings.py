@@ -46,7 +46,7 @@ def test_all_savings_together_give_the_plain_gradient(tmp_path, architecture, dt
     loss, expected = gradient(*plain)
     # the very same rollout and targets, so that only the computation differs
     for more in (["optim.head_chunk=3"], ["optim.head_chunk=3", "optim.micro_batch_rows=2"]):
-        fast = load_config(overrides=[*_words(plain), *TERMS, *more])
+        fast = load_config(overrides=[*_overrides(plain), *TERMS, *more])
         found_loss, found = gradient(fast, *plain[1:])
         assert plain[1].capabilities.uses("split_head")
         assert plain[1].capabilities.uses("shared_prompts")
@@ -59,7 +59,7 @@ def test_every_combination_gives_the_same_numbers(model_folders, on):
     plain = prepared(model_folders("qwen3"), *TERMS, *PLAIN, dtype=torch.float64)
     loss, expected = gradient(*plain)
     off = [name for name, value in zip(SWITCHES, on, strict=True) if not value]
-    config = load_config(overrides=[*_words(plain), *TERMS, f"engine.disable=[{','.join(off)}]"])
+    config = load_config(overrides=[*_overrides(plain), *TERMS, f"engine.disable=[{','.join(off)}]"])
     found_loss, found = gradient(config, *plain[1:])
     assert found_loss == pytest.approx(loss, abs=1e-10)
     assert relative_gap(found, expected) <= 1e-10
@@ -138,7 +138,7 @@ def test_a_model_that_breaks_sharing_runs_plainly(model_folders):
     assert torch.equal(policy.model.get_input_embeddings().weight, before), "a trial leaves the model as it was"
 
 
-def test_a_trial_leaves_gradients_and_flags_alone(model_folders):
+def test_a_trial_keeps_gradients_and_flags(model_folders):
     config, policy, _, batch, _, _ = prepared(model_folders("qwen2"))
     policy.capabilities.clear()
     weight = policy.model.get_input_embeddings().weight
@@ -159,8 +159,8 @@ def test_chunks_cover_all_positions_once():
     assert list(chunks(0, 10)) == []
 
 
-def _words(prepared_run):
-    """The words that name the same model and sizes as `prepared` did."""
+def _overrides(prepared_run):
+    """The overrides that name the same model and sizes as `prepared` did."""
     config = prepared_run[0]
     return [
         f"model={config.model.name}",

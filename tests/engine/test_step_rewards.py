@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spinerl import rewards as rewards_room
+from spinerl import rewards as rewards_module
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
@@ -26,16 +26,16 @@ TEXTS = ("What is 2 + 3?", "Hi")
 QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in enumerate(TEXTS))
 
 
-def opened(folder, *words):
-    config = load_config(overrides=[f"model={folder}", "group_size=4", "rollout.max_new_tokens=12", *words])
+def opened(folder, *overrides):
+    config = load_config(overrides=[f"model={folder}", "group_size=4", "rollout.max_new_tokens=12", *overrides])
     loaded = load_model(config.model, config.engine)
     return config, loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_every_method_takes_a_step(model_folders, method):
-    words = ["answer.kind=text", "answer.truncated=count", "vote.tie=first", "optim.lr=0.01"]
-    config, policy, prompts = opened(model_folders("llama"), f"method={method}", *words)
+    overrides = ["answer.kind=text", "answer.truncated=count", "vote.tie=first", "optim.lr=0.01"]
+    config, policy, prompts = opened(model_folders("llama"), f"method={method}", *overrides)
     anchor = load_model(config.model, config.engine)
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     oracle = None
@@ -51,7 +51,7 @@ def test_every_method_takes_a_step(model_folders, method):
         )
     assert all(torch.isfinite(p).all() for p in policy.model.parameters())
     changed = any(not torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
-    # The answers of a random model all differ: the first wins.  Their shares are equal, nobody else has it, and no
+    # The answers of a random model all differ: the first wins.  Their shares are equal, none has it twice, and no
     # reference agrees with one: these rewards teach nothing.
     silent = ("frequency", "empo", "ttrv", "ttrl-loo", "cat")
     assert changed == (record.metrics["optim/grad_norm"] > 0) == (method not in silent)
@@ -89,7 +89,7 @@ def test_a_reference_that_agrees_pays_those_who_said_so(model_folders, monkeypat
         drawn = sample_responses(*given)
         return replace(drawn, texts=("so it is 4.0", "it is 8"), finished_mask=torch.tensor([True, True]))
 
-    monkeypatch.setattr(rewards_room, "sample_responses", written)
+    monkeypatch.setattr(rewards_module, "sample_responses", written)
     with Equivalence() as equivalence:
         votes = tuple(vote(own, equivalence.classes(own, "number")) for own in answers)
         context = RewardContext(config, 3, policy, anchor, rollout, votes, equivalence)
@@ -111,8 +111,8 @@ def test_a_reward_gets_what_it_names(model_folders):
         return (0.0,) * len(one.classes)
 
     with Equivalence() as equivalence:
-        rewards_room.STEP_REWARDS["mine"] = reward
-        rewards_room.STEP_REWARDS["all of it"] = everything
+        rewards_module.STEP_REWARDS["mine"] = reward
+        rewards_module.STEP_REWARDS["all of it"] = everything
         try:
             for name in ("mine", "all of it"):
                 own = config.model_copy(update={"reward": name})
@@ -121,7 +121,7 @@ def test_a_reward_gets_what_it_names(model_folders):
                     lengths = rollout.mask.sum(dim=1).tolist()
                     assert given == (tuple(lengths[:4]), tuple(lengths[4:]))
         finally:
-            del rewards_room.STEP_REWARDS["mine"], rewards_room.STEP_REWARDS["all of it"]
+            del rewards_module.STEP_REWARDS["mine"], rewards_module.STEP_REWARDS["all of it"]
     one, texts, question, num_tokens, entropies, mask, embeddings, finished, other = seen[1]
     assert (one, texts, question, other) == (votes[1], rollout.texts[4:], QUESTIONS[1], 7)
     assert num_tokens == rollout.mask[4:].sum(dim=1).tolist()

@@ -1,4 +1,4 @@
-"""Tree rollouts: as many responses, fewer drawn tokens, the same figures as any text has."""
+"""Tree rollouts: as many responses, fewer sampled tokens, the same figures as any text has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from spinerl.errors import InputError
 from spinerl.step import trained_rows
 from spinerl.types import Question
 
-TREE = ("tree.bases=-1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=0")  # small beside the row's own
+TREE = ("tree.bases=-1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=0")  # small next to the row's own
 TEXTS = ("What is 2 + 3?", "Hi")
 QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
 
 
-def grown(model_folders, *words, architecture="qwen3", step=0):
+def grown(model_folders, *overrides, architecture="qwen3", step=0):
     config = load_config(
         overrides=[
             f"model={model_folders(architecture)}",
@@ -27,7 +27,7 @@ def grown(model_folders, *words, architecture="qwen3", step=0):
             "group_size=8",
             "rollout.max_new_tokens=40",
             *TREE,
-            *words,
+            *overrides,
         ]
     )
     loaded = load_model(config.model, config.engine)
@@ -58,7 +58,7 @@ def test_branches_share_their_bases_text_up_to_the_fork(model_folders):
             for k in range(3):
                 branch, kept = 8 * p + 2 + 3 * m + k, int(points[source, k])
                 assert rollout.tokens[branch, :kept].tolist() == base.tokens[source, :kept].tolist()
-                assert int(rollout.mask[branch].sum()) > kept, "the fork itself is drawn anew"
+                assert int(rollout.mask[branch].sum()) > kept, "the fork itself is sampled again"
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma2", "gpt2"])

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from spinerl import step as step_room
+from spinerl import step as step_module
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
@@ -58,13 +58,13 @@ def distributions(model, prompt, response, temperature):
     return torch.softmax(logits.double() / temperature, -1)
 
 
-def opened(folder, *words):
-    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=16", "group_size=4", *words])
+def opened(folder, *overrides):
+    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=16", "group_size=4", *overrides])
     loaded = load_model(config.model, config.engine)
     return config, loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
 
 
-def cut_words(cut):
+def cut_overrides(cut):
     return [f"rollout.{key}={value}" for key, value in cut.items()]
 
 
@@ -85,7 +85,7 @@ def masses(loaded, rollout, cut, temperature):
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
 def test_log_mass_is_that_of_the_tokens_that_could_be_drawn(model_folders, architecture, cut):
-    config, loaded, prompts = opened(model_folders(architecture), *cut_words(CUTS[cut]), "rollout.temperature=0.7")
+    config, loaded, prompts = opened(model_folders(architecture), *cut_overrides(CUTS[cut]), "rollout.temperature=0.7")
     rollout = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("m",))
     expected = masses(loaded, rollout, CUTS[cut], 0.7)
     sure = {cell: pair for cell, pair in expected.items() if pair is not None}
@@ -117,8 +117,8 @@ def test_without_truncation_there_is_no_log_mass(model_folders):
 
 
 def test_branches_of_a_tree_have_it_too(model_folders):
-    words = ["tree.bases=2", "tree.forks=1", "tree.branches=1", *cut_words(CUTS["all three"])]
-    config, loaded, prompts = opened(model_folders("qwen3"), *words)
+    overrides = ["tree.bases=2", "tree.forks=1", "tree.branches=1", *cut_overrides(CUTS["all three"])]
+    config, loaded, prompts = opened(model_folders("qwen3"), *overrides)
     rollout = tree_responses(loaded, QUESTIONS, prompts, config, ("t",))
     for cell, pair in masses(loaded, rollout, CUTS["all three"], 1.0).items():
         if pair is not None:
@@ -175,10 +175,10 @@ def reference(config, policy, anchor, batch, targets, cut):
     [("top-p", "k3", 0.0), ("all three", "exact", 0.0), ("top-p", "exact", 0.05), ("all three", "k3", 0.05)],
 )
 def test_scored_truncated_equals_a_dense_float64_reference(model_folders, cut, estimator, moved):
-    words = ["rollout.scored=truncated", *cut_words(CUTS[cut]), "band.weight=0.3", "anchor.weight=0.2"]
+    overrides = ["rollout.scored=truncated", *cut_overrides(CUTS[cut]), "band.weight=0.3", "anchor.weight=0.2"]
     folder = model_folders("qwen3")
     config, policy, anchor, batch, targets, _ = prepared(
-        folder, *words, f"anchor.estimator={estimator}", dtype=torch.float64
+        folder, *overrides, f"anchor.estimator={estimator}", dtype=torch.float64
     )
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -198,9 +198,9 @@ def test_scored_truncated_equals_a_dense_float64_reference(model_folders, cut, e
 
 
 def test_scored_truncated_does_not_depend_on_micro_batches_or_chunks(model_folders):
-    words = ["rollout.scored=truncated", *cut_words(CUTS["all three"]), "band.weight=0.3", "anchor.weight=0.2"]
-    loss, whole = gradient(*prepared(model_folders("llama"), *words, dtype=torch.float64))
-    cut = [*words, "optim.micro_batch_rows=5", "optim.head_chunk=3"]
+    overrides = ["rollout.scored=truncated", *cut_overrides(CUTS["all three"]), "band.weight=0.3", "anchor.weight=0.2"]
+    loss, whole = gradient(*prepared(model_folders("llama"), *overrides, dtype=torch.float64))
+    cut = [*overrides, "optim.micro_batch_rows=5", "optim.head_chunk=3"]
     other_loss, other = gradient(*prepared(model_folders("llama"), *cut, dtype=torch.float64))
     assert loss == pytest.approx(other_loss, abs=1e-10)
     for name in whole:
@@ -212,7 +212,7 @@ def test_scored_truncated_does_not_depend_on_micro_batches_or_chunks(model_folde
 )
 def test_scored_full_is_as_without_truncation(model_folders, case):
     config, policy, anchor, batch, targets, entropies = prepared(
-        model_folders("qwen3"), *case, *cut_words(CUTS["all three"]), dtype=torch.float64, shift=0.1
+        model_folders("qwen3"), *case, *cut_overrides(CUTS["all three"]), dtype=torch.float64, shift=0.1
     )
     loss, found = gradient(config, policy, anchor, batch, targets)
     expected_loss, expected = dense_reference(config, policy, anchor, batch, targets, entropies)
@@ -223,14 +223,14 @@ def test_scored_full_is_as_without_truncation(model_folders, case):
 
 def step(loaded, prompts, config, monkeypatch, look=lambda *_: None):
     """(record, figures of each update) of a step whose rewards are REWARDS; `look` is called before each update."""
-    seen, update = [], step_room.update
+    seen, update = [], step_module.update
 
     def watched(policy, anchor, batch, targets, optimizer, config, rows, on_policy=True):
         look(batch, targets, rows)
         seen.append(update(policy, anchor, batch, targets, optimizer, config, rows, on_policy=on_policy))
         return seen[-1]
 
-    monkeypatch.setattr(step_room, "update", watched)
+    monkeypatch.setattr(step_module, "update", watched)
     optimizer = Optimizer(loaded.model.parameters(), config.optim, 2)
     with Equivalence() as equivalence:
         record, _ = train_step(
@@ -241,8 +241,13 @@ def step(loaded, prompts, config, monkeypatch, look=lambda *_: None):
 
 @pytest.mark.parametrize("scored", ["full", "truncated"])
 def test_ratios_of_a_first_update_are_one(model_folders, monkeypatch, scored):
-    words = ["method=ttrl", f"rollout.scored={scored}", *cut_words(CUTS["all three"]), "rollout.temperature=0.8"]
-    config, loaded, prompts = opened(model_folders("qwen3"), *words)
+    overrides = [
+        "method=ttrl",
+        f"rollout.scored={scored}",
+        *cut_overrides(CUTS["all three"]),
+        "rollout.temperature=0.8",
+    ]
+    config, loaded, prompts = opened(model_folders("qwen3"), *overrides)
     record, (figures,) = step(loaded, prompts, config, monkeypatch)
     assert figures["loss/log_ratio_max"] < 1e-4
     assert figures["loss/clipped_frac"] == 0.0
@@ -254,8 +259,14 @@ def test_ratios_of_a_first_update_are_one(model_folders, monkeypatch, scored):
 
 
 def test_gspo_takes_truncated_ratios_of_whole_responses(model_folders, monkeypatch):
-    words = ["loss=gspo", "method=ttrl", "rollout.scored=truncated", *cut_words(CUTS["all three"]), "optim.lr=0.003"]
-    config, loaded, prompts = opened(model_folders("qwen3"), *words, "optim.minibatches=2", "loss.clip_low=0.9")
+    overrides = [
+        "loss=gspo",
+        "method=ttrl",
+        "rollout.scored=truncated",
+        *cut_overrides(CUTS["all three"]),
+        "optim.lr=0.003",
+    ]
+    config, loaded, prompts = opened(model_folders("qwen3"), *overrides, "optim.minibatches=2", "loss.clip_low=0.9")
     expected = []
 
     def look(batch, targets, rows):
@@ -324,10 +335,10 @@ class Side:
         return _Response(tokens, logprobs, False)
 
 
-def served(folder, *words, cut="top-p", listens=True):
+def served(folder, *overrides, cut="top-p", listens=True):
     """(configuration, a model that learns and a `Side` with other weights to sample for it, prompts)"""
     short = ["rollout.temperature=0.8", "rollout.max_new_tokens=8", "vllm.max_mismatch=0.02"]
-    config, loaded, prompts = opened(folder, *cut_words(CUTS[cut]), *short, *words)
+    config, loaded, prompts = opened(folder, *cut_overrides(CUTS[cut]), *short, *overrides)
     other = load_model(config.model, config.engine)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)

@@ -26,7 +26,7 @@ QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0))  # one group without variance
 
 
-def prepared(folder, *words, dtype=torch.float32, shift=0.0):
+def prepared(folder, *overrides, dtype=torch.float32, shift=0.0):
     """(config, policy, anchor, batch, targets, entropies) of a real rollout.
 
     Its old log-probabilities are moved by `shift`, as if the policy had changed since.
@@ -37,7 +37,7 @@ def prepared(folder, *words, dtype=torch.float32, shift=0.0):
             "group_size=4",
             "rollout.max_new_tokens=20",
             "rollout.temperature=0.9",
-            *words,
+            *overrides,
         ]
     )
     policy = load_model(config.model, config.engine)
@@ -189,11 +189,13 @@ def test_equals_dense_float64_reference(model_folders, case, shift):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("words", [["band.weight=0.2"], ["method=ttrl", "anchor.weight=0.1"]], ids=["spine", "ttrl"])
-def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architecture, words):
+@pytest.mark.parametrize(
+    "overrides", [["band.weight=0.2"], ["method=ttrl", "anchor.weight=0.1"]], ids=["spine", "ttrl"]
+)
+def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architecture, overrides):
     seen = []
     for rows in (1, 3, 8, 12):
-        prepared_rows = prepared(model_folders(architecture), *words, f"optim.micro_batch_rows={rows}")
+        prepared_rows = prepared(model_folders(architecture), *overrides, f"optim.micro_batch_rows={rows}")
         seen.append(gradient(*prepared_rows))
     for (loss, gradients), (other_loss, other) in itertools.combinations(seen, 2):
         assert loss == pytest.approx(other_loss, abs=1e-6)
@@ -202,10 +204,10 @@ def test_any_micro_batch_size_gives_the_same_gradient(model_folders, architectur
 
 
 def test_response_tokens_do_not_depend_on_micro_batches(model_folders):
-    words = ["loss.normalizer=response-tokens", "band.weight=0.2", "band.weight_low=0.4", "anchor.weight=0.1"]
+    overrides = ["loss.normalizer=response-tokens", "band.weight=0.2", "band.weight_low=0.4", "anchor.weight=0.1"]
     seen = []
     for rows in (1, 5, 12):
-        whole = prepared(model_folders("llama"), *words, f"optim.micro_batch_rows={rows}", dtype=torch.float64)
+        whole = prepared(model_folders("llama"), *overrides, f"optim.micro_batch_rows={rows}", dtype=torch.float64)
         seen.append([gradient(*whole), gradient(*whole, rows=torch.tensor([0, 1, 3, 8, 10]))])
     for part in (0, 1):
         loss, gradients = seen[0][part]
@@ -236,8 +238,13 @@ def test_either_normalizer_says_the_same_with_converted_weights(model_folders, b
     shares = []
     for rows in (list(range(12)), [4, 5, 8, 9, 11]):
         rho = int(targets.fork_mask[rows].sum()) / int(batch.mask[rows].sum())
-        words = [*common, "loss.normalizer=token", f"anchor.weight={0.2 / rho!r}", f"model={model_folders('qwen3')}"]
-        converted = load_config(overrides=["rollout.temperature=0.9", *words])
+        overrides = [
+            *common,
+            "loss.normalizer=token",
+            f"anchor.weight={0.2 / rho!r}",
+            f"model={model_folders('qwen3')}",
+        ]
+        converted = load_config(overrides=["rollout.temperature=0.9", *overrides])
         loss, found = gradient(*printed, rows=torch.tensor(rows))
         other_loss, other = gradient(converted, *rest, rows=torch.tensor(rows))
         assert loss == pytest.approx(rho * other_loss, abs=1e-9)

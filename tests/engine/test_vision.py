@@ -26,9 +26,9 @@ def picture(width, height, seed=0):
     return ImageRef(data=file.getvalue())
 
 
-def opened(folder, *words):
+def opened(folder, *overrides):
     """The model, its configuration, and prompts: one image, two, none, and the first again with another image."""
-    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=12", *words])
+    config = load_config(overrides=[f"model={folder}", "rollout.max_new_tokens=12", *overrides])
     loaded = load_model(config.model, config.engine)
     place = image_place(folder)
     vision = loaded.vision
@@ -44,8 +44,8 @@ def opened(folder, *words):
 QUESTIONS = tuple(Question(name, name) for name in "abcd")
 
 
-def alone(loaded, prompt, response=()):
-    """Logits of the model's own forward pass over one row, its processor's own inputs beside it."""
+def single_row(loaded, prompt, response=()):
+    """Logits of the model's own forward pass over one row, with its processor's own inputs."""
     ids = torch.tensor([[*prompt, *response]])
     more = {}
     if isinstance(prompt, ImagePrompt):
@@ -74,7 +74,7 @@ def test_sampled_figures_equal_teacher_forcing(folder, share):
         prompt, length = prompts[row // 3], int(rollout.mask[row].sum())
         response = rollout.tokens[row, :length]
         with torch.no_grad():
-            expected = alone(loaded, prompt, response.tolist()).log_softmax(-1)[len(prompt) - 1 : -1]
+            expected = single_row(loaded, prompt, response.tolist()).log_softmax(-1)[len(prompt) - 1 : -1]
         assert torch.allclose(
             rollout.logprobs[row, :length], expected.gather(1, response.unsqueeze(1)).squeeze(1), atol=TOLERANCE
         )
@@ -117,7 +117,7 @@ def test_the_image_matters_and_prompts_differ_by_it(folder):
     assert prompts[0] != prompts[3]
     assert len({*prompts}) == 4
     with torch.no_grad():
-        assert (alone(loaded, prompts[0])[-1] - alone(loaded, prompts[3])[-1]).abs().max() > 1e-3
+        assert (single_row(loaded, prompts[0])[-1] - single_row(loaded, prompts[3])[-1]).abs().max() > 1e-3
 
 
 def batch_of(prompts, seed=0, width=6):
@@ -128,16 +128,16 @@ def batch_of(prompts, seed=0, width=6):
     return Batch(rows, tokens, mask, 1.0)
 
 
-@pytest.mark.parametrize("words", [(), ("engine.disable=[shared-prefix]",), ("optim.micro_batch_rows=1",)])
-def test_scores_equal_the_models_own(folder, words):
-    loaded, config, prompts = opened(folder, *words)
+@pytest.mark.parametrize("overrides", [(), ("engine.disable=[shared-prefix]",), ("optim.micro_batch_rows=1",)])
+def test_scores_equal_the_models_own(folder, overrides):
+    loaded, config, prompts = opened(folder, *overrides)
     batch = batch_of(prompts)
     logprobs, _ = score(loaded, batch, batch.mask, config.optim)
     for row, prompt in enumerate(batch.prompts):
         length = int(batch.mask[row].sum())
         response = batch.tokens[row, :length]
         with torch.no_grad():
-            expected = alone(loaded, prompt, response.tolist()).log_softmax(-1)[len(prompt) - 1 : -1]
+            expected = single_row(loaded, prompt, response.tolist()).log_softmax(-1)[len(prompt) - 1 : -1]
         found = logprobs[row, :length]
         assert torch.allclose(found, expected.gather(1, response.unsqueeze(1)).squeeze(1), atol=TOLERANCE)
 
@@ -162,7 +162,7 @@ def own_gradients(loaded, batch):
     total = 0.0
     for row, prompt in enumerate(batch.prompts):
         response = batch.tokens[row, : int(batch.mask[row].sum())]
-        found = alone(loaded, prompt, response.tolist()).log_softmax(-1)[len(prompt) - 1 : -1]
+        found = single_row(loaded, prompt, response.tolist()).log_softmax(-1)[len(prompt) - 1 : -1]
         total = total + found.gather(1, response.unsqueeze(1)).sum() / batch.mask.sum()
     total.backward()
     return {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}

@@ -164,8 +164,8 @@ def test_adapters_come_with_the_weights(work):
 
 
 def test_a_run_of_five_steps(tmp_path):
-    words = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9", "vote.memory=sum", "vote.memory_start=4"]
-    run = adapt(tmp_path / "whole", *words)
+    overrides = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9", "vote.memory=sum", "vote.memory_start=4"]
+    run = adapt(tmp_path / "whole", *overrides)
     rows = lines(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     for row in rows:
@@ -185,7 +185,7 @@ def test_a_run_of_five_steps(tmp_path):
         assert max(float((a[name] - b[name]).abs().max()) for name in a) > 1e-4
 
     again = tmp_path / "killed" / "run"
-    with subprocess.Popen(command(again, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command(again, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while len(lines(again / "metrics.jsonl")) < 3 and process.poll() is None:
             time.sleep(0.02)
         process.kill()
@@ -198,8 +198,8 @@ def test_a_run_of_five_steps(tmp_path):
 
 
 def test_what_vllm_refuses_is_one_line(tmp_path):
-    words = command(tmp_path / "run", "vllm.options={bogus: 1}")
-    result = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    overrides = command(tmp_path / "run", "vllm.options={bogus: 1}")
+    result = subprocess.run(overrides, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
     assert "spinerl: vLLM cannot run model=tiny-reasoner with vllm.options={'bogus': 1}: " in result.stderr
     assert "Traceback" not in result.stderr
@@ -257,14 +257,14 @@ def answers(url: str, server: subprocess.Popen) -> bool:
     return False
 
 
-def adapt(folder: Path, *words: str) -> Path:
-    finish(command(folder / "run", *words))
+def adapt(folder: Path, *overrides: str) -> Path:
+    finish(command(folder / "run", *overrides))
     return folder / "run"
 
 
-def command(run: Path, *words: str) -> list[str]:
+def command(run: Path, *overrides: str) -> list[str]:
     common = ["rollout.sampler=vllm", f"run={run}", "questions_per_step=4", "group_size=4", "guard=off", "threads=1"]
-    return [sys.executable, "-m", "spinerl.cli", "adapt", *common, "eval.max_questions=8", *words]
+    return [sys.executable, "-m", "spinerl.cli", "adapt", *common, "eval.max_questions=8", *overrides]
 
 
 def finish(command: list[str]) -> None:

@@ -32,7 +32,7 @@ CASES = {
 }
 
 
-def trajectory(folder: Path, words: list[str]) -> list[dict[str, float]]:
+def trajectory(folder: Path, overrides: list[str]) -> list[dict[str, float]]:
     config = load_config(
         overrides=[
             f"model={folder}",
@@ -40,7 +40,7 @@ def trajectory(folder: Path, words: list[str]) -> list[dict[str, float]]:
             "rollout.max_new_tokens=24",
             "optim.lr=2e-3",
             "optim.schedule=cosine",
-            *words,
+            *overrides,
         ]
     )
     policy, anchor = load_model(config.model, config.engine), load_model(config.model, config.engine)

@@ -48,6 +48,6 @@ def test_nothing_to_learn_where_all_agree():
 
 
 def test_the_same_wrong_answer_again_and_again_deceives_it():
-    """A limit that docs/guard.md names: nothing in the votes tells this from a model that is right."""
+    """A limit that docs/guard.md names: nothing in the votes separates this from a model that is right."""
     votes = [vote(["7"] * 6 + ["1", "2"], [0] * 6 + [1, 2])] * 20
     assert forecast(votes, 0.2, 0.4).verdict == "go"

@@ -33,8 +33,8 @@ def equivalence():
 def make_guard(tmp_path, monkeypatch, equivalence):
     def make(*shares, mode="stop", perturbation="none"):
         """A guard that looks after every step; what it says, the texts it renders, the prompts it asks as well."""
-        words = [f"run={tmp_path / 'r'}", f"guard={mode}", "guard.every=1", f"guard.perturbation={perturbation}"]
-        config = load_config(overrides=words)
+        overrides = [f"run={tmp_path / 'r'}", f"guard={mode}", "guard.every=1", f"guard.perturbation={perturbation}"]
+        config = load_config(overrides=overrides)
         folder = tmp_path / "r"
         run = RunFolder.open(folder) if folder.exists() else RunFolder.create(config, overwrite=False)
         said, rendered, asked = [], [], []
@@ -59,7 +59,7 @@ def test_a_run_that_breaks_no_rule_goes_to_its_end(make_guard):
     guard, said, *_ = make_guard(0.4, 0.4, 0.4)
     assert guard.begin(0, 2) == 2
     assert [guard.look(step, 2) for step in (1, 2)] == [2, 2]
-    assert guard.end(2) == watch.Outcome(2, None, "guard: nothing to object to.")
+    assert guard.end(2) == watch.GuardOutcome(2, None, "guard: nothing to object to.")
     assert said == []
 
 

@@ -87,13 +87,13 @@ def test_each_side_of_the_band_has_a_weight_by_hand():
     assert band_penalty(entropies, low, high, weight_high=0.0).tolist() == pytest.approx([0.2, 0.0, 0.0, 0.0])
 
 
-@pytest.mark.parametrize(("shape", "slopes"), [("hinge", [-3.0, 0.0, 0.25]), ("squared", [-1.2, 0.0, 0.2])])
-def test_slopes_of_two_weights(shape, slopes):
+@pytest.mark.parametrize(("shape", "grads"), [("hinge", [-3.0, 0.0, 0.25]), ("squared", [-1.2, 0.0, 0.2])])
+def test_gradients_of_two_weights(shape, grads):
     # squared: -2 * 3 * 0.2 and 2 * 0.25 * 0.4
     low, high = (torch.full((3,), edge, dtype=torch.float64) for edge in (0.3, 0.6))
     entropies = T([0.1, 0.5, 1.0], dtype=torch.float64).requires_grad_()
     band_penalty(entropies, low, high, shape, 3.0, 0.25).sum().backward()
-    assert entropies.grad.tolist() == pytest.approx(slopes)
+    assert entropies.grad.tolist() == pytest.approx(grads)
     apart = T([0.05, 0.25, 0.45, 0.65, 2.0], dtype=torch.float64).requires_grad_()
     low, high = (torch.full((5,), edge, dtype=torch.float64) for edge in (0.3, 0.6))
     assert torch.autograd.gradcheck(lambda h: band_penalty(h, low, high, shape, 3.0, 0.25), apart)

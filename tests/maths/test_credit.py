@@ -29,7 +29,7 @@ def test_over_the_batch_by_hand():
 
 
 def test_the_entropy_part_of_ttrv_acts_over_the_batch_and_cancels_in_the_group():
-    """Same shares for the leading answer, different scatter: only the batch form tells the questions apart."""
+    """Same shares for the leading answer, different scatter: only the batch form separates the questions."""
     votes = [vote(list("aabb"), [0, 0, 1, 1]), vote(list("aabc"), [0, 0, 1, 2])]
     ttrv = T([ttrv_reward(one) for one in votes], dtype=torch.float64)
     frequency = T([frequency_reward(one) for one in votes], dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_bounded():
 def test_prefix_tree_by_hand():
     # rewards 1, 1, 0; mean 2/3.  Tokens: 7 8 | 7 9 | 7 9, the last one goes on with 5
     #   token 0: all share it, V stays 2/3
-    #   token 1: the first is alone, V = 1, change 1/3; the others share 7 9, V = (1 + 0) / 2, change -1/6
+    #   token 1: the first is by itself, V = 1, change 1/3; the others share 7 9, V = (1 + 0) / 2, change -1/6
     #   token 2: only the third has one, V = 0, change -1/2
     # centred rewards 1/3, 1/3, -2/3
     tokens = T([[7, 8, 0], [7, 9, 0], [7, 9, 5]])
@@ -136,7 +136,7 @@ def test_prefix_tree_equals_the_definition(rollout, scale):
 
 @settings(deadline=None)
 @given(rollouts())
-def test_prefix_tree_reduces_to_the_group_where_nobody_parts(rollout):
+def test_prefix_tree_reduces_to_the_group_where_no_response_parts(rollout):
     rewards, tokens, mask = rollout
     group = group_advantages(rewards, "none").flatten()
     same = prefix_tree_advantages(rewards, torch.zeros_like(tokens), torch.ones_like(mask), "none")

@@ -24,8 +24,8 @@ def test_token_figures_gradient_by_hand():
     (towards_token,) = torch.autograd.grad(logprobs.sum(), z, retain_graph=True)
     assert towards_token[0].tolist() == pytest.approx([-0.25, 0.25])
     (towards_entropy,) = torch.autograd.grad(entropies.sum(), z)
-    slope = -0.75 * (math.log(0.75) + entropies.item())
-    assert towards_entropy[0].tolist() == pytest.approx([-slope, slope])
+    grad = -0.75 * (math.log(0.75) + entropies.item())
+    assert towards_entropy[0].tolist() == pytest.approx([-grad, grad])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -81,10 +81,10 @@ def test_kept_log_mass_gradcheck():
     kept = torch.tensor([[True] * 6, [True] + [False] * 5, [False, True] * 3, [False] * 4 + [True] * 2])
     assert torch.autograd.gradcheck(lambda z: kept_log_mass(log_distribution(z, 0.6), kept), (logits,))
     # d log S / dz = q - p over temperature: with all tokens kept there is none
-    (slope,) = torch.autograd.grad(kept_log_mass(log_distribution(logits), kept).sum(), logits)
+    (grad,) = torch.autograd.grad(kept_log_mass(log_distribution(logits), kept).sum(), logits)
     p = torch.softmax(logits.detach(), -1)
     q = p * kept / (p * kept).sum(1, keepdim=True)
-    assert torch.allclose(slope, q - p)
+    assert torch.allclose(grad, q - p)
 
 
 def test_token_figures_of_a_bfloat16_head_are_float32():

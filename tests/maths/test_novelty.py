@@ -26,7 +26,7 @@ def test_novelty_by_hand():
     # side 1: at 0, 60, 60 degrees; side 0: at 0
     # first: own side (1/2 + 1/2) / 2 = 1/2, maximum 1 (the copy on the other side): 1 - (1/2 + 1) / 2 = 1/4
     # second: own side (1/2 + 1) / 2 = 3/4, maximum 1: 1 - 7/8 = 1/8; third the same
-    # fourth: alone on its side, so the mean of all others (1 + 1/2 + 1/2) / 3 = 2/3, maximum 1: 1 - 5/6 = 1/6
+    # fourth: by itself on its side, so the mean of all others (1 + 1/2 + 1/2) / 3 = 2/3, maximum 1: 1 - 5/6 = 1/6
     scores = novelty_scores(at(0, 60, 60, 0), T([1, 1, 1, 0]))
     assert scores.tolist() == pytest.approx([1 / 4, 1 / 8, 1 / 8, 1 / 6])
 
@@ -35,7 +35,7 @@ def test_consensus_by_hand():
     # at 0, 60 and 60 degrees: (1 + 1/2 + 1/2) / 3 and twice (1/2 + 1 + 1) / 3; lengths do not count
     lengths = T([[1.0], [5.0], [0.2]], dtype=torch.float64)
     assert consensus_scores(at(0, 60, 60) * lengths).tolist() == pytest.approx([2 / 3, 5 / 6, 5 / 6])
-    # opposite directions count against each other, a vector of nothing agrees with nobody, not even itself
+    # opposite directions count against each other, a vector of nothing agrees with none, not even itself
     assert consensus_scores(at(0, 180, 180)).tolist() == pytest.approx([-1 / 3, 1 / 3, 1 / 3])
     assert consensus_scores(T([[0.0, 0.0], [1.0, 0.0]])).tolist() == pytest.approx([0.0, 0.5])
     assert consensus_scores(at(40)).tolist() == pytest.approx([1.0])

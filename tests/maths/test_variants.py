@@ -156,8 +156,8 @@ def test_gspo_does_not_depend_on_which_tokens_are_computed_together(batch):
     whole = sequence_surrogate(logprobs[mask], log_ratios[row_of], advantages[row_of], 0.2, 0.2)
     for part in range(int(mask.sum())):
         row = row_of[part : part + 1]
-        alone = sequence_surrogate(logprobs[mask][part : part + 1], log_ratios[row], advantages[row], 0.2, 0.2)
-        assert alone.item() == whole[part].item()
+        single = sequence_surrogate(logprobs[mask][part : part + 1], log_ratios[row], advantages[row], 0.2, 0.2)
+        assert single.item() == whole[part].item()
 
 
 @settings(deadline=None)

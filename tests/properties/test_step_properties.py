@@ -17,12 +17,12 @@ from spinerl.types import Batch, Question, Targets
 
 TEXTS = ("One?", "A second, longer question?")
 REWARDS = ((1.0, 0.0, 1.0), (0.0, 1.0, 0.0))
-WORDS = ["group_size=3", "rollout.max_new_tokens=16", "band.weight=0.2", "anchor.weight=0.1", "anchor.scope=all"]
+OVERRIDES = ["group_size=3", "rollout.max_new_tokens=16", "band.weight=0.2", "anchor.weight=0.1", "anchor.scope=all"]
 
 
 @pytest.fixture(scope="module")
 def rollout(model_folders):
-    config = load_config(overrides=[f"model={model_folders('qwen3')}", *WORDS])
+    config = load_config(overrides=[f"model={model_folders('qwen3')}", *OVERRIDES])
     policy = load_model(config.model, config.engine)
     prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
     questions = [Question(str(i), text) for i, text in enumerate(TEXTS)]
@@ -97,10 +97,10 @@ def test_targets_carry_no_gradient_and_keep_to_the_mask(rollout):
             assert not value[~batch.mask].any(), field.name
 
 
-def test_minibatches_split_the_questions_and_each_normalises_itself(rollout):
+def test_minibatches_split_the_questions_and_each_normalizes_itself(rollout):
     config, policy, sampled = rollout
     batch, old, entropies = trained_rows(sampled, config)
-    config = load_config(overrides=[*WORDS, "anchor.weight=0", "band.weight=0"])
+    config = load_config(overrides=[*OVERRIDES, "anchor.weight=0", "band.weight=0"])
     targets = targets_of(config, policy, batch, old, entropies)
     optimizer = Optimizer(policy.model.parameters(), config.optim, 1)
     optimizer.step = lambda: {}
@@ -117,7 +117,7 @@ def test_minibatches_split_the_questions_and_each_normalises_itself(rollout):
 
 def test_moving_edges_are_carried_from_step_to_step(rollout):
     _, policy, sampled = rollout
-    config = load_config(overrides=[*WORDS, "band.edges=ema", "band.ema_decay=0.5"])
+    config = load_config(overrides=[*OVERRIDES, "band.edges=ema", "band.ema_decay=0.5"])
     batch, old, entropies = trained_rows(sampled, config)
     first, state = freeze_targets(policy, batch, REWARDS, old, entropies, config, StepState())
     assert first.band_low.unique().numel() == first.band_high.unique().numel() == 1
@@ -128,11 +128,11 @@ def test_moving_edges_are_carried_from_step_to_step(rollout):
 
 def test_initial_edges_are_those_of_the_anchor(rollout, model_folders):
     _, policy, sampled = rollout
-    config = load_config(overrides=[*WORDS, "band.edges=initial", "anchor.weight=0"])
+    config = load_config(overrides=[*OVERRIDES, "band.edges=initial", "anchor.weight=0"])
     batch, old, entropies = trained_rows(sampled, config)
     # the anchor is the policy itself here, so its entropies are the sampler's up to rounding
     initial = targets_of(config, policy, batch, old, entropies)
-    current = targets_of(load_config(overrides=[*WORDS, "anchor.weight=0"]), policy, batch, old, entropies)
+    current = targets_of(load_config(overrides=[*OVERRIDES, "anchor.weight=0"]), policy, batch, old, entropies)
     assert torch.allclose(initial.band_high, current.band_high, atol=1e-4)
     another = load_model(load_config(overrides=[f"model={model_folders('llama')}"]).model)
     assert not torch.allclose(

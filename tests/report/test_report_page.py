@@ -170,7 +170,7 @@ def test_text_from_models_and_data_is_escaped_and_nothing_hides(tmp_path: Path):
     assert 'dir="auto"' in page.source
 
 
-def test_visible_leaves_ordinary_text_alone():
+def test_visible_keeps_ordinary_text():
     text = "naïve café — 数学 😀 ½ שלום\n\tok"
     assert visible(text) == text
     assert visible("a\r\x7f\xad\ufffe") == "a⟨U+000D⟩⟨U+007F⟩⟨U+00AD⟩⟨U+FFFE⟩"

@@ -99,7 +99,7 @@ def test_hostile_tokens_are_escaped_and_nothing_hides(tmp_path: Path):
     ("text", "shown"),
     [(" wait", "␣wait"), ("So ", "So␣"), ("\r\n", "⟨U+000D⟩↵"), ("\u3000", "⟨U+3000⟩"), ("<|im_end|>", "<|im_end|>")],
 )
-def test_tokens_that_stand_alone_are_legible(text: str, shown: str):
+def test_single_tokens_are_legible(text: str, shown: str):
     assert show_token(text) == shown
 
 

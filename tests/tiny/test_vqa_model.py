@@ -90,7 +90,7 @@ def test_pretraining_sees_pixels_and_prompts_as_the_processor_gives_them(process
         assert ids[attended.bool()].tolist() == processor.tokenizer(written).input_ids
 
 
-def test_questions_stacked_give_the_logits_of_each_alone(processor, model) -> None:
+def test_questions_stacked_give_the_logits_of_each_by_itself(processor, model) -> None:
     questions, pictures, _ = suite("shift-dev", 6)
     texts = [prompt(processor, question) for question in questions]
     processor.tokenizer.padding_side = "right"
@@ -98,8 +98,8 @@ def test_questions_stacked_give_the_logits_of_each_alone(processor, model) -> No
     with torch.no_grad():
         together = model(**stacked).logits
         for row, (text, picture) in enumerate(zip(texts, pictures, strict=True)):
-            alone = model(**processor(text=text, images=picture, return_tensors="pt")).logits[0]
-            torch.testing.assert_close(together[row, : len(alone)], alone, atol=2e-4, rtol=1e-4)
+            single = model(**processor(text=text, images=picture, return_tensors="pt")).logits[0]
+            torch.testing.assert_close(together[row, : len(single)], single, atol=2e-4, rtol=1e-4)
     processor.tokenizer.padding_side = "left"
 
 

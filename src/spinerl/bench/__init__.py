@@ -1,4 +1,4 @@
-"""How fast this is and how much memory it takes, beside what else does the same: `spinerl bench`.
+"""How fast this is and how much memory it takes, compared with what else does the same: `spinerl bench`.
 
 `settings` says what may be chosen, `runner` runs the parts, each measurement is a function of its own module that
 `worker` calls in a fresh process, `table` shows the result.  docs/benchmarks.md defines every figure.

@@ -19,7 +19,7 @@ from spinerl.errors import RunError
 
 __all__ = ["run_worker"]
 
-# Nothing is fetched, nobody is told, and a peer's remarks about its own arguments are left out.
+# Nothing is fetched, no usage is reported, and a peer's remarks about its own arguments are left out.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -41,28 +41,28 @@ def run_worker(
 ) -> dict[str, Any]:
     """What one task measures, in a process of its own.
 
-    Raises what the worker raised, if it is an error of ours, and RunError with its last words if it crashed.  Any
+    Raises what the worker raised, if it is an error of ours, and RunError with its last line if it crashed.  Any
     exception here, Ctrl-C too, ends the worker.
 
     Args:
         note: called with a line about what is being done.
         tune: whether the worker tunes its allocator as spinerl does.
     """
-    told = {"task": task, "settings": settings.model_dump(), "scratch": str(scratch), "tune": tune, "options": options}
-    with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as last_words:
+    given = {"task": task, "settings": settings.model_dump(), "scratch": str(scratch), "tune": tune, "options": options}
+    with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as last_lines:
         process = subprocess.Popen(
             [sys.executable, "-m", "spinerl.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=last_words,
+            stderr=last_lines,
             text=True,
             env={**os.environ, **_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C comes to us alone, and we end the worker
+            start_new_session=True,  # Ctrl-C comes only to us, and we end the worker
         )
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(told) + "\n")
+            process.stdin.write(json.dumps(given) + "\n")
             process.stdin.flush()
             for line in process.stdout:
                 message = json.loads(line)
@@ -79,6 +79,6 @@ def run_worker(
             process.wait()
             process.stdin.close()
             process.stdout.close()
-        last_words.seek(0)
-        words = [line.strip() for line in last_words if line.strip()] or ["it said nothing"]
-        raise RunError(f"measuring {task} failed (exit code {process.returncode}): {words[-1]}")
+        last_lines.seek(0)
+        lines = [line.strip() for line in last_lines if line.strip()] or ["it said nothing"]
+        raise RunError(f"measuring {task} failed (exit code {process.returncode}): {lines[-1]}")

@@ -1,4 +1,4 @@
-"""What `spinerl bench` does: settings from words, a live line while it measures, a table and a file at the end."""
+"""What `spinerl bench` does: settings from overrides, a live line while it measures, a table and a file at the end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spinerl.runs import write_json
 __all__ = ["bench"]
 
 
-def bench(words: Sequence[str], json_file: Path | None, out: Console, err: Console) -> None:
+def bench(overrides: Sequence[str], json_file: Path | None, out: Console, err: Console) -> None:
     """Measure, print the table to `out`, write the record; progress goes to `err`.
 
-    Raises InputError for refused words, RunError at the end if a measurement failed.
+    Raises InputError for refused overrides, RunError at the end if a measurement failed.
     """
-    settings = load_settings(words)
+    settings = load_settings(overrides)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("starting", total=None)

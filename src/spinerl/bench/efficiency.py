@@ -1,4 +1,4 @@
-"""Part efficiency: what share of the machine's matrix-product speed our rollout and update reach."""
+"""Part efficiency: what share of the machine's matmul speed our rollout and update reach."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["measure_efficiency"]
 
 
 def measure_efficiency(job: Job) -> dict[str, Any]:
-    """FLOP per second of the needed matrix products over the best of plain products in the same process.
+    """FLOP per second of the needed matmuls over the best of plain matmuls in the same process.
 
-    Plain products are those of torch and, on a CPU, of oneDNN.  They are measured before and after; the best counts.
+    Plain matmuls are those of torch and, on a CPU, of oneDNN.  They are measured before and after; the best counts.
     """
     settings = job.settings
     work = open_work(job)
     shape = Shape.of(work.loaded.model.config)
-    everything = bench_config(job, words=["method=ttrl"])
+    everything = bench_config(job, overrides=["method=ttrl"])
     rollout = work.sample()
     batch, targets = work.targets(rollout)
     _, all_targets = work.targets(rollout, everything)
     dtype = work.loaded.model.dtype
-    job.note("matrix products")
+    job.note("matmuls")
     libraries = [False, True] if work.device == "cpu" and dtype == torch.float32 else [False]
     peaks = {onednn: matmul_peak(work.device, dtype, onednn=onednn) for onednn in libraries}
     tasks = {

@@ -1,7 +1,7 @@
-"""Floating-point operations that the matrix products of a decoder need, counted by hand.
+"""Floating-point operations that the matmuls of a decoder need, counted by hand.
 
-A product of (m, k) by (k, n) is 2*m*k*n.  Counted is what the job needs, not what a program happens to do: each
-prompt once, the head where a distribution is used, attention to the positions that exist.  Norms, rotations,
+A matmul of (m, k) by (k, n) is 2*m*k*n.  Counted is what the job needs, not what a program happens to do: each
+prompt once, the head where a distribution is used, attention to the positions that exist.  Norms, RoPE,
 softmax and sampling are left out.
 """
 
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def weights_per_token(self) -> int:
-        """Weights of the layers' products: each costs a multiplication and an addition per token."""
+        """Weights of the layers' matmuls: each costs a multiplication and an addition per token."""
         attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
@@ -68,7 +68,7 @@ def rollout_flops(shape: Shape, questions: int, group_size: int, prompt_tokens: 
     """Of sampling `new_tokens` tokens in each of questions * group_size responses, each prompt computed once."""
     rows = questions * group_size
     prefill = forward_flops(shape, questions * prompt_tokens, questions * _triangle(prompt_tokens), questions)
-    # The last token drawn is not put through the model again.
+    # The last sampled token is not run through the model again.
     decoded = new_tokens - 1
     attended = rows * (decoded * prompt_tokens + _triangle(decoded))
     return prefill + forward_flops(shape, rows * decoded, attended, rows * decoded)
@@ -79,7 +79,7 @@ def update_flops(
 ) -> int:
     """Of one forward and backward over finished responses with logits at `wanted` positions, each prompt once.
 
-    The backward pass needs two products for each of the forward's.
+    The backward pass needs two matmuls for each of the forward's.
     """
     rows, read = questions * group_size, new_tokens - 1
     tokens = questions * prompt_tokens + rows * read
@@ -88,7 +88,7 @@ def update_flops(
 
 
 def matmul_peak(device: str = "cpu", dtype: Any = None, seconds: float = 0.6, *, onednn: bool = False) -> float:
-    """FLOP per second of the fastest of a few square matrix products, the best of as many tries as fit in the time.
+    """FLOP per second of the fastest of a few square matmuls, the best of as many tries as fit in the time.
 
     `onednn`: by that library, on a CPU and in float32, instead of `torch.mm`.
     """

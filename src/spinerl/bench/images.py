@@ -45,7 +45,7 @@ def measure_images(job: Job) -> dict[str, Any]:
 
 
 def _measure(job: Job) -> dict[str, Any]:
-    sides = {name: _Side(job, words) for name, words in (("on", ()), ("off", _OFF))}
+    sides = {name: _Side(job, overrides) for name, overrides in (("on", ()), ("off", _OFF))}
     learnt: dict[str, Any] = {}
 
     def sample(name: str, repeat: int) -> None:
@@ -83,9 +83,9 @@ def _measure(job: Job) -> dict[str, Any]:
 class _Side:
     """A model, and new questions for every repeat."""
 
-    def __init__(self, job: Job, words: tuple[str, ...]) -> None:
+    def __init__(self, job: Job, overrides: tuple[str, ...]) -> None:
         self._settings = job.settings
-        self._config = bench_config(job, words=words)
+        self._config = bench_config(job, overrides=overrides)
         self._loaded = replace(load_model(self._config.model, self._config.engine), end_ids=())
         self._optimizer = Optimizer(self._loaded.model.parameters(), self._config.optim, 1)
 

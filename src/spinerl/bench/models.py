@@ -73,7 +73,7 @@ def write_model(settings: Settings, folder: Path, stops: bool) -> Path:
     that the mean length is half of `new_tokens`.
 
     How: channel 0 of the residual stream is held constant (no layer writes to it), so one weight of the head is a
-    bias on the end token.  That is in the weights alone; all peers share it without knowing.
+    bias on the end token.  It is in the weights only, so all peers share it.
     """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -69,7 +69,7 @@ def run_steps(
     A step samples `job.num_rows` responses and makes one optimizer update of them, `rows` at a time.
 
     Args:
-        random_rollout: random tokens in place of sampled ones, to time the update alone.
+        random_rollout: random tokens in place of sampled ones, to time only the update.
         after_step: called after each step, outside of its time; True ends the training.
     """
     from datasets import Dataset

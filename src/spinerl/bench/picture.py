@@ -71,13 +71,13 @@ def write_picture(file: Path, points: list[dict[str, Any]], fits: dict[str, Any]
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8)
-    _write_words(panels.flat[-1], points)
+    _write_text(panels.flat[-1], points)
     figure.suptitle(f"Cost of a step's two large phases\n{one_line(machine)}", fontsize=11)
     figure.savefig(file, dpi=130, metadata={"Software": None})
     pyplot.close(figure)
 
 
-def _write_words(panel: Any, points: list[dict[str, Any]]) -> None:
+def _write_text(panel: Any, points: list[dict[str, Any]]) -> None:
     """What was held still, where the sixth panel would be."""
     base = {name: Counter(point[name] for point in points).most_common(1)[0][0] for name in AXES}
     lines = ["Held still where not on the axis:", *(f"{_LABELS[name]}: {value}" for name, value in base.items())]

@@ -1,6 +1,6 @@
 """Part rollout: our sampler against `model.generate` on the same model, prompts and number of responses.
 
-Ours also returns the log-probability and the entropy of every token; `generate` is asked for tokens alone.
+Ours also returns the log-probability and the entropy of every token; `generate` returns tokens only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["generate", "measure_rollout"]
 
 
 def measure_rollout(job: Job) -> dict[str, Any]:
-    """Ratios above 1: ours is faster, in tokens a second, each side counting the tokens it really drew."""
+    """Ratios above 1: ours is faster, in tokens a second, each side counting the tokens it really sampled."""
     result = _compare(job, "equal", job.patience())
     half = _compare(job, "half", job.patience(most=2))
     return {
@@ -41,7 +41,7 @@ def generate(work: Work, stops: bool) -> torch.Tensor:
             top_k=0,
             top_p=1.0,
             max_new_tokens=work.config.rollout.max_new_tokens,
-            eos_token_id=list(work.loaded.end_ids) if stops else model.config.vocab_size,  # one that is never drawn
+            eos_token_id=list(work.loaded.end_ids) if stops else model.config.vocab_size,  # one that is never sampled
             pad_token_id=work.loaded.pad_id,
         )
     return out[:, ids.shape[1] :]
@@ -49,20 +49,20 @@ def generate(work: Work, stops: bool) -> torch.Tensor:
 
 def _compare(job: Job, lengths: str, patience: Patience) -> dict[str, Any]:
     work = open_work(job, lengths)
-    drawn: dict[str, list[int]] = {"ours": [], "generate": []}
+    sampled: dict[str, list[int]] = {"ours": [], "generate": []}
 
     def ours(repeat: int) -> None:
-        drawn["ours"].append(int(work.sample(repeat).mask.sum()))
+        sampled["ours"].append(int(work.sample(repeat).mask.sum()))
 
     def theirs(_: int) -> None:
-        drawn["generate"].append(_num_tokens(generate(work, lengths == "half"), work.loaded.end_ids))
+        sampled["generate"].append(_num_tokens(generate(work, lengths == "half"), work.loaded.end_ids))
 
     seconds = interleave(
         {"ours": ours, "generate": theirs}, patience, work.device, lambda text: job.note(f"{lengths} lengths: {text}")
     )
     rates = {
-        name: [n / s for n, s in zip(drawn[name][1:], seconds[name], strict=True)]  # the first was the warm-up
-        for name in drawn
+        name: [n / s for n, s in zip(sampled[name][1:], seconds[name], strict=True)]  # the first was the warm-up
+        for name in sampled
     }
     return {
         **ratios("ratio_vs_generate", rates["ours"], rates["generate"]),
@@ -70,8 +70,8 @@ def _compare(job: Job, lengths: str, patience: Patience) -> dict[str, Any]:
         **figures("tokens_per_s_generate", rates["generate"]),
         **figures("seconds", seconds["ours"]),
         **figures("seconds_generate", seconds["generate"]),
-        "tokens": drawn["ours"][1:],
-        "tokens_generate": drawn["generate"][1:],
+        "tokens": sampled["ours"][1:],
+        "tokens_generate": sampled["generate"][1:],
     }
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark run may be told: one frozen record of typed keys, read from key=value words.  No torch here."""
+"""The settings of a benchmark run: one frozen record of typed keys, read from key=value overrides.  No torch here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from spinerl.config import explain_value, split_word
+from spinerl.config import explain_value, split_override
 from spinerl.errors import InputError, did_you_mean
 
 __all__ = ["PARTS", "Settings", "describe_settings", "load_settings"]
@@ -20,9 +20,9 @@ PARTS: tuple[Part, ...] = ("step", "rollout", "update", "sharing", "images", "ef
 def _split_parts(value: Any) -> Any:
     """`parts=all` and `parts=step,update` written out as lists."""
     if isinstance(value, str):
-        value = [word.strip() for word in value.split(",")]
+        value = [part.strip() for part in value.split(",")]
     if isinstance(value, list | tuple):
-        value = tuple(part for word in value for part in (PARTS if word == "all" else (word,)))
+        value = tuple(name for part in value for name in (PARTS if part == "all" else (part,)))
         return tuple(part for part in PARTS if part in value) + tuple(part for part in value if part not in PARTS)
     return value
 
@@ -92,8 +92,8 @@ class Settings(BaseModel):
         return usual if usual.is_dir() else Path(".")
 
 
-def load_settings(words: Sequence[str] = ()) -> Settings:
-    """The settings that `key=value` words give.
+def load_settings(overrides: Sequence[str] = ()) -> Settings:
+    """The settings that `key=value` overrides give.
 
     Raises InputError naming the key, its value and what is allowed; unknown keys with "did you mean".
 
@@ -101,8 +101,8 @@ def load_settings(words: Sequence[str] = ()) -> Settings:
     ('step', 'update')
     """
     given: dict[str, Any] = {}
-    for word in words:
-        key, given[key] = split_word(word, "spinerl bench parts=update repeats=3")
+    for one in overrides:
+        key, given[key] = split_override(one, "spinerl bench parts=update repeats=3")
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:

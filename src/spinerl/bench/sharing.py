@@ -24,7 +24,7 @@ def measure_sharing(job: Job) -> dict[str, Any]:
         }
     )
     job = replace(job, settings=settings)
-    sides = {name: open_work(job, words=words) for name, words in (("on", ()), ("off", _OFF))}
+    sides = {name: open_work(job, overrides=overrides) for name, overrides in (("on", ()), ("off", _OFF))}
     learnt = sides["on"].targets(sides["on"].sample())
     tasks: dict[str, Any] = {f"rollout, sharing {name}": side.sample for name, side in sides.items()}
     tasks |= {f"update, sharing {name}": (lambda _, side=side: side.learn(*learnt)) for name, side in sides.items()}

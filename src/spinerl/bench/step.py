@@ -70,7 +70,7 @@ def measure_step(job: Job) -> dict[str, Any]:
 
 
 def measure_our_step(job: Job) -> dict[str, Any]:
-    """Our step alone, for where TRL is missing."""
+    """Our step by itself, for where TRL is missing."""
     with Equivalence() as equivalence:
         ours = _OurStep(job, equivalence)
         tasks = {method: partial(ours.run, method) for method in ("spine", "ttrl")}
@@ -181,7 +181,7 @@ def _trl_job(job: Job, work: Work, equivalence: Equivalence) -> TrlJob:
 
 
 def _lengths(job: Job) -> str:
-    """A given model ends its responses as it likes: TRL knows no other way."""
+    """A given model ends its responses by itself: TRL has no other way."""
     return "equal" if job.settings.model == "random" else "half"
 
 

@@ -11,11 +11,11 @@ from spinerl.bench.machine import one_line
 
 __all__ = ["results_table"]
 
-Row = tuple[str, str, str, str]  # what, ours, the other's, ratio
+TableRow = tuple[str, str, str, str]  # what, ours, the other's, ratio
 
 
 def results_table(result: Mapping[str, Any]) -> Table:
-    """What was measured, ours beside the other's; ratios as median [lowest, highest repeat]."""
+    """What was measured, ours next to the other's; ratios as median [lowest, highest repeat]."""
     table = Table(
         Column("", no_wrap=True), "ours", "other", "ratio", show_edge=False, pad_edge=False, title_justify="left"
     )
@@ -35,7 +35,7 @@ def results_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _step(found: Mapping[str, Any]) -> Iterator[Row]:
+def _step(found: Mapping[str, Any]) -> Iterator[TableRow]:
     rows = f" ({found['trl']['rows_per_device']} rows a pass)" if "trl" in found else ""
     yield (
         f"step / TRL{rows}",
@@ -61,7 +61,7 @@ def _step(found: Mapping[str, Any]) -> Iterator[Row]:
     yield "  peak memory", _bytes(found["peak_memory_bytes"]), _bytes(found.get("peak_memory_trl_defaults_bytes")), ""
 
 
-def _rollout(found: Mapping[str, Any]) -> Iterator[Row]:
+def _rollout(found: Mapping[str, Any]) -> Iterator[TableRow]:
     for name, ending in (("rollout / generate", ""), ("rollout / generate, half", "_half")):
         yield (
             name,
@@ -71,7 +71,7 @@ def _rollout(found: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
-def _update(found: Mapping[str, Any]) -> Iterator[Row]:
+def _update(found: Mapping[str, Any]) -> Iterator[TableRow]:
     yield (
         "update / dense, memory",
         _bytes(found["peak_memory_bytes"]),
@@ -88,7 +88,7 @@ def _update(found: Mapping[str, Any]) -> Iterator[Row]:
         yield f"  top {100 * float(fraction):.0f} % of tokens", _seconds(seconds["seconds"]), "", ""
 
 
-def _sharing(found: Mapping[str, Any]) -> Iterator[Row]:
+def _sharing(found: Mapping[str, Any]) -> Iterator[TableRow]:
     for what, prefix in (("sharing / not", ""), ("  rollout", "rollout_"), ("  update", "update_")):
         yield (
             what,
@@ -98,7 +98,7 @@ def _sharing(found: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
-def _images(found: Mapping[str, Any]) -> Iterator[Row]:
+def _images(found: Mapping[str, Any]) -> Iterator[TableRow]:
     for size, one in found["by_group_size"].items():
         for what, prefix in (
             (f"images / not shared, {size} each", ""),
@@ -119,18 +119,18 @@ def _images(found: Mapping[str, Any]) -> Iterator[Row]:
         )
 
 
-def _efficiency(found: Mapping[str, Any]) -> Iterator[Row]:
+def _efficiency(found: Mapping[str, Any]) -> Iterator[TableRow]:
     peak = f"{found['matmul_gflop_per_s']:.0f} GFLOP/s"
-    yield "fastest matrix product / torch's", peak, f"{found['torch_mm_gflop_per_s']:.0f} GFLOP/s", ""
+    yield "fastest matmul / torch's", peak, f"{found['torch_mm_gflop_per_s']:.0f} GFLOP/s", ""
     for what, key in (("rollout", "rollout"), ("update", "update"), ("update, all tokens", "update_all_tokens")):
         share = found[f"{key}_fraction_of_peak"]
         yield f"share of peak, {what}", f"{100 * share:.0f} %", peak, ""
 
 
-def _scaling(found: Mapping[str, Any]) -> Iterator[Row]:
+def _scaling(found: Mapping[str, Any]) -> Iterator[TableRow]:
     for axis, phases in found["lines"].items():
-        slopes = ", ".join(f"{phase} {1000 * line['slope']:.3g} ms" for phase, line in phases.items())
-        yield f"one more: {axis}", slopes, "", ""
+        fits = ", ".join(f"{phase} {1000 * line['slope']:.3g} ms" for phase, line in phases.items())
+        yield f"one more: {axis}", fits, "", ""
 
 
 _ROWS = {

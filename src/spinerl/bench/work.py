@@ -26,7 +26,7 @@ __all__ = ["Job", "Work", "alternating_rewards", "bench_config", "open_work"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told: the settings (threads and device decided), a folder for files, the task's own words."""
+    """What a worker is given: the settings (threads and device decided), a folder for files, the task's own options."""
 
     settings: Settings
     scratch: Path
@@ -80,8 +80,8 @@ class Work:
         return update(self.loaded, None, batch, targets, self.optimizer, config or self.config, rows)
 
 
-def bench_config(job: Job, lengths: str = "equal", words: Sequence[str] = ()) -> Config:
-    """Our configuration of the job's workload; `words` go in last."""
+def bench_config(job: Job, lengths: str = "equal", overrides: Sequence[str] = ()) -> Config:
+    """Our configuration of the job's workload; `overrides` go in last."""
     settings = job.settings
     return load_config(
         overrides=[
@@ -95,15 +95,15 @@ def bench_config(job: Job, lengths: str = "equal", words: Sequence[str] = ()) ->
             f"optim.lr={settings.lr}",
             "answer.kind=number",
             "answer.truncated=count",  # responses of equal length are all cut off, and have to vote
-            *words,
+            *overrides,
         ]
     )
 
 
-def open_work(job: Job, lengths: str = "equal", words: Sequence[str] = ()) -> Work:
+def open_work(job: Job, lengths: str = "equal", overrides: Sequence[str] = ()) -> Work:
     """The job's model on its device with random questions.  `equal`: no response ends by itself."""
     settings = job.settings
-    config = bench_config(job, lengths, words)
+    config = bench_config(job, lengths, overrides)
     loaded = load_model(config.model, config.engine)
     if lengths == "equal":
         loaded = dataclasses.replace(loaded, end_ids=())

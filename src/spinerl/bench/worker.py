@@ -35,28 +35,28 @@ TASKS = {
 
 def main() -> int:
     """Run the job on standard input; 0 if a result or an error of ours was reported."""
-    told, say = open_job()
+    given, say = open_job()
     try:
-        say(result=_run(told, lambda text: say(note=text)))
+        say(result=_run(given, lambda text: say(note=text)))
     except SpinerlError as error:
         say(error=str(error), kind=type(error).__name__)
     return 0
 
 
-def _run(told: dict[str, Any], note: Any) -> dict[str, Any]:
-    module, _, name = TASKS[told["task"]].partition(":")
+def _run(given: dict[str, Any], note: Any) -> dict[str, Any]:
+    module, _, name = TASKS[given["task"]].partition(":")
     import torch
 
     from spinerl.bench.settings import Settings
     from spinerl.bench.work import Job
     from spinerl.machine import tune_allocator
 
-    if told["tune"]:
+    if given["tune"]:
         tune_allocator()
-    settings = Settings.model_validate(told["settings"])
+    settings = Settings.model_validate(given["settings"])
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    job = Job(settings, Path(told["scratch"]), note, told["options"])
+    job = Job(settings, Path(given["scratch"]), note, given["options"])
     return getattr(importlib.import_module(module), name)(job)
 
 

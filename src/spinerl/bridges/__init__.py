@@ -1,1 +1,1 @@
-"""Our method inside other trainers' loops.  Each file alone imports its trainer, and nothing here imports the file."""
+"""Our method inside other trainers' loops.  Each file is the only one to import its trainer."""

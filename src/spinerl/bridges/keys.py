@@ -58,7 +58,7 @@ def check_keys(config: Config, loop: Loop) -> None:
         raise refuse(
             loop,
             f"reward={config.reward} (method={config.method})",
-            "it is not made of the group's answers, tokens and entropies alone",
+            "it is not made of the group's answers, tokens and entropies only",
         )
     if config.data.order not in ("shuffled", "sequential"):
         raise refuse(loop, f"data.order={config.data.order}", "allowed are shuffled and sequential")

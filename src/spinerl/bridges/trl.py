@@ -5,7 +5,7 @@ forks, band, anchor and loss are ours, the very functions that `spinerl adapt` c
 
 Every process holds the token ids of the whole rollout, never only its own share: the vote sees all of a group, a
 threshold all of a step, and a term's weights sum to 1 over all processes and micro-batches of an optimizer update.
-Processes share the forward and backward passes alone.  They average gradients, so each one's loss is multiplied by
+Processes share only the forward and backward passes.  They average gradients, so each one's loss is multiplied by
 their number.
 
     torchrun --nproc_per_node 2 -m spinerl.bridges.trl RECIPE.yaml [KEY=VALUE]... [trl.ARGUMENT=VALUE]...
@@ -30,7 +30,7 @@ import torch
 
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.keys import Loop, check_keys, refuse
-from spinerl.config import Config, load_config, read_recipe, split_word
+from spinerl.config import Config, load_config, read_recipe, split_override
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
@@ -92,9 +92,9 @@ _LOOP = Loop(
         "eval": "this loop does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`",
         "guard": "this loop has no guard; leave it out or give guard=off",
         "stream": "this loop has no streams",
-        "vote": "votes are remembered by `spinerl adapt` alone, whose checkpoints keep them",
+        "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
         "tree": "TRL samples responses side by side",
-        "log": "this loop writes metrics.jsonl alone",
+        "log": "this loop writes metrics.jsonl only",
         "rollout": "TRL samples the responses, and has no such setting",
         "vllm": "TRL has arguments of its own for vLLM: trl.use_vllm=true, trl.vllm_mode=server, ...",
         "optim": "it belongs to the native engine",
@@ -134,9 +134,9 @@ _STANDS_FOR = {
 
 @dataclass
 class SpineConfig(GRPOConfig):
-    """TRL's arguments with a spinerl configuration beside them, as plain data; `training_arguments` makes both.
+    """TRL's arguments with a spinerl configuration next to them, as plain data; `training_arguments` makes both.
 
-    What TRL would compute from its own arguments (rewards, advantages, loss) follows `recipe` alone.
+    What TRL would compute from its own arguments (rewards, advantages, loss) follows only `recipe`.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict, metadata={"help": "the spinerl configuration"})
@@ -175,7 +175,7 @@ def training_arguments(
     on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if on_cpu and trl.get("deepspeed"):
         raise InputError(
-            f"trl.deepspeed={trl['deepspeed']} needs GPUs: on a CPU accelerate tells it of one process alone"
+            f"trl.deepspeed={trl['deepspeed']} needs GPUs: on a CPU accelerate lets it use only one process"
         )
     if num_processes is None:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -356,10 +356,10 @@ class SpineTrainer(GRPOTrainer):
         if not cast(Any, self.model).training:
             raise InputError("this trainer does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`")
         micros = self._num_micros
-        place = self._step % self._rollout_micros
-        if self._learned is None or place == 0:
+        index = self._step % self._rollout_micros
+        if self._learned is None or index == 0:
             self._learned = self._roll_out(generation_batch)
-        number, micro = divmod(place, micros)
+        number, micro = divmod(index, micros)
         if micro == 0 or self._learned.terms is None:
             self._begin_update(self._learned, number)
         return {"rows": self._learned.shares[micro], "last": micro == micros - 1}
@@ -416,7 +416,7 @@ class SpineTrainer(GRPOTrainer):
         if config.num_votes == config.group_size or config.vote.weights != "equal" or self._reads_tokens:
             rollout = replace(rollout, **self._figures_of(rollout))
             batch, old_logprobs, entropies = trained_rows(rollout, config)
-        else:  # nobody asks for the figures of those that only vote
+        else:  # the figures of those that only vote are not used
             batch, *_ = trained_rows(rollout, config)
             old_logprobs, entropies = self._score(self.model, batch, batch.mask)
         step = self.state.global_step * self._num_micros // self._rollout_micros + 1
@@ -460,14 +460,14 @@ class SpineTrainer(GRPOTrainer):
         return {"logprobs": logprobs, "entropies": entropies}
 
     def _judge(self, rollout: Rollout, step: int) -> tuple[tuple[Vote, ...], Rewards]:
-        """Votes and rewards: the first process finds them and tells the others, since comparing answers has limits of
-        time that not every process need keep alike."""
+        """Votes and rewards: the first process finds them and sends them to the others, as comparing answers has time
+        limits that processes may reach at different points."""
         config = self.config
         found: list[Any] = [None]
         if self.accelerator.is_main_process:
             votes = count_votes(rollout, config.answer, config.vote, self._equivalence, seed=config.seed + step)
-            nobody = cast(Any, None)  # none of the rewards allowed here asks a model
-            context = RewardContext(config, step, nobody, None, rollout, votes, self._equivalence)
+            no_model = cast(Any, None)  # no reward allowed here uses a model
+            context = RewardContext(config, step, no_model, None, rollout, votes, self._equivalence)
             found = [(votes, tuple(rewards[: config.group_size] for rewards in give_rewards(context)))]
         broadcast_object_list(found)
         return found[0]
@@ -630,16 +630,16 @@ def _run(
 
     One call of the model, through whatever wraps it.
     """
-    ids, place = micro.input_ids.to(device), micro.place.to(device)
+    ids, positions = micro.input_ids.to(device), micro.positions.to(device)
     tokens = batch.tokens[micro.row_of, micro.column_of].to(device)
     if whole:
-        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[place]
+        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
         return *token_figures(logits, tokens, batch.temperature), logits
     labels = torch.full_like(ids, -100)  # the token after each position; -100: no need of it
-    labels.view(-1)[place] = tokens
+    labels.view(-1)[positions] = tokens
     outputs = model(input_ids=ids, shift_labels=labels, fused_lm_head=True)
-    entropies = None if outputs.entropy is None else outputs.entropy.flatten()[place]
-    return outputs.log_probs.flatten()[place], entropies, None
+    entropies = None if outputs.entropy is None else outputs.entropy.flatten()[positions]
+    return outputs.log_probs.flatten()[positions], entropies, None
 
 
 def _micro_of(batch: Batch, wanted: torch.Tensor, rows: torch.Tensor, pad_id: int) -> tuple[MicroBatch, bool]:
@@ -655,7 +655,7 @@ def _micro_of(batch: Batch, wanted: torch.Tensor, rows: torch.Tensor, pad_id: in
 
 
 def _no_reward(**_: Any) -> list[float | None]:
-    """TRL asks for a reward function, and here would call it with one process's rows alone."""
+    """TRL needs a reward function, and here would call it with only one process's rows."""
     raise RunError("rewards are given by the whole group's vote, not by a function of one process's responses")
 
 
@@ -674,28 +674,26 @@ def _check_arguments(trl: Mapping[str, Any]) -> None:
         if name in _STANDS_FOR:
             raise InputError(f"trl.{name} is set by {_STANDS_FOR[name]}: give that")
         if not name.startswith(_ARGUMENTS) or "importance_sampling" in name:
-            raise InputError(
-                f"trl.{name} cannot be given: what is learned, and from what, follows spinerl's keys alone"
-            )
+            raise InputError(f"trl.{name} cannot be given: what is learned, and from what, follows only spinerl's keys")
 
 
 def _folder(config: Config) -> Path:
     return config.run_folder if config.run is not None else config.run_folder.with_name(config.run_folder.name + "-trl")
 
 
-def _parse(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+def _parse(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """The configuration of `[RECIPE] [KEY=VALUE]...`, and TRL's own arguments (`trl.ARGUMENT=VALUE`, or a section
     `trl` of the recipe)."""
-    rest = list(words)
+    rest = list(args)
     recipe: dict[str, Any] = {}
     if rest and "=" not in rest[0]:
         recipe = read_recipe(rest.pop(0))
     trl = recipe.pop("trl", None) or {}
     if not isinstance(trl, dict):
         raise InputError("the recipe's section trl must hold `argument: value` lines")
-    for word in [word for word in rest if word.startswith("trl.")]:
-        rest.remove(word)
-        name, trl[name] = split_word(word.removeprefix("trl."))
+    for one in [one for one in rest if one.startswith("trl.")]:
+        rest.remove(one)
+        name, trl[name] = split_override(one.removeprefix("trl."))
     return load_config(recipe, rest), trl
 
 
@@ -723,15 +721,15 @@ class _Lines(TrainerCallback):
             "loss": "loss/total",
             "gradient": "grad_norm",
         }
-        known = [f"{word} {float(logs[name]):.4g}" for word, name in shown.items() if logs.get(name) is not None]
+        known = [f"{label} {float(logs[name]):.4g}" for label, name in shown.items() if logs.get(name) is not None]
         _say(f"update {state.global_step}/{state.max_steps}  " + "  ".join(known))
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """`python -m spinerl.bridges.trl`, alone or under torchrun or accelerate: every error of ours is one line."""
+def main(args: Sequence[str] | None = None) -> None:
+    """`python -m spinerl.bridges.trl`, by itself or under torchrun or accelerate: every error of ours is one line."""
     rank = int(os.environ.get("RANK", "0"))
     try:
-        accelerator = _run_words(list(sys.argv[1:] if words is None else words), rank)
+        accelerator = _run_from(list(sys.argv[1:] if args is None else args), rank)
     except SpinerlError as error:
         if rank == 0 or not isinstance(error, InputError):  # what is refused, every process refuses
             print(f"spinerl: {error}", file=sys.stderr, flush=True)
@@ -743,8 +741,8 @@ def main(words: Sequence[str] | None = None) -> None:
     accelerator.end_training()
 
 
-def _run_words(words: Sequence[str], rank: int) -> Accelerator:
-    config, trl = _parse(words)
+def _run_from(args: Sequence[str], rank: int) -> Accelerator:
+    config, trl = _parse(args)
     check_config(config)
     _check_arguments(trl)
     folder = _folder(config)
@@ -772,8 +770,8 @@ def _run_words(words: Sequence[str], rank: int) -> Accelerator:
         plugin.set_state_dict_type("FULL_STATE_DICT")  # else the shards are all that is saved
     trainer.save_model(str(folder / "model"))
     if rank == 0:
-        words = f"{config.model.name} {folder / 'model'} data={config.data.name}"
-        _say(f"spinerl: saved {folder / 'model'}; to compare: spinerl eval {words}")
+        names = f"{config.model.name} {folder / 'model'} data={config.data.name}"
+        _say(f"spinerl: saved {folder / 'model'}; to compare: spinerl eval {names}")
     return accelerator
 
 

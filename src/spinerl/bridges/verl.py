@@ -87,7 +87,7 @@ does not act), and the band's edges in nats.  Terms that are off have no column.
 
 @dataclass(frozen=True)
 class Sample:
-    """One response as verl hands it over: its question, its place in the group, and a number per token.
+    """One response as verl hands it over: its question, its index in the group, and a number per token.
 
     `anchor_logprobs` are there with a reference model, `sampler_logprobs` where the sampler's account is used.
     """
@@ -161,8 +161,8 @@ def freeze_step(
     )
     rollout = replace(rollout, log_mass=_truncation_at_most(rollout, config))
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
-    nobody = cast(Any, None)  # none of the rewards allowed here asks a model
-    context = RewardContext(config, step, nobody, None, rollout, votes, equivalence)
+    no_model = cast(Any, None)  # no reward allowed here uses a model
+    context = RewardContext(config, step, no_model, None, rollout, votes, equivalence)
     rewards = tuple(own[: config.group_size] for own in give_rewards(context))
     batch, old_logprobs, entropies = trained_rows(rollout, config)
     learned = [sample for own in groups for sample in own[: config.group_size]]
@@ -170,7 +170,7 @@ def freeze_step(
     if config.anchor.weight:
         anchor_logprobs = _table([sample.anchor_logprobs for sample in samples])
         if anchor_logprobs is None:
-            raise RunError("anchor.weight is set, but verl ran no reference model: export the recipe anew")
+            raise RunError("anchor.weight is set, but verl ran no reference model: export the recipe again")
         _, anchor_logprobs, _ = trained_rows(replace(rollout, logprobs=anchor_logprobs), config)
         scorer = partial(_looked_up, anchor_logprobs)
     targets, state = freeze_targets(scorer, batch, rewards, old_logprobs, entropies, config, state)
@@ -332,7 +332,9 @@ class SpineTrainer(PPOTrainerSync):
         self._equivalence = Equivalence()
         self._state = StepState()
         self._frozen: Frozen | None = None
-        with open_dict(config):  # verl asks in several places whether the mode is its synchronous one, and this one is
+        with open_dict(
+            config
+        ):  # verl checks in several places whether the mode is its synchronous one, and this one is
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
 
@@ -348,7 +350,7 @@ class SpineTrainer(PPOTrainerSync):
         self._end_ids = tuple(int(i) for i in ids if i is not None)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """Freeze the step's targets and put their columns beside the responses."""
+        """Freeze the step's targets and put their columns next to the responses."""
         unread = set() if self.spine.rollout.sampler == "vllm" else {"rollout_log_probs"}  # the sampler's account
         names = ["uid", "extra_info", "response_mask", *(name for name in _READ if name not in unread)]
         data = transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
@@ -378,7 +380,7 @@ class SpineTrainer(PPOTrainerSync):
         frozen = self._frozen
         assert frozen is not None
         lengths = {key: tag["seq_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
-        num_ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1  # as the trainer's own balancing asks
+        num_ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1  # as the trainer's own balancing computes it
         learned = batch.select_keys(share_rows(frozen.updates, lengths, num_ranks))
         rows = len(learned) // len(frozen.updates)
         learned.extra_info.update(
@@ -422,8 +424,8 @@ def check_settings(settings: Any, config: Config) -> None:
     for key, allowed in wanted.items():
         value = OmegaConf.select(settings, key)
         if value not in allowed:
-            words = " or ".join(map(str, allowed))
-            raise InputError(f"{key}={value} contradicts the recipe, which wants {words}: export it anew")
+            choices = " or ".join(map(str, allowed))
+            raise InputError(f"{key}={value} contradicts the recipe, which needs {choices}: export it again")
 
 
 def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
@@ -435,7 +437,7 @@ def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
         raise RunError("a response holds tokens that the model did not say; only single turns are learned from here")
     known = {name: [row.tolist() for row in data[name].unbind()] for name in _READ if name in data}
     samples = []
-    for place, (key, group, info) in enumerate(zip(keys, list(data["uid"]), list(data["extra_info"]), strict=True)):
+    for index, (key, group, info) in enumerate(zip(keys, list(data["uid"]), list(data["extra_info"]), strict=True)):
         _, number, part = key.rsplit("_", 2)  # verl's keys: question, response, part of a conversation
         if part != "0":
             raise RunError(f"response {key} has several parts; only single turns are learned from here")
@@ -445,7 +447,7 @@ def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
             index = int(info["index"])
         except (KeyError, TypeError):
             raise RunError("a question lacks id, choices, answer_kind or index: use the file of an export") from None
-        here: dict[str, Any] = {name: rows[place] for name, rows in known.items()}
+        here: dict[str, Any] = {name: rows[index] for name, rows in known.items()}
         samples.append(
             Sample(
                 key,
@@ -481,7 +483,7 @@ def _table(rows: Sequence[Sequence[float] | None]) -> torch.Tensor | None:
 
 
 def _looked_up(logprobs: torch.Tensor, batch: Batch, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference model's figures, which verl has computed already; nothing allowed here asks its entropies."""
+    """The reference model's figures, which verl has computed already; nothing allowed here uses its entropies."""
     del batch
     return logprobs * wanted, torch.zeros_like(logprobs)
 

@@ -55,7 +55,7 @@ _LOOP = Loop(
         "eval": "nothing is evaluated there; afterwards: `spinerl eval MODEL CHECKPOINT/actor/huggingface data=DATA`",
         "guard": "that loop has no guard; leave it out or give guard=off",
         "stream": "that loop has no streams",
-        "vote": "votes are remembered by `spinerl adapt` alone, whose checkpoints keep them",
+        "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
         "tree": "responses are sampled side by side there",
         "log": "verl has loggers of its own: trainer.logger, trainer.rollout_data_dir",
         "rollout": "vLLM under verl samples the responses, and has no such setting",
@@ -73,7 +73,7 @@ _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, the command's words, and what there is to say about them."""
+    """What was written: the folder, the command's arguments, and what there is to say about them."""
 
     folder: Path
     command: tuple[str, ...]
@@ -91,7 +91,7 @@ class Prompting:
 
 
 def no_reward(**_: Any) -> float:
-    """0.0 for each response.  verl asks for a reward of one response at a time, where no group can vote."""
+    """0.0 for each response.  verl computes a reward of one response at a time, where no group can vote."""
     return 0.0
 
 
@@ -104,7 +104,7 @@ def check_config(config: Config) -> None:
         (
             config.anchor.weight != 0 and config.anchor.estimator == "exact",
             "anchor.estimator=exact",
-            "its reference model gives the tokens' log-probabilities alone; allowed are k1, k2 and k3",
+            "its reference model gives the tokens' log-probabilities only; allowed are k1, k2 and k3",
         ),
         (
             config.band.coefficient != 0 and config.band.edges == "initial",
@@ -120,7 +120,7 @@ def check_config(config: Config) -> None:
 
 
 def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported:
-    """Write questions.parquet, recipe.yaml and run.sh into the folder; what a whole job needs beside GPUs and verl.
+    """Write questions.parquet, recipe.yaml and run.sh into the folder; what a whole job needs besides GPUs and verl.
 
     The parquet holds the questions of step 1, then those of step 2, and so on, as `spinerl adapt` would ask them.
 
@@ -133,7 +133,9 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
     if taken and not overwrite:
         raise InputError(f"--out {folder} exists and is not empty; give another folder, or --overwrite")
     if taken and not all((folder / name).is_file() for name in ("run.sh", "recipe.yaml")):
-        raise InputError(f"--out {folder} holds no export (no run.sh and recipe.yaml), so --overwrite leaves it alone")
+        raise InputError(
+            f"--out {folder} holds no export (no run.sh and recipe.yaml), so --overwrite does not touch it"
+        )
     name = resolve_name(config.model.name)
     if base_of(name) is not None:
         raise InputError(f"model={config.model.name} is a folder of adapters; `spinerl merge` makes it a whole model")
@@ -160,11 +162,11 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
     config = config.model_copy(update={"model": model, "guard": guard, "questions_per_step": per_step})
     settings = overrides(config, folder, prompting, max(map(len, prompts)))
     order = [
-        place
+        index
         for step in range(1, config.steps + 1)
-        for place in question_order(len(questions), per_step, step, config.data.order, config.seed)
+        for index in question_order(len(questions), per_step, step, config.data.order, config.seed)
     ]
-    rows = [question_row(place, questions[place], prompting.messages[place]) for place in order]
+    rows = [question_row(index, questions[index], prompting.messages[index]) for index in order]
     command = ("python", "-m", "verl.trainer.main_ppo", *settings)
     if taken:
         shutil.rmtree(folder)  # checkpoints too: verl would continue from them
@@ -186,7 +188,7 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
 
 
 def overrides(config: Config, folder: Path, prompting: Prompting, longest_prompt: int) -> tuple[str, ...]:
-    """verl's settings for a configuration, as words of Hydra's; a key that begins with + is new in verl's tree.
+    """verl's settings for a configuration, as Hydra's overrides; a key that begins with + is new in verl's tree.
 
     `config.questions_per_step` must be what a step really takes.  The number of GPUs is not among them.
 
@@ -265,7 +267,7 @@ def overrides(config: Config, folder: Path, prompting: Prompting, longest_prompt
     return tuple(f"{key}={_hydra(value)}" for key, value in settings.items())
 
 
-def question_row(place: int, question: Question, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def question_row(index: int, question: Question, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """A question in verl's schema.  Its ground truth is empty: nothing is scored there, and no gold is written."""
     return {
         "data_source": "spinerl",
@@ -273,7 +275,7 @@ def question_row(place: int, question: Question, messages: Sequence[Mapping[str,
         "ability": "reasoning",
         "reward_model": {"style": "rule", "ground_truth": ""},
         "extra_info": {
-            "index": place,
+            "index": index,
             "id": question.id,
             "answer_kind": question.answer_kind,
             "choices": list(question.choices),
@@ -309,7 +311,7 @@ def _prompting(
     prompt: PromptConfig,
     kind: str,
 ) -> Prompting:
-    """Messages from which verl's own tokenisation makes exactly these prompts, which is tried on every one."""
+    """Messages from which verl's own tokenisation makes exactly these prompts, which is checked on every one."""
     if getattr(tokenizer, "chat_template", None) and prompt.chat_template != "off":
         forms = [
             Prompting(
@@ -323,7 +325,7 @@ def _prompting(
         messages = tuple(({"role": "user", "content": text},) for text in texts)
         forms = [Prompting(messages, {}, template) for template in _VERBATIM]
     for form in forms:
-        if all(_as_verl(form, place, tokenizer) == list(ids) for place, ids in enumerate(prompts)):
+        if all(_as_verl(form, index, tokenizer) == list(ids) for index, ids in enumerate(prompts)):
             return form
     raise InputError(
         "verl's tokenisation does not give these prompts: it renders the messages and tokenises the text without "
@@ -331,14 +333,14 @@ def _prompting(
     )
 
 
-def _as_verl(form: Prompting, place: int, tokenizer: Any) -> list[int] | None:
+def _as_verl(form: Prompting, index: int, tokenizer: Any) -> list[int] | None:
     """The ids that verl makes of a question's messages, by its way of calling the chat template; None: it fails."""
     template = {} if form.template is None else {"chat_template": form.template}
     if form.options.keys() & {"add_generation_prompt", "tokenize", "tools", "return_dict"}:
         return None  # verl gives these itself
     try:
         found = tokenizer.apply_chat_template(
-            list(form.messages[place]),
+            list(form.messages[index]),
             tools=None,
             add_generation_prompt=True,
             tokenize=True,
@@ -370,7 +372,7 @@ def _attention(name: str) -> dict[str, Any]:
 
 
 def _precision(dtype: str) -> dict[str, Any]:
-    """verl keeps float32 weights and computes in bfloat16, unless it is told otherwise."""
+    """verl keeps float32 weights and computes in bfloat16, unless it is configured otherwise."""
     if dtype != "float32":
         return {}
     wide = dict.fromkeys(("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32")
@@ -402,11 +404,11 @@ def _hydra(value: Any) -> str:
 
 
 def _script(command: Sequence[str]) -> str:
-    """A shell script: the command, the machines by two variables, and further words for verl behind it."""
-    lines = " \\\n  ".join(shlex.quote(word) for word in command[3:])
+    """A shell script: the command, the machines by two variables, and further arguments for verl after it."""
+    lines = " \\\n  ".join(shlex.quote(arg) for arg in command[3:])
     return (
         "#!/bin/sh\n"
-        "# Written by `spinerl export verl`.  GPUS per node and NODES of the Ray cluster; further words are verl's:\n"
+        "# Written by `spinerl export verl`.  GPUS per node and NODES of the Ray cluster; other arguments go to verl:\n"
         "#   GPUS=8 NODES=1 sh run.sh trainer.logger='[console,tensorboard]'\n"
         "set -e\n"
         f"export VERL_USE_EXTERNAL_MODULES={BRIDGE}\n"

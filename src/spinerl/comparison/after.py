@@ -52,15 +52,15 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
     def fill(folder: Path) -> None:
         with Equivalence() as equivalence:
             own = _Asked(loaded, config, prints)
-            drawn: dict[str, list[dict[str, Any]]] = {}
+            saved: dict[str, list[dict[str, Any]]] = {}
             for key in ("samples", "votes"):
                 if after.get(key):
                     observer.phase(key, after[key] * len(own.questions) * config.rollout.max_new_tokens)
-                    drawn[key], figures[key] = _sampled(own, after[key], equivalence, observer)
-                    write_rows(folder / f"{key}.jsonl", drawn[key])
+                    saved[key], figures[key] = _sampled(own, after[key], equivalence, observer)
+                    write_rows(folder / f"{key}.jsonl", saved[key])
             if num := after.get("synthesis"):
                 observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens)
-                rows = _synthesized(own, drawn["votes"], num, equivalence, observer)
+                rows = _synthesized(own, saved["votes"], num, equivalence, observer)
                 write_rows(folder / "synthesis.jsonl", rows)
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
@@ -111,7 +111,7 @@ def _sampled(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Judged rows of `num` responses per question, with what voting and choosing by confidence need, and figures.
 
-    The streams are those of an evaluation, so that models asked after different methods draw alike, and the first
+    The streams are those of an evaluation, so that models asked after different methods sample alike, and the first
     k of many responses are those of a model asked k times.
     """
     config = asked.config
@@ -161,20 +161,20 @@ def _synthesized(
 ) -> list[dict[str, Any]]:
     """Judged rows of the response that is written after reading a question's first `num` ones.
 
-    `num_tokens` counts those drafts too, whether or not the prompt had room for all of them.
+    `num_tokens` counts those drafts too, whether or not the prompt had space for all of them.
     """
     config = asked.config
     drafts = [row["responses"][:num] for row in votes]
     found = synthesized_responses(asked.loaded, asked.questions, asked.prompts, drafts, config, observer.tokens)
     rows = []
-    for question, drawn, one in zip(asked.questions, votes, found, strict=True):
+    for question, saved, one in zip(asked.questions, votes, found, strict=True):
         row = {
             **asked.row(question),
             "responses": [one.text],
             "truncated": [one.truncated],
             "lengths": [one.num_tokens],
             "num_read": one.num_read,
-            "num_tokens": sum(drawn["lengths"][:num]) + one.num_tokens,
+            "num_tokens": sum(saved["lengths"][:num]) + one.num_tokens,
         }
         rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
     return rows

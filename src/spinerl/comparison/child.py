@@ -41,7 +41,7 @@ class _Teller:
         self._say(phase=name)
 
     def tokens(self, count: int) -> None:
-        """Nothing: a line per token would cost more than it tells."""
+        """Nothing: a line per token would cost more than it is worth."""
 
     def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
         self._say(step=metrics["step"], num_steps=num_steps, figures=step_figures(metrics))

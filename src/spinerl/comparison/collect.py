@@ -20,7 +20,7 @@ from spinerl.report.read import number
 from spinerl.runs import read_lines
 from spinerl.types import Vote
 
-__all__ = ["Outcome", "Values", "collect", "first_vote", "first_votes"]
+__all__ = ["MethodResult", "Values", "collect", "first_vote", "first_votes"]
 
 Values = dict[int, dict[str, float]]
 """{seed: {question id: value}}; right is 1, wrong 0, a mean of samples in between."""
@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MethodResult:
     """One row of the comparison on one data set.
 
     `kind` is "none", "adapted", or "no update".  `right`: of the answer given, that is of the greedy response, or of
@@ -61,9 +61,9 @@ class Outcome:
     voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
 
 
-def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[Outcome]]:
+def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[MethodResult]]:
     """By data set, an outcome per row of the comparison; a row without a finished run is left out."""
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[MethodResult]] = {}
     for data in comparison.keys.data:
         outcomes = []
         for row in comparison.rows:
@@ -77,7 +77,7 @@ def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[
 def first_votes(rows: Rows, num: int, voting: VoteConfig, seed: int) -> dict[str, float]:
     """Whether the majority of a question's first `num` responses is right, by id; rows without gold are left out.
 
-    The rules are those of `eval/maj@k`: by default a tie elects nobody, which is wrong.
+    The rules are those of `eval/maj@k`: by default a tie elects no answer, which is wrong.
     """
     found: dict[str, float] = {}
     for row in rows:
@@ -98,13 +98,13 @@ def first_vote(row: Mapping[str, Any], num: int, voting: VoteConfig, seed: int) 
     )
 
 
-def _outcome(tasks: Sequence[Task], k: int) -> Outcome:
+def _outcome(tasks: Sequence[Task], k: int) -> MethodResult:
     config = tasks[0].config
     kind = "adapted" if config.steps else NONE
     uses_gold = config.reward == "gold"
-    note = "an upper bound, no rival" if uses_gold else "greedy" if kind == NONE else ""
+    note = "an upper bound, not a baseline" if uses_gold else "greedy" if kind == NONE else ""
     runs = [read_run(task.folder) for task in tasks]
-    outcome = Outcome(
+    outcome = MethodResult(
         tasks[0].row.name, kind, tasks[0].data, note, runs=tuple(runs), uses_gold=uses_gold, voting=config.vote
     )
     for task, run in zip(tasks, runs, strict=True):
@@ -112,7 +112,7 @@ def _outcome(tasks: Sequence[Task], k: int) -> Outcome:
     return outcome
 
 
-def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
+def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
     """Add one seed's run to the outcome."""
     seed, asked = task.seed, task.folder / ASKED
     assert run.final_eval is not None
@@ -139,8 +139,8 @@ def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
             values[seed] = figure
     if outcome.kind == "adapted":
         num_questions = max(1, int(number(run.manifest.get("data", {}).get("num_questions")) or len(final)))
-        drawn = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
-        spent = [*drawn, *run.series("memory/tokens")]
+        sampled = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
+        spent = [*sampled, *run.series("memory/tokens")]
         outcome.tokens[seed] = sum(value or 0.0 for _, value in spent) / num_questions
         outcome.seconds[seed] = run.step_seconds or 0.0
     else:
@@ -151,7 +151,7 @@ def _read_run(outcome: Outcome, task: Task, run: RunData, k: int) -> None:
 
 
 def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float | None]:
-    """(length, entropy) of the final model's samples; of its greedy responses where none were drawn."""
+    """(length, entropy) of the final model's samples; of its greedy responses where none were sampled."""
     try:
         figures = json.loads((asked / "figures.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

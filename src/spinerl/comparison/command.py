@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from spinerl import __version__
-from spinerl.comparison.collect import Outcome, collect
+from spinerl.comparison.collect import MethodResult, collect
 from spinerl.comparison.figures import figure_lines
 from spinerl.comparison.output import as_csv, as_json, as_markdown, print_tables
 from spinerl.comparison.page import write_page
@@ -27,21 +27,21 @@ from spinerl.runs import write_json, write_text
 __all__ = ["compare", "tables_of"]
 
 REFERENCE = "ttrl"
-"""The row that others are compared with beside no adaptation, if it is among them."""
+"""The row that others are compared with besides no adaptation, if it is among them."""
 
 
-def compare(words: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
+def compare(args: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
     """Run the comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes, or the rest of it; its folder.
 
     Finished runs are kept, interrupted ones continue.  Writes comparison.md, .csv, .json and .html and prints the
-    tables.  Raises InputError before anything runs for what is wrong with the words, the data or the runs there are
+    tables.  Raises InputError before anything runs for what is wrong with the arguments, the data or the runs there are
     already, and RunError at the end if a run failed; the tables are then of the others.
 
     Args:
-        overwrite: whether runs begun with other settings are started anew.
+        overwrite: whether runs begun with other settings are started again.
     """
     console = console or Console(soft_wrap=True)
-    comparison = plan(words)
+    comparison = plan(args)
     with _locked(comparison.out):
         found = states(comparison, overwrite)
         todo: list[tuple[Task, State]] = [
@@ -52,7 +52,7 @@ def compare(words: Sequence[str], console: Console | None = None, overwrite: boo
         failures: list[Failure] = []
         if todo:
             jobs = min(comparison.keys.jobs or _cores(comparison.tasks), len(todo))
-            command = ["spinerl", "compare", *words]
+            command = ["spinerl", "compare", *args]
             with Live(console, len(comparison.tasks), done) as live:
                 failures = run_tasks(todo, jobs, comparison.out / "logs", live, command, overwrite)
         failed = {task.folder for task, _ in failures}
@@ -60,7 +60,7 @@ def compare(words: Sequence[str], console: Console | None = None, overwrite: boo
         notes = _notes(comparison, failures)
         outcomes = collect(comparison, finished)
         tables = tables_of(comparison, outcomes)
-        _write(comparison, tables, outcomes, notes, words)
+        _write(comparison, tables, outcomes, notes, args)
     print_tables(console, tables)
     for note in notes:
         console.print(note, markup=False, highlight=False)
@@ -73,7 +73,7 @@ def compare(words: Sequence[str], console: Console | None = None, overwrite: boo
     return comparison.out
 
 
-def tables_of(comparison: Comparison, outcomes: dict[str, list[Outcome]]) -> list[Table]:
+def tables_of(comparison: Comparison, outcomes: dict[str, list[MethodResult]]) -> list[Table]:
     """A table per data set, and with several one over all of them."""
     k = comparison.keys.samples
     confidence = comparison.tasks[0].config.eval.confidence
@@ -91,13 +91,13 @@ def tables_of(comparison: Comparison, outcomes: dict[str, list[Outcome]]) -> lis
 def _write(
     comparison: Comparison,
     tables: Sequence[Table],
-    outcomes: dict[str, list[Outcome]],
+    outcomes: dict[str, list[MethodResult]],
     notes: Sequence[str],
-    words: Sequence[str],
+    args: Sequence[str],
 ) -> None:
     out = comparison.out
     title = f"Comparison: {', '.join(row.name for row in comparison.rows)}"
-    facts = {"spinerl": __version__, "words": list(words), "keys": comparison.keys.model_dump(), "notes": list(notes)}
+    facts = {"spinerl": __version__, "words": list(args), "keys": comparison.keys.model_dump(), "notes": list(notes)}
     write_text(out / "comparison.md", as_markdown(title, tables, notes))
     write_text(out / "comparison.csv", as_csv(tables))
     write_json(out / "comparison.json", as_json(tables, facts))
@@ -122,7 +122,7 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
 
 
 def _cores(tasks: Sequence[Task]) -> int:
-    """Runs at a time where the user did not say: one per core, and one alone on an accelerator, which they share."""
+    """Runs at a time where the user did not say: one per core, one at a time on an accelerator."""
     from spinerl.machine import pick_device
 
     if any(pick_device(device) != "cpu" for device in {task.config.model.device for task in tasks}):
@@ -132,7 +132,7 @@ def _cores(tasks: Sequence[Task]) -> int:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The comparison's folder, made if need be, for this process alone."""
+    """The comparison's folder, made if need be, for this process only."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = (out / ".lock").open("w")

@@ -1,7 +1,7 @@
 """The figures of a table: each with its interval, over the questions of one data set or of several together.
 
 Questions are the unit.  A question's value is its mean over the seeds; intervals are over questions, inside each data
-set, and data sets weigh the same.  What differs between seeds is reported beside them: the value by seed, and for
+set, and data sets weigh the same.  What differs between seeds is reported next to them: the value by seed, and for
 differences Student's interval over the seeds.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from spinerl.comparison.collect import Outcome, Values
+from spinerl.comparison.baselines import EqualTokens, at_equal_tokens, baselines
+from spinerl.comparison.collect import MethodResult, Values
 from spinerl.comparison.plan import NONE
-from spinerl.comparison.rivals import EqualTokens, at_equal_tokens, rivals
 from spinerl.stats import grouped_difference, grouped_mean, spread_interval, two_level_interval
 
-__all__ = ["Estimate", "Figures", "Gain", "Place", "figure_lines"]
+__all__ = ["ElsewhereFigures", "Estimate", "Figures", "Gain", "figure_lines"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Place:
+class ElsewhereFigures:
     """What the final model does elsewhere: on unseen questions, or on the original domain."""
 
     role: str
@@ -86,7 +86,7 @@ class Figures:
     votes_capped: bool
     best: tuple[int, float] | None
     last: tuple[int, float] | None
-    elsewhere: tuple[Place, ...]
+    elsewhere: tuple[ElsewhereFigures, ...]
     tokens: float | None
     seconds: float | None
     length: float | None
@@ -95,7 +95,7 @@ class Figures:
 
 
 def figure_lines(
-    tables: Sequence[Sequence[Outcome]], k: int, confidence: float = 0.95, reference: str = "ttrl"
+    tables: Sequence[Sequence[MethodResult]], k: int, confidence: float = 0.95, reference: str = "ttrl"
 ) -> list[Figures]:
     """The lines of one table over the outcomes of each data set, rows without an update included.
 
@@ -104,9 +104,9 @@ def figure_lines(
     Args:
         tables: the outcomes of each data set, one list per set.
         k: responses of the rows without an update.
-        reference: the row that others are compared with beside no adaptation.
+        reference: the row that others are compared with besides no adaptation.
     """
-    groups = [_with_rivals(outcomes, k) for outcomes in tables]
+    groups = [_with_baselines(outcomes, k) for outcomes in tables]
     names = [name for name in groups[0] if all(name in group for group in groups)]
     lines = []
     for name in names:
@@ -115,12 +115,12 @@ def figure_lines(
     return [line for line in lines if line is not None]
 
 
-def _with_rivals(outcomes: Sequence[Outcome], k: int) -> dict[str, Outcome]:
+def _with_baselines(outcomes: Sequence[MethodResult], k: int) -> dict[str, MethodResult]:
     """The outcomes by name: adapted rows first as given, then those without an update."""
     found = {outcome.name: outcome for outcome in outcomes}
     none = found.get(NONE)
     if none is not None and none.votes:
-        found |= {rival.name: rival for rival in rivals(none, k)}
+        found |= {baseline.name: baseline for baseline in baselines(none, k)}
         spent = [fmean(o.tokens.values()) for o in outcomes if o.kind == "adapted" and o.tokens]
         for rule in ("majority", "likeliest") if spent else ():
             if (equal := at_equal_tokens(none, fmean(spent), rule)) is not None:
@@ -129,11 +129,11 @@ def _with_rivals(outcomes: Sequence[Outcome], k: int) -> dict[str, Outcome]:
 
 
 def _line(
-    rows: Sequence[Outcome], groups: Sequence[Mapping[str, Outcome]], confidence: float, reference: str
+    rows: Sequence[MethodResult], groups: Sequence[Mapping[str, MethodResult]], confidence: float, reference: str
 ) -> Figures:
     first = rows[0]
     nones = [group.get(NONE) for group in groups]
-    rivals_ = [group.get(reference) for group in groups]
+    references = [group.get(reference) for group in groups]
     adapted = first.kind == "adapted"
     equal = _equal(rows, nones) if adapted else []
     seeds = sorted(set.intersection(*(set(row.right) for row in rows)))
@@ -148,14 +148,14 @@ def _line(
         mean=_estimate([row.mean for row in rows], confidence),
         majority=_estimate([row.majority for row in rows], confidence),
         against_none=None if first.name == NONE else _gain_over(nones, rows, confidence),
-        against_ttrl=None if first.name == reference else _gain_over(rivals_, rows, confidence),
+        against_ttrl=None if first.name == reference else _gain_over(references, rows, confidence),
         against_votes=_gain([e.outcome.right for e in equal], [row.right for row in rows], confidence),
         votes=_estimate([e.outcome.right for e in equal], confidence),
         num_votes=fmean(e.num_votes for e in equal) if equal else None,
         votes_capped=any(e.capped for e in equal),
         best=None if best is None else (best, course[best]),
         last=None if not course else (max(course), course[max(course)]),
-        elsewhere=_places(rows, nones, confidence),
+        elsewhere=_elsewhere_figures(rows, nones, confidence),
         tokens=_mean_of(row.tokens for row in rows),
         seconds=_mean_of(row.seconds for row in rows),
         length=_mean_of(row.length for row in rows),
@@ -164,7 +164,7 @@ def _line(
     )
 
 
-def _equal(rows: Sequence[Outcome], nones: Sequence[Outcome | None]) -> list[EqualTokens]:
+def _equal(rows: Sequence[MethodResult], nones: Sequence[MethodResult | None]) -> list[EqualTokens]:
     """Majority voting at each data set's own tokens; [] where one of them cannot say."""
     found = [
         at_equal_tokens(none, fmean(row.tokens.values())) if none is not None and row.tokens else None
@@ -174,7 +174,7 @@ def _equal(rows: Sequence[Outcome], nones: Sequence[Outcome | None]) -> list[Equ
     return known if len(known) == len(found) else []
 
 
-def _course(rows: Sequence[Outcome]) -> dict[int, float]:
+def _course(rows: Sequence[MethodResult]) -> dict[int, float]:
     """Greedy Pass@1 by step, over the steps that all runs were evaluated at; mean over seeds, then data sets."""
     runs = [course for row in rows for course in row.course.values()]
     if not runs or any(not row.course for row in rows):
@@ -183,15 +183,17 @@ def _course(rows: Sequence[Outcome]) -> dict[int, float]:
     return {step: fmean(fmean(c[step] for c in row.course.values()) for row in rows) for step in sorted(steps)}
 
 
-def _places(rows: Sequence[Outcome], nones: Sequence[Outcome | None], confidence: float) -> tuple[Place, ...]:
-    """One data set: each place by its name.  Several: one place per role, the mean over each set's places."""
+def _elsewhere_figures(
+    rows: Sequence[MethodResult], nones: Sequence[MethodResult | None], confidence: float
+) -> tuple[ElsewhereFigures, ...]:
+    """One data set: one per other data set.  Several: one per role, the mean over each set's."""
     if len(rows) == 1:
         keys = [[key] for key in rows[0].elsewhere]
     else:
         roles = dict.fromkeys(role for row in rows for role, _ in row.elsewhere)
         keys = [[key for row in rows for key in row.elsewhere if key[0] == role] for role in roles]
         keys = [list(dict.fromkeys(group)) for group in keys]
-    places = []
+    found = []
     for group in keys:
         pairs = [
             (row, none, key) for row, none in zip(rows, nones, strict=True) for key in group if key in row.elsewhere
@@ -204,11 +206,11 @@ def _places(rows: Sequence[Outcome], nones: Sequence[Outcome | None], confidence
         if all(none is not None and none.name != row.name and key in none.elsewhere for row, none, key in pairs):
             gain = _gain([none.elsewhere[key] for _, none, key in pairs if none is not None], values, confidence)
         role, names = group[0][0], list(dict.fromkeys(name for _, name in group))
-        places.append(Place(role, names[0] if len(names) == 1 else f"{len(names)} sets", right, gain))
-    return tuple(places)
+        found.append(ElsewhereFigures(role, names[0] if len(names) == 1 else f"{len(names)} sets", right, gain))
+    return tuple(found)
 
 
-def _gain_over(others: Sequence[Outcome | None], rows: Sequence[Outcome], confidence: float) -> Gain | None:
+def _gain_over(others: Sequence[MethodResult | None], rows: Sequence[MethodResult], confidence: float) -> Gain | None:
     """Seeds are paired where both learn: the same seed brings both the same questions in the same order."""
     known = [other for other in others if other is not None]
     if len(known) < len(rows):

@@ -65,10 +65,10 @@ def forced_responses(
         # One limit for all: greedy tokens do not depend on it, so the surplus of the others is cut off again.
         limit = max(budget - len(states[i].ids) for i in chosen)
         for i, (new, ended) in zip(chosen, ask(chosen, limit), strict=True):
-            state, room = states[i], budget - len(states[i].ids)
-            state.cut = len(new) > room or not ended
-            state.num_tokens += min(len(new), room)
-            state.ids += new[:room] if state.cut else _without_end(new, loaded)
+            state, num_left = states[i], budget - len(states[i].ids)
+            state.cut = len(new) > num_left or not ended
+            state.num_tokens += min(len(new), num_left)
+            state.ids += new[:num_left] if state.cut else _without_end(new, loaded)
             state.done = state.cut or len(state.ids) + len(cue_ids) >= budget
             if not state.done:
                 state.ids += cue_ids

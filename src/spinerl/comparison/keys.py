@@ -1,4 +1,4 @@
-"""The keys of a comparison, read from a recipe and from key=value words.  No torch.
+"""The keys of a comparison, read from a recipe and from key=value overrides.  No torch.
 
 A comparison's recipe holds the keys below; every other key in it is a configuration key of all its runs.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spinerl.config import Config, explain_value, read_recipe, split_word, word
+from spinerl.config import Config, explain_value, override, read_recipe, split_override
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, METHODS
 
-__all__ = ["ForcingKeys", "Keys", "RunWords", "describe_compare_keys", "leaves", "read_keys"]
+__all__ = ["ForcingKeys", "Keys", "RunOverrides", "describe_compare_keys", "leaves", "read_keys"]
 
 _NAME = re.compile(r"[A-Za-z0-9+][A-Za-z0-9_+-]*")
 
@@ -73,8 +73,8 @@ class Keys(_Section):
         return _split(value)
 
 
-# What runs of a comparison set beside the defaults.  They evaluate greedily as they go, for the curves; samples are
-# drawn from the final model alone (`samples`), and a finished run needs one checkpoint at most.
+# What runs of a comparison set besides the defaults.  They evaluate greedily as they go, for the curves; samples are
+# taken from the final model only (`samples`), and a finished run needs one checkpoint at most.
 DEFAULTS = ("threads=1", "eval.every=10", "eval.samples=0", "checkpoint.keep=1", "guard=warn")
 
 # How often a dotted key of these is cut: what follows is the name of a data set, or a run's own key.
@@ -85,34 +85,34 @@ _OWN = {"method": "methods=a,b", "run": "out=FOLDER", "seed": "seeds=0,1,2"}
 
 
 @dataclass(frozen=True)
-class RunWords:
-    """The words that configure every run, in order, those that win last.
+class RunOverrides:
+    """The overrides that configure every run, in order, those that win last.
 
-    `lent` are the ones that the recipe named by `settings` alone gives, `method` is the method it was written for.
+    `lent` are those that only the recipe named by `settings` gives, `method` is the method it was written for.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     lent: frozenset[str] = frozenset()
     method: str | None = None
 
     def of(self, method: str) -> tuple[str, ...]:
-        """The words for runs of a method: of a recipe for another one, none that the method's row sets itself."""
+        """The overrides for runs of a method: of a recipe for another one, none that the method's row sets itself."""
         if method == self.method:
-            return self.words
+            return self.overrides
         own = {key for key, _ in leaves(METHODS[ALIASES.get(method, method)].sets)}
-        return tuple(one for one in self.words if one not in self.lent or one.partition("=")[0] not in own)
+        return tuple(one for one in self.overrides if one not in self.lent or one.partition("=")[0] not in own)
 
 
-def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, RunWords]:
-    """(the comparison's keys, the words that configure every run) of a recipe file and `key=value` words.
+def read_keys(recipe: str | None, overrides: Sequence[str]) -> tuple[Keys, RunOverrides]:
+    """(the comparison's keys, the overrides that configure every run) of a recipe file and `key=value` overrides.
 
-    For the runs later ones win: DEFAULTS, the recipe, the recipe that `settings` names, the words.
+    For the runs later ones win: DEFAULTS, the recipe, the recipe that `settings` names, the overrides.
     Raises InputError in one line for an unknown key, a value out of range, a name given twice, an unknown method.
     """
     own: dict[str, Any] = {}
     whole = ("variants", "unseen", "original")  # their keys are names, with dots or without
     from_recipe = _sort(leaves(read_recipe(recipe) if recipe else {}, whole), own)
-    from_words = _sort((split_word(one, "seeds=0,1,2 (a recipe file comes first)") for one in words), own)
+    from_overrides = _sort((split_override(one, "seeds=0,1,2 (a recipe file comes first)") for one in overrides), own)
     try:
         keys = Keys.model_validate(own)
     except ValidationError as error:
@@ -122,20 +122,20 @@ def read_keys(recipe: str | None, words: Sequence[str]) -> tuple[Keys, RunWords]
     if keys.settings is not None:
         given = list(leaves(read_recipe(keys.settings)))
         method = str(dict(given).get("method", Config.model_fields["method"].default))
-        settings = [word(key, value) for key, value in given if key.partition(".")[0] not in (*_OWN, "data")]
-    run_words = (*DEFAULTS, *from_recipe, *settings, *from_words)
-    return _checked(keys), RunWords(run_words, frozenset(settings) - {*from_recipe, *from_words}, method)
+        settings = [override(key, value) for key, value in given if key.partition(".")[0] not in (*_OWN, "data")]
+    run_overrides = (*DEFAULTS, *from_recipe, *settings, *from_overrides)
+    return _checked(keys), RunOverrides(run_overrides, frozenset(settings) - {*from_recipe, *from_overrides}, method)
 
 
 def _sort(given: Iterable[tuple[str, Any]], own: dict[str, Any]) -> list[str]:
-    """Lay a comparison's own keys into `own`; the others as words for the runs."""
+    """Lay a comparison's own keys into `own`; the others as overrides for the runs."""
     for_runs: list[str] = []
     for key, value in given:
         top, _, rest = key.partition(".")
         if key in ("data", "data.name"):
             own["data"] = value
         elif top == "data" or (top in Config.model_fields and top not in _OWN):
-            for_runs.append(word(key, value))
+            for_runs.append(override(key, value))
         elif top in Keys.model_fields:
             _lay(own, [top, *(part for part in rest.split(".", _DEPTH.get(top, -1)) if part)], value)
         elif top in _OWN:
@@ -184,7 +184,7 @@ def _lay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _split(value: Any) -> Any:
-    """A list; from one word its parts between commas."""
+    """A list; from one text its parts between commas."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -49,24 +49,24 @@ def _piece(table: Table, columns: Sequence[Column]) -> RichTable:
 
 
 def _pieces(table: Table, width: int) -> list[list[Column]]:
-    """The columns cut into runs that fit the width beside the labels."""
+    """The columns cut into runs that fit the width next to the labels."""
     label = max(max(len(line.name), len(mark(line))) for line in table.lines)
     pieces: list[list[Column]] = [[]]
-    room = width - label
+    space = width - label
     for column in table.columns:
         cells = [column.cell(line) for line in table.lines]
         texts = [column.head, column.note, *(text for cell in cells for text in (cell.main, cell.small))]
         needed = 3 + max(map(len, texts))
-        if pieces[-1] and needed > room:
+        if pieces[-1] and needed > space:
             pieces.append([])
-            room = width - label
+            space = width - label
         pieces[-1].append(column)
-        room -= needed
+        space -= needed
     return pieces
 
 
 def mark(line: Figures) -> str:
-    """What must stand beside a line's name wherever it appears: that it learnt nothing, or learnt from gold."""
+    """What must follow a line's name wherever it appears: that it learnt nothing, or learnt from gold."""
     return "USES GOLD" if line.uses_gold else "" if line.kind == "adapted" else "no update"
 
 
@@ -126,9 +126,9 @@ def _flat(line: Figures) -> Iterator[tuple[str, Any]]:
         pair = getattr(line, key)
         if pair is not None:
             yield from ((f"{key}_step", pair[0]), (key, pair[1]))
-    for place in line.elsewhere:
-        yield from _estimate(f"{place.role}:{place.name}", place.right)
-        yield from _gain(f"{place.role}:{place.name}_gain", place.gain)
+    for figures in line.elsewhere:
+        yield from _estimate(f"{figures.role}:{figures.name}", figures.right)
+        yield from _gain(f"{figures.role}:{figures.name}_gain", figures.gain)
     for key in ("tokens", "seconds", "length", "entropy", "uses_gold"):
         yield key, getattr(line, key)
 

@@ -1,11 +1,11 @@
-"""The comparison's page: what the tables and the runs hold, as `spinerl.report.comparison` wants it."""
+"""The comparison's page: what the tables and the runs hold, in the form that `spinerl.report.comparison` takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spinerl.comparison.collect import Outcome
+from spinerl.comparison.collect import MethodResult
 from spinerl.comparison.figures import Figures
 from spinerl.comparison.output import mark
 from spinerl.comparison.plan import NONE, Comparison
@@ -20,7 +20,7 @@ def write_page(
     out: Path,
     comparison: Comparison,
     tables: Sequence[Table],
-    outcomes: Mapping[str, Sequence[Outcome]],
+    outcomes: Mapping[str, Sequence[MethodResult]],
     notes: Sequence[str],
 ) -> Path:
     """Write the self-contained HTML page; the table over all data sets comes first."""
@@ -59,8 +59,8 @@ def _line(table: Table, line: Figures, colours: Mapping[str, int]) -> PageLine:
     picture = None
     if line.right is not None:
         seeds = tuple(line.right.by_seed.values()) if line.kind == "adapted" and len(line.right.by_seed) > 1 else ()
-        rival = line.votes.value if line.votes else None
-        picture = Range(line.right.value, line.right.low, line.right.high, seeds, rival)
+        baseline = line.votes.value if line.votes else None
+        picture = Range(line.right.value, line.right.low, line.right.high, seeds, baseline)
     cells = tuple(PageCell(cell.main, cell.small, cell.verdict) for cell in table.cells(line))
     style = _style(colours[line.name]) if line.name in colours else ""
     return PageLine(line.name, mark(line), line.note, line.uses_gold, style, line.kind, picture, cells)
@@ -74,7 +74,7 @@ def _title(adapted: Sequence[str], comparison: Comparison) -> str:
 
 
 def _marked(comparison: Comparison, name: str) -> str:
-    """A row's name where its label stands alone, as in a legend: one that learnt from gold says so."""
+    """A row's name where its label stands by itself, as in a legend: one that learnt from gold says so."""
     gold = any(task.config.reward == "gold" for task in comparison.tasks if task.row.name == name)
     return f"{name} (uses gold)" if gold else name
 

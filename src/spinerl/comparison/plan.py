@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinerl.comparison.keys import Keys, RunWords, leaves, read_keys
-from spinerl.config import Config, load_config, word
+from spinerl.comparison.keys import Keys, RunOverrides, leaves, read_keys
+from spinerl.config import Config, load_config, override
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
 from spinerl.tiny import SUITES, VQA_SUITES
 
-__all__ = ["Comparison", "Elsewhere", "Row", "Task", "elsewhere_file", "plan", "slug"]
+__all__ = ["Comparison", "Elsewhere", "Task", "Variant", "elsewhere_file", "plan", "slug"]
 
 NONE = "none"
 """The row without adaptation."""
@@ -25,12 +25,12 @@ _ASKING = ("model", "prompt", "answer", "rollout", "vote", "eval", "threads")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A method, or a variant of one: `Row("spine-anchored", "spine", ("anchor.weight=0.1",))`."""
+class Variant:
+    """A method, or a variant of one: `Variant("spine-anchored", "spine", ("anchor.weight=0.1",))`."""
 
     name: str
     method: str
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Elsewhere:
 class Task:
     """One run.  `after` is what is asked of the model once the run is finished, as plain values (see `after.py`)."""
 
-    row: Row
+    row: Variant
     data: str
     seed: int
     config: Config
@@ -67,7 +67,7 @@ class Comparison:
 
     keys: Keys
     out: Path
-    rows: tuple[Row, ...]
+    rows: tuple[Variant, ...]
     tasks: tuple[Task, ...]
     elsewhere: dict[str, tuple[Elsewhere, ...]]
     fingerprints: dict[str, str]
@@ -80,16 +80,16 @@ class Comparison:
         raise KeyError((row, data, seed))
 
 
-def plan(words: Sequence[str]) -> Comparison:
+def plan(args: Sequence[str]) -> Comparison:
     """The comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes; nothing is written.
 
     Every configuration is resolved and every data set opened here, so that what is wrong is refused before
     anything runs.  Raises InputError in one line.
     """
-    rest = list(words)
+    rest = list(args)
     recipe = rest.pop(0) if rest and "=" not in rest[0] else None
     if recipe is not None and not Path(recipe).is_file():
-        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value words")
+        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
     keys, for_runs = read_keys(recipe, rest)
     rows = _rows(keys)
     elsewhere = {data: _elsewhere(keys, data) for data in keys.data}
@@ -112,7 +112,9 @@ def plan(words: Sequence[str]) -> Comparison:
                         fingerprints[name] = opened.fingerprint
                         if any(question.images for question in opened.questions):
                             with_images.add(name)
-                others = [_asking_config(for_runs, row.method, row.words, other.name, seed, keys) for other, _ in asked]
+                others = [
+                    _asking_config(for_runs, row.method, row.overrides, other.name, seed, keys) for other, _ in asked
+                ]
                 after = _after(row, config, keys, seed, elsewhere[data], others, data in with_images)
                 tasks.append(Task(row, data, seed, config, folder, after))
     return Comparison(keys, out, rows, tuple(tasks), elsewhere, fingerprints)
@@ -130,39 +132,41 @@ def elsewhere_file(role: str, name: str) -> str:
     return f"{role}-{slug(name)}.jsonl"
 
 
-def _rows(keys: Keys) -> tuple[Row, ...]:
+def _rows(keys: Keys) -> tuple[Variant, ...]:
     named = keys.methods or ([*keys.variants] if keys.variants else ["ttrl", "spine"])
     if NONE not in named:
         named = [NONE, *named]
     rows = []
     for name in named:
         sets = dict(keys.variants.get(name, {}))
-        rows.append(Row(name, sets.pop("method", name), tuple(word(key, value) for key, value in leaves(sets))))
+        rows.append(Variant(name, sets.pop("method", name), tuple(override(key, value) for key, value in leaves(sets))))
     return tuple(rows)
 
 
-def _config(row: Row, for_runs: RunWords, data: str, seed: int, folder: Path) -> Config:
-    """A run's resolved configuration.  The variant's words come after the shared ones, or it would lose its meaning."""
-    own = [f"method={row.method}", word("data.name", data), f"seed={seed}", word("run", str(folder))]
+def _config(row: Variant, for_runs: RunOverrides, data: str, seed: int, folder: Path) -> Config:
+    """A run's resolved configuration.  The variant's overrides come after the shared ones, which must not undo them."""
+    own = [f"method={row.method}", override("data.name", data), f"seed={seed}", override("run", str(folder))]
     if row.method == NONE:
         own.append("steps=0")  # whatever the shared keys ask of the others
     try:
-        return resolve(load_config(overrides=[*for_runs.of(row.method), *row.words, *own]))
+        return resolve(load_config(overrides=[*for_runs.of(row.method), *row.overrides, *own]))
     except InputError as error:
-        where = "" if not row.words else f" (in variants.{row.name})"
+        where = "" if not row.overrides else f" (in variants.{row.name})"
         raise InputError(f"{error}{where}") from None
 
 
-def _asking_config(for_runs: RunWords, method: str, extra: Sequence[str], data: str, seed: int, keys: Keys) -> Config:
+def _asking_config(
+    for_runs: RunOverrides, method: str, extra: Sequence[str], data: str, seed: int, keys: Keys
+) -> Config:
     """How a finished model is asked another data set: greedily, with the run's own prompts and limits."""
-    words = [one for one in (*for_runs.of(method), *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
-    words += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
-    words += [word("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
-    return resolve(load_config(overrides=words))
+    overrides = [one for one in (*for_runs.of(method), *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
+    overrides += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
+    overrides += [override("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
+    return resolve(load_config(overrides=overrides))
 
 
 def _after(
-    row: Row,
+    row: Variant,
     config: Config,
     keys: Keys,
     seed: int,
@@ -177,7 +181,7 @@ def _after(
         ]
     }
     if row.method == NONE:
-        # All votes are drawn for the first seed alone: the questions are the unit, and votes are dear.
+        # All votes are sampled for the first seed only: the questions are the unit, and votes are dear.
         after["votes"] = max(keys.votes, keys.samples) if seed == keys.seeds[0] else keys.samples
         if keys.synthesis and keys.samples and seed == keys.seeds[0] and not shows_images:  # its prompts hold no images
             after["synthesis"] = keys.samples
@@ -216,7 +220,7 @@ def _named(value: Any, data: str, key: str, all_data: Sequence[str]) -> list[str
     return [name for name in names if name != data]  # a list for all data sets names each of them too
 
 
-def _out_name(recipe: str | None, rows: Sequence[Row], keys: Keys) -> str:
+def _out_name(recipe: str | None, rows: Sequence[Variant], keys: Keys) -> str:
     if recipe is not None:
         return Path(recipe).stem
     name = "-".join([*(row.name for row in rows if row.name != NONE), *map(slug, keys.data)])

@@ -1,7 +1,7 @@
 """Runs tasks in child processes, so many at a time, listens to them, and ends them when the user does.
 
-A child is told everything on its standard input and ends when that closes.  It sits in a process group of its own:
-Ctrl-C reaches this process alone, which then ends its children and what they started, and no others.
+A child reads its job from standard input and ends when that closes.  It sits in a process group of its own:
+Ctrl-C reaches only this process, which then ends its children and what they started, and no others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Failure = tuple[Task, str]
 
 
 class Watcher(Protocol):
-    """Is told what happens to the tasks.  `spinerl.comparison.progress` is the one the command uses."""
+    """Called for what happens to the tasks.  `spinerl.comparison.progress` is the one the command uses."""
 
     def started(self, task: Task) -> None: ...
 
@@ -61,7 +61,7 @@ def run_tasks(
 
     Args:
         logs: folder for what the children print.
-        command: the words the user gave, for the runs' manifests.
+        command: the arguments that the user gave, for the runs' manifests.
         overwrite: whether a new run takes the place of one in its folder.
     """
     waiting, running, failures = deque(tasks), {}, []
@@ -136,12 +136,12 @@ class _Child:
         self.task = task
         self.error: SpinerlError | None = None
         self._log = log.with_suffix(log.suffix + ".log")
-        with self._log.open("w", encoding="utf-8") as words:
+        with self._log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "spinerl.comparison.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=output,
                 text=True,
                 env={**os.environ, **_ENVIRONMENT},
                 start_new_session=True,

@@ -45,7 +45,7 @@ def states(comparison: Comparison, overwrite: bool = False) -> dict[Path, State]
         others = f" (and {more} more runs)" if more > 1 else " (and 1 more run)" if more else ""
         raise InputError(
             f"{task.folder} was begun with other settings: {difference}{others}; give the old ones, another "
-            "out=FOLDER, or --overwrite to start what has changed anew"
+            "out=FOLDER, or --overwrite to start what has changed again"
         )
     return found
 

@@ -20,7 +20,7 @@ __all__ = ["Synthesis", "synthesized_responses"]
 
 
 class Synthesis(NamedTuple):
-    """A synthesized response: `num_tokens` are its own, `num_read` counts the drafts that its prompt has room for."""
+    """A synthesized response: `num_tokens` are its own, `num_read` counts the drafts that its prompt has space for."""
 
     text: str
     truncated: bool
@@ -45,7 +45,7 @@ def synthesized_responses(
         return reference_prompt(loaded, questions[i], prompts[i], drafts[i][:num], config)
 
     read = [reading(i, len(drafts[i])) for i in range(len(questions))]
-    # With fewer drafts than there is room for, the prompt is another one.
+    # With fewer drafts than there is space for, the prompt is another one.
     num_read = [next(num for num in range(len(drafts[i]) + 1) if reading(i, num) == read[i]) for i in range(len(read))]
     written = sample_responses(loaded, questions, read, 1, config.rollout, (config.seed, "synthesis"), on_tokens)
     lengths, finished = written.mask.sum(dim=1).tolist(), written.finished_mask.tolist()

@@ -50,7 +50,7 @@ class Table:
 
 def build_table(title: str, lines: Sequence[Figures], k: int, reference: str, sentences: Sequence[str]) -> Table:
     """The table of these lines.  `k`: samples of avg@k and maj@k."""
-    places = list(dict.fromkeys((place.role, place.name) for line in lines for place in line.elsewhere))
+    elsewhere = list(dict.fromkeys((one.role, one.name) for line in lines for one in line.elsewhere))
     columns = [
         Column("Pass@1", "%, greedy", lambda line: _share(line.right)),
         Column("by seed", "%, range", _spread),
@@ -62,7 +62,7 @@ def build_table(title: str, lines: Sequence[Figures], k: int, reference: str, se
         Column(f"maj@{k}", "%", lambda line: _plain(line.majority)),
         Column("best", "%, by gold", lambda line: _at(line.best)),
         Column("last", "%", lambda line: _at(line.last)),
-        *(Column(role, f"{name}, %", lambda line, key=(role, name): _place(line, key)) for role, name in places),
+        *(Column(role, f"{name}, %", lambda line, key=(role, name): _place(line, key)) for role, name in elsewhere),
         Column("tokens", "per question", lambda line: _number(line.tokens, 0)),
         Column("time", "s in steps", lambda line: _number(line.seconds, 0)),
         Column("length", "tokens, at end", lambda line: _number(line.length, 1)),
@@ -105,10 +105,10 @@ def _at(pair: tuple[int, float] | None) -> Cell:
 
 
 def _place(line: Figures, key: tuple[str, str]) -> Cell:
-    for place in line.elsewhere:
-        if (place.role, place.name) == key:
-            change = _gain(place.gain)
-            return Cell(f"{100 * place.right.value:.1f}", "" if place.gain is None else change.text, change.verdict)
+    for figures in line.elsewhere:
+        if (figures.role, figures.name) == key:
+            change = _gain(figures.gain)
+            return Cell(f"{100 * figures.right.value:.1f}", "" if figures.gain is None else change.text, change.verdict)
     return Cell()
 
 

@@ -13,7 +13,7 @@ def sentences(lines: Sequence[Figures], reference: str = "ttrl", level: str = "9
     """Paragraphs: first who beats voting at equal tokens and who does not, then one per adapted row.
 
     Args:
-        reference: the row that others are compared with beside no adaptation.
+        reference: the row that others are compared with besides no adaptation.
         level: of the intervals, as text.
     """
     adapted = [line for line in lines if line.kind == "adapted"]
@@ -76,10 +76,10 @@ def _about(line: Figures, reference: str) -> str:
     assert line.right is not None
     parts = [f"{line.name}: {100 * line.right.value:.1f} % at the end"]
     if gain := line.against_none:
-        how = {"rose": "better than", "fell": "WORSE than", "": "not told apart from"}[verdict(gain)]
+        how = {"rose": "better than", "fell": "WORSE than", "": "not distinguishable from"}[verdict(gain)]
         parts.append(f"{how} no adaptation: {_of(gain)}")
     if gain := line.against_ttrl:
-        how = {"rose": "ahead of", "fell": "behind", "": "not told apart from"}[verdict(gain)]
+        how = {"rose": "ahead of", "fell": "behind", "": "not distinguishable from"}[verdict(gain)]
         parts.append(f"{how} {reference}: {_of(gain)}")
     if (gain := line.against_votes) and line.votes and line.num_votes is not None:
         how = {"rose": "beats", "fell": "WORSE than", "": "does NOT clearly beat"}[verdict(gain)]
@@ -88,7 +88,7 @@ def _about(line: Figures, reference: str) -> str:
         parts.append(f"{how} voting at equal tokens ({votes}): {_of(gain)}")
     parts += [part for part in (_decline(line), *_elsewhere(line)) if part]
     if line.uses_gold:
-        parts.append("it uses gold answers: an upper bound, no rival")
+        parts.append("it uses gold answers: an upper bound, not a baseline")
     return f"{'; '.join(parts)}."
 
 
@@ -114,10 +114,14 @@ def _decline(line: Figures) -> str:
 
 def _elsewhere(line: Figures) -> list[str]:
     parts = []
-    for place in line.elsewhere:
-        if verdict(place.gain) and place.gain is not None:
-            did = "gains" if verdict(place.gain) == "rose" else "loses"
-            where = f"on unseen questions ({place.name})" if place.role == "unseen" else f"on the original {place.name}"
-            interval = reach(place.gain.low, place.gain.high, signed=True)
-            parts.append(f"{did} {abs(100 * place.gain.value):.1f} points {interval} {where}")
+    for figures in line.elsewhere:
+        if verdict(figures.gain) and figures.gain is not None:
+            did = "gains" if verdict(figures.gain) == "rose" else "loses"
+            where = (
+                f"on unseen questions ({figures.name})"
+                if figures.role == "unseen"
+                else f"on the original {figures.name}"
+            )
+            interval = reach(figures.gain.low, figures.gain.high, signed=True)
+            parts.append(f"{did} {abs(100 * figures.gain.value):.1f} points {interval} {where}")
     return parts

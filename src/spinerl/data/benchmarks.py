@@ -87,7 +87,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "licence": "CC-BY-4.0; gated: accept the conditions on the hub page, then `hf auth login`.",
         "source": "https://arxiv.org/abs/2311.12022 (diamond); prompt: ours",
         "note": "The options' order comes from a hash of the question's id: the same in every run, "
-        f"and it tells nothing. The percentages in {SPINE} are multiples of 1/197: "
+        f"and it says nothing. The percentages in {SPINE} are multiples of 1/197: "
         "one row fewer was used there.",
     },
     "mmlu": {

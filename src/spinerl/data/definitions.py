@@ -180,7 +180,7 @@ def _of_suite(suite: str, family: str) -> Definition:
 
 
 def _image_folder(data: DataConfig, definition: Definition) -> str | None:
-    """data.image_folder, or the definition's beside the rows; None where the rows are on the hub."""
+    """data.image_folder, or the definition's next to the rows; None where the rows are on the hub."""
     place = data.path if data.path is not None else definition.path
     if data.image_folder is not None or definition.image_folder is None or place is None:
         return data.image_folder
@@ -200,7 +200,7 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(read_text(path))
     except (OSError, ValueError):
-        return None  # the reader of rows tells what is wrong with the file
+        return None  # the reader of rows says what is wrong with the file
     is_definition = isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("hub", "path"))
     return value if is_definition else None
 

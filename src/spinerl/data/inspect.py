@@ -131,7 +131,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None, vision: Prompt
     """Goes through every row and says all that is wrong, where `load_data` stops at the first.
 
     Errors: bad JSON lines, repeated ids, cells of a wrong type, a gold choice that is none of the options,
-    images that do not open (each is decoded), a gold file whose ids are nobody's; with data.on_bad_row=skip those
+    images that do not open (each is decoded), a gold file whose ids belong to no row; with data.on_bad_row=skip those
     of a row are warnings.  Warnings: empty questions, questions asked twice, gold that does
     not parse as its kind, images over 200 times as long as wide, fewer or more rows than the definition expects,
     prompts over `prompt.max_tokens` (with a tokenizer).  With `vision`, the part of a model that makes prompts with

@@ -14,8 +14,8 @@ from typing import Any
 from spinerl.config import DataConfig
 from spinerl.data.definitions import Definition, definition_of, resolve_data, suite_of
 from spinerl.data.images import ImageReader
-from spinerl.data.rows import Outcome, RowReader, plain_text
-from spinerl.data.sources import Row, Table, open_file, open_table, suite_gold
+from spinerl.data.rows import RowReader, RowResult, plain_text
+from spinerl.data.sources import SourceRow, Table, open_file, open_table, suite_gold
 from spinerl.errors import InputError
 from spinerl.images import image_key
 from spinerl.types import GoldTable, ImageRef, Question
@@ -47,14 +47,14 @@ class Scan:
     reader: RowReader
     gold_cells: Mapping[str, Any] | None
 
-    def outcomes(self) -> Iterator[tuple[Row, Outcome]]:
+    def outcomes(self) -> Iterator[tuple[SourceRow, RowResult]]:
         """Every row with what it gave; a repeated id is an error of the later row."""
         first_rows: dict[str, str] = {}
         for row in self.table.rows(self.reader.wanted()):
             outcome = self.reader.read(row)
             question = outcome.question
             if question is not None and question.id in first_rows:
-                outcome = Outcome(
+                outcome = RowResult(
                     error=f"id {question.id!r} was already given in {first_rows[question.id]}: "
                     "ids must differ; fix the file or set data.columns.id",
                     reason="repeated id",
@@ -70,7 +70,7 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     """The questions of a data set, and apart from them the gold answers there are (often none), by id.
 
     `answer_kind="auto"`: `choice` for rows with options, else the data set's own kind, else `auto`.  Gold of
-    multiple choice is normalised to the letter.  Rows with an empty question are left out with a count; rows
+    multiple choice is normalized to the letter.  Rows with an empty question are left out with a count; rows
     without a gold answer are simply missing from the table.  Of images the headers are looked at; with
     data.on_bad_row=skip they are opened, so that no row is left in that a step could not use.
     Raises InputError in one line (row, value, what is allowed, the key) for the first thing that is wrong:
@@ -171,7 +171,7 @@ def _check_image_folder(data: DataConfig, definition: Definition | None, table: 
             raise InputError(f"data.image_folder={folder}: {what}; data.columns.images=null leaves images out{note}")
     elif own and table.folder is None:
         raise InputError(
-            f"the images of {table.source} are files beside its rows: set data.image_folder=FOLDER, "
+            f"the images of {table.source} are files next to its rows: set data.image_folder=FOLDER, "
             f"or data.columns.images=null to leave them out{note}"
         )
 

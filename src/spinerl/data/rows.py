@@ -17,20 +17,20 @@ from spinerl.data.chats import BadChatError, is_chat, read_chat
 from spinerl.data.columns import find_choices, offer
 from spinerl.data.definitions import Definition
 from spinerl.data.images import ImageReader, place_images
-from spinerl.data.sources import Row, Table, name_list
+from spinerl.data.sources import SourceRow, Table, name_list
 from spinerl.errors import InputError
 from spinerl.images import BadImageError
 from spinerl.solutions import final_answer
 from spinerl.types import ImageRef, Question
 
-__all__ = ["Outcome", "RowReader", "gold_letter", "parse_choices", "plain_text"]
+__all__ = ["RowReader", "RowResult", "gold_letter", "parse_choices", "plain_text"]
 
 PLACE = re.compile(r"\{([^{}]+)\}")
 OPTION_MARK = re.compile(r"^\s*\(?([A-Za-z])\s*[).:]\s*")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RowResult:
     """What a row gave: a question, or why not.
 
     `error` stops a load, or leaves the row out with data.on_bad_row=skip, counted under `reason`; `skipped` leaves it
@@ -110,18 +110,18 @@ class RowReader:
         names = {name for _, name in self._named()}
         return names | {name.partition(".")[0] for name in names}
 
-    def read(self, row: Row, gold: Any = None) -> Outcome:
+    def read(self, row: SourceRow, gold: Any = None) -> RowResult:
         """The row's question and gold; `gold` is a cell from a gold file, used instead of a gold column."""
         if row.cells is None:
-            return Outcome(error=row.problem, reason="unreadable row")
+            return RowResult(error=row.problem, reason="unreadable row")
         cells = row.cells
         try:
             for name, value in self.definition.where.items():
                 if _text_cell(_lookup(cells, name), name) != value:
-                    return Outcome(skipped=f"{name} is not {value}")
+                    return RowResult(skipped=f"{name} is not {value}")
             turns, text = self._question_text(cells)
             if not text:
-                return Outcome(skipped="empty question")
+                return RowResult(skipped="empty question")
             row_id = self._id(row, cells)
             labels, options = self._choices(cells)
             if self.definition.shuffle_choices:
@@ -147,10 +147,10 @@ class RowReader:
                 turns=turns,
             )
         except BadCellError as error:
-            return Outcome(error=str(error), reason="bad cell")
+            return RowResult(error=str(error), reason="bad cell")
         except BadImageError as error:
-            return Outcome(error=str(error), reason=error.reason)
-        return Outcome(question, answer)
+            return RowResult(error=str(error), reason=error.reason)
+        return RowResult(question, answer)
 
     def _named(self) -> list[tuple[str, str]]:
         """(configuration key, column) of every column this reader needs."""
@@ -189,7 +189,7 @@ class RowReader:
             out = "; data.columns.choices=null reads no options" if self.found_choices else ""
             raise BadCellError(f"{error}{out}") from None
 
-    def _id(self, row: Row, cells: Mapping[str, Any]) -> str:
+    def _id(self, row: SourceRow, cells: Mapping[str, Any]) -> str:
         if self.id is None:
             return str(row.number)
         value = _text_cell(_lookup(cells, self.id), self.id).strip()
@@ -351,8 +351,8 @@ def _readings(text: str, labels: Sequence[str], options: Sequence[str]) -> dict[
     letter = next((i for i, label in enumerate(labels) if label.casefold() == bare.casefold()), None)
     same = _same_text(text, options)
     if same is None and mark is not None and mark[1].upper() in labels:  # "B. blue"
-        place = list(labels).index(mark[1].upper())
-        same = place if _same_text(text[mark.end() :], [options[place]]) == 0 else None
+        index = list(labels).index(mark[1].upper())
+        same = index if _same_text(text[mark.end() :], [options[index]]) == 0 else None
     index = int(text) if text.isdecimal() and len(text) < 4 and int(text) < len(options) else None
     return {"index": index, "letter": letter, "text": same}
 
@@ -382,7 +382,7 @@ def _text_cell(cell: Any, name: str) -> str:
     except BadCellError as error:
         raise BadCellError(f"column {name!r} {error}") from None
     except UnicodeEncodeError:
-        raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it anew") from None
+        raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it again") from None
     return text
 
 

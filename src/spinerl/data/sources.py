@@ -16,13 +16,13 @@ from spinerl.data.definitions import Definition, suite_of
 from spinerl.errors import InputError, did_you_mean
 from spinerl.lines import lines_of, read_text
 
-__all__ = ["Row", "Table", "name_list", "open_file", "open_table", "suite_gold"]
+__all__ = ["SourceRow", "Table", "name_list", "open_file", "open_table", "suite_gold"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row: `where` is for people, `number` counts from 0; without `cells`, `problem` says why."""
 
     where: str
@@ -42,16 +42,16 @@ class Table:
     source: str
     columns: tuple[str, ...]
     folder: Path | None
-    _rows: Iterable[Row] | None = None
+    _rows: Iterable[SourceRow] | None = None
     _dataset: Any = None
 
-    def rows(self, wanted: Iterable[str]) -> Iterator[Row]:
+    def rows(self, wanted: Iterable[str]) -> Iterator[SourceRow]:
         if self._rows is not None:
             yield from self._rows
             return
         columns = [name for name in self.columns if name in set(wanted)]
         for number, cells in enumerate(hub.plain_rows(self._dataset, columns)):
-            yield Row(f"row {number}", number, cells)
+            yield SourceRow(f"row {number}", number, cells)
 
 
 def open_table(data: DataConfig, definition: Definition | None) -> Table:
@@ -67,7 +67,7 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
         fresh = tiny.fresh_suite(*suite)
         if fresh is None:
             return open_file(Path(definition.path), data.name)
-        rows = [Row(f"row {number}", number, cells) for number, cells in enumerate(fresh[0])]
+        rows = [SourceRow(f"row {number}", number, cells) for number, cells in enumerate(fresh[0])]
         return Table(data.name, tuple(dict.fromkeys(key for cells in fresh[0] for key in cells)), None, rows)
     if definition is not None and definition.path is not None:
         return _open_local(Path(definition.path), data, definition, key=f"path in {data.name}")
@@ -97,8 +97,8 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
 def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Table:
     """The rows of a JSONL, JSON or Parquet file.
 
-    JSONL: an object per line, blank lines ignored; a bad line becomes a Row with a `problem`.  JSON: a list
-    of objects, alone or as the only list of an object.  Raises InputError for a file that is missing, empty
+    JSONL: an object per line, blank lines ignored; a bad line becomes a SourceRow with a `problem`.  JSON: a list
+    of objects, by itself or as the only list of an object.  Raises InputError for a file that is missing, empty
     or not of its format.
     """
     source = source or str(path)
@@ -156,7 +156,7 @@ def _of_dataset(dataset: Any, source: str, folder: Path | None) -> Table:
     return Table(source, tuple(dataset.column_names), folder, None, dataset)
 
 
-def _jsonl_rows(text: str) -> Iterator[Row]:
+def _jsonl_rows(text: str) -> Iterator[SourceRow]:
     number = 0
     for line_number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
@@ -165,13 +165,13 @@ def _jsonl_rows(text: str) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield Row(where, number, None, f"not valid JSON ({_json_problem(error)})")
+            yield SourceRow(where, number, None, f"not valid JSON ({_json_problem(error)})")
         else:
             yield _row(where, number, value)
         number += 1
 
 
-def _json_rows(text: str, source: str) -> list[Row]:
+def _json_rows(text: str, source: str) -> list[SourceRow]:
     if not text.strip():
         return []
     try:
@@ -190,7 +190,7 @@ def _json_rows(text: str, source: str) -> list[Row]:
     return [_row(f"row {n}", n, cells) for n, cells in enumerate(value)]
 
 
-def _parquet_rows(path: Path) -> list[Row]:
+def _parquet_rows(path: Path) -> list[SourceRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -198,7 +198,7 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from None
-    return [Row(f"row {n}", n, cells) for n, cells in enumerate(table.to_pylist())]
+    return [SourceRow(f"row {n}", n, cells) for n, cells in enumerate(table.to_pylist())]
 
 
 def _json_problem(error: BaseException) -> str:
@@ -207,7 +207,9 @@ def _json_problem(error: BaseException) -> str:
     return str(error)
 
 
-def _row(where: str, number: int, value: Any) -> Row:
+def _row(where: str, number: int, value: Any) -> SourceRow:
     if isinstance(value, dict):
-        return Row(where, number, value)
-    return Row(where, number, None, f'a row must be an object like {{"question": ...}}, found {type(value).__name__}')
+        return SourceRow(where, number, value)
+    return SourceRow(
+        where, number, None, f'a row must be an object like {{"question": ...}}, found {type(value).__name__}'
+    )

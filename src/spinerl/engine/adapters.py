@@ -29,7 +29,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int, *, train_v
     """Give the model adapters that learn, and keep everything else from learning.
 
     The model computes the same as before: an adapter's second matrix is zero at first.  `seed` draws the first ones.
-    Adapted are the linear layers that `lora.targets` names, of the decoder alone unless the vision part learns too.
+    Adapted are the linear layers that `lora.targets` names, of the decoder only unless the vision part learns too.
 
     Raises MissingExtraError without peft, InputError where `lora.targets` names no linear layer.
     """
@@ -50,7 +50,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int, *, train_v
 
 
 def save_adapters(model: PreTrainedModel, folder: Path, base: str) -> None:
-    """Write the adapters alone, and whose they are: `base` is the name or folder of the model they were added to."""
+    """Write only the adapters, and whose they are: `base` is the name or folder of the model they were added to."""
     import peft
 
     config: Any = model.peft_config["default"]  # pyright: ignore[reportAttributeAccessIssue]
@@ -89,7 +89,7 @@ def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     import peft
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is about to go
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name of transformers that is about to go
         try:
             adapted: Any = peft.PeftModel.from_pretrained(model, folder)
         except (ValueError, RuntimeError, KeyError) as error:

@@ -1,6 +1,6 @@
 """Exchanging a model's attention function for one of ours, through transformers' `AttentionInterface`.
 
-Ours asks the cache: a layer of it takes the place of the keys, and attends in its own way.
+Ours calls the cache: one of its layers takes the place of the keys and computes the attention.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Capabilities:
         self.budgets: dict[str, int] = {}
 
     def allows(self, name: str, check: Callable[[], str | None]) -> bool:
-        """Whether the path of this name may be used; `check` runs the first time alone.
+        """Whether the path of this name may be used; `check` runs only the first time.
 
         Args:
             check: returns None where the path gives the plain path's numbers, else what differs; raises Unsupported
@@ -74,7 +74,7 @@ class Capabilities:
         return name in self.verdicts and self.verdicts[name].used
 
     def budget(self, name: str, measure: Callable[[], int]) -> int:
-        """A number of tokens that memory has room for, measured the first time alone."""
+        """A number of tokens that fit into memory, measured only the first time."""
         if name not in self.budgets:
             self.budgets[name] = measure()
             _log.info("%s: %d tokens", name, self.budgets[name])

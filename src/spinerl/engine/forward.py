@@ -50,7 +50,7 @@ class MicroBatch:
     """Some rows of a batch ready for one forward pass.  N is the number of wanted tokens among them.
 
     `row_of`, `column_of` (N,) say which cell of the (B, T) tensors each wanted token is; `input_ids` (b, L) are
-    the padded rows; `place` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
+    the padded rows; `positions` (N,) is the flat position in (b, L) whose output predicts it.  `prefix_of` (b,) is the
     prefix that each row continues, or None where rows carry their prompts, `prompts` (b of them).  `rows` (b of them)
     are the batch's, `lengths` (b of them) how long they are without padding.
     """
@@ -58,7 +58,7 @@ class MicroBatch:
     row_of: torch.Tensor
     column_of: torch.Tensor
     input_ids: torch.Tensor
-    place: torch.Tensor
+    positions: torch.Tensor
     prefix_of: torch.Tensor | None
     prompts: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
@@ -77,7 +77,7 @@ def plan(
     loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, *, pads: bool = True
 ) -> list[Piece]:
     """The passes that compute the wanted (B, T) tokens, each of at most `optim.micro_batch_tokens` padded tokens
-    (`optim.micro_batch_rows` rows where that is given); a single longer row still goes alone.
+    (`optim.micro_batch_rows` rows where that is given); a single longer row still runs by itself.
 
     `pads`: rows of unlike lengths cost padding; False where those that continue prompts run without any.
     """
@@ -110,7 +110,7 @@ def wanted_states(
     """
     path = path or backend_of(loaded).forward()
     ids = micro.input_ids.to(loaded.device)
-    place = micro.place.to(loaded.device)
+    positions = micro.positions.to(loaded.device)
     if prefix is not None:
         more = prefix.continuation(micro)
     else:
@@ -122,7 +122,7 @@ def wanted_states(
             states = loaded.model.base_model(input_ids=ids, use_cache=prefix is not None, **more)[0]
         else:
             states = loaded.model(input_ids=ids, use_cache=prefix is not None, **more).logits
-    return states.flatten(0, 1)[place]
+    return states.flatten(0, 1)[positions]
 
 
 def logits(loaded: LoadedModel, states: torch.Tensor) -> torch.Tensor:
@@ -316,8 +316,8 @@ def _shared_pieces(
 def _together(
     rows_of: dict[tuple[int, ...], list[int]], lengths: dict[int, int], optim: OptimConfig, may_pad: bool
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Prompts, longest first, in lots whose prompts and rows fit into one pass."""
-    lot: list[tuple[int, ...]] = []
+    """Prompts, longest first, in chunks whose prompts and rows fit into one pass."""
+    chunk: list[tuple[int, ...]] = []
     rows = 0
     used = 0
     for prompt in sorted(rows_of, key=lambda prompt: (-len(prompt), prompt)):
@@ -325,15 +325,15 @@ def _together(
         fits = used + len(prompt) + own <= optim.micro_batch_tokens
         if optim.micro_batch_rows:
             fits = rows + len(rows_of[prompt]) <= optim.micro_batch_rows
-        alike = bool(lot) and (len(prompt) == len(lot[0]) or (may_pad and len(prompt) >= 0.5 * len(lot[0])))
-        if lot and not (fits and alike):
-            yield lot
-            lot, used, rows = [], 0, 0
-        lot.append(prompt)
-        used += len(lot[0]) + own
+        alike = bool(chunk) and (len(prompt) == len(chunk[0]) or (may_pad and len(prompt) >= 0.5 * len(chunk[0])))
+        if chunk and not (fits and alike):
+            yield chunk
+            chunk, used, rows = [], 0, 0
+        chunk.append(prompt)
+        used += len(chunk[0]) + own
         rows += len(rows_of[prompt])
-    if lot:
-        yield lot
+    if chunk:
+        yield chunk
 
 
 def _ordered(lengths: dict[int, int], loaded: LoadedModel) -> list[int]:
@@ -348,25 +348,25 @@ def _cut(
     max_tokens: int,
     least_filled: float = _LITTLE_PADDING,
 ) -> Iterator[list[int]]:
-    """The rows in lots of at most `max_rows` rows, or else of at most `max_tokens` padded tokens, in which rows fill at
+    """The rows in chunks of at most `max_rows` rows, or of at most `max_tokens` padded tokens, in which rows fill at
     least this share of the width."""
-    lot: list[int] = []
+    chunk: list[int] = []
     width = 0
     for row in rows:
         wider = max(width, lengths[row])
         if max_rows:
-            full = len(lot) == max_rows
+            full = len(chunk) == max_rows
         else:
-            full = (len(lot) + 1) * wider > max_tokens or (
-                len(lot) * width >= _ENOUGH_TOKENS and lengths[row] < least_filled * width
+            full = (len(chunk) + 1) * wider > max_tokens or (
+                len(chunk) * width >= _ENOUGH_TOKENS and lengths[row] < least_filled * width
             )
-        if lot and full:
-            yield lot
-            lot, wider = [], lengths[row]
-        lot.append(row)
+        if chunk and full:
+            yield chunk
+            chunk, wider = [], lengths[row]
+        chunk.append(row)
         width = wider
-    if lot:
-        yield lot
+    if chunk:
+        yield chunk
 
 
 def micro_batch(
@@ -397,7 +397,7 @@ def micro_batch(
         row_of=torch.tensor(rows)[local],
         column_of=column_of,
         input_ids=ids,
-        place=local * width + head_lengths[local] + column_of - 1,
+        positions=local * width + head_lengths[local] + column_of - 1,
         prefix_of=None if number is None else torch.tensor([number[prompt] for prompt in prompts]),
         prompts=prompts,
         rows=tuple(rows),

@@ -136,9 +136,9 @@ def resolve_name(name: str) -> str:
         return str(model_path(name))
     folder = Path(name).expanduser()
     if folder.is_dir():
-        for place in (folder, folder / "model"):
-            if any((place / file).is_file() for file in ("config.json", "adapter_config.json")):
-                return str(place)
+        for candidate in (folder, folder / "model"):
+            if any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
+                return str(candidate)
         raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
         return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:

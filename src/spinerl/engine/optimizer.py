@@ -82,7 +82,7 @@ class Optimizer:
         return {"optim/grad_norm": norm, "optim/lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the model's own weights."""
+        """All that a resumed run needs besides the model's own weights."""
         masters = [m.detach() for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
         return {
             "adamw": self._adamw.state_dict(),

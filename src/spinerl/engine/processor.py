@@ -14,7 +14,7 @@ __all__ = ["Processor", "load_processor"]
 
 
 class Processor(Vision):
-    """As `Vision` for prompts alone: token ids without what a model is given beside them."""
+    """As `Vision` for prompts only: token ids without the model's other inputs."""
 
     def __init__(self, model_type: str, source: str, max_pixels: int = 0, **options: object) -> None:
         self._processor = _load_processor(model_type, source, **options)

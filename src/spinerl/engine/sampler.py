@@ -1,8 +1,8 @@
-"""Sampling groups of responses, with the log-probability and entropy of every token as it is drawn.
+"""Sampling groups of responses, with the log-probability and entropy of every token as it is sampled.
 
 Questions enter the batch while the token budget allows; each prompt is computed once for all its responses;
 finished rows leave.  Each response is sampled from a random stream of its own, named by (seed, question, response), so
-that what it says does not depend on which rows are sampled beside it, up to floating-point ties.
+that what it says does not depend on which rows are sampled with it, up to floating-point ties.
 
 A decoder owns the keys and values and continues the rows of the batch by a token; a `_Loop` samples those tokens.  How
 the model computes meanwhile is the backend's business (`spinerl.engine.backend`).
@@ -32,7 +32,7 @@ __all__ = ["greedy_responses", "sample_responses"]
 
 _ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
 _REFILL_AT = 0.75  # questions enter when so much of the budget or less is in use: one by one they would be slow
-_TURNS_PER_CHECK = 16  # on devices where reading which rows have finished means a synchronisation
+_STEPS_PER_CHECK = 16  # on devices where reading which rows have finished means a synchronisation
 _NO_TOKEN = 2**40  # an id beyond any vocabulary
 
 
@@ -47,7 +47,7 @@ def sample_responses(
     *,
     certainties: bool = False,
     limits: Sequence[int] | None = None,
-    turns_per_check: int | None = None,
+    steps_per_check: int | None = None,
     keep_activations: bool = False,
 ) -> Rollout:
     """`num_responses` sampled responses to each question.
@@ -62,7 +62,7 @@ def sample_responses(
         on_tokens: called with the number of tokens sampled, now and then, for progress displays.
         certainties: whether to record the self-certainty of every token's distribution too.
         limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
-        turns_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
+        steps_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
         keep_activations: whether an update with the same weights follows, which may reuse activations
             (`Rollout.activations`) where the backend keeps them.
 
@@ -75,7 +75,7 @@ def sample_responses(
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
     params = _SamplingParams(rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most)
     return _respond(
-        loaded, questions, prompts, num_responses, rollout, params, on_tokens, turns_per_check, keep_activations
+        loaded, questions, prompts, num_responses, rollout, params, on_tokens, steps_per_check, keep_activations
     )
 
 
@@ -86,17 +86,17 @@ def greedy_responses(
     rollout: RolloutConfig,
     on_tokens: Callable[[int], None] | None = None,
     *,
-    turns_per_check: int | None = None,
+    steps_per_check: int | None = None,
 ) -> Rollout:
     """The likeliest token at every position, one response per question; figures are at temperature 1.
 
-    `on_tokens`, `turns_per_check` and errors as for `sample_responses`.
+    `on_tokens`, `steps_per_check` and errors as for `sample_responses`.
     """
     most = [rollout.max_new_tokens] * len(questions)
     if loaded.sampler is not None:
         return loaded.sampler.respond(loaded, questions, prompts, 1, rollout, None, most, on_tokens)
     params = _SamplingParams(1.0, unwritable(loaded), None, False, most)
-    return _respond(loaded, questions, prompts, 1, rollout, params, on_tokens, turns_per_check)
+    return _respond(loaded, questions, prompts, 1, rollout, params, on_tokens, steps_per_check)
 
 
 @dataclass(frozen=True)
@@ -118,19 +118,19 @@ def _respond(
     rollout: RolloutConfig,
     params: _SamplingParams,
     on_tokens: Callable[[int], None] | None,
-    turns_per_check: int | None,
+    steps_per_check: int | None,
     keep_activations: bool = False,
 ) -> Rollout:
-    turns = turns_per_check or (1 if loaded.device.type == "cpu" else _TURNS_PER_CHECK)
+    steps = steps_per_check or (1 if loaded.device.type == "cpu" else _STEPS_PER_CHECK)
     num_rows, longest = len(prompts) * num_responses, max(params.limits, default=0)
     path = backend_of(loaded).sampling(num_rows, longest, [len(prompt) for prompt in prompts], keep_activations)
     decoding = path.decoder()
     with loaded.acting(), torch.inference_mode(), path.running(), decoding as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, decoder.shares_prompts)
         loop = _Loop(loaded, decoder, queue, rollout, params, path)
-        turns_sampled = loop.run(turns, on_tokens or (lambda _: None))
+        sampled_steps = loop.run(steps, on_tokens or (lambda _: None))
         kept = path.activations()
-    rolled_out = _assembled(loaded, questions, prompts, num_responses, turns_sampled)
+    rolled_out = _assembled(loaded, questions, prompts, num_responses, sampled_steps)
     return replace(
         rolled_out,
         certainties=rolled_out.certainties if params.certainties else None,
@@ -163,12 +163,12 @@ class _Queue:
         limited = loaded.device.type == "cpu" and not loaded.settings.kv_cache_tokens
         self._max_rows = _ROWS_ON_CPU if limited else float("inf")
 
-    def take(self, active: Sequence[int], room: bool) -> list[int]:
+    def take(self, active: Sequence[int], has_space: bool) -> list[int]:
         """The questions to admit next to rows that answer the questions `active`; one at least if there are none.
 
-        `room` says whether the decoder can take more of them at all.
+        `has_space` says whether the decoder can take more of them at all.
         """
-        if not self._waiting or (active and not (room and self._refill)):
+        if not self._waiting or (active and not (has_space and self._refill)):
             return []
         used = sum(self._tokens(question, count) for question, count in Counter(active).items())
         num_rows = len(active)
@@ -205,8 +205,8 @@ class _Rows:
         return _Rows(*(torch.cat([getattr(rows, f.name) for rows in (self, other)]) for f in fields(self)))
 
 
-class _Turn(NamedTuple):
-    """The tokens sampled in one turn for the R rows then in the batch; a row counts where it is `active`."""
+class _Step(NamedTuple):
+    """The tokens sampled in one step for the R rows then in the batch; a row counts where it is `active`."""
 
     number: torch.Tensor
     column: torch.Tensor
@@ -220,7 +220,7 @@ class _Turn(NamedTuple):
 
 
 class _Loop:
-    """Samples one rollout, turn by turn."""
+    """Samples one rollout, step by step."""
 
     def __init__(
         self,
@@ -241,22 +241,22 @@ class _Loop:
         self._stop = _stop_criterion(loaded, (*rollout.stop, *loaded.stop_texts))
         self._rows = self._new_rows([])
 
-    def run(self, turns_per_check: int, on_tokens: Callable[[int], None]) -> list[_Turn]:
+    def run(self, steps_per_check: int, on_tokens: Callable[[int], None]) -> list[_Step]:
         """Sample until every response is finished."""
-        done: list[_Turn] = []
+        done: list[_Step] = []
         reported = 0
         logits = self._admit(None)
         while logits is not None:
             # A check falls where the next row reaches its limit, so that no row is sampled past it.
             left = (self._rows.limit - self._rows.num_sampled)[self._rows.active]
-            turns = min(turns_per_check, int(left.min()))
-            for turn in range(turns):
-                if turn:
+            num_steps = min(steps_per_check, int(left.min()))
+            for i in range(num_steps):
+                if i:
                     logits = self._step(done[-1].tokens)
                 done.append(self._sample(logits))
             tokens = self._drop_finished(done[-1].tokens)
             logits = self._admit(self._step(tokens) if len(tokens) else None)
-            if logits is None or len(done) - reported >= _TURNS_PER_CHECK:
+            if logits is None or len(done) - reported >= _STEPS_PER_CHECK:
                 on_tokens(_num_sampled(done[reported:]))
                 reported = len(done)
         return done
@@ -279,7 +279,7 @@ class _Loop:
         new = new.repeat_interleave(num_responses, 0)
         return new if logits is None else torch.cat([logits, new])
 
-    def _sample(self, logits: torch.Tensor) -> _Turn:
+    def _sample(self, logits: torch.Tensor) -> _Step:
         """One token more for every row."""
         rows = self._rows
         column = rows.num_sampled
@@ -293,10 +293,10 @@ class _Loop:
         optional = (sampled.certainties, sampled.log_mass)
         certainties, log_mass = (part if len(part) else sampled.logprobs for part in optional)
         figures = (sampled.logprobs.float(), sampled.entropies.float(), certainties.float(), log_mass.float())
-        turn = _Turn(rows.number, column, tokens, *figures, ended, rows.active)
+        step = _Step(rows.number, column, tokens, *figures, ended, rows.active)
         rows.num_sampled = column + 1
         rows.active = rows.active & ~ended & (rows.num_sampled < rows.limit)
-        return turn
+        return step
 
     def _sampled(self, logits: torch.Tensor, column: torch.Tensor) -> Sampled:
         params, uniforms = self._params, None
@@ -335,10 +335,10 @@ class _Loop:
         )
 
 
-def _num_sampled(turns: Sequence[_Turn]) -> int:
+def _num_sampled(steps: Sequence[_Step]) -> int:
     """How many tokens count; NonFiniteError if one was sampled from what is no distribution."""
-    active = torch.cat([turn.active for turn in turns])
-    logprobs = torch.cat([turn.logprobs for turn in turns])
+    active = torch.cat([step.active for step in steps])
+    logprobs = torch.cat([step.logprobs for step in steps])
     number, finite = torch.stack([active.sum(), (logprobs.isfinite() | ~active).all()]).tolist()
     if not finite:
         raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
@@ -361,12 +361,12 @@ def _assembled(
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
     num_responses: int,
-    turns: Sequence[_Turn],
+    steps: Sequence[_Step],
 ) -> Rollout:
-    """The tokens of all turns as response-aligned tensors on the CPU."""
+    """The tokens of all steps as response-aligned tensors on the CPU."""
     num_rows = len(prompts) * num_responses
-    all_turns = _Turn(*(torch.cat(parts).cpu() for parts in zip(*turns, strict=True)))
-    sampled = _Turn(*(part[all_turns.active] for part in all_turns))
+    all_steps = _Step(*(torch.cat(parts).cpu() for parts in zip(*steps, strict=True)))
+    sampled = _Step(*(part[all_steps.active] for part in all_steps))
     cells = (sampled.number, sampled.column)
     lengths = torch.bincount(sampled.number, minlength=num_rows)
     shape = (num_rows, int(lengths.max()))

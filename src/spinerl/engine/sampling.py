@@ -146,7 +146,7 @@ def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.T
     """The first token (R, 1) whose cumulative probability exceeds its row's number.
 
     Probabilities are (R, V), uniforms (R, 1).  Over a large vocabulary a running sum is the slowest pass there is;
-    so the token's block is found among sums of blocks, which are few, and then its place in the block.
+    so the token's block is found among sums of blocks, which are few, and then its position in the block.
     """
     vocab_size = probabilities.shape[1]
     if vocab_size <= _FEW:
@@ -158,15 +158,15 @@ def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.T
     target = uniforms * cumulative[:, -1:]
     block = _first_above(cumulative, target)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp_min(0)), 0)
-    place = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
-    inside = (probabilities.gather(1, place.clamp_max(vocab_size - 1)) * (place < vocab_size)).cumsum(-1)
+    index = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+    inside = (probabilities.gather(1, index.clamp_max(vocab_size - 1)) * (index < vocab_size)).cumsum(-1)
     return block * _BLOCK + _first_above(inside, target - before)
 
 
 def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Where a running sum (R, n) first exceeds its row's target (R, 1); where it last grows, if it never does.
 
-    It grows there, so that a token of probability 0 is never the one.  Sums that are not numbers give a place too.
+    It grows there, so that a token of probability 0 is never the one.  Sums that are not numbers give a position too.
     """
     total = cumulative[:, -1:]
     below = torch.minimum(target, torch.nextafter(total, -total))

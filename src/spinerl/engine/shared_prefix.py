@@ -2,7 +2,7 @@
 
 The model runs as it is; only its attention function is exchanged, through transformers' `AttentionInterface`, and
 its cache.  For each new token a row's query meets the keys of its question's prompt, all rows of a question in one
-matrix product, and the keys of its own earlier tokens, under one softmax.
+matmul, and the keys of its own earlier tokens, under one softmax.
 
 Questions that enter the batch together are a cohort: all rows of a cohort have the same number of new tokens, so
 that nothing but prompts of unlike lengths ever needs a mask.
@@ -213,7 +213,7 @@ def _of_like_length(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[i
 def _last_logits(
     model: PreTrainedModel, ids: torch.Tensor, last: torch.Tensor, cache: DynamicCache, more: dict[str, Any]
 ) -> torch.Tensor:
-    """Logits (Q, V) at position `last` (Q,) of each row, the head being applied there alone."""
+    """Logits (Q, V) at position `last` (Q,) of each row, the head being applied only there."""
     head: Any = model.get_output_embeddings()
 
     def gather(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -329,7 +329,7 @@ class Cohort:
         self._arrange()
 
     def _keep_prompts(self, questions: torch.Tensor) -> None:
-        """Keep the prompts of these questions alone, an index into all."""
+        """Keep only the prompts of these questions, an index into all."""
         self._lengths, self._offsets = [self._lengths[i] for i in questions.tolist()], self._offsets[questions]
         longest, index = max(self._lengths), questions.to(self._device)
         for state in self.layers:
@@ -432,7 +432,7 @@ def _weighted(
     softcap: float | None,
     hidden: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention's output over these keys and values alone, and the log-sum-exp of its scores.
+    """Attention's output over only these keys and values, and the log-sum-exp of its scores.
 
     (N, a, D) and (N, a, 1), in float32 or better, for queries (N, a, D) and chunks of keys and values (N, n, D).
     `hidden` (Q, n), for a single chunk, says which keys the queries of the Q-th part of N do not see.

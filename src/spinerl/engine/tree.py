@@ -1,6 +1,6 @@
 """Tree rollouts: some responses are sampled from the prompt, the others branch off them at their forks.
 
-The same number of responses for fewer drawn tokens, since a branch takes over everything before its fork.
+The same number of responses for fewer sampled tokens, since a branch takes over everything before its fork.
 Source: ETTRL's ETMR (arXiv 2508.11356).
 """
 
@@ -31,7 +31,7 @@ def tree_responses(
     """M (1 + K B) responses to each question: M = `tree_bases` from the prompt, then B new ones at each of their K
     tokens of highest entropy (`tree.branches`, `tree.forks`).
 
-    A branch keeps the tokens before its fork, with their figures, and draws the fork itself anew.  It ends where any
+    A branch keeps the tokens before its fork, with their figures, and samples the fork itself again.  It ends where any
     response would: at an end token, or after `rollout.max_new_tokens` of its own and taken-over tokens together.
     A base with fewer than K tokens branches again at its first ones.
     """
@@ -74,8 +74,8 @@ def branch_points(entropies: torch.Tensor, mask: torch.Tensor, count: int) -> to
     repeats them, one without any gets 0."""
     lengths = mask.sum(dim=1, keepdim=True)
     ranked = entropies.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(count).unsqueeze(0) % lengths.clamp_min(1)
-    return ranked.gather(1, places.clamp_max(max(0, ranked.shape[1] - 1))).sort(dim=1).values
+    positions = torch.arange(count).unsqueeze(0) % lengths.clamp_min(1)
+    return ranked.gather(1, positions.clamp_max(max(0, ranked.shape[1] - 1))).sort(dim=1).values
 
 
 def _assembled(
@@ -90,7 +90,7 @@ def _assembled(
     finished = torch.cat([base.finished_mask, grown.finished_mask])
 
     columns = torch.arange(width)
-    own = columns - taken.unsqueeze(1)  # a branch's column among the tokens it drew itself
+    own = columns - taken.unsqueeze(1)  # a branch's column among the tokens it sampled itself
 
     def whole(of_base: torch.Tensor, of_branch: torch.Tensor, padding: float) -> torch.Tensor:
         first = torch.nn.functional.pad(of_base, (0, max(0, width - of_base.shape[1])), value=padding)[:, :width]

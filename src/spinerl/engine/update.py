@@ -1,7 +1,7 @@
 """Scoring finished responses, and learning from them.
 
 `spinerl.engine.forward` says which rows run together and gives the hidden states at the wanted positions.  The LM head
-works on those alone, a chunk at a time: the loss is a weighted sum over tokens, its weights fixed beforehand, so each
+works on only those, a chunk at a time: the loss is a weighted sum over tokens, its weights fixed beforehand, so each
 chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 """
 
@@ -230,7 +230,7 @@ class Terms:
         row_of: torch.Tensor,
         column_of: torch.Tensor,
     ) -> torch.Tensor:
-        """The same from their log-probabilities and entropies (N,), and exact KLs where the anchor term wants them."""
+        """The same from their log-probabilities and entropies (N,), and exact KLs where the anchor term needs them."""
         config, targets = self._config, self._targets
         cell = (row_of, column_of)
 

@@ -99,7 +99,7 @@ class Vision:
         return ImagePrompt(ids[0].tolist(), ShownImages(text, tuple(images), key, offset, positions, of_tokens))
 
     def inputs(self, prompts: Sequence[tuple[int, ...]], width: int, *, left: bool = False) -> dict[str, Any]:
-        """What the model is given beside the ids (b, width) of rows that begin with these prompts.
+        """The model's inputs next to the ids (b, width) of rows that begin with these prompts.
 
         Rows are padded on the right, or on the `left`.  {} if no prompt shows an image.  Where the vision part learns
         and gradients are on, they flow into it.
@@ -128,7 +128,7 @@ class Vision:
         return arguments
 
     def save(self, folder: Path) -> None:
-        """Copy the processor's files beside an adapted model's as they are, those for videos too."""
+        """Copy the processor's files next to an adapted model's as they are, those for videos too."""
         options = {name: value for name, value in self._options.items() if name == "revision"}
         for name in _FILES:
             file = cached_file(self._source, name, _raise_exceptions_for_missing_entries=False, **options)
@@ -196,7 +196,7 @@ def vision_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
 def _load_processor(model_type: str, source: str, **options: Any) -> ProcessorMixin:
     """The processor of a model without the part that reads videos.
 
-    transformers' own loader wants that part, which wants torchvision, for images too.
+    transformers' own loader needs that part, which needs torchvision, for images too.
     """
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]

@@ -3,7 +3,7 @@
 The engine lives in the run's own process or is a server that was started by itself; either way it gets the model's
 weights in memory before each rollout for which they have changed.  What it samples is scored once by the model: that
 gives the entropies, which vLLM does not, and the log-probabilities that ratios are taken against.  vLLM's own
-log-probabilities stay beside them (`Rollout.sampler_logprobs`): `spinerl.step` weighs tokens by how the two differ.
+log-probabilities stay next to them (`Rollout.sampler_logprobs`): `spinerl.step` weighs tokens by how the two differ.
 
     python -m spinerl.engine.vllm MODEL [--port 8000] [ARGUMENT]...     starts a server with what it needs
 """
@@ -87,7 +87,7 @@ def require_vllm() -> None:
 
 
 def open_sampler(config: Config, loaded: LoadedModel) -> VllmSampler:
-    """The engine that `config` asks for.
+    """The engine that `config` describes.
 
     Raises MissingExtraError without vLLM, InputError for a server that does not answer or was started without what is
     needed, and for a model that vLLM cannot run.
@@ -164,7 +164,7 @@ class VllmSampler:
         return replace(record, sampler_logprobs=sampled)
 
     def _check(self, record: Rollout, sampled: torch.Tensor) -> None:
-        """That vLLM drew from the model that learns.  Its log-probabilities are of the truncated distribution."""
+        """That vLLM sampled from the model that learns.  Its log-probabilities are of the truncated distribution."""
         difference = masked_mean((record.sampled_logprobs - sampled).abs(), record.mask)
         most = self._config.vllm.max_mismatch
         if not difference <= most:
@@ -176,7 +176,7 @@ class VllmSampler:
 
 
 class TakesWeights:
-    """What a vLLM worker can do beside its own (vLLM's `worker_extension_cls`)."""
+    """What a vLLM worker can do besides its own (vLLM's `worker_extension_cls`)."""
 
     model_runner: Any
     reload_weights: Callable[..., None]
@@ -228,11 +228,11 @@ class _InProcess:
             **config.vllm.options,
         }
         self._sleeps = bool(options["enable_sleep_mode"])
-        self._alone = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1) == 1
+        self._one_process = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1) == 1
         self._folder = config.vllm.folder
         self._loaded = loaded
         self._asleep = False
-        with _quiet(on_cpu, self._alone):
+        with _quiet(on_cpu, self._one_process):
             self._vllm: Any = importlib.import_module("vllm")
             self.version = str(self._vllm.__version__)
             try:
@@ -244,7 +244,7 @@ class _InProcess:
 
     def take(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         self._wake()
-        if self._alone:
+        if self._one_process:
             self._llm.collective_rpc("take_weights", args=(weights,))
         else:
             with _file_of(weights, self._folder) as file:
@@ -367,7 +367,7 @@ def _settings(loaded: LoadedModel, rollout: RolloutConfig, num_responses: int, *
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "logprobs": 0,  # of the token drawn alone
+        "logprobs": 0,  # of the sampled token only
         "stop_token_ids": list(loaded.end_ids),
     }
     if rollout.stop or loaded.stop_texts:
@@ -424,10 +424,10 @@ def _longest(config: Config, loaded: LoadedModel) -> int:
 
 
 @contextmanager
-def _quiet(on_cpu: bool, alone: bool) -> Iterator[None]:
+def _quiet(on_cpu: bool, one_process: bool) -> Iterator[None]:
     """vLLM starts here: in this process if it can, without a word unless asked, and not choosing our threads."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if alone:
+    if one_process:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -441,25 +441,25 @@ def _quiet(on_cpu: bool, alone: bool) -> Iterator[None]:
         torch.set_num_threads = set_threads
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Become a vLLM server whose weights a run can replace: `python -m spinerl.engine.vllm MODEL [ARGUMENT]...`."""
-    words = list(sys.argv[1:] if words is None else words)
+    args = list(sys.argv[1:] if args is None else args)
     try:
-        if not words or words[0].startswith("-"):
+        if not args or args[0].startswith("-"):
             raise InputError("which model?  python -m spinerl.engine.vllm MODEL [vLLM's arguments]")
         require_vllm()
-        folder = resolve_name(words[0])
+        folder = resolve_name(args[0])
         model = resolve_name(base_of(folder) or folder)
     except SpinerlError as error:
         print(f"spinerl: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the address at which workers are told to take weights
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the address at which workers receive weights
     fixed = ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", _EXTENSION]
     if not torch.cuda.is_available():
         on_cpu = {name.replace("_", "-"): value for name, value in _ON_CPU.items()} | {"dtype": "float32"}
         for name, value in on_cpu.items():
             fixed += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *fixed, *words[1:]]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *fixed, *args[1:]]
     os.execv(sys.executable, server)
 
 

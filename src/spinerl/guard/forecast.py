@@ -122,7 +122,7 @@ def _verdict(
             "which teaches nothing; harder questions or a higher temperature would"
         )
     if accuracy < go or metrics["label/abstained_frac"] > 0.2:
-        return "caution", f"{about}; keep the guard on, and compare with majority voting alone"
+        return "caution", f"{about}; keep the guard on, and compare with majority voting only"
     return "go", about
 
 

@@ -1,6 +1,6 @@
 """What can be seen of a run without labels: plain functions over votes, responses and answers.
 
-docs/guard.md says what each figure means and how well it tells a run that helps from one that destroys.
+docs/guard.md says what each figure means and how well it separates a run that helps from one that destroys.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PERTURBATIONS: dict[str, Callable[[str], str]] = {
 
 
 def concentration(classes: Sequence[int | None]) -> float:
-    """The chance that two different questions have the same answer; questions without one are alone.
+    """The chance that two different questions have the same answer; questions without one stand by themselves.
 
     Different questions have different answers as a rule.  A model whose training has lost the question says the
     same to all: this goes to 1 while the votes agree better and better.
@@ -98,7 +98,7 @@ def same_answers(a: str | None, b: str | None, equivalence: Equivalence) -> bool
 def step_signals(
     record: StepRecord, first: Mapping[str, str | None], equivalence: Equivalence, kinds: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """The signals of one step, beside those that its metrics hold already.
+    """The signals of one step, besides those that its metrics hold already.
 
     Args:
         first: the pseudo-label that each question had when the run met it for the first time, by its id.
@@ -127,7 +127,7 @@ def step_signals(
 
 
 def winner_of(classes: Sequence[int | None]) -> int | None:
-    """The class with the most votes; None for a tie or where nobody voted."""
+    """The class with the most votes; None for a tie or where no response voted."""
     ranked = Counter(c for c in classes if c is not None).most_common(2)
     if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
         return None

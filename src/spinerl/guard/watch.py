@@ -24,14 +24,14 @@ from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
 from spinerl.types import Question, StepRecord
 
-__all__ = ["Guard", "Outcome"]
+__all__ = ["Guard", "GuardOutcome"]
 
 _BEST = "best"  # folder with the weights of the best look so far
 _WITH_MEMORY = 0.05  # chosen on tiny/shift-dev (docs/memory.md)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GuardOutcome:
     """What the guard did in the end: the step whose weights the run ends with, and why in a sentence."""
 
     kept_step: int
@@ -119,7 +119,7 @@ class Guard:
             self._save(step)
         return last if known else self._last_step(step, last)
 
-    def end(self, step: int) -> Outcome:
+    def end(self, step: int) -> GuardOutcome:
         """Bring the best weights back (mode rollback); `step` is the last one that was made."""
         kept, broken = step, self._broken
         rule = None if broken is None else broken["rule"]
@@ -139,7 +139,7 @@ class Guard:
             )
         elif kept < step or (kept == 0 and self._keys.mode == "rollback"):
             sentences.append(self._restored(kept))
-        return Outcome(kept, rule, " ".join(sentences) or "guard: nothing to object to.")
+        return GuardOutcome(kept, rule, " ".join(sentences) or "guard: nothing to object to.")
 
     @property
     def _stops(self) -> bool:

@@ -31,7 +31,7 @@ def mean_probability(
 ) -> Float[Tensor, " B"]:
     """exp(mean_t log pi(y_t)): the geometric mean of a response's token probabilities, in (0, 1].
 
-    0 for a response without tokens.  Source: length-normalised likelihood weighting of self-consistency
+    0 for a response without tokens.  Source: length-normalized likelihood weighting of self-consistency
     (arXiv 2203.11171, section 3.1).
 
     >>> import torch

@@ -23,7 +23,7 @@ def batch_advantages(
     all responses to a question that is better than the step's mean are pushed up.  std divides by P*G - 1.  A step
     of equal rewards gets exactly 0; a group of equal rewards does not.
     Sources: the form in which TTRV's entropy part (`spinerl.answers.ttrv_reward`) acts (docs/method.md);
-    REINFORCE++ (arXiv 2501.03262) normalises so.
+    REINFORCE++ (arXiv 2501.03262) normalizes so.
 
     >>> batch_advantages(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "none").tolist()
     [[0.5, 0.5], [-0.5, -0.5]]
@@ -80,8 +80,8 @@ def prefix_tree_advantages(
     """A_{i,t} = (r_i - mean(r) + V_t - V_{t-1}) / (std(r) + eps): credit goes to the token where the group parts.
 
     V_t is the mean reward of the group's responses that begin with the same t tokens as response i, V_0 = mean(r).
-    Where nobody parts V does not change and the token has the group's advantage; the changes of V along a response
-    that ends alone add up to r_i - mean(r).  scale="none" divides by 1.  A group of equal rewards, and so a group
+    Where no response parts V does not change and the token has the group's advantage; the changes of V along a response
+    that ends by itself add up to r_i - mean(r).  scale="none" divides by 1.  A group of equal rewards, and so a group
     of one, gets exactly 0; padding holds 0.
 
     One pass over the columns, for all groups at once; it ends where every response has become the only one with its

@@ -1,4 +1,4 @@
-"""How the entropies of a step's tokens are distributed, and which tokens are forks: counts for the log alone."""
+"""How the entropies of a step's tokens are distributed, and which tokens are forks: counts for the log only."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def fork_tokens(
     >>> ids.tolist(), seen.tolist(), forks.tolist(), means.tolist()
     ([5, 7], [1, 2], [1, 1], [1.5, 1.5])
     """
-    ids, places = torch.unique(tokens[mask], return_inverse=True)
-    seen = torch.bincount(places, minlength=len(ids))
-    forks = torch.bincount(places[fork_mask[mask]], minlength=len(ids))
-    means = torch.bincount(places, weights=entropies[mask].double(), minlength=len(ids)) / seen
+    ids, inverse = torch.unique(tokens[mask], return_inverse=True)
+    seen = torch.bincount(inverse, minlength=len(ids))
+    forks = torch.bincount(inverse[fork_mask[mask]], minlength=len(ids))
+    means = torch.bincount(inverse, weights=entropies[mask].double(), minlength=len(ids)) / seen
     chosen = forks.argsort(descending=True, stable=True)[: min(most, int((forks > 0).sum()))]
     return ids[chosen], seen[chosen], forks[chosen], means[chosen]

@@ -84,6 +84,6 @@ class _TokenFigures(torch.autograd.Function):
         log_dist, tokens, entropies = ctx.saved_tensors
         towards_token, towards_entropy = (gradient.unsqueeze(-1) for gradient in gradients)
         factor = towards_entropy * entropies.unsqueeze(-1) + towards_token
-        slope = log_dist.clamp_min(-1e4).mul_(towards_entropy).add_(factor).mul_(log_dist.exp()).neg_()
-        slope.scatter_add_(-1, tokens.unsqueeze(-1), towards_token)
-        return slope.div_(ctx.temperature).to(ctx.dtype), None, None
+        grad = log_dist.clamp_min(-1e4).mul_(towards_entropy).add_(factor).mul_(log_dist.exp()).neg_()
+        grad.scatter_add_(-1, tokens.unsqueeze(-1), towards_token)
+        return grad.div_(ctx.temperature).to(ctx.dtype), None, None

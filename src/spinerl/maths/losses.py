@@ -41,7 +41,7 @@ def sampled_kl(
     anchor_logprobs: Float[Tensor, " N"],
     estimator: Literal["k1", "k2", "k3"] = "k3",
 ) -> Float[Tensor, " N"]:
-    """Estimates of KL(policy || anchor) from the sampled token alone, d = logp - anchor_logp, in nats.
+    """Estimates of KL(policy || anchor) from only the sampled token, d = logp - anchor_logp, in nats.
 
     k1 = d: unbiased as a value, but the gradient of its mean over on-policy samples has expectation 0, so it
     measures and does not hold.  k2 = d^2 / 2: its gradient is that of the KL.  k3 = e^{-d} - 1 + d: unbiased,

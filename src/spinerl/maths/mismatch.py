@@ -21,7 +21,7 @@ def importance_weights(
 ) -> Float[Tensor, "B T"]:
     """min(pi(token) / q(token), cap) of the tokens in the mask, 1 elsewhere.
 
-    Tokens were drawn from q, the expectation is wanted under pi: a token's gradient counts pi / q times.  Truncated,
+    Tokens were sampled from q, the expectation is wanted under pi: a token's gradient counts pi / q times.  Truncated,
     since few tokens with enormous ratios would drown the others; that leaves a small bias.
 
     Args:

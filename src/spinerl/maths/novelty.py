@@ -34,9 +34,9 @@ def consensus_scores(embeddings: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
 def novelty_scores(embeddings: Float[Tensor, "N d"], sides: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """u_i = 1 - (mean of s_ij over the others on i's side + max of s_ij over all others) / 2, in [0, 1]; float64.
 
-    s_ij is the cosine of the embeddings, negative ones counting as 0.  The mean tells a response from those that
-    agree with it, the maximum finds a near copy anywhere.  Alone on its side, the mean is over all others; with no
-    other at all u = 1/2.
+    s_ij is the cosine of the embeddings, negative ones counting as 0.  The mean separates a response from those that
+    agree with it, the maximum finds a near copy anywhere.  With no other on its side, the mean is over all
+    others; with no other at all u = 1/2.
 
     Args:
         embeddings: one vector per response to one question.

@@ -15,7 +15,7 @@ __all__ = ["nearest_first"]
 def nearest_first(
     questions: Float[Tensor, "N d"], targets: Float[Tensor, "M d"], to: Literal["nearest", "mean"] = "nearest"
 ) -> Int[Tensor, " N"]:
-    """The questions' places, from the nearest to the target questions to the farthest.
+    """The questions' indices, from the nearest to the target questions to the farthest.
 
     Nearness is the cosine to the nearest target, or with to="mean" the mean cosine to all of them.  Equal ones keep
     the given order.  A zero embedding has cosine 0 to everything.  No gradient.

@@ -1,4 +1,4 @@
-"""From numbers per token to numbers per response, and the rewards made of them alone."""
+"""From numbers per token to numbers per response, and the rewards made of only them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def self_certainty_reward(certainties: Float[Tensor, "B T"], mask: Bool[Tensor, 
     """r_i = mean_t KL(uniform || pi_{i,t}), in nats, >= 0; no vote is needed.  0 for a response without tokens.
 
     Args:
-        certainties: `self_certainty` of the distribution that each token was drawn from.
+        certainties: `self_certainty` of the distribution that each token was sampled from.
 
     Also the score of best-of-N by self-certainty (`spinerl.answers.best_of`).
     Source: INTUITOR (arXiv 2505.19590).

@@ -1,4 +1,4 @@
-"""Policy terms and weights beside GRPO's own (`clipped_surrogate`, `term_weights`).
+"""Policy terms and weights next to GRPO's own (`clipped_surrogate`, `term_weights`).
 
 GRPO is the clipped surrogate with weights per response, DAPO with weights per token and a higher upper edge,
 Dr. GRPO with `budget_weights` and advantages that are only centred.  GSPO and CISPO have terms of their own.
@@ -49,7 +49,7 @@ def cispo_surrogate(
     The ratio is clipped, not the update: every token keeps a gradient, clip(w) A d(logp), where the clipped surrogate
     drops it.  sg has no gradient.  The value is that of a score function and means nothing by itself; at
     logp = old_logp the gradient is the clipped surrogate's.  clip_low = 1 leaves the ratio without a lower edge.
-    Source: CISPO (arXiv 2506.13585), which bounds from above alone.
+    Source: CISPO (arXiv 2506.13585), which bounds only from above.
 
     >>> logprobs = torch.tensor([0.5]).log().requires_grad_()
     >>> cispo_surrogate(logprobs, torch.tensor([0.25]).log(), torch.tensor([1.0])).backward()

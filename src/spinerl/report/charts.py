@@ -225,15 +225,15 @@ class _Frame:
             high = 1.0
         if chart.zero:
             low, high = min(low, 0.0), max(high, 0.0)
-        room = max(high - low, 0.05 * max(abs(low), abs(high)), 1e-9)
-        low -= 0.0 if chart.zero and low == 0 else 0.06 * room
-        high += 0.08 * room
+        span = max(high - low, 0.05 * max(abs(low), abs(high)), 1e-9)
+        low -= 0.0 if chart.zero and low == 0 else 0.06 * span
+        high += 0.08 * span
         if chart.floor is not None:
             low = max(low, chart.floor)
         if chart.ceiling is not None:
             high = min(high, chart.ceiling) if high > chart.ceiling else high
         if high <= low:
-            low, high = low - 0.5 * room, high + 0.5 * room
+            low, high = low - 0.5 * span, high + 0.5 * span
         ticks = next((t for count in (5, 7, 9) if len(t := nice_ticks(low, high, count)) >= 4), nice_ticks(low, high))
         largest = max(abs(low), abs(high))
         exponent = math.floor(math.log10(largest)) if largest < 1e-3 else 0
@@ -373,7 +373,7 @@ def _describe(chart: Chart) -> str:
 
 
 def _path(points: Sequence[Point], frame: _Frame, shift: float = 0.0) -> Markup:
-    """Path data with a gap wherever a value is missing; a point alone becomes a dot."""
+    """Path data with a gap wherever a value is missing; a single point becomes a dot."""
     out: list[str] = []
     run: list[str] = []
     for x, y in (*points, (0.0, None)):

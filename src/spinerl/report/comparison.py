@@ -1,4 +1,4 @@
-"""The page of a comparison: tables of methods side by side, and their dynamics.  Told everything, it reads nothing."""
+"""The page of a comparison: tables of methods side by side, and their dynamics.  Reads no files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Range:
     low: float
     high: float
     dots: tuple[float, ...] = ()
-    rival: float | None = None
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def dynamics(number: int, rows: Mapping[str, Sequence[RunData]], unadapted: floa
 
 
 def draw_range(item: Range | None, style: str) -> Markup:
-    """A share on an axis from 0 to 1: its interval, its mean, a small dot per seed, a tick for its rival."""
+    """A share on an axis from 0 to 1: its interval, its mean, a small dot per seed, a tick for its baseline."""
     if item is None:
         return Markup("")
     width, height, pad = 180, 26, 8
@@ -161,8 +161,8 @@ def draw_range(item: Range | None, style: str) -> Markup:
         )
     )
     parts += [Markup('<circle class="seed" cx="{}" cy="{}" r="2"/>').format(x(dot), middle - 7) for dot in item.dots]
-    if item.rival is not None:
-        parts.append(Markup('<path class="rival" d="M{},{}V{}"/>').format(x(item.rival), middle - 7, middle + 7))
+    if item.baseline is not None:
+        parts.append(Markup('<path class="baseline" d="M{},{}V{}"/>').format(x(item.baseline), middle - 7, middle + 7))
     parts.append(Markup('<circle class="dot" cx="{}" cy="{}" r="4.2"/>').format(x(item.value), middle))
     return Markup(
         '<svg class="interval range {s}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" aria-hidden="true">{body}</svg>'

@@ -251,18 +251,18 @@ def _pass_chart(groups: Sequence[Group]) -> Chart:
     )
 
 
-def _edges(group: Group, alone: bool) -> Line | None:
+def _edges(group: Group, single: bool) -> Line | None:
     """The area between the band's edges; over several runs the mean edges."""
     low, high = (dict(group.line(f"band/{edge}", "").points) for edge in ("low", "high"))
     spans = [(x, a, b) for x, a in sorted(low.items()) if a is not None and (b := high.get(x)) is not None]
     if not spans:
         return None
-    label = "entropy band" if alone else f"{group.label}, entropy band"
-    return Line(label, colour=PALETTE_SIZE - 1 if alone else group.colour, band=tuple(spans))
+    label = "entropy band" if single else f"{group.label}, entropy band"
+    return Line(label, colour=PALETTE_SIZE - 1 if single else group.colour, band=tuple(spans))
 
 
 def _again(group: Group) -> int:
-    """How often the palette was used up before this group's colour: the dash that tells it from the first."""
+    """How often the palette was used up before this group's colour: the dash that sets it apart from the first."""
     return group.colour // PALETTE_SIZE
 
 

@@ -23,7 +23,7 @@ _EVIDENCE = (
     "metrics.jsonl",
     "eval.jsonl",
     "manifest.json",
-)  # one of them beside config.yaml makes a run folder
+)  # one of them next to config.yaml makes a run folder
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def read_run(folder: Path | str) -> RunData:
     """Read one run folder; an unfinished run and a last line cut short are fine and leave a note.
 
     Raises InputError naming the folder if it is not a run folder: there is no config.yaml, it holds no
-    mapping, or none of metrics.jsonl, eval.jsonl and manifest.json is beside it.
+    mapping, or none of metrics.jsonl, eval.jsonl and manifest.json is next to it.
 
         run = read_run("runs/spine-tiny-seed0")
         run.series("reward/mean")   # ((1.0, 0.41), (2.0, 0.44), ...)

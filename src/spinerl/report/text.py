@@ -30,11 +30,11 @@ def _visible_character(character: str) -> str:
 
 
 _WHITE_SPACE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
-_TOKEN_SHOWN = 24  # characters of a token that stands alone
+_TOKEN_SHOWN = 24  # characters of a token that stands by itself
 
 
 def show_token(text: str) -> str:
-    """A token that stands alone: with its white space as signs, nothing in it hidden, and cut where it is long.
+    """A token that stands by itself: with its white space as signs, nothing in it hidden, and cut where it is long.
 
     >>> show_token(" wait"), show_token("\\n\\n"), show_token(""), show_token("\xa0")
     ('␣wait', '↵↵', '⟨nothing⟩', '⟨U+00A0⟩')

@@ -103,7 +103,7 @@ def _sentence(counts: TokenCounts, name: str) -> str:
 
 
 def _charts(number: int, steps: Sequence[TokenCounts], names: Sequence[str], style: str) -> list[Histogram]:
-    """All tokens with the forks among them; then, unless all tokens are forks, the forks alone."""
+    """All tokens with the forks among them; then, unless all tokens are forks, only the forks."""
     labels = [_when(counts, name) for counts, name in zip(steps, names, strict=True)]
     styles = ("s7 d1", f"{style} d0")[-len(steps) :]
     legend = tuple(map(Legend, labels, styles)) if len(steps) > 1 else ()

@@ -3,7 +3,7 @@
 Prints new questions as JSON lines with `id`, `question` and `answer`. No question of a suite shares its
 numbers with any document of the pre-training corpus (see `corpus.is_held_out`).
 
-The suites in the package are listed in BUNDLED; `--write FOLDER` writes them anew.
+The suites in the package are listed in BUNDLED; `--write FOLDER` writes them again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_QUESTIONS = 20_000
 
 
 @dataclass(frozen=True)
-class Row:
+class SuiteQuestion:
     """One question of a suite; `answer` is an integer as a string."""
 
     id: str
@@ -59,26 +59,26 @@ BUNDLED: dict[str, tuple[str, int, int]] = {
 """Shift, seed and number of questions of each suite in the package; no two share a problem (tests/tiny)."""
 
 
-def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
+def suite_problems(shift: str, seed: int, n: int) -> list[tuple[SuiteQuestion, Problem]]:
     """n questions of a shift with the problems behind them, no two with the same numbers.
 
     Raises ValueError, with one line to show, for an unknown shift or an n outside 1..MAX_QUESTIONS.
     """
     kind = checked_kind(SHIFTS, shift, n)
     rng = Random(f"{shift}/{seed}")
-    rows: list[tuple[Row, Problem]] = []
+    rows: list[tuple[SuiteQuestion, Problem]] = []
     keys: set[str] = set()
     while len(rows) < n:
         problem = draw_problem(rng, kind, held_out=True)
         if problem.key in keys:
             continue
         keys.add(problem.key)
-        row = Row(f"{shift}-{seed}-{len(rows):05d}", tell(rng, problem), str(problem.answer))
+        row = SuiteQuestion(f"{shift}-{seed}-{len(rows):05d}", tell(rng, problem), str(problem.answer))
         rows.append((row, problem))
     return rows
 
 
-def suite_rows(shift: str, seed: int, n: int) -> list[Row]:
+def suite_rows(shift: str, seed: int, n: int) -> list[SuiteQuestion]:
     """The questions of `suite_problems`, without the problems."""
     return [row for row, _ in suite_problems(shift, seed, n)]
 

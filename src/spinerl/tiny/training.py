@@ -51,7 +51,7 @@ POOL_BATCHES = 32
 def train_tokenizer(texts: Iterable[str], chat_template: str, others: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that takes any text; every digit is a token of its own.
 
-    `others` are special tokens beside the four that every bundled model has.
+    `others` are special tokens besides the four that every bundled model has.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -179,7 +179,7 @@ def fit(
 
     `tokens_per_step` is the fixed divisor of a batch's loss. Batches hold rows of like length, so a mean over
     the tokens at hand would count a token of a short solution more than one of a long solution, and favour the
-    short style. `inputs_of` gives what the model's backbone takes beside the token ids.
+    short style. `inputs_of` gives what the model's backbone takes besides the token ids.
     """
     muon = Muon(matrices)
     matrices_lr, others_lr = rates

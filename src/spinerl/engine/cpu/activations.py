@@ -6,8 +6,8 @@ backbone for each token, and those of attention, and the update takes them from 
 nothing, and the graph it leaves is the ordinary one.
 
 Kept activations lie in slots, one per token that went through the model.  `Recorder` writes them, `KeptActivations` is
-the result, and `Reuse` hands a pass the slots of its tokens.  Activations serve the weights they were computed with
-alone.
+the result, and `Reuse` hands a pass the slots of its tokens.  They are valid only for the
+weights they were computed with.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KeptActivations:
     """N tokens' activations, in slots, and where each response's tokens are.
 
     `outputs` (N, n) of each linear layer; `attention`, by layer, its output (N, H, D) and the log-sum-exp of its scores
-    (N, H), of response tokens alone (None: not kept).  `slots` (B, T) of response tokens, -1 where there is none;
+    (N, H), of response tokens only (None: not kept).  `slots` (B, T) of response tokens, -1 where there is none;
     `prompt_slots` is where each prompt begins, with and without its last token.
     """
 

@@ -1,7 +1,7 @@
 """One new token per row through all layers of a Llama-style decoder, and its head, in one compiled loop.
 
 A Llama-style decoder (pre-norms, RoPE, grouped queries, SwiGLU feed-forward blocks: Llama, Qwen2, Qwen3, Mistral and
-others) spends half of a decoding step between its matrix products: in some sixty operators per layer, each a pass over
+others) spends half of a decoding step between its matmuls: in some sixty operators per layer, each a pass over
 memory, a barrier for all threads and a call from Python.  Here each thread takes some of the rows from the first layer
 to the last.  Whether a model is Llama-style is read off its modules, and checked by its numbers
 (`spinerl.engine.cpu.backend`).
@@ -38,7 +38,7 @@ class DecoderStep:
     """
 
     def __init__(self, loaded: LoadedModel, settled: bool = False) -> None:
-        """`settled`: that memory has room was found before, and counts for the whole run."""
+        """`settled`: that memory suffices was found before, and counts for the whole run."""
         self._model: Any = loaded.model
         self._backbone: Any = loaded.model.base_model
         layers = decoder_parts(loaded)

@@ -4,7 +4,7 @@ The ordinary way gives every response a copy of its prompt's keys and values and
 responses to a question attend to the prompt in one call without a mask, each response attends to itself under the
 causal mask, and the two are combined as one softmax over both would be (logaddexp of the two log-sum-exps).  Backward,
 each part gets the output and the log-sum-exp of the whole: attention probabilities are exp(score - lse) and their
-derivative needs the output alone, so that each part's gradient is its share of the whole one.
+derivative needs only the output, so that each part's gradient is its share of the whole one.
 
 The kernel is PyTorch's flash attention for CPUs, called by its operator's name because `scaled_dot_product_attention`
 does not return the log-sum-exp; or a compiled loop.  `spinerl.engine.cpu.backend` checks all this on the model at hand.
@@ -55,7 +55,7 @@ def extend_cache(
         layers: keys and values of the prompts, (Q, Hkv, L, D) each, padded on the right.
         lengths: the prompts' lengths, Q of them.
         reuse: may have attention's outputs, but for the rows' first tokens.
-        compiled: whether to attend by `kernels.extend_attention`; float32 and heads of a multiple of 16 alone.
+        compiled: whether to attend by `kernels.extend_attention`; float32 and heads of a multiple of 16 only.
     """
     parts = enumerate(layers)
     return Cache(layers=[ExtendLayer(*pair, lengths, rows, i, reuse, compiled) for i, pair in parts])

@@ -5,7 +5,7 @@ units' width: there oneDNN was measured to be 2.2 times as fast at the matmuls o
 its inputs, 1.5 to 2 times at those of its weights.  In sampling, where few rows are multiplied by every matrix, token
 after token, the weights are packed for that beforehand (1.1 to 3 times as fast as MKL, for 4 to 128 rows).
 
-Which library multiplies is decided by the model's type and device alone, not by a measurement of time: a resumed run
+Which library multiplies is decided by the model's type and device only, not by a measurement of time: a resumed run
 must round as the first one did.
 """
 
@@ -199,7 +199,7 @@ def grad_weight(grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor
 def active_rows(grad_output: torch.Tensor) -> torch.Tensor | None:
     """Which rows of a gradient (m, n) are not all 0, where they are few enough; else None.
 
-    A model's last layer has a gradient at the selected tokens alone, from its queries on.
+    A model's last layer has a gradient only at the selected tokens, from its queries on.
     """
     some = grad_output[:: max(1, len(grad_output) // _PROBED_ROWS), :: max(1, grad_output.shape[1] // 4)]
     if not len(grad_output) or some.any(1).float().mean() > _FEW_ACTIVE:

@@ -29,7 +29,7 @@ COLOURS = tuple(HUES)
 SHAPES = ("square", "triangle", "cross", "ring")
 
 TALLEST = 7
-"""The height of the highest bar a chart has room for."""
+"""The height of the highest bar a chart has space for."""
 LOW = 2
 """A bar of at most this height is low; what a glance makes of it, see `corpus`."""
 UNIT = 6

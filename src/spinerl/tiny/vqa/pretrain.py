@@ -67,7 +67,7 @@ PLACES_STD = 0.2
 """Spread of the first position embeddings of the patches, as large as that of the patches themselves: which row a
 shape is in is learnt twice as fast as with the default of 0.02."""
 MATRICES_LR, OTHERS_LR = 0.01, 2e-3
-"""Peak learning rates, lower than for text alone: with those, what was learnt of seeing is lost again on the way."""
+"""Peak learning rates, lower than for text only: with those, what was learnt of seeing is lost again on the way."""
 TOKENIZER_FROM = 26_000
 """The tokenizer is made of documents from here on, where all styles are (corpus.CAREFUL_FIRST)."""
 EYES_STEPS, EYES_LR = 500, 2e-3
@@ -173,11 +173,11 @@ def pretrain(out: Path, *, seed: int, steps: int) -> None:
 def open_eyes(model: Idefics3ForConditionalGeneration, seed: int, steps: int) -> list[float]:
     """Teaches what sees to tell what is in each cell, by heads that are thrown away; the accuracies at the end.
 
-    They are those of shape, colour, size and a bar's height. Learnt together with reading, by the answers alone, the
+    They are those of shape, colour, size and a bar's height. Learnt together with reading, by only the answers, the
     same takes hundreds of times as long: a picture says nothing to who cannot read it, and is then ignored.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the products are small
+    torch.set_num_threads(1)  # the matmuls are small
     width, kinds = model.get_input_embeddings().embedding_dim, len(COLOURS) + 1
     sizes = {"blocks": 16 * kinds, "shape": len(SHAPES) + 1, "colour": kinds, "small": 2, "height": TALLEST + 1}
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, size) for name, size in sizes.items()})

@@ -4,7 +4,7 @@ Prints new questions as JSON lines with `id`, `question`, `images`, `choices` (w
 `answer`. No question of a suite shares picture content and question with any document of the pre-training
 corpus (see `corpus.is_held_out`).
 
-The suites in the package are listed in BUNDLED; `--write FOLDER` writes them anew.
+The suites in the package are listed in BUNDLED; `--write FOLDER` writes them again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spinerl.tiny.vqa.pictures import Look, Picture, draw
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureQuestion:
     """One question of a suite; `answer` is a number, a word or, with `choices`, a letter."""
 
     id: str
@@ -91,17 +91,17 @@ BUNDLED: dict[str, tuple[str, int, int]] = {
 """Shift, seed and number of questions of each suite in the package; no two share a problem (tests/tiny)."""
 
 
-def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
+def suite_problems(shift: str, seed: int, n: int) -> list[tuple[PictureQuestion, Problem]]:
     """n questions of a shift with the problems behind them, no two alike in picture content and question.
 
     Nor is one like a question of the bundled suites listed before this one (of all of them, for other seeds): there
-    are few charts of two bars, so the split from the corpus alone does not keep suites apart.
+    are few charts of two bars, so the split from the corpus does not by itself keep suites apart.
 
     Raises ValueError, with one line to show, for an unknown shift or an n outside 1..MAX_QUESTIONS.
     """
     kind = text_suite.checked_kind(SHIFTS, shift, n)
     rng = Random(f"vqa/{shift}/{seed}")
-    rows: list[tuple[Row, Problem]] = []
+    rows: list[tuple[PictureQuestion, Problem]] = []
     keys = set(_taken_before(shift, seed))
     while len(rows) < n:
         problem = draw_problem(rng, kind, held_out=True)
@@ -110,7 +110,7 @@ def suite_problems(shift: str, seed: int, n: int) -> list[tuple[Row, Problem]]:
         keys.add(problem.key)
         picture = draw(rng, problem.content, kind.look)
         name = f"vqa-{shift}-{seed}-{len(rows):05d}"
-        rows.append((Row(name, tell(rng, problem), picture, problem.choices, problem.answer), problem))
+        rows.append((PictureQuestion(name, tell(rng, problem), picture, problem.choices, problem.answer), problem))
     return rows
 
 
@@ -125,7 +125,7 @@ def _taken_before(shift: str, seed: int) -> frozenset[str]:
     return taken
 
 
-def suite_rows(shift: str, seed: int, n: int) -> list[Row]:
+def suite_rows(shift: str, seed: int, n: int) -> list[PictureQuestion]:
     """The questions of `suite_problems`, without the problems."""
     return [row for row, _ in suite_problems(shift, seed, n)]
 

@@ -1,6 +1,6 @@
 """The ways of spending test-time compute without an update, from the unadapted model's saved responses.
 
-All read the same responses, so they differ in their rule alone.  Rules and sources: `spinerl.answers.baselines`.
+All read the same responses, so they differ only in their rule.  Rules and sources: `spinerl.answers.baselines`.
 Two have responses of their own: `spinerl.comparison.synthesis`, which reads those, and `spinerl.comparison.forcing`.
 No torch.
 """
@@ -14,15 +14,15 @@ from statistics import fmean
 from typing import Any
 
 from spinerl.answers import Decision, best_of, early_stopped_majority, first_finish
-from spinerl.comparison.collect import Outcome, Values, first_vote, first_votes
+from spinerl.comparison.collect import MethodResult, Values, first_vote, first_votes
 from spinerl.types import Vote
 
-__all__ = ["EqualTokens", "at_equal_tokens", "rivals"]
+__all__ = ["EqualTokens", "at_equal_tokens", "baselines"]
 
 _CONFIDENCE = 0.95  # of early stopping: that of its source
 
 
-def rivals(none: Outcome, k: int) -> list[Outcome]:
+def baselines(none: MethodResult, k: int) -> list[MethodResult]:
     """A "no update" outcome per rule, over the first k responses; those the saved rows cannot give are left out."""
 
     def early(confidence: float | None) -> Callable[..., Decision]:
@@ -49,7 +49,7 @@ def rivals(none: Outcome, k: int) -> list[Outcome]:
     found = []
     for name, (note, rule) in rules.items():
         needs = "certainties" if "certain" in name else "lengths"
-        outcome = Outcome(name, "no update", none.data, note)
+        outcome = MethodResult(name, "no update", none.data, note)
         for seed, rows in none.votes.items():
             known = [row for row in _known(rows) if needs in row]
             if k and known and all(len(row["classes"]) >= k for row in known):
@@ -63,7 +63,7 @@ def rivals(none: Outcome, k: int) -> list[Outcome]:
         "budget forcing": ("greedy, sent on (s1)", none.forced, lambda row: row["greedy"]["correct"]),
     }
     for name, (note, by_seed, correct) in written.items():
-        outcome = Outcome(name, "no update", none.data, note)
+        outcome = MethodResult(name, "no update", none.data, note)
         for seed, rows in by_seed.items():
             right = {row["id"]: float(correct(row)) for row in rows if correct(row) is not None}
             if right:
@@ -82,12 +82,12 @@ class EqualTokens:
     responses than that were saved, and `num_votes` is their number.
     """
 
-    outcome: Outcome
+    outcome: MethodResult
     num_votes: float
     capped: bool
 
 
-def at_equal_tokens(none: Outcome, tokens: float, rule: str = "majority") -> EqualTokens | None:
+def at_equal_tokens(none: MethodResult, tokens: float, rule: str = "majority") -> EqualTokens | None:
     """What the unadapted model's responses elect at `tokens` per question; None if it has no saved responses.
 
     `rule`: "majority", or "likeliest", the answer of the response with the highest mean token probability.
@@ -121,8 +121,8 @@ def at_equal_tokens(none: Outcome, tokens: float, rule: str = "majority") -> Equ
         return None
     num_votes = sum(used) / len(used)
     name = "equal-token vote" if rule == "majority" else f"equal-token {rule}"
-    outcome = Outcome(name, "no update", none.data, right=right, tokens=spent)
-    note = f"{rule} of {num_votes:.3g}" + (", all that were drawn" if capped else "")
+    outcome = MethodResult(name, "no update", none.data, right=right, tokens=spent)
+    note = f"{rule} of {num_votes:.3g}" + (", all that were sampled" if capped else "")
     return EqualTokens(replace(outcome, note=note), num_votes, capped)
 
 
@@ -136,7 +136,7 @@ def _known(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _apply(
-    rule: Callable[..., Decision], rows: list[dict[str, Any]], k: int, none: Outcome, seed: int
+    rule: Callable[..., Decision], rows: list[dict[str, Any]], k: int, none: MethodResult, seed: int
 ) -> tuple[dict[str, float], float]:
     """(right by question, mean tokens spent) of a rule over every row's first k responses."""
     right, spent = {}, 0
