@@ -784,9 +784,6 @@ def override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-word = override  # the old name
-
-
 def parse_override(text: str) -> dict[str, Any]:
     """The layer of one `key=value` override; InputError if it is none."""
     key, value = split_override(text)

@@ -96,11 +96,11 @@ def diagnose_model(name: str) -> list[tuple[str, str, bool]]:
 
     Raises InputError for a model that cannot be opened.
     """
-    from spinerl.config import load_config, word
+    from spinerl.config import load_config, override
     from spinerl.engine.backend import backend_of
     from spinerl.engine.loading import load_model
 
-    config = load_config(overrides=[word("model", name)])
+    config = load_config(overrides=[override("model", name)])
     loaded = load_model(config.model, config.engine)
     backend = backend_of(loaded)
     backend.settle()

@@ -94,7 +94,7 @@ class RunFolder:
                     "--overwrite, or choose another run=FOLDER"
                 )
             if not run.is_marked:
-                raise InputError(f"run={path} is not a run of spinerl, so --overwrite leaves it alone")
+                raise InputError(f"run={path} is not a run of spinerl, so --overwrite does not touch it")
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
@@ -310,7 +310,7 @@ class RunFolder:
 
 
 def save_learned(model: torch.nn.Module, file: Path) -> None:
-    """Write the parameters that learn: of a model with adapters these alone, of a frozen vision part nothing."""
+    """Write the parameters that learn: of a model with adapters only these, of a frozen vision part nothing."""
     from safetensors.torch import save_file
 
     save_file({name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}, file)

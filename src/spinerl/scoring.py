@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinerl.answers import KINDS, Equivalence, count_vote, normalise_answer, read_answer, vote_metrics
+from spinerl.answers import KINDS, Equivalence, count_vote, normalize_answer, read_answer, vote_metrics
 from spinerl.config import AnswerConfig, VoteConfig
 from spinerl.errors import InputError, did_you_mean
 from spinerl.lines import lines_of, read_text
@@ -203,7 +203,7 @@ def correctness(answer: str | None, gold: str | None, kind: str, equivalence: Eq
     if answer is None:
         return False
     try:
-        return equivalence.equivalent(answer, normalise_answer(gold, kind), kind)
+        return equivalence.equivalent(answer, normalize_answer(gold, kind), kind)
     except InputError:
         return False
 
@@ -305,7 +305,7 @@ def _type(value: Any) -> str:
 
 def _unreadable(gold: str, kind: str) -> bool:
     try:
-        normalise_answer(gold, kind)
+        normalize_answer(gold, kind)
     except InputError:
         return True
     return False

@@ -404,7 +404,7 @@ def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> No
 
 
 def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:
-    """The adapted model as a Hugging Face folder, or its adapters alone."""
+    """The adapted model as a Hugging Face folder, or only its adapters."""
     if config.lora.rank:
         name = config.model.name
         save_adapters(loaded.model, folder, str(Path(name).resolve()) if Path(name).is_dir() else name)

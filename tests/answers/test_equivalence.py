@@ -45,7 +45,7 @@ def is_gone(pid: int, within_s: float = 10.0) -> bool:
 # --------------------------------------------------------------------------------------------- the relation
 
 
-def test_keys_alone_need_no_worker() -> None:
+def test_keys_need_no_worker() -> None:
     with Equivalence() as equivalence:
         assert equivalence.classes(["1/2", "7", "0.5", None, r"\frac12"]) == (0, 1, 0, None, 0)
         assert equivalence.classes([]) == ()

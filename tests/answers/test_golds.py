@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spinerl.answers import Equivalence, extract_answer, normalise_answer
+from spinerl.answers import Equivalence, extract_answer, normalize_answer
 
 FOLDER = Path(os.environ.get("SPINERL_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
@@ -76,7 +76,7 @@ def test_a_wrapped_gold_answer_is_read_back(name: str, least: float, wrapper: st
 def test_every_gold_answer_has_a_normal_form() -> None:
     for name in ("math500", "amc", "aime2024"):
         for gold in golds(name):
-            assert normalise_answer(normalise_answer(gold)) == normalise_answer(gold)
+            assert normalize_answer(normalize_answer(gold)) == normalize_answer(gold)
 
 
 def test_different_gold_answers_are_not_merged() -> None:

@@ -69,7 +69,7 @@ def test_sum_adds_and_ema_fades_by_age_and_fixed_stays(equivalence: Equivalence)
     groups = [["a", "a", "a", None], ["b", "b", "b", "b"], ["b", "b", "a", "a"]]
     added = visits(groups, equivalence)
     assert [one.pseudo_label for one in added] == ["a", "b", "b"]
-    assert added[1].counts == (4.0, 3.0)  # b is the fresh responses' class, a is in the memory alone
+    assert added[1].counts == (4.0, 3.0)  # b is the fresh responses' class, a is only in the memory
     assert added[2].counts == (6.0, 5.0)
     assert added[2].memory is not None
     assert (added[2].memory.abstained, added[2].memory.total) == (1.0, 12.0)
@@ -81,7 +81,7 @@ def test_sum_adds_and_ema_fades_by_age_and_fixed_stays(equivalence: Equivalence)
     assert held[1].classes == (0, 0, 0, 0)
     assert held[1].counts == (0.0, 3.0)
     assert held[1].winner == 1
-    assert majority_reward(held[1]) == (0.0,) * 4  # nobody said it
+    assert majority_reward(held[1]) == (0.0,) * 4  # no response said it
     assert majority_reward(held[2]) == (0.0, 0.0, 1.0, 1.0)
 
 

@@ -27,7 +27,7 @@ def cast(classes: list[int | None], weights: list[float] | None = None) -> Vote:
 
 
 classes_of_groups = st.lists(st.sampled_from([None, 0, 1, 2]), min_size=1, max_size=10)
-NOBODY = cast([None, None])
+NO_VOTES = cast([None, None])
 
 
 def test_empo_is_the_share_of_the_own_class() -> None:
@@ -67,8 +67,8 @@ def test_ttrv_by_hand() -> None:
     assert ttrv_reward(cast([4, 4, 4, 5])) == pytest.approx((0.141541, 0.141541, 0.141541, -0.358459), abs=1e-6)
     assert ttrv_reward(cast([4, 4, 4, 5]), entropy_weight=0.0) == (0.75, 0.75, 0.75, 0.25)
     assert ttrv_reward(cast([4, 4])) == (1.0, 1.0)
-    # nobody agrees with anybody: the entropy is maximal and nobody has a share
-    assert ttrv_reward(NOBODY) == (-0.75, -0.75)
+    # no two agree: the entropy is maximal and none has a share
+    assert ttrv_reward(NO_VOTES) == (-0.75, -0.75)
     # 4, 4 and two abstainers: three answers with shares 1/2, 1/4, 1/4: H = 1.5 ln 2 over ln 3 = 0.946395
     assert ttrv_reward(cast([4, 4, None, None])) == pytest.approx(
         (0.5 - 0.75 * 0.946395, 0.5 - 0.75 * 0.946395, -0.75 * 0.946395, -0.75 * 0.946395), abs=1e-6
@@ -76,7 +76,7 @@ def test_ttrv_by_hand() -> None:
     # an answer whose votes weigh nothing is not there
     assert ttrv_reward(cast([4, 4, 5], weights=[1, 1, 0])) == (1.0, 1.0, 0.0)
     with pytest.raises(InputError, match="0 or more"):
-        ttrv_reward(NOBODY, entropy_weight=-0.1)
+        ttrv_reward(NO_VOTES, entropy_weight=-0.1)
 
 
 @given(classes_of_groups)
@@ -98,11 +98,11 @@ def test_evol_by_hand() -> None:
     assert evol_reward(cast([4, None]), [0.3, 0.3]) == (1.0, -1.0)
 
 
-def test_evol_without_a_winner_rewards_nobody() -> None:
+def test_evol_without_a_winner_rewards_no_one() -> None:
     tied = cast([4, 5, None])
     assert evol_sides(tied) == (0, 0, -1)
     assert evol_reward(tied, [0.1, 0.2, 0.3]) == (0.0, 0.0, 0.0)
-    assert evol_reward(NOBODY, [0.0, 1.0]) == (0.0, 0.0)
+    assert evol_reward(NO_VOTES, [0.0, 1.0]) == (0.0, 0.0)
     with pytest.raises(InputError, match="one novelty score per response"):
         evol_reward(tied, [0.1])
     with pytest.raises(InputError, match="finite"):

@@ -1,4 +1,4 @@
-"""One answer to many questions: which votes are void, and what is left alone."""
+"""One answer to many questions: which votes are void, and which are not."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def equivalence():
 
 
 def asked(labels, kind="number", choices=()):
-    """Questions, and votes that these answers win three to one; None: nobody answered."""
+    """Questions, and votes that these answers win three to one; None: no answers."""
     questions = [Question(str(i), f"question {i}", choices=choices, answer_kind=kind) for i in range(len(labels))]
     votes = [vote([x, x, x, "-7"], [0, 0, 0, 1]) if x is not None else vote([None] * 4, [None] * 4) for x in labels]
     return questions, votes, [kind] * len(labels)
@@ -37,7 +37,7 @@ def void_places(labels, equivalence, most=0.5, **how):
         (["5", "5", "5", "5", "1", "2", "3"], []),  # 3 of the 6 others: not more than half
         (["5", "5", "5", "5", "5", "1", "2", "3"], [0, 1, 2, 3, 4]),  # 4 of 7
         (["5", "5", "5", "5", "1", "2", "3", "4"], []),  # 3 of 7
-        (["5", "5", "5"], []),  # 2 others alone may be chance
+        (["5", "5", "5"], []),  # 2 others may be chance
         (["5", "5", "5", "5"], [0, 1, 2, 3]),
         (["5"], []),
         (["5", "5.0", "10/2", "5", "5", "1"], [0, 1, 2, 3, 4]),  # equal answers, however they are written
@@ -77,7 +77,7 @@ def test_closed_sets_are_not_touched(kind, label, choices, equivalence):
     assert shared_share(questions, [label] * 8, kinds, equivalence) == (0.0, None)
 
 
-def test_closed_answers_beside_open_ones_do_not_count(equivalence):
+def test_closed_answers_among_open_ones_do_not_count(equivalence):
     labels = ["helpful"] * 4 + ["yes"] * 8
     assert void_places(labels, equivalence, kind="text") == [0, 1, 2, 3]
 

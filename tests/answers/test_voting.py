@@ -36,7 +36,7 @@ def test_the_label_is_the_most_frequent_then_shortest_then_first_spelling() -> N
     assert vote(["1/2", "0.5"], [0, 0]).pseudo_label == "0.5"
 
 
-def test_nobody_voted() -> None:
+def test_no_one_voted() -> None:
     result = vote([None, None], [None, None])
     assert (result.winner, result.pseudo_label, result.majority_frac, result.counts) == (None, None, 0.0, ())
     assert majority_reward(result) == leave_one_out_reward(result) == frequency_reward(result) == (0.0, 0.0)

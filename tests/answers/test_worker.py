@@ -28,7 +28,7 @@ def ask(op: str, a: str, b: str = "") -> dict[str, Any]:
 
 def test_replies() -> None:
     assert ask("same", "x<2", r"(-\infty,2)") == {"status": "ok", "value": True}
-    assert ask("same", r"(-\infty,2)", "x<2") == {"status": "ok", "value": True}  # verify alone is one-sided
+    assert ask("same", r"(-\infty,2)", "x<2") == {"status": "ok", "value": True}  # verify by itself is one-sided
     assert ask("same", "x<2", "x<3") == {"status": "ok", "value": False}
     assert ask("same", "", "1") == {"status": "ok", "value": False}
     assert ask("read", r"\clubsuit {{") == {"status": "ok", "value": False, "points": None}
@@ -40,7 +40,7 @@ def test_replies() -> None:
     }  # whatever it raises, it does not spread
 
 
-def test_memory_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_errors_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(_text: str) -> None:
         raise MemoryError
 

@@ -49,15 +49,15 @@ def randn(*shape, seed=0):
 
 
 def gradients_agree(loop, formula, *inputs, limit=1e-5):
-    """Value and slopes of a loop, and of a formula in float64."""
+    """Value and grads of a loop, and of a formula in float64."""
     narrow = [tensor.clone().requires_grad_() for tensor in inputs]
     wide = [tensor.double().requires_grad_() for tensor in inputs]
     found, expected = loop(*narrow), formula(*wide)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= limit
-    slope = randn(*expected.shape, seed=9)
+    grad = randn(*expected.shape, seed=9)
     for a, b in zip(
-        torch.autograd.grad(found, narrow, slope), torch.autograd.grad(expected, wide, slope.double()), strict=True
+        torch.autograd.grad(found, narrow, grad), torch.autograd.grad(expected, wide, grad.double()), strict=True
     ):
         assert (a - b).abs().max() <= limit * max(1.0, float(b.abs().max()))
     with torch.no_grad():
@@ -91,32 +91,32 @@ def test_gates_of_large_numbers_are_finite():
 
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", [16, 33, 9])
-def test_gates_and_their_slopes_in_places(width):
-    gates, states, slopes = randn(9, width), randn(9, width, seed=1), randn(4, width, seed=2)
+def test_gates_and_their_grads_in_places(width):
+    gates, states, grads = randn(9, width), randn(9, width, seed=1), randn(4, width, seed=2)
     places = torch.tensor([8, 0, 3, 3])
-    found, *by_both = kernels.swiglu_recompute_backward((places, gates, states), slopes)
+    found, *by_both = kernels.swiglu_recompute_backward((places, gates, states), grads)
     inputs = [gates[places].requires_grad_(), states[places].requires_grad_()]
     expected = kernels.swiglu(*inputs)
     assert torch.allclose(found, expected)
-    for a, b in zip(by_both, torch.autograd.grad(expected, inputs, slopes), strict=True):
+    for a, b in zip(by_both, torch.autograd.grad(expected, inputs, grads), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", [16, 33, 7])
 def test_norms_of_sums_in_places(width):
-    """The norm of states and kept rows, and its slopes with a residual's beside, against autograd in float64."""
-    places, kept, residual, slopes = torch.tensor([4, 0, 0]), randn(5, width), randn(3, width, seed=1), randn(3, width)
+    """The norm of states and kept rows, and its gradients with that of a residual, against autograd in float64."""
+    places, kept, residual, grads = torch.tensor([4, 0, 0]), randn(5, width), randn(3, width, seed=1), randn(3, width)
     states, weight = randn(3, width, seed=2), randn(width, seed=3)
     found, inverse = kernels.rms_norm_with_rstd(states, (places, kept), weight, 1e-5)
-    by_states, by_weight = kernels.rms_norm_backward(slopes, states, weight, inverse, (places, kept), residual)
+    grad_states, grad_weight = kernels.rms_norm_backward(grads, states, weight, inverse, (places, kept), residual)
     wide = states.double().requires_grad_(), weight.double().requires_grad_()
     whole = wide[0] + kept.double()[places]
     expected = wide[1] * whole * torch.rsqrt(whole.square().mean(-1, keepdim=True) + 1e-5)
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    of_states, of_weight = torch.autograd.grad(expected, wide, slopes.double())
-    assert torch.allclose(by_states.double(), of_states + residual, atol=1e-5)
-    assert torch.allclose(by_weight.double(), of_weight, atol=1e-5)
+    of_states, of_weight = torch.autograd.grad(expected, wide, grads.double())
+    assert torch.allclose(grad_states.double(), of_states + residual, atol=1e-5)
+    assert torch.allclose(grad_weight.double(), of_weight, atol=1e-5)
     other = randn(5, width, seed=4)
     assert torch.equal(kernels.add_indexed(states, places, kept, other), states + kept[places] + other[places])
 
@@ -125,31 +125,31 @@ def test_norms_of_sums_in_places(width):
 @pytest.mark.parametrize("width", [8, 32, 36, 64])
 @pytest.mark.parametrize("normed", [True, False])
 def test_turned_heads(width, normed):
-    """Norm and rotation of kept heads, and their slopes, against autograd in float64."""
-    places, kept, slopes = torch.tensor([3, 3, 0, 1]), randn(4, 3 * width), randn(4, 3, width, seed=1)
+    """Norm and rope of kept heads, and their grads, against autograd in float64."""
+    places, kept, grads = torch.tensor([3, 3, 0, 1]), randn(4, 3 * width), randn(4, 3, width, seed=1)
     weight = randn(width, seed=2) if normed else None
     how = kernels.NormRope(weight, 1e-5, randn(4, width, seed=3), randn(4, width, seed=4))
     found = kernels.norm_rope((places, kept), 3, how)
-    by_rows, by_weight = kernels.norm_rope_backward((places, kept), how, slopes)
+    grad_rows, grad_weight = kernels.norm_rope_backward((places, kept), how, grads)
     rows = kept.double()[places].view(4, 3, width).requires_grad_()
     wide = [rows] if weight is None else [rows, weight.double().requires_grad_()]
     states = rows
     if normed:
         states = wide[1] * rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-5)
     a, b = states.chunk(2, dim=-1)
-    angles = [angle.double().unsqueeze(1) for angle in (how.cos, how.sin)]
-    expected = states * angles[0] + torch.cat([-b, a], dim=-1) * angles[1]
+    cos_sin = [part.double().unsqueeze(1) for part in (how.cos, how.sin)]
+    expected = states * cos_sin[0] + torch.cat([-b, a], dim=-1) * cos_sin[1]
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    of_rows, *of_weight = torch.autograd.grad(expected, wide, slopes.double())
-    assert torch.allclose(by_rows.double().view_as(of_rows), of_rows, atol=2e-5)
-    assert (by_weight is None) == (not normed)
-    for slope in of_weight:
-        assert torch.allclose(by_weight.double(), slope, atol=2e-5)
+    of_rows, *of_weight = torch.autograd.grad(expected, wide, grads.double())
+    assert torch.allclose(grad_rows.double().view_as(of_rows), of_rows, atol=2e-5)
+    assert (grad_weight is None) == (not normed)
+    for grad in of_weight:
+        assert torch.allclose(grad_weight.double(), grad, atol=2e-5)
 
 
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("width", [8, 32, 36, 64])
-def test_rotations(width):
+def test_rope(width):
     cosines, sines = randn(2, 5, width, seed=1), randn(2, 5, width, seed=2)
 
     def formula(states):
@@ -195,15 +195,15 @@ def test_decoding(width, heads, kv_heads, own):
 
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 1, 16), (7, 5, 48), (300, 13, 80), (1000, 130, 64), (257, 600, 16)])
-def test_products(rows, n, k):
-    slopes, states, weight = randn(rows, n), randn(rows, k, seed=1), randn(n, k, seed=2)
-    expected = slopes.double().t() @ states.double()
+def test_matmuls(rows, n, k):
+    grads, states, weight = randn(rows, n), randn(rows, k, seed=1), randn(n, k, seed=2)
+    expected = grads.double().t() @ states.double()
     limit = 1e-5 * float(expected.abs().max() + 1)
-    assert (kernels.grad_weight(slopes, states) - expected).abs().max() <= limit
-    back = slopes.double() @ weight.double()
+    assert (kernels.grad_weight(grads, states) - expected).abs().max() <= limit
+    back = grads.double() @ weight.double()
     into = randn(rows, k, seed=3)
-    assert (kernels.grad_input(slopes, weight) - back).abs().max() <= 1e-5 * float(back.abs().max())
-    found = kernels.grad_input(slopes, weight, into.clone())
+    assert (kernels.grad_input(grads, weight) - back).abs().max() <= 1e-5 * float(back.abs().max())
+    found = kernels.grad_input(grads, weight, into.clone())
     assert (found - back - into).abs().max() <= 1e-5 * float(back.abs().max() + 1)
 
 
@@ -218,7 +218,7 @@ def test_packed_matrices():
 
 
 def test_threads_change_nothing():
-    slopes, states = randn(700, 130), randn(700, 64, seed=1)
+    grads, states = randn(700, 130), randn(700, 64, seed=1)
     norm = randn(300, 256).requires_grad_(), randn(256, seed=1).requires_grad_()
     kept, by_heads = (torch.arange(300), randn(300, 4 * 32)), randn(300, 4, 32, seed=2)
     how = kernels.NormRope(randn(32), 1e-6, randn(300, 32), randn(300, 32, seed=1))
@@ -231,12 +231,12 @@ def test_threads_change_nothing():
     def everything():
         normed = kernels.rms_norm(*norm, 1e-6)
         by_norm = torch.autograd.grad(normed.square().sum(), norm)
-        products = kernels.grad_weight(slopes, states), kernels.grad_input(slopes, randn(130, 64))
+        matmuls = kernels.grad_weight(grads, states), kernels.grad_input(grads, randn(130, 64))
         attended = kernels.extend_attention(job)
         by_attention = kernels.extend_attention_backward(job, by_heads, *attended)
         sampled = kernels.sample(randn(60, 700), 0.8, torch.linspace(0, 0.99, 60))
         by_rope = kernels.norm_rope_backward(kept, how, by_heads)
-        return [*products, normed, *by_norm, *by_rope, *attended, *by_attention, *sampled]
+        return [*matmuls, normed, *by_norm, *by_rope, *attended, *by_attention, *sampled]
 
     before = torch.get_num_threads()
     try:

@@ -130,7 +130,7 @@ def test_a_lost_manifest_is_rebuilt_and_the_run_goes_on(half, capsys):
     assert [row["step"] for row in RunFolder(half).rows("metrics.jsonl")] == [1, 2, 3, 4]
 
 
-def test_resume_leaves_a_users_project_alone(tmp_path, capsys):
+def test_resume_does_not_touch_a_users_project(tmp_path, capsys):
     """A folder whose config.yaml is a recipe of the user's own."""
     (tmp_path / "config.yaml").write_text("steps: 2\n")
     (tmp_path / "thesis.tex").write_text("years of work")

@@ -6,7 +6,7 @@ from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import Reading, Refused, extract_answer, read_answer
 from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_memory
-from spinerl.answers.normalise import KINDS, MAX_ANSWER_CHARS, normalise_answer
+from spinerl.answers.normalize import KINDS, MAX_ANSWER_CHARS, normalize_answer
 from spinerl.answers.order import easy_to_hard
 from spinerl.answers.rewards import (
     REWARDS,
@@ -47,7 +47,7 @@ __all__ = [
     "lead_probability",
     "leave_one_out_reward",
     "majority_reward",
-    "normalise_answer",
+    "normalize_answer",
     "read_answer",
     "reference_reward",
     "ttrv_reward",

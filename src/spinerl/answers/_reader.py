@@ -368,7 +368,7 @@ class _Parser:
         return value
 
     def _mixed_numeral(self, whole: Fraction) -> Fraction:
-        """1\\frac{4}{5}, 1\\frac45 and 1 4/5 are 9/5: an integer before a proper fraction; else the integer alone."""
+        """1\\frac{4}{5}, 1\\frac45 and 1 4/5 are 9/5: an integer before a proper fraction; else only the integer."""
         if self.peek()[0] == "number" and self.peek(1)[1] == "/" and self.peek(2)[0] == "number":
             top, bottom = self.peek()[1], self.peek(2)[1]
             if not (top.isdigit() and bottom.isdigit() and 0 < int(top) < int(bottom)):

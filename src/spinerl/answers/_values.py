@@ -70,7 +70,7 @@ class State:
         self.names: dict[str, int] = {}
 
 
-CTX: Any = MPContext()  # a context of our own, so that nobody else's precision changes reach us
+CTX: Any = MPContext()  # a context of our own, so that no other code's precision changes reach us
 CTX.dps = 40
 LOCK = threading.Lock()  # mpmath contexts change their own precision while they work; STATE is under it too
 STATE = State()

@@ -89,7 +89,7 @@ def early_stopped_majority(
     tie: str = "abstain",
     seed: int = 0,
 ) -> Decision:
-    """The majority of responses drawn one after the other, stopped as soon as it is decided.
+    """The majority of responses sampled one after the other, stopped as soon as it is decided.
 
     After each response, with c1 and c2 the votes of the two largest classes and R responses left of N, it stops
     when c1 > c2 + R: nothing that is left can change the winner.  With `confidence` it also stops when
@@ -124,7 +124,7 @@ def early_stopped_majority(
 
 
 def lead_probability(first: int, second: int) -> float:
-    """P(p1 > p2 | c1, c2): how likely the leader in votes is the likelier answer, looking at the two largest alone.
+    """P(p1 > p2 | c1, c2): how likely the leader in votes is the likelier answer, looking only at the two largest.
 
     With a uniform prior on the leader's share of the two, p1 / (p1 + p2) ~ Beta(c1 + 1, c2 + 1), and
     P = integral of that from 1/2 to 1 = sum_{j=0..c1} C(c1 + c2 + 1, j) / 2^(c1 + c2 + 1), exactly.

@@ -48,7 +48,7 @@ def make_group(rng: random.Random, num_responses: int, hard_frac: float) -> list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints answers per second for extraction alone and for the whole path; returns 0."""
+    """Prints answers per second for extraction only and for the whole path; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m spinerl.answers.bench", description=__doc__)
     parser.add_argument("--groups", type=int, default=200)
     parser.add_argument("--responses", type=int, default=64)

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from spinerl.answers._reader import Unreadable, from_digits
 from spinerl.answers._worker import read_frame, write_frame
-from spinerl.answers.normalise import Key, canonical_key, check_kind, scalar_key
+from spinerl.answers.normalize import Key, canonical_key, check_kind, scalar_key
 from spinerl.errors import InputError, RunError
 
 __all__ = ["Equivalence", "default_equivalence"]

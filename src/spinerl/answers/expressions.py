@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from spinerl.answers.cues import DECIMAL_COMMA, concluding_cue
-from spinerl.answers.normalise import MAX_ANSWER_CHARS, canonical_key, tidy_math
+from spinerl.answers.normalize import MAX_ANSWER_CHARS, canonical_key, tidy_math
 from spinerl.answers.numerals import first_numeral, last_numeral, numerals
 from spinerl.answers.refusals import is_no_answer_predicate, is_placeholder, is_refusal
 from spinerl.answers.sentences import MATHS_RUN, last_sentence, run_content, strip_decoration, trim, without_aside

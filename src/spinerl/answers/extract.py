@@ -21,7 +21,7 @@ from spinerl.answers.letters import (
     plain,
 )
 from spinerl.answers.marked import MAX_MARKED, box_content, marked_backwards
-from spinerl.answers.normalise import MAX_ANSWER_CHARS, check_kind
+from spinerl.answers.normalize import MAX_ANSWER_CHARS, check_kind
 from spinerl.answers.refusals import is_doubtful, is_no_answer_predicate, is_placeholder, is_refusal
 from spinerl.answers.sentences import first_sentence, last_line, last_sentence, trim, without_aside
 from spinerl.answers.shorttext import complement, short_text, strip_articles
@@ -260,7 +260,7 @@ class _Search:
         for cue in found[-_MAX_CUES:][::-1]:
             answer, score, read = self._behind(tail, cue)
             if answer is None:
-                if score < 0:  # a refusal: nobody votes for it
+                if score < 0:  # a refusal: it gets no vote
                     return self._result(None, "refusal", cue.name, read)
                 self._refuse("cue", read, f"no answer of kind {self.kind}")
                 continue
@@ -439,8 +439,8 @@ class _Search:
     def _first_line(self, first: str) -> str | None:
         """A short first line with a blank line behind it: the answer, then its explanation."""
         text = self.text.strip()
-        stands_alone = re.match(r"[ \t]*\r?\n[ \t]*\r?\n", text[len(first) : len(first) + 8]) is not None
-        if not stands_alone or len(first.split()) > 5 or first.endswith((":", "?", "!", "：")) or _HEADING.match(first):
+        is_paragraph = re.match(r"[ \t]*\r?\n[ \t]*\r?\n", text[len(first) : len(first) + 8]) is not None
+        if not is_paragraph or len(first.split()) > 5 or first.endswith((":", "?", "!", "：")) or _HEADING.match(first):
             return None
         return short_text(first)
 

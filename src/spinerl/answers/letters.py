@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from spinerl.answers.normalise import MAX_ANSWER_CHARS, canonical_key, normalise_text, read_letter
+from spinerl.answers.normalize import MAX_ANSWER_CHARS, canonical_key, normalize_text, read_letter
 from spinerl.answers.sentences import trim
 
 __all__ = ["LETTERS", "contained_option", "leading_letter", "opening_letter", "option_of", "option_text", "plain"]
@@ -89,13 +89,13 @@ def option_of(answer: str, choices: Sequence[str]) -> str | None:
     """The letter of the one option whose text, letter and text, or value the answer is."""
     if not choices or len(answer) > 4 * MAX_ANSWER_CHARS:
         return None
-    normal = normalise_text(answer)
+    normal = normalize_text(answer)
     if not normal:
         return None
     found = {
         letter
         for letter, choice in zip(LETTERS, choices, strict=False)
-        if normal in (normalise_text(choice), normalise_text(f"({letter}) {choice}"))
+        if normal in (normalize_text(choice), normalize_text(f"({letter}) {choice}"))
     }
     if not found and len(answer) <= MAX_ANSWER_CHARS:
         key = canonical_key(answer, "math")
@@ -108,9 +108,9 @@ def option_of(answer: str, choices: Sequence[str]) -> str | None:
 def contained_option(sentence: str, choices: Sequence[str]) -> str | None:
     """The letter of the only option whose whole text occurs in the sentence (longest first, so none hides
     another)."""
-    padded = f" {normalise_text(sentence[: 8 * MAX_ANSWER_CHARS])} "
+    padded = f" {normalize_text(sentence[: 8 * MAX_ANSWER_CHARS])} "
     found = []
-    options = [(normalise_text(choice), letter) for letter, choice in zip(LETTERS, choices, strict=False)]
+    options = [(normalize_text(choice), letter) for letter, choice in zip(LETTERS, choices, strict=False)]
     for normal, letter in sorted(options, key=lambda item: -len(item[0])):
         if normal and f" {normal} " in padded:
             found.append(letter)
@@ -119,7 +119,7 @@ def contained_option(sentence: str, choices: Sequence[str]) -> str | None:
 
 
 def option_text(answer: str, choices: Sequence[str]) -> str | None:
-    """The letter of an answer that stands alone, as in a box or tag."""
+    """The letter of an answer that stands by itself, as in a box or tag."""
     answer = trim(answer)
     return (
         option_of(answer, choices)

@@ -1,6 +1,6 @@
 """What is remembered of one question's votes from visit to visit.  Plain functions, none of which sees a gold answer.
 
-Votes are kept by spelling, and sorted into classes anew at every visit together with the fresh answers: the vote of
+Votes are kept by spelling, and sorted into classes again at every visit together with the fresh answers: the vote of
 a memory that only adds up is the vote over all responses there ever were, pooled.
 """
 
@@ -51,7 +51,7 @@ def add_votes(
     once.
 
     Args:
-        fresh: the vote of the new responses alone; its counts are not read.
+        fresh: the vote of only the new responses; its counts are not read.
         weights: of the new responses, in their order; at least 0.
         kind: one of `MEMORIES`.
         decay: in (0, 1], for ema.

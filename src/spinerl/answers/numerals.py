@@ -82,7 +82,7 @@ MAX_DIGITS = 400
 class Numeral:
     """A number in a text: where it stands, and its spelling without separators, currency and words.
 
-    `has_remainder`: a remainder follows, so that the number alone is not the answer.
+    `has_remainder`: a remainder follows, so that the number is not the whole answer.
     """
 
     start: int

@@ -13,7 +13,7 @@ def easy_to_hard(votes: Sequence[Vote]) -> tuple[int, ...]:
     """The questions' places, from the largest majority fraction to the smallest.
 
     A question on which the responses agree is taken to be easy.  Equal fractions keep the given order, so that a
-    shuffled list stays shuffled inside them; a question that nobody answered comes last.
+    shuffled list stays shuffled inside them; a question without answers comes last.
     Returns: a permutation of 0 .. len(votes) - 1.  Source: ours; the fraction is the vote's `majority_frac`, from
     responses of the model before adaptation.
 

@@ -37,7 +37,7 @@ _PLACEHOLDERS = (
 )
 _PLACEHOLDER = re.compile(rf"[\s\[<({{\"'*_`]*(?:{'|'.join(_PLACEHOLDERS)})[\s\])}}>\"'*_`.:!]*\Z", re.I)
 
-# the response says that it has no answer: nobody votes for that
+# the response says that it has no answer: that gets no vote
 _REFUSALS = (
     r"(?:so |well,? |hmm,? )?(?:i['’]?m|i am|we are|we['’]re) (?:really |truly |very |honestly |also |still "
     r")?(?:not (?:\w+ )?(?:sure|certain|able|confident|familiar|aware)|unsure|uncertain|unable|sorry|afraid|stuck"

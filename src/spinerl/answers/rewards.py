@@ -173,7 +173,7 @@ def evol_reward(vote: Vote, novelty: Sequence[float]) -> tuple[float, ...]:
 
     With u_i the novelty scaled to [0, 1] inside the response's side (majority or others), (x - min) / (max - min):
     r_i = 0.5 + 0.5 u_i for the majority, in [0.5, 1]; r_i = -1 + 0.5 u_i for the others, in [-1, -0.5]; -1 for a
-    response without an answer.  On a side of equals u = 0.5; alone on its side a response has u = 1.
+    response without an answer.  On a side of equals u = 0.5; a response that is the only one on its side has u = 1.
 
     Args: `novelty`, one finite number per response, higher is more different; only the order and the gaps inside
     a side matter, and those of responses without an answer are ignored.
@@ -199,7 +199,7 @@ def evol_reward(vote: Vote, novelty: Sequence[float]) -> tuple[float, ...]:
 def reference_reward(vote: Vote, reference: int | None) -> tuple[float, ...]:
     """1.0 for the responses whose answer is equivalent to a reference answer, else 0.0.
 
-    `reference` is the reference's class in `vote.classes`; None where it gave no answer, which rewards nobody, as
+    `reference` is the reference's class in `vote.classes`; None where it gave no answer, which rewards no response, as
     does a class that no response is in.
     Source: Compute as Teacher (arXiv 2509.14234), whose reference the frozen initial model writes from the group.
 
@@ -220,7 +220,7 @@ REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
 
 
 def _total_weight(vote: Vote) -> float:
-    """The weight of all responses, abstainers included; 0.0 when nobody's vote weighs anything."""
+    """The weight of all responses, abstainers included; 0.0 when no vote weighs anything."""
     if vote.memory is not None:
         return vote.memory.total
     best = max(vote.counts, default=0.0)
@@ -234,7 +234,7 @@ def _shares(vote: Vote) -> list[float]:
     """How the responses' weight is spread over different answers, an abstainer being one of its own; no zeros."""
     total = _total_weight(vote)
     abstainers = vote.classes.count(None) if vote.memory is None else math.ceil(vote.memory.abstained)
-    if total <= 0:  # nobody voted: nobody agrees with anybody
+    if total <= 0:  # no votes: no two agree
         return [1 / max(1, len(vote.classes))] * len(vote.classes)
     shares = [count / total for count in vote.counts]
     if abstainers:

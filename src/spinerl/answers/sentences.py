@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spinerl.answers.normalise import MAX_ANSWER_CHARS
+from spinerl.answers.normalize import MAX_ANSWER_CHARS
 
 __all__ = [
     "MATHS_RUN",
@@ -91,8 +91,8 @@ def _goes_on(text: str, stop: int, kind: str) -> bool:
         return False
     if _INITIALS.search(before):
         return _STARTERS.match(after) is None
-    alone = re.search(r"(?:^|\s)[A-Z]$", before)  # "John F. Kennedy", "J. Smith"
-    return kind == "text" and alone is not None and _STARTERS.match(after) is None
+    initial = re.search(r"(?:^|\s)[A-Z]$", before)  # "John F. Kennedy", "J. Smith"
+    return kind == "text" and initial is not None and _STARTERS.match(after) is None
 
 
 def last_line(text: str) -> str:

@@ -55,7 +55,7 @@ def void_shared(
     """The votes, those void that an answer won which also won most of the other questions; and the share of void ones.
 
     A vote is void if the answer that won it won more than the share `most` of the step's other questions, and at least
-    three of them; closed sets are left out on both sides.  In a void vote nobody has voted: every response abstains,
+    three of them; closed sets are left out on both sides.  A void vote has no votes: every response abstains,
     so that no reward made of votes pays for that answer.  With `most` 1 nothing is void.
 
     Args:
@@ -94,5 +94,5 @@ def _counted(
 
 
 def _void(one: Vote) -> Vote:
-    """The vote with its answers, and nobody voting."""
+    """The vote with its answers, and no votes."""
     return Vote(one.answers, (None,) * len(one.classes), (), None, None, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spinerl.answers.normalise import MAX_ANSWER_CHARS, canonical_key, normalise_text
+from spinerl.answers.normalize import MAX_ANSWER_CHARS, canonical_key, normalize_text
 from spinerl.answers.refusals import is_no_answer_predicate, is_placeholder, is_refusal
 from spinerl.answers.sentences import trim
 
@@ -66,7 +66,7 @@ def short_text(candidate: str, *, cued: bool = False, language: str = "en") -> s
         if language in ("ja", "ko", "zh"):
             answer = _CJK_END.sub("", answer) or answer
         answer = strip_articles(answer) if language != "en" else answer
-    return normalise_text(answer) or None if canonical_key(answer, "text") else None
+    return normalize_text(answer) or None if canonical_key(answer, "text") else None
 
 
 def strip_articles(text: str) -> str:

@@ -1,5 +1,5 @@
-"""Stage 5b: what stands beside a number.  Units go, scale words multiply, words that change the meaning stay.
-docs/answers.md, "Beside a number"."""
+"""Stage 5b: what stands around a number.  Units go, scale words multiply, words that change the meaning stay.
+docs/answers.md, "Around a number"."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SIGN_UNIT = re.compile(
 )
 _TEXT_HOLDS = re.compile(r"\{([^{}]*)\}")
 
-# words beside a number that make it another answer
+# words around a number that make it another answer
 _MEANING = re.compile(
     r"\b(?:am|pm|a\.m|p\.m|north\w*|south\w*|east\w*|west\w*|NE|NW|SE|SW|up\w*|down\w*|left|right|clockwise"
     r"|counter-?clockwise|anti-?clockwise|more|less|fewer"
@@ -161,7 +161,7 @@ def _is_quantity(text: str) -> bool:
 
 
 def has_meaning(text: str) -> bool:
-    """Whether words beside a number make it another answer: "10 am", "4 miles north", "3 more", "500 BC"."""
+    """Whether words around a number make it another answer: "10 am", "4 miles north", "3 more", "500 BC"."""
     plain = unwrap(text)
     return re.match(r"^\s*(?:\\?\$)?\s*[-+]?[\d.]", plain) is not None and _MEANING.search(plain) is not None
 

@@ -41,7 +41,7 @@ def vote(
     first appearance); `tie`, one of `TIES`; `min_majority_frac`, `min_margin`, `flip_margin` in [0, 1]; `weights`,
     non-negative, one per response (default 1 each); `seed`, for `tie="random"`, whose draw depends on it and on the
     tied classes' pseudo-labels only; `held`, one of `classes`.
-    Returns: a `Vote`; `winner` and `pseudo_label` are None when nobody voted, the votes weigh nothing, a tie
+    Returns: a `Vote`; `winner` and `pseudo_label` are None without votes, the votes weigh nothing, a tie
     abstained or the majority was too small.  No responses at all give `majority_frac` 0.
     Raises: `InputError` for lengths that differ, an unknown tie rule, a weight that is negative or not
     finite.
@@ -120,7 +120,7 @@ def vote_metrics(votes: Sequence[Vote]) -> dict[str, float]:
     `label/majority_frac`: weight of the winning (or largest) class over all responses';
     `label/abstained_frac`: responses without a vote; `label/labelled_frac`: questions with a pseudo-label;
     `label/num_classes`; `label/answer_entropy`: -sum_c p_c log p_c in nats over the classes' shares of the
-    votes cast, 0 when nobody voted; `label/unanimous_frac`: questions on which every response voted for one
+    votes cast, 0 without votes; `label/unanimous_frac`: questions on which every response voted for one
     class.
     Returns: all six keys, 0.0 each for no votes.  Source: ours.
 

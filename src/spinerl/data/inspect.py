@@ -238,11 +238,11 @@ def _whole_set(found: Scan, ids: list[str], num_rows: int) -> list[Finding]:
 
 def _gold_parser() -> Callable[[str, str], str]:
     """(gold, kind) -> why it does not read as an answer of that kind, or ''."""
-    from spinerl.answers import normalise_answer
+    from spinerl.answers import normalize_answer
 
     def problem(gold: str, kind: str) -> str:
         try:
-            normalise_answer(gold, kind)
+            normalize_answer(gold, kind)
         except InputError as error:
             return str(error)
         return ""

@@ -109,7 +109,7 @@ class Backend:
         return ForwardPath(self._loaded)
 
     def machine(self) -> dict[str, Any]:
-        """What the last bits of a run depend on beside its configuration, for its manifest."""
+        """What the last bits of a run depend on besides its configuration, for its manifest."""
         return {"backend": self.name}
 
     def settle(self) -> None:

@@ -233,7 +233,7 @@ class NormRope:
 
 
 def norm_rope(rows: IndexedRows, heads: int, how: NormRope) -> torch.Tensor:
-    """(m, H, D): those rows (m, H * D), each head normed and rotated; without a gradient."""
+    """(m, H, D): those rows (m, H * D), each head after RMSNorm and RoPE; without a gradient."""
     index, matrix = rows
     out = matrix.new_empty(len(index), heads, matrix.shape[1] // heads)
     inputs = (*addresses(index, matrix, how.weight), how.eps)
@@ -253,7 +253,7 @@ def norm_rope_backward(
     return grad_rows.flatten(1), None if parts is None else parts.sum(0)
 
 
-# ---- matrix products ----
+# ---- matmul ----
 
 
 def has_fast_gemm() -> bool:

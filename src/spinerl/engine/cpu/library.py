@@ -1,6 +1,6 @@
 """Compiles the C files of `native/` at first use, keeps the library in the user's cache folder, and loads it.
 
-The library is loaded only from a folder and a file that belong to the user alone (owner, no one else may write, no
+The library is loaded only from a folder and a file that belong to the user (owner, no one else may write, no
 symbolic links) and only if its checksum is right.  Otherwise it is compiled again, in a private temporary folder where
 the cache folder cannot be used.  Without a compiler there is no library: `library_error` says why, and torch's
 operators do the work.
@@ -169,7 +169,7 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path | None:
-    """A folder of the user's alone, made where it is missing; None where there can be none."""
+    """A folder that only the user may write, made where it is missing; None where there can be none."""
     try:
         parent = Path(os.environ.get("XDG_CACHE_HOME", ""))
         if not parent.is_absolute():

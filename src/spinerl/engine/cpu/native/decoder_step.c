@@ -22,7 +22,7 @@ _Static_assert(SAVED_LSE + 1 == NUM_SAVED, "one for each");
 typedef struct {
     float *hidden_states, *normed;                    /* (rows, hidden_size) */
     float *qkv;                                       /* (rows, qkv_stride) */
-    float *queries, *attention;                       /* (rows, heads, head_dim): rotated queries; attention's output */
+    float *queries, *attention;                       /* (rows, heads, head_dim): queries after RoPE; attention's output */
     float *lse;                                       /* (rows, heads) */
     float *out;                                       /* (rows, hidden_stride) of o_proj, of down_proj, and logits */
     float *gate_up;                                   /* (rows, 2, intermediate_stride) */
@@ -110,7 +110,7 @@ static void save(const slice *s, float *out, long size, const float *inp, long s
             copy_floats(out + (s->model->slot + s->order[row]) * size, inp + row * stride, size);
 }
 
-/* Norms and rotates queries and keys; keys and values go to the end of the row's own. */
+/* RMSNorm and RoPE of queries and keys; keys and values go to the end of the row's own. */
 static void place_keys(const slice *s, const layer_weights *weights, const layer_state *state)
 {
     const decode_attention_args *args = &s->attention;

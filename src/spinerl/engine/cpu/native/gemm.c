@@ -1,4 +1,4 @@
-/* Matrix products, packed weights, and the gradients of a linear layer out = inp weight^T. */
+/* Matmul, packed weights, and the gradients of a linear layer out = inp weight^T. */
 
 #include "gemm.h"
 

@@ -1,4 +1,4 @@
-/* Matrix products of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of LANES.
+/* Matmul of small blocks: c (m, n) = or += a (m, depth) times b (depth, n), n a multiple of LANES.
  *
  * The sums of a block of BLOCK_ROWS x (BLOCK_VECTORS * LANES) stay in registers; compilers leave vectors wider than the
  * processor's registers in memory, so here a vector is made of registers explicitly. */

@@ -24,7 +24,7 @@ __all__ = [
     "Key",
     "canonical_key",
     "check_kind",
-    "normalise_answer",
+    "normalize_answer",
     "scalar_key",
     "tidy_math",
 ]
@@ -58,7 +58,7 @@ def check_kind(kind: str) -> None:
         )
 
 
-def normalise_answer(gold: str, kind: str = "auto") -> str:
+def normalize_answer(gold: str, kind: str = "auto") -> str:
     """The readable normal form of a bare answer, such as a gold answer of a data set.
 
     Equal normal forms mean equivalent answers; the converse holds only for `Equivalence.equivalent`, which
@@ -70,7 +70,7 @@ def normalise_answer(gold: str, kind: str = "auto") -> str:
     than `MAX_ANSWER_CHARS`, no number for "number", no single letter for "choice").
     Source: ours.
 
-    >>> normalise_answer("142.0"), normalise_answer("\\\\left( 3, \\\\dfrac{\\\\pi}{2} \\\\right)")
+    >>> normalize_answer("142.0"), normalize_answer("\\\\left( 3, \\\\dfrac{\\\\pi}{2} \\\\right)")
     ('142', '(3,\\\\frac{\\\\pi}{2})')
     """
     check_kind(kind)
@@ -139,18 +139,18 @@ def read_letter(answer: str) -> str | None:
 
 
 def _text_key(text: str) -> Key | None:
-    normal = normalise_text(text)
+    normal = normalize_text(text)
     if not normal or normal in _ABSTAINING:
         return None
     return Key(f"text:{normal}", normal)
 
 
-def normalise_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Lower case, no accents on Latin letters, no articles, no punctuation except inside numbers, one space.
 
     Articles stay when nothing else is left; "" when there is no letter or digit at all.
 
-    >>> normalise_text("The  Café, in PARIS.")
+    >>> normalize_text("The  Café, in PARIS.")
     'cafe in paris'
     """
     text = unwrap(unicodedata.normalize("NFKC", text)).replace("\\$", "").replace("$", "")
@@ -242,7 +242,7 @@ def _math_key(answer: str) -> Key | None:
         return _words_key(plain)
     if _ONLY_WORDS.fullmatch(tidy):
         tidy = plain  # \text{5 apples}
-    found = _beside_number(tidy, plain)
+    found = _around_number(tidy, plain)
     if found is not None:
         return found
     body = _strip_end(_unwrap_words(drop_units(_one_parameter(tidy))))
@@ -271,14 +271,14 @@ def _is_words(plain: str, tidy: str) -> bool:
 
 def _words_key(plain: str) -> Key | None:
     """The key of an answer in words; several ways to say "no solution" are one."""
-    normal = normalise_text(plain)
+    normal = normalize_text(plain)
     for pattern, text, shown in _SAYINGS:
         if pattern.fullmatch(normal):
             return Key(text, shown)
     return _text_key(plain)
 
 
-def _beside_number(tidy: str, plain: str) -> Key | None:
+def _around_number(tidy: str, plain: str) -> Key | None:
     """The key of a number with words that change its value or its meaning."""
     if not any(c.isalpha() for c in plain):
         return None

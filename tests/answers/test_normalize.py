@@ -1,13 +1,13 @@
-"""Which spellings fall together by their key alone, which stay apart, and what abstains."""
+"""Which spellings fall together by their key, which stay apart, and what abstains."""
 # ruff: noqa: E501  (tables)
 
 from __future__ import annotations
 
 import pytest
 
-from spinerl.answers import KINDS, normalise_answer
+from spinerl.answers import KINDS, normalize_answer
 from spinerl.answers._reader import Unreadable, equation_key, evaluate, value_key
-from spinerl.answers.normalise import canonical_key, normalise_text, read_letter
+from spinerl.answers.normalize import canonical_key, normalize_text, read_letter
 from spinerl.errors import InputError
 
 # Every row is one answer in several spellings.  Rows hold different answers, so no key may occur in two rows.
@@ -214,8 +214,8 @@ def test_what_abstains(answer: str | None) -> None:
     ],
 )
 def test_readable_forms(answer: str, kind: str, shown: str) -> None:
-    assert normalise_answer(answer, kind) == shown
-    assert normalise_answer(shown, kind) == shown  # a normal form is its own normal form
+    assert normalize_answer(answer, kind) == shown
+    assert normalize_answer(shown, kind) == shown  # a normal form is its own normal form
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_readable_forms(answer: str, kind: str, shown: str) -> None:
 )
 def test_gold_that_cannot_be_read_is_refused(answer: str, kind: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        normalise_answer(answer, kind)
+        normalize_answer(answer, kind)
 
 
 def test_unknown_kind_is_refused() -> None:
     assert "auto" in KINDS
     with pytest.raises(InputError, match='did you mean "number"'):
-        normalise_answer("1", "numbers")
+        normalize_answer("1", "numbers")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_unknown_kind_is_refused() -> None:
     ],
 )
 def test_text_rules(text: str, normal: str) -> None:
-    assert normalise_text(text) == normal
+    assert normalize_text(text) == normal
 
 
 @pytest.mark.parametrize(
