@@ -697,7 +697,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
 
 def dump_yaml(config: Config) -> str:
     """The whole configuration as YAML; loading it again gives an equal one."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True)
 
 
 def describe_keys() -> Iterator[tuple[str, str, Any, str]]:
@@ -739,14 +739,26 @@ def profile_of(model_name: str) -> str:
     for folder in (Path(model_name), Path(model_name) / "model"):
         try:
             base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return profile_of(str(base))
+            return profile_of(base) if isinstance(base, str) else model_name
         except (OSError, ValueError, KeyError, TypeError):
             pass
         try:
-            return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"])
+            profile = json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"]
+            return profile if isinstance(profile, str) else model_name
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return model_name
+
+
+class _FaithfulDumper(yaml.SafeDumper):
+    """Writes texts with separators that YAML takes for line ends (U+0085) in double quotes, as escapes."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_FaithfulDumper.add_representer(str, _FaithfulDumper.represent_str)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
