@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/spinerl adapt configs/demo.yaml --overwrite $(ARGS)
 
+# Two processes: most tests are of one thread.  A file's tests stay together, for what they share.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # vLLM as the sampler, on a CPU, in an environment of its own: 3 GB.  Builds of other packages that want CUDA have to go.
 test-vllm: .venv-vllm/.installed

@@ -21,10 +21,11 @@ import math
 import os
 import platform
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from spinerl.config import Config, dump_yaml, load_config
 from spinerl.errors import CheckpointError, InputError, RunError
@@ -76,7 +77,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: weakref.finalize[..., RunFolder] | None = None
 
     @classmethod
     def create(cls, config: Config, overwrite: bool = False) -> RunFolder:
@@ -133,26 +134,24 @@ class RunFolder:
             import fcntl
         except ImportError:
             return
-        handle = (self.path / ".lock").open("a+", encoding="utf-8")
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read(200).strip() or "another process"
-            handle.close()
+            owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+            os.close(handle)
             raise InputError(f"{self.path} is being written by {owner}; wait for its end, or stop it") from None
         except OSError:  # a file system without locks
-            handle.close()
+            os.close(handle)
             return
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()}")
-        handle.flush()
-        self._lock = handle
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+        self._lock = weakref.finalize(self, os.close, handle)
 
     def unlock(self) -> None:
         """Let others write here again."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock()
             self._lock = None
 
     def _remove_own_files(self) -> None:
