@@ -28,15 +28,17 @@ def run(folder, model, *overrides):
     return adapt(config, observer), observer.notes
 
 
-def test_labels_are_as_right_with_a_closing_phrase_as_without(tmp_path, planted):
+@pytest.mark.parametrize(("kind", "steps"), [("auto", 3), ("math", 1), ("text", 1)])
+def test_labels_are_as_right_with_a_closing_phrase_as_without(tmp_path, planted, kind, steps):
     """The sampled tokens are the same; every response of the one run ends "I hope the answer is helpful!"."""
     runs = [
-        run(tmp_path / str(i), model, "steps=3")[0] for i, model in enumerate(["tiny-reasoner", planted["helpful"]])
+        run(tmp_path / str(i), model, f"steps={steps}", f"answer.kind={kind}")[0]
+        for i, model in enumerate(["tiny-reasoner", planted["helpful"]])
     ]
     labels = [made.rows("labels.jsonl") for made in runs]
-    assert len(labels[0]) == 24
+    assert len(labels[0]) == 8 * steps
     assert labels[0] == labels[1]
-    assert sum(bool(row["correct"]) for row in labels[0]) > 6
+    assert sum(bool(row["correct"]) for row in labels[0]) > 2 * steps
     assert all(
         response["text"].endswith(". I hope the answer is helpful!")
         for row in runs[1].rows("samples.jsonl")
