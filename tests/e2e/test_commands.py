@@ -348,6 +348,11 @@ def test_score_reads_texts_from_elsewhere(tmp_path, capsys):
     assert [row["correct"] for row in scored] == [True, None]
     assert run(["score", file, "--json", tmp_path / "o.jsonl"], capsys)[0] == 0
     assert [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()] == scored
+    odd = {"id": "9", "kind": "number", "responses": ["The answer is 8. I hope it is helpful!", "I don't know."]}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(odd) + "\n")
+    _, out, _ = run(["score", tmp_path / "odd.jsonl", "--explain"], capsys)
+    assert "9 response 1: 8: cue 'answer is', read from '8'" in out
+    assert "9 response 2: no answer: refusal" in out
     refused(["score", tmp_path / "none.jsonl"], capsys, "none.jsonl")
 
 
