@@ -864,7 +864,15 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         config = Config.model_validate(merged)
     except ValidationError as error:
         raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
-    checks = [
+    for holds, message in _checks(config):
+        if not holds:
+            raise InputError(message)
+    return config
+
+
+def _checks(config: Config) -> list[tuple[bool, str]]:
+    """(whether it holds, what to say if not) of every rule between keys."""
+    return [
         (
             config.rollout.num_votes in (0,) or config.rollout.num_votes >= config.group_size,
             f"rollout.num_votes={config.rollout.num_votes} is under group_size={config.group_size}: "
@@ -938,10 +946,6 @@ def _validate(merged: Mapping[str, Any]) -> Config:
             "known before step 1",
         ),
     ]
-    for holds, message in checks:
-        if not holds:
-            raise InputError(message)
-    return config
 
 
 def _explain(item: Any) -> str:

@@ -222,15 +222,7 @@ def training_arguments(
         "min_p": config.rollout.min_p or None,
         "beta": (config.anchor.weight or 1.0) if needs_anchor else 0.0,  # TRL keeps a reference model if it is not 0
         "vllm_importance_sampling_correction": False,
-        "optim": "adamw_torch",
-        "learning_rate": config.optim.lr,
-        "weight_decay": config.optim.weight_decay,
-        "adam_beta1": config.optim.beta1,
-        "adam_beta2": config.optim.beta2,
-        "adam_epsilon": config.optim.eps,
-        "max_grad_norm": config.optim.max_grad_norm,
-        "lr_scheduler_type": "cosine" if config.optim.schedule == "cosine" else "constant_with_warmup",
-        "warmup_steps": config.optim.warmup_steps,
+        **_optimizer_arguments(config),
         "max_steps": config.steps * num_updates,
         "save_strategy": "steps" if config.checkpoint.every else "no",
         "save_steps": max(1, config.checkpoint.every * num_updates),
@@ -244,6 +236,21 @@ def training_arguments(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer's, about its own arguments
         return SpineConfig(**{**settings, **trl})
+
+
+def _optimizer_arguments(config: Config) -> dict[str, Any]:
+    optim = config.optim
+    return {
+        "optim": "adamw_torch",
+        "learning_rate": optim.lr,
+        "weight_decay": optim.weight_decay,
+        "adam_beta1": optim.beta1,
+        "adam_beta2": optim.beta2,
+        "adam_epsilon": optim.eps,
+        "max_grad_norm": optim.max_grad_norm,
+        "lr_scheduler_type": "cosine" if optim.schedule == "cosine" else "constant_with_warmup",
+        "warmup_steps": optim.warmup_steps,
+    }
 
 
 class SpineTrainer(GRPOTrainer):

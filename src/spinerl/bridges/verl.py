@@ -115,6 +115,49 @@ class Frozen:
     state: StepState
 
 
+def _groups(samples: Sequence[Sample], config: Config) -> list[Sequence[Sample]]:
+    """The samples of each question; RunError where their numbers are not those of a step."""
+    n = config.num_votes
+    groups = [samples[first : first + n] for first in range(0, len(samples), n)]
+    if any(len(own) != n or len({sample.group for sample in own}) != 1 for own in groups):
+        sizes: dict[str, int] = {}
+        for sample in samples:
+            sizes[sample.group] = sizes.get(sample.group, 0) + 1
+        wrong = sorted({size for size in sizes.values() if size != n})
+        raise RunError(f"a question has {wrong} responses where {n} are to vote: some failed in verl's rollout")
+    if len(groups) != config.questions_per_step:
+        raise RunError(
+            f"verl gave {len(groups)} questions where a step has questions_per_step={config.questions_per_step}"
+        )
+    return groups
+
+
+def _rollout(
+    samples: Sequence[Sample],
+    groups: Sequence[Sequence[Sample]],
+    config: Config,
+    tokenizer: Any,
+    end_ids: Sequence[int],
+) -> Rollout:
+    """The samples as one rollout, with the actor's log-probabilities and entropies."""
+    rollout = rollout_of(
+        [own[0].question for own in groups],
+        [own[0].prompt for own in groups],
+        config.num_votes,
+        [sample.response for sample in samples],
+        [bool(sample.response) and sample.response[-1] in end_ids for sample in samples],
+        tokenizer,
+        0,
+    )
+    rollout = replace(
+        rollout,
+        logprobs=padded([sample.old_logprobs for sample in samples], 0.0, torch.float32),
+        entropies=padded([sample.entropies for sample in samples], 0.0, torch.float32),
+        sampler_logprobs=_table([sample.sampler_logprobs for sample in samples]),
+    )
+    return replace(rollout, log_mass=_truncation_at_most(rollout, config))
+
+
 def freeze_step(
     samples: Sequence[Sample],
     config: Config,
@@ -132,34 +175,8 @@ def freeze_step(
     another sampler's account is too far from the actor's (rollout.sampler=vllm).
     """
     samples = sorted(samples, key=lambda sample: (sample.index, sample.group, sample.number))
-    n = config.num_votes
-    groups = [samples[first : first + n] for first in range(0, len(samples), n)]
-    if any(len(own) != n or len({sample.group for sample in own}) != 1 for own in groups):
-        sizes: dict[str, int] = {}
-        for sample in samples:
-            sizes[sample.group] = sizes.get(sample.group, 0) + 1
-        wrong = sorted({size for size in sizes.values() if size != n})
-        raise RunError(f"a question has {wrong} responses where {n} are to vote: some failed in verl's rollout")
-    if len(groups) != config.questions_per_step:
-        raise RunError(
-            f"verl gave {len(groups)} questions where a step has questions_per_step={config.questions_per_step}"
-        )
-    rollout = rollout_of(
-        [own[0].question for own in groups],
-        [own[0].prompt for own in groups],
-        n,
-        [sample.response for sample in samples],
-        [bool(sample.response) and sample.response[-1] in end_ids for sample in samples],
-        tokenizer,
-        0,
-    )
-    rollout = replace(
-        rollout,
-        logprobs=padded([sample.old_logprobs for sample in samples], 0.0, torch.float32),
-        entropies=padded([sample.entropies for sample in samples], 0.0, torch.float32),
-        sampler_logprobs=_table([sample.sampler_logprobs for sample in samples]),
-    )
-    rollout = replace(rollout, log_mass=_truncation_at_most(rollout, config))
+    groups = _groups(samples, config)
+    rollout = _rollout(samples, groups, config, tokenizer, end_ids)
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + step)
     no_model = cast(Any, None)  # no reward allowed here uses a model
     context = RewardContext(config, step, no_model, None, rollout, votes, equivalence)

@@ -12,200 +12,194 @@ from spinerl.report.words import level_of
 __all__ = ["charts_of", "how_to_read"]
 
 
-def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
-    """The four dynamics curves, always there; and the further ones for which something was recorded."""
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+    """One chart of metrics over steps; `keys` are (metric, label).
 
-    def chart(
-        id: str,
-        title: str,
-        unit: str,
-        keys: Sequence[tuple[str, str]],
-        note: str = "",
-        *,
-        scale: float = 1.0,
-        smooth: bool = False,
-        skip_zero: bool = False,
-        compare_all: bool = False,
-        extra: Sequence[Line] = (),
-        extra_legend: Sequence[Legend] = (),
-        floor: float | None = None,
-        ceiling: float | None = None,
-        zero: bool = False,
-    ) -> Chart:
-        lines, drawn = list(extra), []
-        if len(groups) > 1 and not compare_all:
-            keys = keys[:1]
+    With several runs side by side only the first key is shown, unless `compare_all`, under `note_of_several` where that
+    is another text.  `smooth`: a thick line of means; `skip_zero`: metrics that are 0 throughout are left out.
+    """
+
+    id: str
+    title: str
+    unit: str
+    keys: tuple[tuple[str, str], ...]
+    note: str = ""
+    note_of_several: str | None = None
+    scale: float = 1.0
+    smooth: bool = False
+    skip_zero: bool = False
+    compare_all: bool = False
+    floor: float | None = None
+    ceiling: float | None = None
+    zero: bool = False
+
+    def chart(self, groups: Sequence[Group], extra: Sequence[Line] = (), extra_legend: Sequence[Legend] = ()) -> Chart:
+        """The chart of these runs, with further lines."""
+        one = len(groups) == 1
+        keys = self.keys if one or self.compare_all else self.keys[:1]
+        lines, shown = list(extra), []
         for dash, (key, label) in enumerate(keys):
-            found = [(group, group.line(key, label, dash, scale, smooth)) for group in groups]
+            found = [(group, group.line(key, label, dash, self.scale, self.smooth)) for group in groups]
             found = [(group, line) for group, line in found if any(y is not None for _, y in line.points)]
-            if skip_zero and not any(y for _, line in found for _, y in line.points):
+            if self.skip_zero and not any(y for _, line in found for _, y in line.points):
                 continue
             if found:
-                drawn.append((label, dash))
+                shown.append((label, dash))
             for group, line in found:
-                name = label if len(groups) == 1 else group.label if len(keys) == 1 else f"{group.label}, {label}"
-                colour = dash if len(groups) == 1 else group.colour
+                name = label if one else group.label if len(keys) == 1 else f"{group.label}, {label}"
+                colour = dash if one else group.colour
                 lines.append(dataclasses.replace(line, label=name, colour=colour, dash=dash + _again(group)))
-        return Chart(
-            id,
-            title,
-            unit,
-            note,
-            tuple(lines),
-            _legend(groups, drawn, extra_legend),
-            zero=zero,
-            floor=floor,
-            ceiling=ceiling,
-        )
+        note = self.note if one or self.note_of_several is None else self.note_of_several
+        legend = _legend(groups, shown, extra_legend)
+        limits = {"zero": self.zero, "floor": self.floor, "ceiling": self.ceiling}
+        return Chart(self.id, self.title, self.unit, note, tuple(lines), legend, **limits)
 
-    edges = [line for group in groups if (line := _edges(group, len(groups) == 1)) is not None]
-    edge_legend = [Legend("entropy band", "s7" if len(groups) == 1 else "neutral", "area")] if edges else []
-    majority = ("label/majority_frac", "majority fraction")
-    more = (
-        []
-        if len(groups) == 1
-        else [
-            chart(
-                "majority",
-                "Majority fraction",
-                "mean, 0 to 1",
-                [majority],
-                "The share of votes that the pseudo-label won.",
-                smooth=True,
-                floor=0.0,
-                ceiling=1.0,
-            ),
-        ]
-    )
-    first = [
-        chart(
-            "reward",
-            "Majority-vote reward",
-            "mean, 0 to 1",
-            [("reward/mean", "reward"), majority],
-            "Mean reward" + (", and the share of votes that the pseudo-label won." if len(groups) == 1 else "."),
-            smooth=True,
-            floor=0.0,
-            ceiling=1.0,
+
+_MAJORITY = ("label/majority_frac", "majority fraction")
+_REWARD = _Spec(
+    "reward",
+    "Majority-vote reward",
+    "mean, 0 to 1",
+    (("reward/mean", "reward"), _MAJORITY),
+    "Mean reward, and the share of votes that the pseudo-label won.",
+    "Mean reward.",
+    smooth=True,
+    floor=0.0,
+    ceiling=1.0,
+)
+_LENGTH = _Spec(
+    "length",
+    "Response length",
+    "tokens",
+    (("rollout/response_length", "response length"),),
+    "Mean over the step's responses.",
+    smooth=True,
+    zero=True,
+)
+_ENTROPY = _Spec(
+    "entropy",
+    "Mean token entropy",
+    "nats",
+    (("rollout/entropy", "entropy"),),
+    "Mean over the step's response tokens.",
+    smooth=True,
+    zero=True,
+)
+_MAJORITY_OF_SEVERAL = _Spec(
+    "majority",
+    "Majority fraction",
+    "mean, 0 to 1",
+    (_MAJORITY,),
+    "The share of votes that the pseudo-label won.",
+    smooth=True,
+    floor=0.0,
+    ceiling=1.0,
+)
+_FORKS = _Spec(
+    "forks",
+    "Forks and followers",
+    "nats",
+    (("fork/entropy", "fork entropy"), ("fork/follower_entropy", "follower entropy")),
+    "Mean entropy of fork and of follower tokens.",
+    smooth=True,
+    zero=True,
+    compare_all=True,
+)
+_FURTHER = (
+    _Spec(
+        "guard",
+        "What the guard sees",
+        "0 to 1",
+        (
+            ("guard/score", "label-free score"),
+            ("guard/probe/initial_support", "support by the initial votes"),
+            ("label/kept_frac", "labels kept"),
         ),
-        chart(
-            "length",
-            "Response length",
-            "tokens",
-            [("rollout/response_length", "response length")],
-            "Mean over the step's responses.",
-            smooth=True,
-            zero=True,
+        "The score decides which weights are kept; no label is in it.",
+        floor=0.0,
+        ceiling=1.0,
+    ),
+    _FORKS,
+    _Spec(
+        "mismatch",
+        "Sampler and learner",
+        "nats",
+        (("mismatch/logprob_diff", "log-probability difference"), ("mismatch/kl", "KL")),
+        "How far vLLM's log-probabilities of its tokens are from those of the model that learns; means per token.",
+        zero=True,
+    ),
+    _Spec(
+        "loss",
+        "Loss terms",
+        "loss",
+        (("loss/total", "total"), ("loss/policy", "policy"), ("loss/anchor", "anchor"), ("loss/band", "band")),
+        "Terms that are 0 throughout are left out.",
+        "Total loss.",
+        smooth=True,
+        skip_zero=True,
+    ),
+    _Spec(
+        "abstain",
+        "Abstained and truncated",
+        "% of responses",
+        (("label/abstained_frac", "abstained"), ("rollout/truncated_frac", "truncated")),
+        "No readable answer; cut off by the token limit.",
+        scale=100,
+        smooth=True,
+        zero=True,
+        ceiling=100.0,
+        compare_all=True,
+    ),
+    _Spec(
+        "time",
+        "Time per step",
+        "seconds",
+        (("time/step_s", "step"), ("time/rollout_s", "rollout"), ("time/update_s", "update")),
+        "Wall-clock time.",
+        "Wall-clock time of a whole step.",
+        smooth=True,
+        zero=True,
+    ),
+    _Spec(
+        "signal",
+        "Groups without a signal",
+        "% of questions",
+        (("reward/zero_variance_frac", "equal rewards"), ("label/unanimous_frac", "unanimous vote")),
+        "Questions whose responses all got the same reward teach nothing.",
+        scale=100,
+        smooth=True,
+        zero=True,
+        ceiling=100.0,
+    ),
+    _Spec(
+        "gold",
+        "Against gold, for watching only",
+        "%",
+        (
+            ("gold/label_accuracy", "pseudo-labels right"),
+            ("gold/reward_accuracy", "rewards right"),
+            ("gold/response_accuracy", "responses right"),
         ),
-        chart(
-            "entropy",
-            "Mean token entropy",
-            "nats",
-            [("rollout/entropy", "entropy")],
-            "Mean over the step's response tokens.",
-            smooth=True,
-            zero=True,
-        ),
-        _pass_chart(groups),
-    ]
-    second = [
-        *more,
-        chart(
-            "guard",
-            "What the guard sees",
-            "0 to 1",
-            [
-                ("guard/score", "label-free score"),
-                ("guard/probe/initial_support", "support by the initial votes"),
-                ("label/kept_frac", "labels kept"),
-            ],
-            "The score decides which weights are kept; no label is in it.",
-            floor=0.0,
-            ceiling=1.0,
-        ),
-        chart(
-            "forks",
-            "Forks and followers",
-            "nats",
-            [("fork/entropy", "fork entropy"), ("fork/follower_entropy", "follower entropy")],
-            "Mean entropy of fork and of follower tokens.",
-            smooth=True,
-            zero=True,
-            compare_all=True,
-            extra=edges,
-            extra_legend=edge_legend,
-        ),
-        chart(
-            "mismatch",
-            "Sampler and learner",
-            "nats",
-            [("mismatch/logprob_diff", "log-probability difference"), ("mismatch/kl", "KL")],
-            "How far vLLM's account of its tokens is from that of the model that learns; means per token.",
-            zero=True,
-        ),
-        chart(
-            "loss",
-            "Loss terms",
-            "loss",
-            [
-                ("loss/total", "total"),
-                ("loss/policy", "policy"),
-                ("loss/anchor", "anchor"),
-                ("loss/band", "band"),
-            ],
-            "Terms that are 0 throughout are left out." if len(groups) == 1 else "Total loss.",
-            smooth=True,
-            skip_zero=True,
-        ),
-        chart(
-            "abstain",
-            "Abstained and truncated",
-            "% of responses",
-            [("label/abstained_frac", "abstained"), ("rollout/truncated_frac", "truncated")],
-            "No readable answer; cut off by the token limit.",
-            scale=100,
-            smooth=True,
-            zero=True,
-            ceiling=100.0,
-            compare_all=True,
-        ),
-        chart(
-            "time",
-            "Time per step",
-            "seconds",
-            [("time/step_s", "step"), ("time/rollout_s", "rollout"), ("time/update_s", "update")],
-            "Wall-clock time." if len(groups) == 1 else "Wall-clock time of a whole step.",
-            smooth=True,
-            zero=True,
-        ),
-        chart(
-            "signal",
-            "Groups without a signal",
-            "% of questions",
-            [("reward/zero_variance_frac", "equal rewards"), ("label/unanimous_frac", "unanimous vote")],
-            "Questions whose responses all got the same reward teach nothing.",
-            scale=100,
-            smooth=True,
-            zero=True,
-            ceiling=100.0,
-        ),
-        chart(
-            "gold",
-            "Against gold, for watching only",
-            "%",
-            [
-                ("gold/label_accuracy", "pseudo-labels right"),
-                ("gold/reward_accuracy", "rewards right"),
-                ("gold/response_accuracy", "responses right"),
-            ],
-            "Gold answers never reach training.",
-            scale=100,
-            smooth=True,
-            floor=0.0,
-            ceiling=100.0,
-        ),
-    ]
-    return first, [item for item in second if not item.is_empty]
+        "Gold answers never reach training.",
+        scale=100,
+        smooth=True,
+        floor=0.0,
+        ceiling=100.0,
+    ),
+)
+
+
+def charts_of(groups: Sequence[Group]) -> tuple[list[Chart], list[Chart]]:
+    """The four dynamics curves, always there; and the further ones for which something was recorded."""
+    one = len(groups) == 1
+    edges = [line for group in groups if (line := _edges(group, one)) is not None]
+    edge_legend = [Legend("entropy band", "s7" if one else "neutral", "area")] if edges else []
+    first = [*(spec.chart(groups) for spec in (_REWARD, _LENGTH, _ENTROPY)), _pass_chart(groups)]
+    further = [] if one else [_MAJORITY_OF_SEVERAL.chart(groups)]
+    for spec in _FURTHER:
+        further.append(spec.chart(groups, edges, edge_legend) if spec is _FORKS else spec.chart(groups))
+    return first, [chart for chart in further if not chart.is_empty]
 
 
 def how_to_read(groups: Sequence[Group], charts: Iterable[Chart]) -> str:
