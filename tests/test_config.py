@@ -170,3 +170,14 @@ def test_another_methods_row_wins_over_a_recipe():
     assert config.anchor.weight == 0
     assert load_config(recipe, ["method=ttrl", "anchor.scope=all"]).anchor.weight == 0.01
     assert load_config(recipe, ["method=ttrl", "band.weight=0.5"]).band.coefficient == 0.5  # overrides win over all
+
+
+def test_thresholds_without_a_ground_to_choose_them_are_unlisted_and_settable():
+    listed, every = ({key for key, *_ in describe_keys(unlisted)} for unlisted in (False, True))
+    assert every - listed == {
+        f"guard.{name}"
+        for name in ("lost", "drop", "patience", "readable", "max_refusals", "max_shared", "max_concentration")
+    }
+    assert load_config(overrides=["guard.patience=7"]).guard.patience == 7
+    guide = (Path(__file__).parent.parent / "docs" / "guard.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in guide for key in every - listed)

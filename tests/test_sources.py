@@ -90,7 +90,7 @@ def test_a_mapping_that_is_a_value(tmp_path):
 
 def test_without_a_recipe():
     rows = list_sources(load_config())
-    assert [key for key, *_ in rows] == [key for key, *_ in describe_keys()]
+    assert [key for key, *_ in rows] == [key for key, *_ in describe_keys(unlisted=True)]
     assert {source for *_, source in rows} == {"default", "method row spine", "profile tiny-reasoner"}
     assert list_sources(load_config(overrides=["method=none"]), None, ["method=none"])
 
@@ -153,7 +153,7 @@ def test_the_command_shows_values_and_sources(recipe, capsys):
     cli.app(["config", str(recipe), "seed=3", "--sources"], standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
     shown = dict(line.split(None, 1) for line in lines)
-    assert list(shown) == [key for key, *_ in describe_keys()]
+    assert list(shown) == [key for key, *_ in describe_keys(unlisted=True)]
     assert re.fullmatch(r"0\.7 +v1 section 4\.1", shown["rollout.temperature"])
     assert re.fullmatch(r"0\.01 +ours: beta_l .*", shown["band.weight"])
     assert re.fullmatch(r"majority +method row spine", shown["reward"])

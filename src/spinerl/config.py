@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+_UNLISTED: dict[str, Any] = {"listed": False}
+"""Of a field: a threshold that users have no ground to choose.  It can be set, and docs/guard.md names it."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -488,30 +492,48 @@ class GuardConfig(_Section):
     no_go: float = Field(default=0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
     go: float = Field(default=0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")
     lost: float = Field(
+        json_schema_extra=_UNLISTED,
         default=0.25,
         ge=0,
         lt=1,
         description="share of its initial support under which, two looks in a row, a run is lost",
     )
-    drop: float = Field(default=0.4, gt=0, le=1, description="share of its best score that a run may lose")
-    patience: int = Field(default=4, ge=1, description="looks in a row below that, after which a run is past its peak")
+    drop: float = Field(
+        json_schema_extra=_UNLISTED, default=0.4, gt=0, le=1, description="share of its best score that a run may lose"
+    )
+    patience: int = Field(
+        json_schema_extra=_UNLISTED,
+        default=4,
+        ge=1,
+        description="looks in a row below that, after which a run is past its peak",
+    )
     readable: float = Field(
+        json_schema_extra=_UNLISTED,
         default=0.75,
         ge=0,
         le=1,
         description="share of its initial readable share under which, two looks in a row, a run stops",
     )
     max_refusals: float = Field(
-        default=0.25, ge=0, le=1, description="rise in the share of greedy responses that refuse"
+        json_schema_extra=_UNLISTED,
+        default=0.25,
+        ge=0,
+        le=1,
+        description="rise in the share of greedy responses that refuse",
     )
     max_shared: float = Field(
+        json_schema_extra=_UNLISTED,
         default=0.5,
         ge=0,
         le=1,
         description="share of the probe questions with one answer; choices, yes and no are left out",
     )
     max_concentration: float = Field(
-        default=0.25, ge=0, le=1, description="rise in the chance that two different questions have the same answer"
+        json_schema_extra=_UNLISTED,
+        default=0.25,
+        ge=0,
+        le=1,
+        description="rise in the chance that two different questions have the same answer",
     )
 
 
@@ -700,17 +722,20 @@ def dump_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True)
 
 
-def describe_keys() -> Iterator[tuple[str, str, Any, str]]:
-    """(key, type, default, description) of every key, in order; docs/configuration.md is made of it."""
-    yield from _describe(Config, "")
+def describe_keys(unlisted: bool = False) -> Iterator[tuple[str, str, Any, str]]:
+    """(key, type, default, description) of every key, in order; docs/configuration.md is made of it.
+
+    `unlisted`: with those that are in no list, since users have no ground to choose their values.
+    """
+    yield from _describe(Config, "", unlisted)
 
 
-def _describe(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+def _describe(section: type[BaseModel], prefix: str, unlisted: bool) -> Iterator[tuple[str, str, Any, str]]:
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _describe(kind, f"{prefix}{name}.")
-        else:
+            yield from _describe(kind, f"{prefix}{name}.", unlisted)
+        elif unlisted or field.json_schema_extra is not _UNLISTED:
             yield f"{prefix}{name}", _type_name(kind, field.metadata), field.default, field.description or ""
 
 
@@ -952,7 +977,7 @@ def _explain(item: Any) -> str:
     """One line for one pydantic error: key, value, what is allowed."""
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        keys = [name for name, *_ in describe_keys()]
+        keys = [name for name, *_ in describe_keys(unlisted=True)]
         sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
         parent, _, last = key.rpartition(".")
         siblings = [name for name in [*keys, *sections] if name.rpartition(".")[0] == parent]

@@ -75,7 +75,7 @@ def list_sources(
             return of_row
         return f"profile {profile}" if _sets(PROFILES.get(profile, {}), key) else "default"
 
-    return [(key, _value(config, key), source(key)) for key, *_ in describe_keys()]
+    return [(key, _value(config, key), source(key)) for key, *_ in describe_keys(unlisted=True)]
 
 
 def source_lines(rows: Sequence[tuple[str, Any, str]]) -> list[str]:

@@ -38,7 +38,7 @@ def check_keys(config: Config, loop: Loop) -> None:
     check_reward(config.reward)
     find(SELECTORS, config.forks.selector, "forks.selector")
     find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
-    for key, _, default, _ in describe_keys():
+    for key, _, default, _ in describe_keys(unlisted=True):
         section, _, name = key.rpartition(".")
         top = section.partition(".")[0]
         honoured = loop.sections.get(top, ()) if section else loop.top

@@ -74,7 +74,7 @@ def _thousands(value: Any) -> str:
 def config_table(runs: Sequence[RunData]) -> list[tuple[str, str, str, list[str]]]:
     """(key, description, default, value per run) of the keys that are not at their default in every run."""
     rows, known = [], set()
-    for key, _, default, description in describe_keys():
+    for key, _, default, description in describe_keys(unlisted=True):
         known.add(key)
         values = [_show(run.setting(key, default)) for run in runs]
         if set(values) != {_show(default)}:
