@@ -268,7 +268,7 @@ def test_an_existing_run_is_not_touched(tmp_path, capsys):
 
 def test_overwrite_spares_a_folder_that_is_no_run(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
-    refused(["adapt", f"run={tmp_path}", "--overwrite", "steps=0", *SHORT], capsys, "not a run folder")
+    refused(["adapt", f"run={tmp_path}", "--overwrite", "steps=0", *SHORT], capsys, "is not a run of spinerl")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
