@@ -454,7 +454,7 @@ def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
         raise RunError("a response holds tokens that the model did not say; only single turns are learned from here")
     known = {name: [row.tolist() for row in data[name].unbind()] for name in _READ if name in data}
     samples = []
-    for index, (key, group, info) in enumerate(zip(keys, list(data["uid"]), list(data["extra_info"]), strict=True)):
+    for row, (key, group, info) in enumerate(zip(keys, list(data["uid"]), list(data["extra_info"]), strict=True)):
         _, number, part = key.rsplit("_", 2)  # verl's keys: question, response, part of a conversation
         if part != "0":
             raise RunError(f"response {key} has several parts; only single turns are learned from here")
@@ -464,7 +464,7 @@ def samples_of(keys: Sequence[str], data: Any) -> list[Sample]:
             index = int(info["index"])
         except (KeyError, TypeError):
             raise RunError("a question lacks id, choices, answer_kind or index: use the file of an export") from None
-        here: dict[str, Any] = {name: rows[index] for name, rows in known.items()}
+        here: dict[str, Any] = {name: rows[row] for name, rows in known.items()}
         samples.append(
             Sample(
                 key,

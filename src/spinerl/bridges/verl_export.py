@@ -42,7 +42,7 @@ _LOOP = Loop(
         **dict.fromkeys(("anchor", "band", "entropy", "checkpoint"), "*"),
         "vote": ("tie", "min_majority_frac", "min_margin", "weights"),
         "model": ("name", "dtype", "attention", "trust_remote_code", "gradient_checkpointing"),
-        "rollout": ("engine", "num_votes", "temperature", "top_p", "top_k", "max_new_tokens", "importance_cap"),
+        "rollout": ("sampler", "num_votes", "temperature", "top_p", "top_k", "max_new_tokens", "importance_cap"),
         "vllm": ("memory_frac", "max_mismatch"),
         "optim": (
             *("lr", "weight_decay", "beta1", "beta2", "eps", "warmup_steps", "schedule", "max_grad_norm"),
