@@ -32,37 +32,44 @@ _SPACING = re.compile(
 )
 _SIZERS = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?")
 _DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:circ|degrees?)(?![A-Za-z])|\b(?<=\d) ?deg\b")
+# What a pattern needs one of (a text without is not searched: most answers hold none), the pattern, its replacement.
 _RENAMED = (
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
-    (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])|<="), r"\\le "),
-    (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])|>="), r"\\ge "),
-    (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
-    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
-    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
-    (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
-    (re.compile(r"\\(?:lvert|rvert|vert)(?![A-Za-z])"), "|"),
-    (re.compile(r"\\(?:lbrace)(?![A-Za-z])"), r"\\{"),
-    (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
-    (re.compile(r"\\(?:langle)(?![A-Za-z])"), "("),
-    (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ")"),
+    (("frac",), re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (("binom",), re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (("\\leq", "<="), re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])|<="), r"\\le "),
+    (("\\geq", ">="), re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])|>="), r"\\ge "),
+    (("\\neq", "!="), re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
+    (("\\lt",), re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (("\\gt",), re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (("\\varnothing", "\\O"), re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
+    (("vert",), re.compile(r"\\(?:lvert|rvert|vert)(?![A-Za-z])"), "|"),
+    (("\\lbrace",), re.compile(r"\\(?:lbrace)(?![A-Za-z])"), r"\\{"),
+    (("\\rbrace",), re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
+    (("\\langle",), re.compile(r"\\(?:langle)(?![A-Za-z])"), "("),
+    (("\\rangle",), re.compile(r"\\(?:rangle)(?![A-Za-z])"), ")"),
     (
+        ("{,}",),
         re.compile(r"(?<=[1-9])\{,\}(?=\d{3}(?!\d))|(?<=[1-9]\d)\{,\}(?=\d{3}(?!\d))|(?<=\d{3})\{,\}(?=\d{3}(?!\d))"),
         ",",
     ),
-    (re.compile(r"(?<=\d)\{,\}(?=\d)"), "."),  # TeX for a decimal comma
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\{:\}|\\colon(?![A-Za-z])"), ":"),
-    (re.compile(r"\\(?:lor|vee)(?![A-Za-z])"), r" \\text{or} "),
-    (re.compile(r"\\(?:land|wedge)(?![A-Za-z])"), r" \\text{and} "),
-    (re.compile(r"\\(?:ldots|dots|cdots|dotsc)(?![A-Za-z])"), "..."),
-    (re.compile(r"\\(?:R|reals)(?![A-Za-z])|\\mathbb\s*R(?![A-Za-z])|\\mathbf\s*\{R\}"), r"\\mathbb{R}"),
-    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))"), r"\\times "),
-    (re.compile(r"\\textcolor\s*\{[a-zA-Z!0-9]*\}|\\color\s*\{[a-zA-Z!0-9]*\}"), ""),
-    (re.compile(r"(?<![A-Za-z\]}^_])\{(\d+)\}(?=\s*\\frac)"), r"\1"),
-    (re.compile(r"(?<=\d)\s*\{(\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d))\}"), r"\1"),
-    (re.compile(r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])\s*"), ""),
+    (("{,}",), re.compile(r"(?<=\d)\{,\}(?=\d)"), "."),  # TeX for a decimal comma
+    (("{,}",), re.compile(r"\{,\}"), ","),
+    (("{:}", "\\colon"), re.compile(r"\{:\}|\\colon(?![A-Za-z])"), ":"),
+    (("\\lor", "\\vee"), re.compile(r"\\(?:lor|vee)(?![A-Za-z])"), r" \\text{or} "),
+    (("\\land", "\\wedge"), re.compile(r"\\(?:land|wedge)(?![A-Za-z])"), r" \\text{and} "),
+    (("dots",), re.compile(r"\\(?:ldots|dots|cdots|dotsc)(?![A-Za-z])"), "..."),
+    (
+        ("\\R", "\\reals", "\\math"),
+        re.compile(r"\\(?:R|reals)(?![A-Za-z])|\\mathbb\s*R(?![A-Za-z])|\\mathbf\s*\{R\}"),
+        r"\\mathbb{R}",
+    ),
+    (("10",), re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))"), r"\\times "),
+    (("color",), re.compile(r"\\textcolor\s*\{[a-zA-Z!0-9]*\}|\\color\s*\{[a-zA-Z!0-9]*\}"), ""),
+    (("\\frac",), re.compile(r"(?<![A-Za-z\]}^_])\{(\d+)\}(?=\s*\\frac)"), r"\1"),
+    (("\\frac",), re.compile(r"(?<=\d)\s*\{(\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d))\}"), r"\1"),
+    (("\\bf", "\\rm", "\\it", "\\sf", "\\tt"), re.compile(r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])\s*"), ""),
 )
+_MAY_RENAME = re.compile(r"[\\{=]|10")  # every pattern needs one of these
 _LATEX_SPACE = re.compile(r"(?<!\\)\\(?=\s)")
 _DOLLARS = re.compile(r"^\s*(?:\$\$?|\\\(|\\\[)(.*?)(?:\$\$?|\\\)|\\\])\s*$", re.S)
 _WRAPPER = re.compile(
@@ -93,8 +100,10 @@ def tidy_math(text: str) -> str:
         text = _SIZERS.sub("", text)
         text = _SPACING.sub("", text)
         text = _LATEX_SPACE.sub(" ", text)
-    for pattern, replacement in _RENAMED:
-        text = pattern.sub(replacement, text)
+    if _MAY_RENAME.search(text) is not None:
+        for needed, pattern, replacement in _RENAMED:
+            if any(part in text for part in needed):
+                text = pattern.sub(replacement, text)
     text = _DEGREE.sub(r"\\degree ", text)
     return re.sub(r"\s+", " ", text).strip()
 
