@@ -174,3 +174,12 @@ def test_the_command_without_a_recipe_and_with_one_that_does_not_exist(capsys):
     assert not said.out
     assert "nowhere.yaml does not exist" in said.err
     assert said.err.count("\n") == 1
+
+
+def test_an_old_switch_is_where_a_disabled_part_comes_from(tmp_path):
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text("optim: {replay: false}\n")
+    sources = {key: source for key, _, source in list_sources(load_config(recipe), recipe)}
+    assert sources["engine.disable"] == str(recipe)
+    overridden = list_sources(load_config(overrides=["rollout.compiled=false"]), None, ["rollout.compiled=false"])
+    assert {key: source for key, _, source in overridden}["engine.disable"] == "command line"

@@ -25,6 +25,7 @@ from spinerl.methods import ALIASES, LOSSES, METHODS
 __all__ = [
     "PROFILES",
     "RENAMED",
+    "SWITCHES",
     "Config",
     "describe_keys",
     "dump_yaml",

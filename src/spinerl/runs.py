@@ -19,9 +19,7 @@ import itertools
 import json
 import math
 import os
-import platform
 import shutil
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +29,7 @@ from spinerl.config import Config, dump_yaml, load_config
 from spinerl.errors import CheckpointError, InputError, RunError
 from spinerl.images import image_key, thumbnail
 from spinerl.lines import lines_of, read_text
+from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.types import ImageRef
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: weakref.finalize[..., RunFolder] | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: Config, overwrite: bool = False) -> RunFolder:
@@ -128,30 +127,19 @@ class RunFolder:
     def lock(self) -> None:
         """Be the one process that writes here, until `unlock` or the end of the process.
 
-        InputError, naming the other process, if there is one; nothing where the system has no such locks.
+        InputError if there is another, naming it, or if the folder cannot be written.
         """
         try:
-            import fcntl
-        except ImportError:
-            return
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
-            os.close(handle)
+            self._lock = FolderLock(self.path)
+        except FolderInUseError as owner:
             raise InputError(f"{self.path} is being written by {owner}; wait for its end, or stop it") from None
-        except OSError:  # a file system without locks
-            os.close(handle)
-            return
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
-        self._lock = weakref.finalize(self, os.close, handle)
+        except OSError as error:
+            raise InputError(f"run={self.path} cannot be written: {error.strerror or error}") from None
 
     def unlock(self) -> None:
         """Let others write here again."""
         if self._lock is not None:
-            self._lock()
+            self._lock.release()
             self._lock = None
 
     def _remove_own_files(self) -> None:

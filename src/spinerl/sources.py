@@ -12,6 +12,7 @@ import yaml
 from spinerl.config import (
     PROFILES,
     RENAMED,
+    SWITCHES,
     Config,
     describe_keys,
     expand_layer,
@@ -57,10 +58,10 @@ def list_sources(
     layers = [expand_layer(parse_override(one)) for one in overrides]
     before_data = load_config(recipe, overrides)
     profile = profile_of(config.model.name)
-    old_names = {new: old for old, new in RENAMED.items()}
+    old_names = {new: [old] for old, new in RENAMED.items()} | {"engine.disable": list(SWITCHES)}
 
     def source(key: str) -> str:
-        names = [key, *([old_names[key]] if key in old_names else [])]
+        names = [key, *old_names.get(key, ())]
         if _value(config, key) != _value(before_data, key):  # only what the layers below left open
             return f"data set {config.data.name}"
         if any(_sets(layer, name) for layer in layers for name in names):

@@ -354,7 +354,7 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
 
 def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> None:
     backend = backend_of(work.loaded)
-    backend.settle()
+    backend.settle(learns=config.steps > 0)
     run.write_manifest(
         {
             "spinerl": __version__,

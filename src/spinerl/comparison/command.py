@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from spinerl.comparison.state import State, states
 from spinerl.comparison.table import Table, build_table
 from spinerl.comparison.words import sentences
 from spinerl.errors import InputError, RunError
+from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.runs import write_json, write_text
 
 __all__ = ["compare", "tables_of"]
@@ -133,14 +133,17 @@ def _cores(tasks: Sequence[Task]) -> int:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """The comparison's folder, made if need be, for this process only."""
+    in_use = InputError(f"out={out} is in use: another `spinerl compare` runs there; wait for it")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = (out / ".lock").open("w")
+        lock = FolderLock(out)
+    except FolderInUseError:
+        raise in_use from None
     except OSError as error:
         raise InputError(f"out={out} cannot be written: {error.strerror or error}") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"out={out} is in use: another `spinerl compare` runs there; wait for it") from None
+    try:
+        if not lock.held:
+            raise in_use
         yield
+    finally:
+        lock.release()

@@ -112,15 +112,19 @@ class Backend:
         """What the last bits of a run depend on besides its configuration, for its manifest."""
         return {"backend": self.name}
 
-    def settle(self) -> None:
-        """Run every self-check and measure every memory budget now, rather than when first needed."""
+    def settle(self, learns: bool = True) -> None:
+        """Run every self-check and measure every memory budget now, rather than when first needed.
+
+        `learns`: also those of scoring and updates.
+        """
         from spinerl.engine.forward import settle
         from spinerl.engine.kv_cache import cache_tokens
         from spinerl.engine.shared_prefix import can_share_prompts
 
         can_share_prompts(self._loaded)
-        settle(self._loaded)
         cache_tokens(self._loaded)
+        if learns:
+            settle(self._loaded)
 
 
 def backend_of(loaded: LoadedModel) -> Backend:

@@ -112,10 +112,9 @@ def wanted_states(
     ids = micro.input_ids.to(loaded.device)
     positions = micro.positions.to(loaded.device)
     if prefix is not None:
-        more = prefix.continuation(micro)
+        more, extends = prefix.continuation(micro)
     else:
-        more = loaded.image_inputs(micro.prompts, ids.shape[1])
-    extends = prefix is not None and prefix.extends
+        more, extends = loaded.image_inputs(micro.prompts, ids.shape[1]), False
     attention = exchanged(loaded.model, ATTENTION) if extends else nullcontext()
     with path.passing(micro, ids.shape[1]), loaded.acting(), attention:
         if _splits_head(loaded):
@@ -136,8 +135,7 @@ class Prefix:
     With gradient enabled its rows may run, and go backward, one micro-batch after the other: they differentiate
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
-    `path` as for `wanted_states`.  `extends` says whether rows attend to the prompts without copies
-    (`ForwardPath.extend`).
+    `path` as for `wanted_states`.
     """
 
     def __init__(
@@ -162,25 +160,25 @@ class Prefix:
         for layer in layers:
             layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
         self._cache, self._layers = cache, layers
-        self.extends = False
 
-    def continuation(self, micro: MicroBatch) -> dict[str, object]:
-        """The model arguments that make a micro-batch's rows continue their prompts."""
+    def continuation(self, micro: MicroBatch) -> tuple[dict[str, object], bool]:
+        """The model arguments that make a micro-batch's rows continue their prompts, and whether they do so without
+        copies (`ForwardPath.extend`)."""
         assert micro.prefix_of is not None
         prefix_of = micro.prefix_of.to(self._device)
         lengths = self._lengths[prefix_of].unsqueeze(1)
         columns = torch.arange(micro.input_ids.shape[1], device=self._device)
         cache = self._path.extend(self._layers, self._lengths.tolist(), micro.prefix_of)
-        self.extends = cache is not None
+        extends = cache is not None
         if cache is None:
             cache = copy.copy(self._cache)
             cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
         positions = self._next_positions[prefix_of].unsqueeze(1) + columns
         arguments: dict[str, object] = {"past_key_values": cache, "position_ids": positions}
-        if not self.extends and bool((lengths < self._width).any()):
+        if not extends and bool((lengths < self._width).any()):
             real = torch.arange(self._width, device=self._device) < lengths
             arguments["attention_mask"] = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1).long()
-        return arguments
+        return arguments, extends
 
     def backward(self) -> None:
         """Carry the gradients that have gathered at the keys and values through the prompts."""

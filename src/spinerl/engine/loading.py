@@ -29,9 +29,12 @@ __all__ = [
     "fingerprint",
     "load_model",
     "load_tokenizer",
+    "open_pretrained",
+    "reads_images",
     "resolve_name",
     "save_model",
     "state_of",
+    "whole_model",
     "wrap_model",
 ]
 
@@ -151,7 +154,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; InputError if it cannot be read."""
     from transformers import AutoTokenizer
 
-    return _open(AutoTokenizer.from_pretrained, _without_adapters(config)[0])
+    return open_pretrained(AutoTokenizer.from_pretrained, whole_model(config)[0])
 
 
 def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> LoadedModel:
@@ -165,16 +168,18 @@ def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> Loa
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
-    config, adapters = _without_adapters(config)
+    config, adapters = whole_model(config)
     disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
     device = torch.device(pick_device(config.device))
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
     attention = None if config.attention == "auto" else config.attention
-    architecture = _open(AutoConfig.from_pretrained, config)
-    loader = AutoModelForImageTextToText if _sees(architecture) else AutoModelForCausalLM
-    model = _open(loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention)
+    architecture = open_pretrained(AutoConfig.from_pretrained, config)
+    loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
+    model = open_pretrained(
+        loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention
+    )
     if adapters is not None:
         model = merged(model, adapters)
     model.to(device)  # pyright: ignore[reportArgumentType]
@@ -203,16 +208,16 @@ def wrap_model(
     end_ids = _end_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id  # only fills rows up: any id serves a tokenizer without one
     settings, vision = settings or EngineConfig(), None
-    if _sees(model.config):
+    if reads_images(model.config):
         share = "shared-images" not in settings.disable
-        vision = _open(partial(Vision, model, max_pixels=config.image_pixels, share=share), config)
+        vision = open_pretrained(partial(Vision, model, max_pixels=config.image_pixels, share=share), config)
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
     pad_id = pad_id if isinstance(pad_id, int) else 0
     return LoadedModel(model, tokenizer, end_ids, pad_id, model.device, vision, settings=settings)
 
 
-def _sees(settings: Any) -> bool:
+def reads_images(settings: Any) -> bool:
     """Whether a model with these settings is one that reads images and texts."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -227,7 +232,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
         loaded.vision.save(folder)
 
 
-def _without_adapters(config: ModelConfig) -> tuple[ModelConfig, str | None]:
+def whole_model(config: ModelConfig) -> tuple[ModelConfig, str | None]:
     """The settings of the whole model, and the folder of adapters to add to it, if the name is one of adapters."""
     folder = resolve_name(config.name)
     base = base_of(folder)
@@ -266,7 +271,8 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def _open(loader: Any, config: ModelConfig, **options: Any) -> Any:
+def open_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
+    """What a `from_pretrained` of transformers gives for a model by its name; InputError for what it cannot open."""
     try:
         return loader(
             resolve_name(config.name),

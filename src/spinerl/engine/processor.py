@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from spinerl.config import ModelConfig
-from spinerl.engine.loading import _open, _sees, _without_adapters  # pyright: ignore[reportPrivateUsage]
-from spinerl.engine.vision import Vision, _load_processor  # pyright: ignore[reportPrivateUsage]
+from spinerl.engine.loading import open_pretrained, reads_images, whole_model
+from spinerl.engine.vision import Vision, read_processor
 from spinerl.types import ImageRef
 
 __all__ = ["Processor", "load_processor"]
@@ -17,7 +17,7 @@ class Processor(Vision):
     """As `Vision` for prompts only: token ids without the model's other inputs."""
 
     def __init__(self, model_type: str, source: str, max_pixels: int = 0, **options: object) -> None:
-        self._processor = _load_processor(model_type, source, **options)
+        self._processor = read_processor(model_type, source, **options)
         self._max_pixels = max_pixels
 
     def prompt(self, text: str, images: Sequence[ImageRef]) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -29,8 +29,8 @@ def load_processor(config: ModelConfig) -> Processor | None:
     """The processor of the model that this names; None for a model that only reads text.  Raises InputError."""
     from transformers import AutoConfig
 
-    config, _ = _without_adapters(config)
-    settings = _open(AutoConfig.from_pretrained, config)
-    if not _sees(settings):
+    config, _ = whole_model(config)
+    settings = open_pretrained(AutoConfig.from_pretrained, config)
+    if not reads_images(settings):
         return None
-    return _open(partial(Processor, settings.model_type, max_pixels=config.image_pixels), config)
+    return open_pretrained(partial(Processor, settings.model_type, max_pixels=config.image_pixels), config)

@@ -76,7 +76,7 @@ class SharedDecoder:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._compact = not loaded.disables("compact")
-        self._cohorts: list[Cohort] = []
+        self._cohorts: list[Any] = []  # of Cohort, or of what `_cohort` gives
         self._windows = _windows(loaded.model)
         self._cache = Cache(layers=[self._layer(i) for i in range(len(self._windows))])
         self._ordinary = implementation(loaded.model)
@@ -280,7 +280,12 @@ class LayerState:
 
 
 class Cohort:
-    """Questions that entered the batch together, with all their rows: R rows, Q questions."""
+    """Questions that entered the batch together, with all their rows: R rows, Q questions.
+
+    `lse` (R, H) is the log-sum-exp of the latest attention's scores, for those who need it (None: not kept).
+    """
+
+    lse: torch.Tensor | None = None
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from spinerl.errors import InputError
 from spinerl.images import image_key, open_image
 from spinerl.types import ImagePrompt, ImageRef, ShownImages
 
-__all__ = ["Vision", "vision_parameters"]
+__all__ = ["Vision", "read_processor", "vision_parameters"]
 
 _CACHE_BYTES = 2**30  # of features, in the machine's memory
 _FILES = (
@@ -52,7 +52,7 @@ class Vision:
     ) -> None:
         self._model = model
         self._inner: Any = model.base_model
-        self._processor: Any = _load_processor(model.config.model_type, source, **options)
+        self._processor: Any = read_processor(model.config.model_type, source, **options)
         self._source, self._options = source, options
         self._max_pixels = max_pixels
         self._share = share
@@ -193,7 +193,7 @@ def vision_parameters(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in reading]
 
 
-def _load_processor(model_type: str, source: str, **options: Any) -> ProcessorMixin:
+def read_processor(model_type: str, source: str, **options: Any) -> ProcessorMixin:
     """The processor of a model without the part that reads videos.
 
     transformers' own loader needs that part, which needs torchvision, for images too.

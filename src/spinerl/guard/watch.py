@@ -125,16 +125,16 @@ class Guard:
         rule = None if broken is None else broken["rule"]
         if self._keys.mode == "rollback":
             kept = 0 if rule == "no-go" else best_look(self._looks, self._tolerance)["step"]
-        self._wanted = kept
-        lost = kept < step and not self._restore(kept)
-        kept = step if lost else kept
+        wanted = kept
+        lost = wanted < step and not self._restore(wanted)
+        kept = step if lost else wanted
         sentences = []
         if broken is not None:
             did = "stopped" if self._stops else "would have stopped"
             sentences.append(f"guard: {did} after step {broken['step']} ({rule}): {broken['why']}.")
         if lost:
             sentences.append(
-                f"The weights of the best look (step {self._wanted}) are damaged or of another course of an interrupted"
+                f"The weights of the best look (step {wanted}) are damaged or of another course of an interrupted"
                 " run: those of the last step were kept."
             )
         elif kept < step or (kept == 0 and self._keys.mode == "rollback"):

@@ -21,8 +21,8 @@ from spinerl.engine.cpu.activations import KeptActivations, Recorder, Reuse, kee
 from spinerl.engine.cpu.decoder import DecoderStep
 from spinerl.engine.cpu.decoder_backward import reused_layers
 from spinerl.engine.cpu.extend_attention import extend_cache, spans
-from spinerl.engine.cpu.fused import fused_modules
-from spinerl.engine.cpu.linear import onednn_linear, packed_weights, reused_linear
+from spinerl.engine.cpu.fused import fused_modules, fuses_modules
+from spinerl.engine.cpu.linear import onednn_linear, packed_weights, packs_weights, reused_linear, uses_onednn
 from spinerl.engine.cpu.patching import suits_cpu
 from spinerl.engine.cpu.shared_decoder import CpuDecoder
 from spinerl.engine.forward import MicroBatch, check_extending, plan, shares_prompts, states_and_gradient
@@ -45,7 +45,7 @@ class CpuBackend(Backend):
 
     def sampling(self, num_rows: int, num_tokens: int, prompt_lengths: Sequence[int], keep: bool) -> SamplingPath:
         loaded, recorder = self._loaded, None
-        if keep and not loaded.disables("activation-reuse") and can_share_prompts(loaded) and keeps_activations(loaded):
+        if keep and can_share_prompts(loaded) and _keeps_activations(loaded):
             # Prompts are padded: to a length that is at most half as much again, and 64 (`shared_prefix`).
             wanted = num_rows * num_tokens + sum(length * 3 // 2 + 64 for length in prompt_lengths)
             capacity = min(wanted, token_capacity(loaded))
@@ -65,26 +65,25 @@ class CpuBackend(Backend):
             "compiled loops": _compiles(self._loaded),
         }
 
-    def settle(self) -> None:
-        super().settle()
+    def settle(self, learns: bool = True) -> None:
+        super().settle(learns)
         loaded = self._loaded
-        patches = {"onednn": onednn_linear, "packed-weights": packed_weights}
-        for part in [part for part in patches if not loaded.disables(part)]:
-            with patches[part](loaded):
-                pass
+        packs_weights(loaded)
         if _compiles(loaded):
-            with fused_modules(loaded):
-                pass
-            decoder_step(loaded)
+            fuses_modules(loaded)
+            _steps_compiled(loaded)
+        if not learns:
+            return
+        uses_onednn(loaded)
         _extends_compiled(loaded)
-        if not loaded.disables("activation-reuse") and keeps_activations(loaded):
+        if _keeps_activations(loaded):
             token_capacity(loaded)
             _reuses_linear(loaded)
             _reuses_layers(loaded)
 
     def _reuses(self, activations: KeptActivations) -> bool:
         loaded = self._loaded
-        if loaded.disables("activation-reuse") or loaded.model.training or not activations.serves(loaded):
+        if not _keeps_activations(loaded) or loaded.model.training or not activations.serves(loaded):
             return False
         return _reuses_linear(loaded)
 
@@ -95,15 +94,15 @@ class _CpuSampling(SamplingPath):
     def __init__(self, loaded: LoadedModel, recorder: Recorder | None) -> None:
         super().__init__(loaded)
         self._recorder = recorder
+        self._compiles = _compiles(loaded)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         loaded = self._loaded
         with ExitStack() as stack:
-            if _compiles(loaded):
+            if self._compiles:
                 stack.enter_context(fused_modules(loaded))
-            if not loaded.disables("packed-weights"):
-                stack.enter_context(packed_weights(loaded))
+            stack.enter_context(packed_weights(loaded))
             if self._recorder is not None:
                 stack.enter_context(self._recorder.recording())
             yield
@@ -112,15 +111,14 @@ class _CpuSampling(SamplingPath):
         loaded = self._loaded
         if not can_share_prompts(loaded):
             return CopyingDecoder(loaded)
-        compiled = _attends_compiled(loaded)
-        return CpuDecoder(loaded, compiled, decoder_step(loaded), self._recorder)
+        return CpuDecoder(loaded, _attends_compiled(loaded), decoder_step(loaded), self._recorder)
 
     def begin_rows(self, numbers: torch.Tensor, columns: torch.Tensor) -> None:
         if self._recorder is not None:
             self._recorder.begin_rows(numbers, columns)
 
     def sample(self, logits: torch.Tensor, temperature: float, uniforms: torch.Tensor) -> Sampled | None:
-        if logits.dtype != torch.float32 or not _compiles(self._loaded):
+        if not self._compiles or logits.dtype != torch.float32:
             return None
         return Sampled(*kernels.sample(logits, temperature, uniforms), logits.new_empty(0), logits.new_empty(0))
 
@@ -142,8 +140,7 @@ class _CpuForward(ForwardPath):
     def running(self) -> Iterator[None]:
         loaded = self._loaded
         with ExitStack() as stack:
-            if not loaded.disables("onednn"):
-                stack.enter_context(onednn_linear(loaded))
+            stack.enter_context(onednn_linear(loaded))
             if _compiles(loaded):
                 stack.enter_context(fused_modules(loaded))
             if self._reuse is not None:
@@ -197,16 +194,23 @@ def _attends_compiled(loaded: LoadedModel) -> bool:
     )
 
 
-def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
-    """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
-    for such a model, or found too little memory."""
-    if not _attends_compiled(loaded):
-        return None
+def _steps_compiled(loaded: LoadedModel) -> bool:
+    """Whether the model's layers give the same logits as one compiled loop."""
 
     def check() -> str | None:
         return check_decoding(loaded, CpuDecoder(loaded, True, DecoderStep(loaded), rows_per_thread=0))
 
-    return DecoderStep(loaded, settled=True) if loaded.capabilities.allows("decoder_step", check) else None
+    return _attends_compiled(loaded) and loaded.capabilities.allows("decoder_step", check)
+
+
+def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
+    """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
+    for such a model, or found too little memory."""
+    return DecoderStep(loaded, settled=True) if _steps_compiled(loaded) else None
+
+
+def _keeps_activations(loaded: LoadedModel) -> bool:
+    return not loaded.disables("activation-reuse") and keeps_activations(loaded)
 
 
 def _extends(loaded: LoadedModel) -> bool:

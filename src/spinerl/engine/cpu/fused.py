@@ -10,33 +10,33 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.patching import checked, patch_forwards, suits_cpu
+from spinerl.engine.cpu.patching import allows_patch, patch_forwards, suits_cpu
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["fused_modules", "is_swiglu", "swiglu_layers"]
+__all__ = ["fused_modules", "fuses_modules", "is_swiglu", "swiglu_layers"]
 
 _ROPE = "apply_rotary_pos_emb"
 
 
-@contextmanager
-def fused_modules(loaded: LoadedModel) -> Iterator[None]:
-    """Inside, such parts of the model run as compiled loops.
+def fuses_modules(loaded: LoadedModel) -> bool:
+    """Whether such parts of the model run as compiled loops: not on other devices, in other types than float32, without
+    a compiler, and where the self-check found other numbers."""
+    if not suits_cpu(loaded) or kernels.library() is None:
+        return False
+    return allows_patch(loaded, "fused_modules", partial(_patch, loaded.model))
 
-    Nothing happens on other devices, in other types than float32, without a compiler, and where the self-check found
-    other numbers.
-    """
-    if suits_cpu(loaded) and kernels.library() is not None:
-        with checked(loaded, "fused_modules", lambda: _patch(loaded.model)):
-            yield
-    else:
-        yield
+
+def fused_modules(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """Inside, such parts of the model run as compiled loops, where `fuses_modules`."""
+    return _patch(loaded.model) if fuses_modules(loaded) else nullcontext()
 
 
 @contextmanager

@@ -11,8 +11,8 @@ must round as the first one did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Reuse, linear_layers
 from spinerl.engine.cpu.autograd import Function
-from spinerl.engine.cpu.patching import checked, patch_forwards, suits_cpu
+from spinerl.engine.cpu.patching import allows_patch, patch_forwards, suits_cpu
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 
@@ -34,8 +34,10 @@ __all__ = [
     "matmul",
     "onednn_linear",
     "packed_weights",
+    "packs_weights",
     "reused_linear",
     "scatter_rows",
+    "uses_onednn",
 ]
 
 _Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -47,35 +49,36 @@ _FEW_ACTIVE = 0.75  # rows of 0 are left out where at most this share of rows is
 _CHUNK_ROWS = 1024  # summed up at a time in a weight's gradient, so that they are found in the cache
 
 
-@contextmanager
-def packed_weights(loaded: LoadedModel) -> Iterator[None]:
-    """Inside, the model's linear layers multiply by packed copies of their weights; for inference on CPUs.
-
-    Nothing happens on other devices, in other types than float32, where memory was short, where torch lacks the
-    operators, and where the self-check found other numbers.
-    """
+def packs_weights(loaded: LoadedModel) -> bool:
+    """Whether packed copies of the model's weights are used: not on other devices, in other types than float32, where
+    memory was short, where torch lacks the operators, and where the self-check found other numbers."""
 
     def fits() -> None:
         if sum(layer.weight.nbytes for layer in _layers(loaded)) > _SHARE_OF_MEMORY * free_bytes(loaded.device):
             raise Unsupported("too little free memory for a second copy of the weights")
 
-    if suits_cpu(loaded):
-        patch = partial(_patch, loaded, _packed)
-        with checked(loaded, "packed_weights", patch, gradients=False, fits=fits):
-            yield
-    else:
-        yield
+    patch = partial(_patch, loaded, _packed)
+    if loaded.disables("packed-weights") or not suits_cpu(loaded):
+        return False
+    return allows_patch(loaded, "packed_weights", patch, gradients=False, fits=fits)
 
 
-@contextmanager
-def onednn_linear(loaded: LoadedModel) -> Iterator[None]:
-    """Inside, the model's linear layers multiply through oneDNN, forward and backward; where as for `packed_weights`,
-    whatever the memory."""
-    if suits_cpu(loaded):
-        with checked(loaded, "onednn_linear", partial(_patch, loaded, _linear)):
-            yield
-    else:
-        yield
+def packed_weights(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """Inside, the model's linear layers multiply by packed copies of their weights, where `packs_weights`; for
+    inference."""
+    return _patch(loaded, _packed) if packs_weights(loaded) else nullcontext()
+
+
+def uses_onednn(loaded: LoadedModel) -> bool:
+    """Whether linear layers multiply through oneDNN: as for `packs_weights`, whatever the memory."""
+    if loaded.disables("onednn") or not suits_cpu(loaded):
+        return False
+    return allows_patch(loaded, "onednn_linear", partial(_patch, loaded, _linear))
+
+
+def onednn_linear(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """Inside, the model's linear layers multiply through oneDNN, forward and backward, where `uses_onednn`."""
+    return _patch(loaded, _linear) if uses_onednn(loaded) else nullcontext()
 
 
 def reused_linear(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[None]:

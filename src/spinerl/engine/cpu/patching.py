@@ -11,7 +11,7 @@ import torch
 from spinerl.engine.capabilities import differences
 from spinerl.engine.loading import LoadedModel
 
-__all__ = ["checked", "patch_forwards", "suits_cpu"]
+__all__ = ["allows_patch", "patch_forwards", "suits_cpu"]
 
 Forward = Callable[..., Any]
 
@@ -21,16 +21,15 @@ def suits_cpu(loaded: LoadedModel) -> bool:
     return loaded.device.type == "cpu" and loaded.model.dtype == torch.float32
 
 
-@contextmanager
-def checked(
+def allows_patch(
     loaded: LoadedModel,
     name: str,
     patch: Callable[[], AbstractContextManager[None]],
     *,
     gradients: bool = True,
     fits: Callable[[], None] = lambda: None,
-) -> Iterator[None]:
-    """Inside, the model is patched, unless a self-check found other numbers with the patch than without.
+) -> bool:
+    """Whether the model may be patched: unless a self-check found other numbers with the patch than without.
 
     Args:
         gradients: whether they are among those numbers.
@@ -41,11 +40,7 @@ def checked(
         fits()
         return _check(loaded, patch, gradients)
 
-    if loaded.capabilities.allows(name, check):
-        with patch():
-            yield
-    else:
-        yield
+    return loaded.capabilities.allows(name, check)
 
 
 @contextmanager

@@ -45,11 +45,7 @@ class CpuDecoder(SharedDecoder):
         super().__init__(loaded)
 
     def _layer(self, number: int) -> SharedLayer:
-        return _RecordedLayer(number, self._windows[number], self._cpu_cohorts, self._recorder)
-
-    @property
-    def _cpu_cohorts(self) -> list[Any]:
-        return self._cohorts
+        return _RecordedLayer(number, self._windows[number], self._cohorts, self._recorder)
 
     def _cohort(
         self, lengths: list[int], offsets: torch.Tensor, num_responses: int, layers: list[LayerState]
@@ -71,7 +67,7 @@ class CpuDecoder(SharedDecoder):
         cos, sin = step.rope(states, positions)
         slot = 0 if self._recorder is None else self._recorder.filled()
         start, logits = 0, step.new_logits(len(tokens))
-        for cohort in self._cpu_cohorts:
+        for cohort in self._cohorts:
             rows = slice(start, start + cohort.num_rows)
             cohort.step(step, states[rows], (cos[rows], sin[rows]), self._recorder, slot + start, logits[rows])
             start = rows.stop
@@ -79,7 +75,7 @@ class CpuDecoder(SharedDecoder):
 
 
 class _CpuCohort(Cohort):
-    """A cohort with compiled attention; `lse` (R, H) is the log-sum-exp of the scores of its latest, if it was."""
+    """A cohort with compiled attention, which keeps its log-sum-exp."""
 
     def __init__(
         self,
@@ -91,7 +87,6 @@ class _CpuCohort(Cohort):
     ) -> None:
         self._compiled = compiled
         self._packed: dict[int, torch.Tensor] = {}  # the prompts' keys as the loops take them, by layer
-        self.lse: torch.Tensor | None = None
         super().__init__(lengths, offsets, num_responses, layers)
 
     def attend(
@@ -177,16 +172,15 @@ class _CpuCohort(Cohort):
 class _RecordedLayer(SharedLayer):
     """One layer of all cohorts, whose attention a recorder may keep."""
 
-    def __init__(self, number: int, window: int | None, cohorts: list[_CpuCohort], recorder: Recorder | None) -> None:
+    def __init__(self, number: int, window: int | None, cohorts: Sequence[Cohort], recorder: Recorder | None) -> None:
         super().__init__(number, window, cohorts)
         self._recorder = recorder
-        self._of_lse = cohorts
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         output = super().attend(query, scaling, softcap, window)
         if self._recorder is not None:
-            known = [cohort.lse for cohort in self._of_lse if cohort.lse is not None]
-            lse = torch.cat(known) if len(known) == len(self._of_lse) else None
+            known = [cohort.lse for cohort in self._cohorts if cohort.lse is not None]
+            lse = torch.cat(known) if len(known) == len(self._cohorts) else None
             self._recorder.keep_attention(self._number, output.squeeze(1), lse)
         return output
 
