@@ -213,6 +213,34 @@ def select_command(
         write_json(json_file, ranked)
 
 
+@app.command("plan")
+def plan_command(
+    args: RecipeAndOverrides = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="how long to measure; 0: only count", min=0.0, max=3600.0)
+    ] = 30.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    _verbose: Verbose = False,
+) -> None:
+    """Say what a run would take before it starts: responses, tokens, time and memory, measured in half a minute.
+
+    Takes the same recipe and keys as `spinerl adapt`; nothing is written and no weight changes.
+
+    Examples: spinerl plan | spinerl plan model=FOLDER data=questions.jsonl steps=100 | spinerl plan --seconds 0
+    """
+    from spinerl.display import plan_table
+    from spinerl.plan import open_plan
+    from spinerl.runs import write_json
+
+    _check_writable(json_file)
+    plan = open_plan(_config(args), seconds)
+    out.print(plan_table(plan))
+    for line in plan.lines():
+        out.print(line, highlight=False, markup=False)
+    if json_file is not None:
+        write_json(json_file, plan.figures())
+
+
 @app.command()
 def merge(
     model: Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="a run that learned adapters, or their folder")],

@@ -551,6 +551,11 @@ class LogConfig(_Section):
     )
     sample_responses: int = Field(default=4, ge=1, description="responses logged of each such question")
     sample_every: int = Field(default=5, ge=1, description="steps between logged samples")
+    plan: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
+        default="auto",
+        description="measure for half a minute at the start and say how long the run will take, as `spinerl plan` "
+        "does; auto: of models over 50 M parameters",
+    )
 
 
 class Config(_Section):

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,12 +14,16 @@ from rich.table import Table
 
 from spinerl.stats import Difference, share_interval
 
+if TYPE_CHECKING:
+    from spinerl.plan import Plan
+
 __all__ = [
     "Display",
     "comparison_table",
     "difference_lines",
     "format_clock",
     "format_share",
+    "plan_table",
     "preflight_table",
     "ranking_table",
     "step_figures",
@@ -155,6 +159,29 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
             table.add_row(label, *(f"{scale * m[key]:.{digits}f}{unit}" if key in m else "-" for m in all_metrics))
     questions = {(m["num_questions"], m["num_gold"]) for m in all_metrics}
     table.caption = "; ".join(f"{n} questions, {g} with gold answers" for n, g in sorted(questions))
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """What a run will sample, phase by phase, and how long it will take."""
+    from spinerl.plan import format_duration
+
+    timed = plan.measured is not None
+    known = plan.measured is not None and plan.measured.length is not None
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    table.add_column("phase")
+    for title in ("times", "responses", "tokens at most", *(("likely time",) if known else ())):
+        table.add_column(title, justify="right")
+    if timed:
+        table.add_column("time at most", justify="right")
+
+    def row(name: str, times: str, responses: int, tokens: int, seconds: tuple[float, float] | None) -> None:
+        times_left = () if seconds is None else seconds if known else seconds[1:]
+        table.add_row(name, times, f"{responses:,}", f"{tokens:,}", *(format_duration(s) for s in times_left))
+
+    for phase in plan.phases:
+        row(phase.name, str(phase.times), phase.responses, phase.tokens, plan.seconds(phase))
+    row("all", "", sum(phase.responses for phase in plan.phases), plan.tokens, plan.total_seconds)
     return table
 
 

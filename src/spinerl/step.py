@@ -50,6 +50,7 @@ __all__ = [
     "count_votes",
     "cuts_short",
     "freeze_targets",
+    "needs_anchor",
     "rollout_metrics",
     "sample",
     "target_metrics",
@@ -181,6 +182,14 @@ def sample(
 def cuts_short(config: Config) -> bool:
     """Whether only a response's first tokens are sampled, because nothing reads what comes after them (UPFT)."""
     return config.reward == "constant" and config.forks.selector == "first"
+
+
+def needs_anchor(config: Config) -> bool:
+    """Whether anything asks the initial model: otherwise no second copy is kept in memory."""
+    if config.steps == 0:
+        return False
+    band = config.band.coefficient > 0 and config.band.edges == "initial"
+    return config.anchor.weight > 0 or band or bool(asked_by(config.reward) & {"reference", "initial_embeddings"})
 
 
 def count_votes(

@@ -21,7 +21,7 @@ from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
 from spinerl.endings import EndWatch
-from spinerl.engine.adapters import add_adapters, learned_nothing, save_adapters
+from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
@@ -31,18 +31,20 @@ from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows,
 from spinerl.guard.watch import Guard
 from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
+from spinerl.plan import make_plan
 from spinerl.plugins import find
-from spinerl.rewards import asked_by, check_reward
+from spinerl.rewards import check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
-from spinerl.step import StepState, count_votes, cuts_short, train_step, trained_rows, vote_weights
+from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
-from spinerl.workload import Observer, Workload, open_workload
+from spinerl.workload import Observer, Workload, add_configured_adapters, open_workload
 
 __all__ = ["adapt"]
 
+_SMALL_MODEL = 50_000_000  # parameters up to which a run is begun without measuring first how long it will take
 _WORDS_LOGGED = 60  # tokens that are most often forks, in a row of tokens.jsonl
 
 
@@ -74,9 +76,7 @@ def adapt(
         raise InputError(
             f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
-    if config.lora.rank and config.steps:
-        add_adapters(work.loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
-        work.loaded.capabilities.clear()
+    add_configured_adapters(work.loaded, config)
     config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
     run = resume or _begin(config, work, overwrite)
     try:
@@ -84,6 +84,7 @@ def adapt(
             _check_resumable(run, work, other_numerics)
         if not run.manifest:  # a new run's, or lost since, or killed before it was written
             _write_first_manifest(run, work, config)
+            _announce(work, config, observer)
         with explain_disk_errors(run.path), Equivalence() as equivalence:
             session = _Session(run, work, config, equivalence, observer)
             session.start(resume is not None)
@@ -120,7 +121,7 @@ class _Session:
         self._guard = self._new_guard()
         self._initial = copy.deepcopy(self._loaded.model.state_dict()) if config.stream.reset_every else None
         self._anchor = None
-        if _needs_anchor(config):
+        if needs_anchor(config):
             self._anchor = self._loaded.base if config.lora.rank else self._copy()
         self._per_step = min(config.questions_per_step, len(self._ranks))
         self._last = num_steps(config, len(self._ranks))
@@ -327,14 +328,6 @@ def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) ->
     return evaluate(chosen.loaded, chosen.questions, chosen.prompts, chosen.gold, greedy_only, equivalence).predictions
 
 
-def _needs_anchor(config: Config) -> bool:
-    """Whether anything asks the initial model: otherwise no second copy is kept in memory."""
-    if config.steps == 0:
-        return False
-    band = config.band.coefficient > 0 and config.band.edges == "initial"
-    return config.anchor.weight > 0 or band or bool(asked_by(config.reward) & {"reference", "initial_embeddings"})
-
-
 def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
     """A new run folder, after checking that its checkpoints will fit on the disk."""
     parent = config.run_folder.absolute()
@@ -350,6 +343,13 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
             "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
         )
     return RunFolder.create(config, overwrite)
+
+
+def _announce(work: Workload, config: Config, observer: Observer) -> None:
+    """Say what the run will take, where it is long enough for a measurement (log.plan)."""
+    large = work.facts["model"]["num_parameters"] > _SMALL_MODEL
+    if config.steps and (config.log.plan == "on" or (config.log.plan == "auto" and large)):
+        observer.note(make_plan(work, config).sentence)
 
 
 def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> None:

@@ -14,13 +14,14 @@ from transformers import StopStringCriteria
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import next_question
+from spinerl.engine.adapters import add_adapters
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
 
-__all__ = ["Observer", "Workload", "open_workload", "stopping"]
+__all__ = ["Observer", "Workload", "add_configured_adapters", "open_workload", "stopping"]
 
 
 class Observer(Protocol):
@@ -120,6 +121,13 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         return replace(loaded, model=copy.deepcopy(given.model), capabilities=Capabilities(), sampler=None)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
+
+
+def add_configured_adapters(loaded: LoadedModel, config: Config) -> None:
+    """Give a model that is to learn its adapters, if `lora.rank` asks for some."""
+    if config.lora.rank and config.steps:
+        add_adapters(loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
+        loaded.capabilities.clear()
 
 
 def stopping(loaded: LoadedModel, config: Config) -> LoadedModel:
