@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_run(tmp_path, keys):
         assert phases["answers before adapting"].responses == len(run.rows("stream.jsonl"))
 
 
-def test_the_guard_asks_as_often_as_counted(tmp_path):
+def test_the_guard_asks_as_often_as_counted():
     """4 questions, 3 responses each at first; greedily, and once more in other words, before step 1 and at 2, 4, 5."""
     config = load_config(overrides=[*SMALL, "guard.perturbation=greeting"])
     phase = next(phase for phase in count_phases(config, 7) if phase.name == "guard")
