@@ -11,6 +11,8 @@ from spinerl.config import load_config
 from spinerl.errors import InputError
 from spinerl.runs import RunFolder
 from spinerl.schedule import question_order, rank_questions
+from spinerl.train import adapt
+from tests.e2e.test_guarded_runs import Quiet
 
 
 def test_an_epoch_has_every_question_once():
@@ -35,14 +37,31 @@ def test_easy_to_hard_follows_the_initial_majority():
         rank_questions(config, None, [], ["a", "b", "d"], rows)
 
 
-def run(folder, *overrides):
-    tiny = ["steps=3", "questions_per_step=4", "group_size=4", "data.max_questions=10", "rollout.max_new_tokens=24"]
-    code = 0
+TINY = ["steps=3", "questions_per_step=4", "group_size=4", "data.max_questions=10", "rollout.max_new_tokens=24"]
+
+
+class StopAt(Quiet):
+    """Ends a run as Ctrl-C would, once a step is in a checkpoint."""
+
+    def __init__(self, step):
+        super().__init__()
+        self._step = step
+
+    def checkpoint(self, folder):
+        if folder.name == f"step-{self._step:06d}":
+            raise KeyboardInterrupt
+
+
+def run_command(*arguments):
     try:
-        main(["adapt", f"run={folder}", *tiny, *overrides])
+        main([str(one) for one in arguments])
     except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code
+        return int(stop.code or 0)
+    return 0
+
+
+def run(folder, *overrides):
+    return run_command("adapt", f"run={folder}", *TINY, *overrides)
 
 
 def test_a_stream_answers_before_it_adapts(tmp_path, capsys):
@@ -75,11 +94,39 @@ def test_orders_that_rank(tmp_path):
     target = tmp_path / "target.jsonl"
     target.write_text(json.dumps({"question": "3+4=", "answer": "7"}) + "\n")
     assert run(tmp_path / "near", "data.order=nearest", f"data.target={target}", "eval.samples=0") == 0
+    assert run(tmp_path / "sift", "data.order=sift", f"data.target={target}", "eval.samples=0") == 0
     assert run(tmp_path / "easy", "data.order=easy-to-hard") == 0
     rows = RunFolder.open(tmp_path / "easy")
     agreement = {row["id"]: row["majority_frac"] for row in rows.predictions(0)}
     asked = [row["question_id"] for row in rows.rows("samples.jsonl") if row["step"] == 1]
     assert agreement[asked[0]] == max(agreement.values())
+
+
+def test_questions_of_medium_agreement(tmp_path, capsys):
+    """Every round of two steps takes its questions from those whose latest vote was neither settled nor scattered."""
+    folder = tmp_path / "band"
+    keys = [
+        "data.min_agreement=0.3", "data.max_agreement=0.7", "data.agreement_every=2", "steps=6", "questions_per_step=2",
+        "eval.samples=4", "answer.truncated=count", "checkpoint.every=1", "optim.lr=0.005", "guard=off", "threads=1",
+    ]  # fmt: skip
+    assert run(folder, *keys) == 0
+    opened = RunFolder.open(folder)
+    latest = {row["id"]: row["majority_frac"] for row in opened.predictions(0)}
+    labels = opened.rows("labels.jsonl")
+    for before in (0, 2, 4):
+        inside = {name for name, share in latest.items() if 0.3 <= share <= 0.7}
+        assert len(inside) >= 2, "the rule is at work"
+        of_round = [row for row in labels if before < row["step"] <= before + 2]
+        assert {row["id"] for row in of_round} <= inside
+        latest |= {row["id"]: row["majority_frac"] for row in of_round}
+    # The same after an interruption inside of a round.
+    config = load_config(overrides=[f"run={tmp_path / 'again'}", *TINY, *keys])
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config, StopAt(3))
+    assert run_command("adapt", "--resume", tmp_path / "again") == 0
+    assert RunFolder.open(tmp_path / "again").rows("labels.jsonl") == labels
+    assert run_command("adapt", *TINY, *keys, "data.max_agreement=0.2", f"run={tmp_path / 'no'}") == 2
+    assert "is over data.max_agreement" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_gold_is_said_everywhere(tmp_path, capsys):

@@ -132,11 +132,26 @@ class DataConfig(_Section):
         default="stop", description="a row that cannot be used: stop with its fault, or leave it out with a count"
     )
     max_questions: int = Field(default=0, ge=0, description="use only the first N questions; 0: all")
-    order: Literal["shuffled", "sequential", "easy-to-hard", "nearest"] = Field(
+    order: Literal["shuffled", "sequential", "easy-to-hard", "nearest", "sift"] = Field(
         default="shuffled",
-        description="order of questions: by the initial model's agreement, or by nearness to data.target",
+        description="order of questions: by the initial model's agreement, by nearness to data.target, or by what they "
+        "tell about it that those before do not (SIFT)",
     )
-    target: str | None = Field(default=None, description="data set or file whose questions order=nearest starts from")
+    target: str | None = Field(
+        default=None, description="data set or file whose questions order=nearest and order=sift prepare for"
+    )
+    min_agreement: float = Field(
+        default=0.0, ge=0, le=1, description="steps take no question whose latest majority is a smaller share (TTC-RL)"
+    )
+    max_agreement: float = Field(default=1.0, ge=0, le=1, description="nor one whose latest majority is a larger share")
+    agreement_every: int = Field(
+        default=10, ge=1, description="steps after which min_agreement and max_agreement look again"
+    )
+
+    @property
+    def by_agreement(self) -> bool:
+        """Whether questions are chosen by their latest votes."""
+        return self.min_agreement > 0.0 or self.max_agreement < 1.0
 
 
 class ExampleConfig(_Section):
@@ -312,9 +327,12 @@ class VoteConfig(_Section):
 
 
 class AdvantageConfig(_Section):
-    scale: Literal["std", "none", "raw"] = Field(
-        default="std", description="std: standardised; none: only centred; raw: the reward itself"
+    scale: Literal["std", "none", "raw", "entropic", "pass-k"] = Field(
+        default="std",
+        description="std: standardised; none: only centred; raw: the reward itself; entropic: for the best response "
+        "(TTT-Discover); pass-k: for one right of k (TTC-RL)",
     )
+    k: int = Field(default=8, ge=1, description="of scale=pass-k")
     eps: float = Field(default=1e-6, gt=0, description="added to the standard deviation")
     scope: Literal["group", "batch"] = Field(
         default="group", description="centred within each question, or within the step"
@@ -331,6 +349,11 @@ class AdvantageConfig(_Section):
         description="reshape's factor stays within 1 +- this; 0: it is only kept from falling under 0",
     )
     bound: float = Field(default=0.0, ge=0, description="advantages are clipped to +-bound; 0: off")
+    question_weight: str = Field(
+        default="equal",
+        description="what a question's advantages are multiplied by, from its vote: equal, certain (EATA), or "
+        "module:function",
+    )
 
 
 class ForksConfig(_Section):
@@ -895,14 +918,14 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         config = Config.model_validate(merged)
     except ValidationError as error:
         raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
-    for holds, message in _checks(config):
+    for holds, message in (*_checks(config), *_vote_checks(config)):
         if not holds:
             raise InputError(message)
     return config
 
 
 def _checks(config: Config) -> list[tuple[bool, str]]:
-    """(whether it holds, what to say if not) of every rule between keys."""
+    """(whether it holds, what to say if not) of the rules between keys; `_vote_checks` has those about votes."""
     return [
         (
             config.rollout.num_votes in (0,) or config.rollout.num_votes >= config.group_size,
@@ -934,12 +957,25 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             "advantage.credit=prefix-tree needs advantage.scope=group: its tree is that of one question's responses",
         ),
         (
-            config.advantage.credit == "response" or config.advantage.scale != "raw",
+            config.advantage.credit == "response" or config.advantage.scale in ("std", "none"),
             "advantage.credit=prefix-tree needs advantage.scale=std or none: it shares out what is centred",
+        ),
+        (
+            config.advantage.scope == "group" or config.advantage.scale in ("std", "none", "raw"),
+            f"advantage.scale={config.advantage.scale} needs advantage.scope=group: it is of one question's responses",
         ),
         (
             config.group_size > 1 or config.advantage.scale == "raw" or config.reward == "none" or config.steps == 0,
             "group_size=1 leaves a response nothing to be compared with: set 2 or more, or advantage.scale=raw",
+        ),
+        (
+            config.data.min_agreement <= config.data.max_agreement,
+            f"data.min_agreement={config.data.min_agreement} is over data.max_agreement={config.data.max_agreement}",
+        ),
+        (
+            not config.data.by_agreement or (config.rollout.reuse == 1 and not config.stream.on),
+            "data.min_agreement and data.max_agreement need questions that come again with fresh votes: not with "
+            "stream.on or rollout.reuse",
         ),
         (
             config.rollout.reuse == 1 or not config.stream.on,
@@ -953,6 +989,12 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             config.rollout.sampler == "native" or config.reward != "self-certainty",
             "reward=self-certainty needs whole distributions, which rollout.sampler=vllm does not give; use native",
         ),
+    ]
+
+
+def _vote_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about votes and what is remembered of them."""
+    return [
         (
             config.reward != "leave-one-out" or config.vote.weights == "equal" or config.vote.memory != "off",
             f"vote.weights={config.vote.weights} cannot go with reward=leave-one-out, which counts each response once",

@@ -156,6 +156,40 @@ METHODS: dict[str, Method] = {
         source="Compute as Teacher (arXiv 2509.14234)",
         sets={**_VOTE_ON_ALL, "reward": "reference"},
     ),
+    "scrl": Method(
+        summary="strict majorities only, and less than nothing for answers that are rare and uncertain",
+        source="SCRL (arXiv 2603.19880)",
+        # A lead of more than 1/8, which shares of a group can be exactly.
+        sets={**_VOTE_ON_ALL, "reward": "scrl", "vote": {"min_majority_frac": 0.375, "min_margin": 0.1251}},
+    ),
+    "dare": Method(
+        summary="the share of votes over the answer's uncertainty, a bonus for rare but certain answers",
+        source="DARE (arXiv 2601.21804)",
+        sets={**_VOTE_ON_ALL, "reward": "dare"},
+    ),
+    "ttc-rl": Method(
+        summary="TTRL on questions of medium agreement, with advantages for one right of 8",
+        source="TTC-RL (arXiv 2510.04786), difficulty by agreement instead of success",
+        sets={
+            **_VOTE_ON_ALL,
+            "advantage": {"scale": "pass-k", "k": 8},
+            "data": {"min_agreement": 0.25, "max_agreement": 0.6},
+        },
+    ),
+    "eata": Method(
+        summary="TTRL whose questions count by how certain their vote is, with a KL anchor on all tokens",
+        source="EATA (arXiv 2204.02610), a KL in place of its Fisher anchor",
+        sets={
+            **_VOTE_ON_ALL,
+            "advantage": {"question_weight": "certain"},
+            "anchor": {"weight": 0.01, "estimator": "k3", "scope": "all"},
+        },
+    ),
+    "entropic": Method(
+        summary="share of votes with advantages that lean to the best response; meant for a reward of one's own",
+        source="TTT-Discover (arXiv 2601.16175), its advantage",
+        sets={**_VOTE_ON_ALL, "reward": "frequency", "advantage": {"scale": "entropic"}},
+    ),
     "lmsi": Method(
         summary="fine-tuning on the majority's responses, all sampled once from the initial model",
         source="LMSI (arXiv 2210.11610)",

@@ -15,13 +15,28 @@ from typing import Any
 
 import torch
 
-from spinerl.answers import REWARDS, Equivalence, evol_reward, evol_sides, extract_answer, reference_reward
+from spinerl.answers import (
+    REWARDS,
+    Equivalence,
+    dare_reward,
+    evol_reward,
+    evol_sides,
+    extract_answer,
+    reference_reward,
+    scrl_reward,
+)
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError
-from spinerl.maths import consensus_scores, low_entropy_reward, novelty_scores, self_certainty_reward
+from spinerl.maths import (
+    consensus_scores,
+    low_entropy_reward,
+    novelty_scores,
+    response_means,
+    self_certainty_reward,
+)
 from spinerl.plugins import find
 from spinerl.types import Batch, Question, Rollout, Vote
 
@@ -245,6 +260,14 @@ def _certainty_reward(vote: Vote, *, certainties: torch.Tensor, mask: torch.Tens
     return self_certainty_reward(certainties, mask).tolist()
 
 
+def _scrl_reward(vote: Vote, *, entropies: torch.Tensor, mask: torch.Tensor) -> tuple[float, ...]:
+    return scrl_reward(vote, response_means(entropies, mask).tolist())
+
+
+def _dare_reward(vote: Vote, *, entropies: torch.Tensor, mask: torch.Tensor) -> tuple[float, ...]:
+    return dare_reward(vote, response_means(entropies, mask).tolist())
+
+
 def _evol_reward(vote: Vote, *, embeddings: torch.Tensor) -> tuple[float, ...]:
     """Novelty is measured on the policy's own hidden states, averaged over each response."""
     return evol_reward(vote, novelty_scores(embeddings, torch.tensor(evol_sides(vote))).tolist())
@@ -292,6 +315,8 @@ STEP_REWARDS: dict[str, Callable[..., Sequence[float]]] = {
     "entropy": _entropy_reward,
     "self-certainty": _certainty_reward,
     "evol": _evol_reward,
+    "scrl": _scrl_reward,
+    "dare": _dare_reward,
     "similarity": _similarity_reward,
     "reference": reference_reward,
 }

@@ -12,11 +12,11 @@ from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError
-from spinerl.maths import nearest_first
+from spinerl.maths import nearest_first, sift_order
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt
 
-__all__ = ["num_steps", "question_order", "rank_questions"]
+__all__ = ["num_steps", "question_order", "rank_questions", "within_agreement"]
 
 
 def question_order(
@@ -46,6 +46,26 @@ def question_order(
     return shuffled[index * per_step : (index + 1) * per_step].tolist()
 
 
+def within_agreement(latest: Mapping[str, float], ids: Sequence[str], low: float, high: float, least: int) -> list[int]:
+    """The places of the questions whose majority fraction lies in [low, high]; one that is not known counts as inside.
+
+    If these are fewer than `least`, those nearest to the range fill up, earlier places first.
+
+    Source: TTC-RL (arXiv 2510.04786) keeps questions of medium success; without labels that is agreement.
+
+    >>> within_agreement({"a": 1.0, "b": 0.5, "c": 0.1}, ["a", "b", "c", "d"], 0.25, 0.6, 3)
+    [1, 2, 3]
+    """
+
+    def distance(name: str) -> float:
+        share = latest.get(name, low)
+        return max(low - share, share - high, 0.0)
+
+    inside = [place for place, name in enumerate(ids) if distance(name) == 0.0]
+    outside = sorted(set(range(len(ids))) - set(inside), key=lambda place: (distance(ids[place]), place))
+    return sorted([*inside, *outside[: max(0, least - len(inside))]])
+
+
 def num_steps(config: Config, num_questions: int) -> int:
     """`steps`; of a stream, at most one per batch of questions.
 
@@ -69,7 +89,8 @@ def rank_questions(
 
     easy-to-hard: by the majority fraction among the initial model's sampled responses, large first; it is in
     `predictions`, the rows of the evaluation before step 1.  nearest: by the cosine to the nearest question of
-    `data.target`, of the initial model's hidden states averaged over the prompt (TTC-RL, simplified).
+    `data.target`, of the initial model's hidden states averaged over the prompt.  sift: as `maths.sift_order`, of its
+    hidden states at the prompt's last token (TTC-RL).
 
     Raises InputError where what an order needs is not there.
     """
@@ -82,17 +103,21 @@ def rank_questions(
                 "set eval.samples=-1 (or 2 and more) and eval.max_questions=0"
             )
         return sorted(range(len(ids)), key=lambda i: (-agreement[ids[i]], i))
-    if config.data.order == "nearest":
+    if config.data.order in ("nearest", "sift"):
+        name = config.data.order
         if config.data.target is None:
-            raise InputError("data.order=nearest needs data.target: the questions to be near to (a data set or a file)")
+            raise InputError(
+                f"data.order={name} needs data.target: the questions to prepare for (a data set or a file)"
+            )
         given = DataConfig(name=config.data.target)
         target, _ = load_data(given, answer_kind=config.answer.kind)
         _, target_prompts, _ = render_all(
             target.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
         )
         if any(isinstance(prompt, ImagePrompt) for prompt in (*prompts, *target_prompts)):
-            raise InputError("data.order=nearest compares texts, and these questions show images: choose another order")
-        return nearest_first(_embed(loaded, prompts, config), _embed(loaded, target_prompts, config)).tolist()
+            raise InputError(f"data.order={name} compares texts, and these questions show images: choose another order")
+        embed, rank = (_embed, nearest_first) if name == "nearest" else (_embed_last, sift_order)
+        return rank(embed(loaded, prompts, config), embed(loaded, target_prompts, config)).tolist()
     return list(range(len(ids)))
 
 
@@ -102,6 +127,13 @@ def _embed(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], config: Conf
     tokens = torch.tensor([[*prompt[1:], *([loaded.pad_id] * (width - len(prompt)))] for prompt in prompts])
     mask = torch.arange(width - 1) < torch.tensor([[len(prompt) - 1] for prompt in prompts])
     batch = Batch(tuple(prompt[:1] for prompt in prompts), tokens, mask, 1.0)
+    return embed_responses(loaded, batch, config.optim)
+
+
+def _embed_last(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], config: Config) -> torch.Tensor:
+    """A vector (N, d) per prompt: the hidden state at its last token."""
+    tokens = torch.full((len(prompts), 1), loaded.pad_id)  # the state before a response's first token
+    batch = Batch(tuple(prompts), tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     return embed_responses(loaded, batch, config.optim)
 
 

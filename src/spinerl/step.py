@@ -7,6 +7,7 @@ reach this module: its records have no field for one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from functools import partial
 
 import torch
 
-from spinerl.answers import Equivalence, count_vote, vote_metrics
+from spinerl.answers import QUESTION_WEIGHTS, Equivalence, count_vote, vote_metrics
 from spinerl.answers.shared import void_shared
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.loading import LoadedModel
@@ -23,6 +24,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.tree import tree_responses
 from spinerl.engine.update import score, score_with_mass, update
+from spinerl.errors import InputError
 from spinerl.maths import (
     SELECTORS,
     VOTE_WEIGHTS,
@@ -30,12 +32,14 @@ from spinerl.maths import (
     batch_advantages,
     blend_edges,
     bounded_advantages,
+    entropic_advantages,
     entropy_advantages,
     group_advantages,
     importance_weights,
     masked_mean,
     median_mad_edges,
     mismatch_figures,
+    pass_k_advantages,
     prefix_tree_advantages,
     response_means,
 )
@@ -51,6 +55,7 @@ __all__ = [
     "cuts_short",
     "freeze_targets",
     "needs_anchor",
+    "question_weights",
     "rollout_metrics",
     "sample",
     "target_metrics",
@@ -120,7 +125,8 @@ def train_step(
         truncate = truncation_of(config.rollout, policy) if config.rollout.scored == "truncated" else None
         old_logprobs, _, log_mass = score_with_mass(policy, batch, batch.mask, config.optim, truncate)
         old_logprobs = old_logprobs - log_mass
-    targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state)
+    weights = question_weights(votes, questions, config)
+    targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, weights)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
     groups = torch.arange(len(batch.tokens)).view(len(questions), -1)
@@ -222,6 +228,27 @@ def vote_weights(rollout: Rollout, voting: VoteConfig) -> list[float]:
     return weigh(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
 
 
+def question_weights(votes: Sequence[Vote], questions: Sequence[Question], config: Config) -> list[float] | None:
+    """What each question's advantages are multiplied by (advantage.question_weight); None where all count alike.
+
+    Raises InputError for a weight of a user's own that is no number, or one under 0.
+    """
+    name = config.advantage.question_weight
+    if name == "equal":
+        return None
+    weigh = find(QUESTION_WEIGHTS, name, "advantage.question_weight")
+    weights = []
+    for vote, question in zip(votes, questions, strict=True):
+        given = weigh(vote)
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0.0 <= given < math.inf:
+            raise InputError(
+                f"advantage.question_weight={name} on question {question.id!r}: it returned {given!r}; it must return "
+                "a finite number, 0 or more"
+            )
+        weights.append(float(given))
+    return weights
+
+
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     """(batch, sampler's log-probabilities, entropies) of the first `group_size` responses to each question.
 
@@ -250,13 +277,18 @@ def freeze_targets(
     entropies: torch.Tensor,
     config: Config,
     state: StepState,
+    weights: Sequence[float] | None = None,
 ) -> tuple[Targets, StepState]:
     """All that the update needs and that carries no gradient.
 
     The sampler's log-probabilities are the old ones: they are of the same weights, so no second forward is run.
-    `anchor` is the initial model, or a function that scores with it.
+    `anchor` is the initial model, or a function that scores with it; `weights`, one per question, multiply its
+    advantages.
     """
     advantages = _advantages(rewards, batch, entropies, config)
+    if weights is not None:
+        per_row = torch.tensor(weights, dtype=advantages.dtype).repeat_interleave(config.group_size)
+        advantages = advantages * per_row.unsqueeze(1)
     select = find(SELECTORS, config.forks.selector, "forks.selector")
     counted = {"num_tokens": config.forks.num_tokens} if config.forks.selector == "first" else {}
     forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope, **counted)
@@ -326,11 +358,17 @@ def _advantages(
     given = torch.tensor(rewards, dtype=torch.float64)
     keys = config.advantage
     if keys.credit == "prefix-tree":
-        assert keys.scale != "raw"  # refused by the configuration
+        assert keys.scale in ("std", "none")  # others are refused by the configuration
         advantages = prefix_tree_advantages(given, batch.tokens, batch.mask, keys.scale, keys.eps)
     else:
-        centre = batch_advantages if keys.scope == "batch" else group_advantages
-        advantages = centre(given, keys.scale, keys.eps).view(-1, 1).expand(batch.mask.shape)
+        if keys.scale == "entropic":
+            centred = entropic_advantages(given)
+        elif keys.scale == "pass-k":
+            centred = pass_k_advantages(given, keys.k, keys.eps)
+        else:
+            centre = batch_advantages if keys.scope == "batch" else group_advantages
+            centred = centre(given, keys.scale, keys.eps)
+        advantages = centred.view(-1, 1).expand(batch.mask.shape)
     if keys.entropy == "reshape":
         means = response_means(entropies, batch.mask).double().view(given.shape)
         bounds = (max(0.0, 1.0 - keys.entropy_range), 1.0 + keys.entropy_range) if keys.entropy_range else ()

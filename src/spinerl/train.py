@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from spinerl import __version__
-from spinerl.answers import Equivalence
+from spinerl.answers import QUESTION_WEIGHTS, Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
 from spinerl.endings import EndWatch
@@ -36,7 +36,7 @@ from spinerl.plugins import find
 from spinerl.rewards import check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
-from spinerl.schedule import num_steps, question_order, rank_questions
+from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
@@ -69,6 +69,7 @@ def adapt(
     check_reward(config.reward)  # a misspelt name is refused now, not after the first evaluation
     find(SELECTORS, config.forks.selector, "forks.selector")
     find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
+    find(QUESTION_WEIGHTS, config.advantage.question_weight, "advantage.question_weight")
     if work is None:
         work = open_workload(config, observer)
     if config.reward == "gold" and len(work.gold) < len(work.questions):
@@ -106,6 +107,7 @@ class _Session:
         self._loaded = work.loaded
         self._open_again = work.open_again
         self._oracle = None
+        self._pooled: tuple[int, list[int]] | None = None  # the step it was chosen after, the questions
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             self._oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
@@ -181,8 +183,9 @@ class _Session:
         """One training step, and its lines in the run folder."""
         config, run, work, observer = self._config, self._run, self._work, self._observer
         order = config.data.order
-        places = question_order(len(self._ranks), self._per_step, step, order, config.seed, config.stream.on)
-        chosen = work.only([self._ranks[place] for place in places])
+        pool = self._pool(step)
+        places = question_order(len(pool), self._per_step, step, order, config.seed, config.stream.on)
+        chosen = work.only([pool[place] for place in places])
         observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
         asked = _answer_first(chosen, config, self._equivalence) if config.stream.on else ()
         record, self._state = train_step(
@@ -220,6 +223,25 @@ class _Session:
         if not cuts_short(config):
             self._endings.see(metrics["rollout/truncated_frac"])
         observer.step(metrics, self._last)
+
+    def _pool(self, step: int) -> list[int]:
+        """The questions a step takes its own from: all, or by data.min_agreement and max_agreement those of medium
+        agreement, by the votes before the present round of `data.agreement_every` steps."""
+        data = self._config.data
+        if not data.by_agreement:
+            return self._ranks
+        before = (step - 1) // data.agreement_every * data.agreement_every
+        if self._pooled is None or self._pooled[0] != before:
+            latest = {
+                row["id"]: float(row["majority_frac"]) for row in self._run.predictions(0) if "majority_frac" in row
+            }
+            for row in self._run.rows("labels.jsonl"):
+                if row["step"] <= before:
+                    latest[row["id"]] = row["majority_frac"]
+            ids = [self._work.questions[place].id for place in self._ranks]
+            kept = within_agreement(latest, ids, data.min_agreement, data.max_agreement, self._per_step)
+            self._pooled = before, [self._ranks[place] for place in kept]
+        return self._pooled[1]
 
     def _copy(self) -> LoadedModel:
         assert self._open_again is not None

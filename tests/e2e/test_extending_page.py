@@ -11,6 +11,10 @@ from spinerl.answers import vote
 from spinerl.cli import main
 from spinerl.runs import RunFolder
 
+SHORT = [
+    "steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32", "guard=off",
+    "eval.samples=0", "threads=1",
+]  # fmt: skip
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 
 
@@ -35,6 +39,20 @@ def test_cautious_gives_the_winners_share(mine):
     assert mine.cautious(vote(["1", "2"], [0, 1])) == (0.0, 0.0)  # a tie
 
 
+def test_near_the_median_is_a_score(mine):
+    assert mine.near_the_median(vote(["4", "5", "7", "x", None], [0, 1, 2, 3, None])) == [0.5, 1.0, 1 / 3, 0.0, 0.0]
+
+
+def test_a_score_with_the_entropic_method_runs(mine, tmp_path):  # noqa: ARG001 - the module in the working folder
+    keys = [*SHORT, "method=entropic", "reward=mine:near_the_median", f"run={tmp_path / 'r'}", "answer.truncated=count"]
+    with pytest.raises(SystemExit) as ended:
+        main(["adapt", *keys])
+    assert not ended.value.code
+    (row,) = RunFolder.open(tmp_path / "r").rows("metrics.jsonl")
+    assert 0 < row["reward/mean"] < 1
+    assert row["optim/grad_norm"] > 0
+
+
 def test_weakest_link_is_the_least_likely_token(mine):
     logprobs = torch.tensor([[-0.1, -2.0, -9.0], [-0.5, -0.2, -0.3]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -49,9 +67,8 @@ def test_late_forks_are_in_the_second_half(mine):
 
 @pytest.mark.usefixtures("mine")
 def test_the_recipe_runs(tmp_path):
-    overrides = ["steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32"]
     with pytest.raises(SystemExit) as ended:
-        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", "guard=off", "eval.samples=0", "threads=1", *overrides])
+        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", *SHORT])
     assert not ended.value.code
     finished = RunFolder.open(tmp_path / "r")
     assert finished.config.reward == "mine:cautious"

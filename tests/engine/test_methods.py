@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from spinerl.evaluation import gold_rewards
 from spinerl.memory import Memories
 from spinerl.methods import LOSSES, METHODS
 from spinerl.rewards import RewardContext, give_rewards
-from spinerl.step import StepState, freeze_targets, rollout_metrics, sample, trained_rows
+from spinerl.step import StepState, freeze_targets, question_weights, rollout_metrics, sample, trained_rows
 from spinerl.types import Question
 from tests.engine.test_update import gradient
 from tests.models import compute_norms_in_float64
@@ -71,7 +72,8 @@ def memory_of(config, equivalence):
 def rolled_out(config, policy, anchor, prompts, equivalence, step=1, memory=None):
     """(rollout, votes, rewards, batch, old log-probabilities, entropies), the votes being those of ANSWERS."""
     rollout = sample(policy, QUESTIONS, prompts, config, step)
-    votes = tuple(vote(list(given), equivalence.classes(list(given), "number")) for given in ANSWERS)
+    rules = config.vote.rules
+    votes = tuple(vote(list(given), equivalence.classes(list(given), "number"), **rules) for given in ANSWERS)
     if memory is not None:
         votes, _ = memory.vote(rollout, votes, [1.0] * 12, step + 1, equivalence)
     if config.reward == "gold":
@@ -126,6 +128,10 @@ def brute_rewards(method, rollout, policy, anchor):
             own = [float(i == scores.index(max(scores))) for i in range(4)]
         elif method == "upft":
             own = [1.0] * 4
+        elif method in ("scrl", "dare"):
+            own = brute_uncertain(method, answers, [sum(h) / len(h) for h in entropies])
+        elif method == "entropic":
+            own = [counts[a] / 4 if a else 0.0 for a in answers]
         elif method == "evol":
             own = brute_evol(policy, rollout, rows, answers, top)
         elif method == "entropy-min-loss":
@@ -181,6 +187,61 @@ def brute_evol(policy, rollout, rows, answers, top):
     return rewards
 
 
+def brute_uncertain(method, answers, mean_h):
+    """SCRL's and DARE's rewards, which look at the mean entropies of whole classes."""
+    out = []
+    counts = Counter(a for a in answers if a is not None)
+    class_h = {a: sum(h for b, h in zip(answers, mean_h, strict=True) if b == a) / counts[a] for a in counts}
+    first, second = [*sorted(counts.values(), reverse=True), 0][:2]
+    weights = {a: counts[a] / (class_h[a] + 1e-6) for a in counts}
+    weights = {a: w for a, w in weights.items() if w / sum(weights.values()) >= 0.05}
+    for a in answers:
+        if a is None:
+            out.append(0.0)
+            continue
+        p = counts[a] / 4
+        if method == "dare":
+            share = weights[a] / sum(weights.values()) + 0.1 * (1 - p) * (1 - class_h[a]) if a in weights else 0.0
+            out.append(share)
+            continue
+        positive = counts[a] == first and first / 4 >= 0.375 and (first - second) / 4 > 0.125
+        negative = not positive and p < 0.125 and class_h[a] >= sum(mean_h) / 4
+        out.append(p * positive + (p - 0.125) * negative - 0.1 * (class_h[a] - sum(mean_h) / 4))
+    return out
+
+
+def brute_entropic(own):
+    """exp(b r) over its mean, less 1, with b from a search of its own."""
+    if len(set(own)) == 1:
+        return [0.0] * len(own)
+
+    def weights(b):
+        raw = [math.exp(b * (r - max(own))) for r in own]
+        return [w / sum(raw) for w in raw]
+
+    low, high = 0.0, 1.0
+    for _ in range(60):  # of doublings; where the divergence cannot be reached, all weight goes to the best
+        if sum(q * math.log(4 * q) for q in weights(high) if q > 0) >= math.log(2) or high > 1e6:
+            break
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if sum(q * math.log(4 * q) for q in weights(middle) if q > 0) < math.log(2):
+            low = middle
+        else:
+            high = middle
+    return [4 * q - 1 for q in weights(high)]
+
+
+def brute_pass_k(own, plain):
+    """k = 8 of 4 are all 4: by counting the subsets."""
+    right = sum(r > 0 for r in own)
+    subsets = list(itertools.combinations(range(4), 4))
+    rho = sum(any(own[i] > 0 for i in subset) for subset in subsets) / len(subsets)
+    assert rho in (0.0, 1.0)  # and so the part that is for one of k has no spread
+    return [(1 - right / 4) * a for a in plain]
+
+
 def std(values):
     mean = sum(values) / len(values)
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
@@ -204,6 +265,15 @@ def brute_advantages(method, rewards, rollout):
             if method in ("ettrl", "ettrl-etmr"):
                 group = sum(mean_h) / 4
                 advantage *= min(1.2, max(0.8, 1 + (group - mean_h[i]) / group))
+            if method == "entropic":
+                advantage = brute_entropic(own)[i]
+            if method == "ttc-rl":
+                plain = [(r - mean) / (deviation + 1e-6) if len(set(own)) > 1 else 0.0 for r in own]
+                advantage = brute_pass_k(own, plain)[i]
+            if method == "eata":
+                counts = Counter(a or f"none {j}" for j, a in enumerate(ANSWERS[p]))
+                scatter = -sum(n / 4 * math.log(n / 4) for n in counts.values()) / math.log(4)
+                advantage *= math.exp(0.4 - scatter) if scatter < 0.4 else 0.0
             if method == "ettrl-clip":
                 advantage = max(-2.0, min(2.0, advantage))
             before = mean
@@ -278,7 +348,7 @@ def brute_gradient(method, config, policy, anchor, rollout, advantages, forks):
                     for distance in (entropy - high, low - entropy):
                         if distance > 1e-4:
                             total = total + config.band.weight * distance / divisor
-                if method == "ttrl-paper":
+                if method in ("ttrl-paper", "eata"):
                     d = log_p[t, ids[start + t]] - log_q[t, ids[start + t]]
                     total = total + 0.01 * ((-d).exp() - 1 + d) / len(forks)
                 if method == "spine-memory" and (row, t) in forks:
@@ -314,7 +384,7 @@ def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
             parameter.mul_(1.02)
     with Equivalence() as equivalence:
         memory = memory_of(config, equivalence)
-        rollout, _, rewards, batch, old, entropies = rolled_out(
+        rollout, votes, rewards, batch, old, entropies = rolled_out(
             config, policy, anchor, prompts, equivalence, memory=memory
         )
     expected = brute_rewards(method, rollout, policy, anchor)
@@ -322,7 +392,8 @@ def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
         expected = [list(own) for own in rewards]
     for own, theirs in zip(rewards, expected, strict=True):
         assert own == pytest.approx(theirs, abs=1e-6)
-    targets, _ = freeze_targets(anchor, batch, rewards, old, entropies, config, StepState())
+    weights = question_weights(votes, QUESTIONS, config)
+    targets, _ = freeze_targets(anchor, batch, rewards, old, entropies, config, StepState(), weights)
     advantages = brute_advantages(method, [list(own) for own in rewards], rollout)
     for (row, t), value in advantages.items():
         assert targets.advantages[row, t].item() == pytest.approx(value, abs=1e-6)
@@ -397,10 +468,11 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
     with Equivalence() as equivalence:
         memory = memory_of(config, equivalence)
         for step in range(10):
-            rollout, _, rewards, batch, old, entropies = rolled_out(
+            rollout, votes, rewards, batch, old, entropies = rolled_out(
                 config, policy, anchor, prompts, equivalence, step, memory
             )
-            targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state)
+            weights = question_weights(votes, QUESTIONS, config)
+            targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state, weights)
             figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
             figures.pop("loss/log_ratio_max")  # rounding noise
             rows.append({"reward": sum(map(sum, rewards)) / 12, **figures, **rollout_metrics(rollout)})

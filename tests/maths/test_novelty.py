@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinerl.answers import evol_reward, evol_sides, vote
-from spinerl.maths import consensus_scores, nearest_first, novelty_scores
+from spinerl.maths import consensus_scores, nearest_first, novelty_scores, sift_order
 from spinerl.maths.novelty import cosine_similarities
 
 T = torch.tensor
@@ -108,3 +108,33 @@ def test_nearest_first_is_a_permutation_and_sorted(degrees, target, to):
     assert sorted(order.tolist()) == list(range(len(degrees)))
     near = cosine_similarities(questions, targets)[order, 0]
     assert (near.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sift_leaves_the_least_variance_at_the_targets(seed):
+    """Each pick against all others, by the inverse of the picked ones' kernel matrix."""
+    draw = torch.Generator().manual_seed(seed)
+    questions = torch.randn(9, 4, generator=draw, dtype=torch.float64)
+    questions[5] = 2.0 * questions[1]  # a copy, but for its length
+    targets = torch.randn(3, 4, generator=draw, dtype=torch.float64)
+    x, a = (torch.nn.functional.normalize(v, dim=1) for v in (questions, targets))
+
+    def left(picked):
+        k = x[picked] @ x[picked].T + 0.1 * torch.eye(len(picked), dtype=torch.float64)
+        cross = a @ x[picked].T
+        return (1.0 - (cross @ torch.linalg.inv(k) * cross).sum(dim=1)).sum().item()
+
+    order = sift_order(questions, targets).tolist()
+    assert sorted(order) == list(range(9))
+    for i, pick in enumerate(order):
+        rest = {other: left([*order[:i], other]) for other in range(9) if other not in order[:i]}
+        assert rest[pick] == pytest.approx(min(rest.values()), abs=1e-9)
+    assert order.index(1) < order.index(5)
+
+
+def test_sift_refuses_no_targets_and_no_noise():
+    with pytest.raises(ValueError, match="no target"):
+        sift_order(torch.ones(2, 2), torch.ones(0, 2))
+    with pytest.raises(ValueError, match="noise"):
+        sift_order(torch.ones(2, 2), torch.ones(1, 2), 0.0)
+    assert sift_order(torch.ones(0, 2), torch.ones(1, 2)).tolist() == []

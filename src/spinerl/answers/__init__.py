@@ -9,7 +9,10 @@ from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_me
 from spinerl.answers.normalize import KINDS, MAX_ANSWER_CHARS, normalize_answer
 from spinerl.answers.order import easy_to_hard
 from spinerl.answers.rewards import (
+    QUESTION_WEIGHTS,
     REWARDS,
+    certain_weight,
+    dare_reward,
     empo_reward,
     evol_reward,
     evol_sides,
@@ -17,6 +20,7 @@ from spinerl.answers.rewards import (
     leave_one_out_reward,
     majority_reward,
     reference_reward,
+    scrl_reward,
     ttrv_reward,
 )
 from spinerl.answers.votes import TIES, vote, vote_metrics
@@ -25,6 +29,7 @@ __all__ = [
     "KINDS",
     "MAX_ANSWER_CHARS",
     "MEMORIES",
+    "QUESTION_WEIGHTS",
     "REWARDS",
     "TIES",
     "Decision",
@@ -34,7 +39,9 @@ __all__ = [
     "VoteMemory",
     "add_votes",
     "best_of",
+    "certain_weight",
     "count_vote",
+    "dare_reward",
     "default_equivalence",
     "early_stopped_majority",
     "easy_to_hard",
@@ -50,6 +57,7 @@ __all__ = [
     "normalize_answer",
     "read_answer",
     "reference_reward",
+    "scrl_reward",
     "ttrv_reward",
     "vote",
     "vote_from_memory",

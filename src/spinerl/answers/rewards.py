@@ -10,7 +10,10 @@ from spinerl.errors import InputError
 from spinerl.types import Vote
 
 __all__ = [
+    "QUESTION_WEIGHTS",
     "REWARDS",
+    "certain_weight",
+    "dare_reward",
     "empo_reward",
     "evol_reward",
     "evol_sides",
@@ -18,6 +21,7 @@ __all__ = [
     "leave_one_out_reward",
     "majority_reward",
     "reference_reward",
+    "scrl_reward",
     "ttrv_reward",
 ]
 
@@ -209,6 +213,75 @@ def reference_reward(vote: Vote, reference: int | None) -> tuple[float, ...]:
     return tuple(float(reference is not None and c == reference) for c in vote.classes)
 
 
+def scrl_reward(
+    vote: Vote, entropies: Sequence[float], *, negative_share: float = 0.125, entropy_weight: float = 0.1
+) -> tuple[float, ...]:
+    """The winner's share for its responses, less than 0 for rare and uncertain answers, and certainty for all.
+
+    r_i = p(c) [c wins] + (p(c) - negative_share) [c is negative] - entropy_weight (H(c) - H), c the response's class,
+    p its share of the votes, H(c) the mean of `entropies` over the class, H over all responses.  Negative is a class
+    with p < negative_share and H(c) >= H, unless it wins.  0.0 for a response without an answer.
+
+    A vote without a winner has no positive label: how strict that is, the vote's rules say.  The source asks for a
+    share of at least 0.375 and a lead of more than 0.125 (`vote.min_majority_frac`, `vote.min_margin`).
+
+    Args: `entropies`, the mean token entropy of each response, nats.
+    Raises: `InputError` for another number of entropies, or one that is not finite.
+    Source: SCRL (arXiv 2603.19880); that abstainers get 0 is ours.
+
+    >>> one = Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5)
+    >>> [round(r, 3) for r in scrl_reward(one, [1.0, 1.0, 2.0, 2.0], negative_share=0.3)]
+    [0.55, 0.55, -0.1, 0.0]
+    """
+    given = _finite(entropies, len(vote.classes), "entropy")
+    if not given:
+        return ()
+    mean = sum(given) / len(given)
+    of_class = _class_means(vote, given)
+    rewards = []
+    for own, share in zip(vote.classes, frequency_reward(vote), strict=True):
+        if own is None:
+            rewards.append(0.0)
+            continue
+        reward = share if own == vote.winner else 0.0
+        if own != vote.winner and share < negative_share and of_class[own] >= mean:
+            reward = share - negative_share
+        rewards.append(reward - entropy_weight * (of_class[own] - mean))
+    return tuple(rewards)
+
+
+def dare_reward(
+    vote: Vote, entropies: Sequence[float], *, bonus: float = 0.1, prune: float = 0.05, eps: float = 1e-6
+) -> tuple[float, ...]:
+    """The answer's share of votes over its uncertainty, and a bonus for answers that are rare but certain.
+
+    With n_c votes for class c of N and u_c the mean of `entropies` over its responses, q_c is n_c / (u_c + eps) made to
+    add up to 1.  Classes with q_c < prune get 0 and leave the sum; r_i = q_c + bonus (1 - n_c / N) (1 - u_c) for the
+    others, 0.0 for a response without an answer.
+
+    Args: `entropies`, the mean token entropy of each response, nats.
+    Raises: `InputError` for another number of entropies, or one that is not finite.
+    Source: DARE (arXiv 2601.21804); `bonus`, `prune` and `eps` are open there as far as we know, and ours.
+
+    >>> one = Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5)
+    >>> [round(r, 3) for r in dare_reward(one, [0.5, 0.5, 0.25, 2.0])]
+    [0.525, 0.525, 0.556, 0.0]
+    """
+    given = _finite(entropies, len(vote.classes), "entropy")
+    of_class = _class_means(vote, given)
+    certain = {c: vote.counts[c] / (u + eps) for c, u in of_class.items()}
+    total = sum(certain.values())
+    kept = {c: q for c, q in certain.items() if total > 0 and q / total >= prune}
+    total = sum(kept.values())
+    rewards = []
+    for own, share in zip(vote.classes, frequency_reward(vote), strict=True):
+        if own not in kept:
+            rewards.append(0.0)
+            continue
+        rewards.append(kept[own] / total + bonus * (1.0 - share) * (1.0 - of_class[own]))
+    return tuple(rewards)
+
+
 REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
     "majority": majority_reward,
     "leave-one-out": leave_one_out_reward,
@@ -217,6 +290,40 @@ REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
     "ttrv": ttrv_reward,
 }
 """Reward functions by the name configurations use: Vote -> one float per response."""
+
+
+def certain_weight(vote: Vote, *, most: float = 0.4) -> float:
+    """exp(most - h) for a question whose vote is certain enough (h < most), else 0.0.
+
+    h = H / log N in [0, 1], H = - sum_c p_c log p_c over the N responses' answers, each abstainer an answer of its own.
+    Returns: 0.0, or between 1 and exp(most).  Of one response h is 0.
+    Source: EATA (arXiv 2204.02610) weighs samples so by their prediction's entropy, most = 0.4; that of a vote is ours.
+
+    >>> round(certain_weight(Vote(("4",) * 4, (0,) * 4, (4.0,), 0, "4", 1.0)), 3)
+    1.492
+    >>> certain_weight(Vote(("4", "4", "5", "6"), (0, 0, 1, 2), (2.0, 1.0, 1.0), 0, "4", 0.5))
+    0.0
+    """
+    largest = math.log(max(1, len(vote.classes) if vote.memory is None else vote.memory.total))
+    scatter = _entropy(_shares(vote)) / largest if largest > 0 else 0.0
+    return math.exp(most - scatter) if scatter < most else 0.0
+
+
+def _equal_weight(vote: Vote) -> float:  # noqa: ARG001 - every weighting has the same shape
+    return 1.0
+
+
+QUESTION_WEIGHTS: dict[str, Callable[[Vote], float]] = {"equal": _equal_weight, "certain": certain_weight}
+"""What a question's advantages are multiplied by, by the name configurations use: Vote -> a number, 0 or more."""
+
+
+def _class_means(vote: Vote, values: Sequence[float]) -> dict[int, float]:
+    """The mean of the values over each class that a response of the vote is in."""
+    held: dict[int, list[float]] = {}
+    for own, value in zip(vote.classes, values, strict=True):
+        if own is not None:
+            held.setdefault(own, []).append(value)
+    return {own: sum(members) / len(members) for own, members in held.items()}
 
 
 def _total_weight(vote: Vote) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spinerl.answers import QUESTION_WEIGHTS
 from spinerl.config import Config, describe_keys
 from spinerl.errors import InputError
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
@@ -62,6 +63,13 @@ def check_keys(config: Config, loop: Loop) -> None:
         )
     if config.data.order not in ("shuffled", "sequential"):
         raise refuse(loop, f"data.order={config.data.order}", "allowed are shuffled and sequential")
+    if config.data.by_agreement:
+        raise refuse(
+            loop,
+            f"data.min_agreement={config.data.min_agreement}, data.max_agreement={config.data.max_agreement}",
+            "the questions of all steps are fixed before the first",
+        )
+    find(QUESTION_WEIGHTS, config.advantage.question_weight, "advantage.question_weight")
 
 
 def refuse(loop: Loop, setting: str, reason: str) -> InputError:

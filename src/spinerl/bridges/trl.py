@@ -48,7 +48,15 @@ from spinerl.maths import (
 )
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.schedule import question_order
-from spinerl.step import StepState, count_votes, freeze_targets, rollout_metrics, target_metrics, trained_rows
+from spinerl.step import (
+    StepState,
+    count_votes,
+    freeze_targets,
+    question_weights,
+    rollout_metrics,
+    target_metrics,
+    trained_rows,
+)
 from spinerl.types import Batch, Question, Rollout, Targets, Vote
 
 if TYPE_CHECKING:
@@ -429,7 +437,14 @@ class SpineTrainer(GRPOTrainer):
         step = self.state.global_step * self._num_micros // self._rollout_micros + 1
         votes, rewards = self._judge(rollout, step)
         targets, self._state = freeze_targets(
-            self._score_anchor, batch, rewards, old_logprobs, entropies, config, self._state
+            self._score_anchor,
+            batch,
+            rewards,
+            old_logprobs,
+            entropies,
+            config,
+            self._state,
+            question_weights(votes, rollout.questions, config),
         )
         self._note(
             {

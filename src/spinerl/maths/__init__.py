@@ -3,7 +3,7 @@
 Shapes: P questions, G responses, B = P*G rows, T response tokens, N selected tokens, V vocabulary.
 """
 
-from spinerl.maths.advantages import group_advantages
+from spinerl.maths.advantages import entropic_advantages, group_advantages, pass_k_advantages
 from spinerl.maths.band import band_edges, band_penalty, blend_edges, median_mad_edges
 from spinerl.maths.confidence import VOTE_WEIGHTS, mean_certainty, mean_probability
 from spinerl.maths.controls import SELECTORS, low_entropy_mask, random_mask
@@ -14,7 +14,7 @@ from spinerl.maths.logprobs import kept_log_mass, log_distribution, pick_logprob
 from spinerl.maths.losses import clipped_surrogate, exact_kl, sampled_kl
 from spinerl.maths.mismatch import importance_weights, mismatch_figures
 from spinerl.maths.novelty import consensus_scores, novelty_scores
-from spinerl.maths.order import nearest_first
+from spinerl.maths.order import nearest_first, sift_order
 from spinerl.maths.reduce import masked_mean, share_weights, term_weights
 from spinerl.maths.responses import low_entropy_reward, response_means, row_means, self_certainty, self_certainty_reward
 from spinerl.maths.variants import budget_weights, cispo_surrogate, nll_surrogate, sequence_surrogate
@@ -33,6 +33,7 @@ __all__ = [
     "cispo_surrogate",
     "clipped_surrogate",
     "consensus_scores",
+    "entropic_advantages",
     "entropy_advantages",
     "entropy_histogram",
     "exact_kl",
@@ -53,6 +54,7 @@ __all__ = [
     "nll_surrogate",
     "novelty_scores",
     "otsu_mask",
+    "pass_k_advantages",
     "pick_logprobs",
     "prefix_tree_advantages",
     "random_mask",
@@ -64,6 +66,7 @@ __all__ = [
     "sequence_surrogate",
     "shannon_entropies",
     "share_weights",
+    "sift_order",
     "term_weights",
     "token_figures",
     "top_entropy_mask",
