@@ -215,7 +215,8 @@ def test_every_method_is_either_honoured_or_refused():
         except InputError:
             refused.add(name)
     fine_tuning = {"lmsi", "sealong", "roirl", "upft"}  # they reuse responses
-    assert refused == {"ettrl-etmr", "evol", "self-certainty", "cat", "grpo-gold", "none", "spine-memory"} | fine_tuning
+    others = {"ettrl-etmr", "evol", "self-certainty", "cat", "grpo-gold", "none", "spine-memory", "ttc-rl"}
+    assert refused == others | fine_tuning
 
 
 def test_adapters_are_to_be_merged_first(tmp_path):

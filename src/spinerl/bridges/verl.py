@@ -191,8 +191,8 @@ def freeze_step(
             raise RunError("anchor.weight is set, but verl ran no reference model: export the recipe again")
         _, anchor_logprobs, _ = trained_rows(replace(rollout, logprobs=anchor_logprobs), config)
         scorer = partial(_looked_up, anchor_logprobs)
-    weights = question_weights(votes, rollout.questions, config)
-    targets, state = freeze_targets(scorer, batch, rewards, old_logprobs, entropies, config, state, weights)
+    of_questions = question_weights(votes, rollout.questions, config)
+    targets, state = freeze_targets(scorer, batch, rewards, old_logprobs, entropies, config, state, of_questions)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     difference, most = mismatch.get("mismatch/logprob_diff", 0.0), config.vllm.max_mismatch
     if not difference <= most:
