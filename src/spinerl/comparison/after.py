@@ -31,7 +31,7 @@ from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
 from spinerl.scoring import judge
 from spinerl.types import GoldTable, Question
-from spinerl.workload import Observer, stopping
+from spinerl.workload import Observer, fitting, stopping
 
 __all__ = ["ask_afterwards"]
 
@@ -89,6 +89,7 @@ class _Asked:
         rendered = render_all(
             data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
         )
+        rendered, _ = fitting(loaded, rendered, config)  # the run has said what it leaves out
         most = config.eval.max_questions or len(rendered.questions)
         self.loaded, self.config = stopping(loaded, config), config
         self.questions: Sequence[Question] = rendered.questions[:most]
