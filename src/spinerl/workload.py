@@ -154,8 +154,8 @@ def fitting(loaded: LoadedModel, rendered: Rendered, config: Config) -> tuple[Re
         raise InputError(
             f"model={config.model.name}: its context has {loaded.context} tokens, and the shortest of {len(prompts)} "
             f"prompts {min(map(len, prompts))}, which leaves fewer than {found.least} for a response; shorten the "
-            f"prompts (prompt.examples, prompt.instruction), lower rollout.max_new_tokens={most}, or choose a model with "
-            "a longer context"
+            f"prompts (prompt.examples, prompt.instruction), lower rollout.max_new_tokens={most}, or choose a model "
+            "with a longer context"
         )
     notes = [] if found.note is None else [found.note]
     if found.skipped:

@@ -181,10 +181,15 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     config, _ = whole_model(config)
-    tokenizer = open_pretrained(AutoTokenizer.from_pretrained, config)
-    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+    tokenizer = None
+    try:
+        tokenizer = open_pretrained(AutoTokenizer.from_pretrained, config, "its tokenizer")
+    except InputError:
+        if find_file(resolve_name(config.name), "tokenizer.json", config.revision) is not None:
+            raise
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         raise InputError(
-            f"model={config.name}: its tokenizer has no tokens but special ones; is tokenizer.json missing? Copy the "
+            f"model={config.name}: it has no tokenizer.json, and no tokenizer can be made of its other files; copy the "
             "tokenizer's files into the model's folder"
         )
     return tokenizer
@@ -200,6 +205,16 @@ def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> Loa
     allowed; MissingExtraError for adapters without peft.
     """
     config, adapters = whole_model(config)
+    try:
+        return _load_whole(config, settings, adapters)
+    except InputError as error:
+        if not adapters or adapters[0] in str(error):
+            raise
+        raise InputError(f"the adapters in {adapters[0]} belong to {config.name}: {error}") from None
+
+
+def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Sequence[str]) -> LoadedModel:
+    """`load_model` once it is known which model and whose adapters."""
     device = torch.device(pick_device(config.device))
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -228,11 +243,12 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
     with no_tables():
         if "quantization_config" not in described:  # packed weights have shapes of their own
             with torch.device("meta"):
-                empty = open_pretrained(partial(_build, loader, architecture), config)
+                empty = open_pretrained(partial(_build, loader, architecture), config, "the model of its config.json")
             check_shapes(empty, shapes, config)
         model, info = open_pretrained(
             loader.from_pretrained,
             config,
+            "",
             dtype=dtype,
             use_safetensors=True,
             attn_implementation=None if config.attention == "auto" else config.attention,
@@ -258,7 +274,7 @@ def open_settings(config: ModelConfig, num_tensors: int | None = None) -> Any:
     file = find_file(resolve_name(config.name), "config.json", config.revision)
     if file is not None:
         check_settings(read_json(file), file, num_tensors)  # before transformers counts up its layers
-    return open_pretrained(AutoConfig.from_pretrained, config)
+    return open_pretrained(AutoConfig.from_pretrained, config, "its config.json")
 
 
 def wrap_model(
@@ -277,8 +293,8 @@ def wrap_model(
     broken = not_finite(model.named_parameters())
     if broken:
         raise InputError(
-            f"model={config.name}: {len(broken)} of its weights hold NaN or infinite numbers: {listed(broken)}; the "
-            "model has diverged, or its files are damaged: take an earlier one"
+            f"model={config.name}: NaN or infinite numbers in {len(broken)} of its weights: {listed(broken)}; it has "
+            "diverged, or its files are damaged: take an earlier one"
         )
     model.eval()
     if config.gradient_checkpointing:
@@ -292,7 +308,8 @@ def wrap_model(
     settings, vision = settings or EngineConfig(), None
     if reads_images(model.config):
         share = "shared-images" not in settings.disable
-        vision = open_pretrained(partial(Vision, model, max_pixels=config.image_pixels, share=share), config)
+        read = partial(Vision, model, max_pixels=config.image_pixels, share=share)
+        vision = open_pretrained(read, config, "its processor")
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
     loaded = LoadedModel(model, tokenizer, end_ids, 0, model.device, vision, settings=settings)
@@ -399,10 +416,10 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def open_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
+def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options: Any) -> Any:
     """What a `from_pretrained` of transformers gives for a model by its name; InputError for what it cannot open.
 
-    Whatever it raises is a fault of the files: they were written by others, and it reads them.
+    Whatever it raises is a fault of the files: they were written by others, and it reads them.  `what` names the part.
     """
     source = resolve_name(config.name)
     try:
@@ -415,9 +432,11 @@ def open_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
     except SpinerlError:
         raise
     except Exception as error:
-        reason = fault_in(source) or " ".join(str(error).split())[:300] or type(error).__name__
-        if "trust_remote_code" in reason:
+        said = " ".join(str(error).split())[:300]
+        explained = isinstance(error, OSError | ValueError | ImportError) and said
+        reason = fault_in(source) or (said if explained else f"{type(error).__name__}: {said}")
+        if "trust_remote_code" in str(error):
             reason = "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
         elif "safetensors" in reason:
             reason += " (only safetensors weights are read: they cannot run code)"
-        raise InputError(f"model={config.name} could not be loaded: {reason}") from error
+        raise InputError(f"model={config.name}{what and f': {what}'} could not be loaded: {reason}") from error

@@ -75,12 +75,18 @@ class Optimizer:
                 f"the gradient norm is {norm}: stopped before the update; lower optim.lr (now {self._config.lr:g}) "
                 "or use model.dtype=float32"
             )
-        self._adamw.step()
-        self._scheduler.step()
-        if held and not bool(torch.nn.utils.get_total_norm(held, math.inf).isfinite()):
+        try:
+            self._adamw.step()
+            finite = not held or bool(torch.nn.utils.get_total_norm(held, math.inf).isfinite())
+        except RuntimeError as error:  # a step so large that it is no float32
+            if "overflow" not in str(error):
+                raise
+            finite = False
+        if not finite:
             raise NonFiniteError(
                 f"the update left weights that are not finite; lower optim.lr (now {self._config.lr:g})"
             )
+        self._scheduler.step()
         with torch.no_grad():
             for parameter, master in zip(self._parameters, self._masters, strict=True):
                 if parameter is not master:

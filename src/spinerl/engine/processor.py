@@ -31,4 +31,6 @@ def load_processor(config: ModelConfig) -> Processor | None:
     settings = open_settings(config)
     if not reads_images(settings):
         return None
-    return open_pretrained(partial(Processor, settings.model_type, max_pixels=config.image_pixels), config)
+    return open_pretrained(
+        partial(Processor, settings.model_type, max_pixels=config.image_pixels), config, "its processor"
+    )

@@ -87,7 +87,8 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read: {_fault(file) or _one_line(error)}") from None
+        reason = _fault(file) or f"it is no JSON ({_one_line(error)}); download it again"
+        raise InputError(f"{file} cannot be read: {reason}") from None
     return found
 
 
@@ -179,13 +180,12 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], config: ModelC
             f"model={config.name}: {_count(mismatched, 'tensor')} of the weights {_have(mismatched)} another shape "
             f"than config.json describes: {listed(mismatched)}; {_OTHERS}"
         )
-    missing = sorted(info["missing_keys"])
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
+        advice = _OTHERS if unexpected else "download the model again: random numbers are no substitute"
         raise InputError(
-            f"model={config.name}: the weights lack {_count(missing, 'tensor')}: {listed(missing)}; download the model "
-            "again, or correct its config.json: random numbers are no substitute"
+            f"model={config.name}: the weights lack {_count(missing, 'tensor')}: {listed(missing)}; {advice}"
         )
-    unexpected = sorted(info["unexpected_keys"])
     if not unexpected:
         return ()
     owners = {
@@ -275,14 +275,20 @@ def _fault(file: Path) -> str | None:
 
 
 def fault_in(folder: str) -> str | None:
-    """The first file of a folder that is empty or a pointer of git-lfs, and which; None without one."""
+    """What is wrong with the first file of a folder that is empty, a pointer of git-lfs, or JSON that is none; None
+    where no file gives itself away, and for a hub name."""
     if not Path(folder).is_dir():
         return None
     for file in sorted(Path(folder).iterdir()):
-        if file.is_file() and (file.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja")):
+        if file.is_file() and file.suffix in (".json", ".model", ".txt"):
             reason = _fault(file)
             if reason is not None:
                 return f"{file.name}: {reason}"
+            if file.suffix == ".json":
+                try:
+                    read_json(file)
+                except InputError as error:
+                    return str(error)
     return None
 
 
