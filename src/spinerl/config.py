@@ -197,7 +197,11 @@ class RolloutConfig(_Section):
         description="passes over the questions that learn from the same responses; 1: each step samples its own; 0: "
         "all responses are sampled once, before step 1",
     )
-    max_new_tokens: int = Field(default=1024, ge=1, description="a longer response is truncated (tokens)")
+    max_new_tokens: int = Field(
+        default=1024,
+        ge=1,
+        description="a longer response is truncated (tokens); so is one that would leave the model's context",
+    )
     stop: list[str] = Field(default=[], description="texts that end a response where they appear")
     stop_at_next: bool = Field(
         default=True,

@@ -20,10 +20,10 @@ from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.engine.weights import (
     check_loaded,
     check_settings,
-    check_shapes,
     fault_in,
     find_file,
     listed,
+    no_larger_than,
     no_tables,
     not_finite,
     read_json,
@@ -240,15 +240,10 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
     shapes = read_shapes(weight_files(config, source, described))
     architecture = open_settings(config, len(shapes))
     loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
-    with no_tables():
-        if "quantization_config" not in described:  # packed weights have shapes of their own
-            with torch.device("meta"):
-                empty = open_pretrained(partial(_build, loader, architecture), config, "the model of its config.json")
-            check_shapes(empty, shapes, config)
+    with no_tables(), no_larger_than(shapes, config, packed="quantization_config" in described):
         model, info = open_pretrained(
             loader.from_pretrained,
             config,
-            "",
             dtype=dtype,
             use_safetensors=True,
             attn_implementation=None if config.attention == "auto" else config.attention,
@@ -256,12 +251,6 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
             ignore_mismatched_sizes=True,  # which are refused by name
         )
     return model, check_loaded(model, info, config)
-
-
-def _build(loader: Any, architecture: Any, _: str, *, revision: str, trust_remote_code: bool) -> PreTrainedModel:
-    """A model without weights, for its shapes."""
-    del revision  # it was that of the architecture
-    return loader.from_config(architecture, trust_remote_code=trust_remote_code)
 
 
 def open_settings(config: ModelConfig, num_tensors: int | None = None) -> Any:

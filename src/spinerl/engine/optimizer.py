@@ -10,6 +10,7 @@ import torch
 from transformers import get_scheduler
 
 from spinerl.config import OptimConfig
+from spinerl.engine.weights import all_finite
 from spinerl.errors import InputError, NonFiniteError
 
 __all__ = ["Optimizer"]
@@ -77,7 +78,7 @@ class Optimizer:
             )
         try:
             self._adamw.step()
-            finite = not held or bool(torch.nn.utils.get_total_norm(held, math.inf).isfinite())
+            finite = all_finite(held)
         except RuntimeError as error:  # a step so large that it is no float32
             if "overflow" not in str(error):
                 raise

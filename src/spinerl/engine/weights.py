@@ -22,12 +22,13 @@ from spinerl.errors import InputError
 
 __all__ = [
     "Shapes",
+    "all_finite",
     "check_loaded",
     "check_settings",
-    "check_shapes",
     "fault_in",
     "find_file",
     "listed",
+    "no_larger_than",
     "no_tables",
     "not_finite",
     "pickled",
@@ -43,6 +44,7 @@ PICKLES = "only safetensors weights are read: pickles can run code"
 _OTHERS = "config.json and weights are of different models"
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SOME = 10**7  # parameters that a model may lack in its files and still be worth the memory to name them
 _LFS = b"version https://git-lfs"
 _LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"}
 _SIZES = _LAYERS | {
@@ -149,23 +151,33 @@ def read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_shapes(model: torch.nn.Module, shapes: Shapes, config: ModelConfig) -> None:
-    """InputError where a model, built without memory (meta device), has other shapes than its weights, or is so much
-    larger than they are that filling the rest would cost memory before it is refused."""
-    expected = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
-    wrong = [name for name in expected if shapes.get(name, expected[name]) != expected[name]]
-    if wrong:
-        first = wrong[0]
-        raise InputError(
-            f"model={config.name}: {_count(wrong, 'tensor')} of the weights {_have(wrong)} another shape than "
-            f"config.json describes: {first} is {_shown(shapes[first])}, not {_shown(expected[first])}; {_OTHERS}"
-        )
+@contextmanager
+def no_larger_than(shapes: Shapes, config: ModelConfig, packed: bool = False) -> Iterator[None]:
+    """Inside, a model that is built without memory (meta device) may have twice the parameters that its weights hold,
+    and some; InputError for more, before filling what is missing would cost memory.
+
+    Args:
+        packed: whether a number of the weights stands for several (quantized ones).
+    """
     held = sum(map(_numel, shapes.values()))
-    wanted = sum(parameter.numel() for parameter in model.parameters())
-    if wanted > 2 * held + 10**7:
-        raise InputError(
-            f"model={config.name}: config.json describes {wanted:,} parameters, the weights hold {held:,}; {_OTHERS}"
-        )
+    most = (16 if packed else 2) * held + _SOME
+    total = 0
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal total
+        if parameter is not None and parameter.is_meta:
+            total += parameter.numel()
+            if total > most:
+                raise InputError(
+                    f"model={config.name}: config.json describes a model far larger than its weights ({held:,} numbers): "
+                    f"{type(module).__name__}.{name} is {_shown(parameter.shape)}; {_OTHERS}"
+                )
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)  # pyright: ignore
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
@@ -174,11 +186,12 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], config: ModelC
     Weights that the model has no use for are refused where config.json must be of another model: more layers than it
     describes, another tensor of a layer it has.  Of others there is a line in what is returned.
     """
-    mismatched = sorted(name for name, *_ in info["mismatched_keys"])
+    mismatched = sorted(info["mismatched_keys"])
     if mismatched:
+        name, held, described = mismatched[0]
         raise InputError(
             f"model={config.name}: {_count(mismatched, 'tensor')} of the weights {_have(mismatched)} another shape "
-            f"than config.json describes: {listed(mismatched)}; {_OTHERS}"
+            f"than config.json describes: {name} is {_shown(held)}, not {_shown(described)}; {_OTHERS}"
         )
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
@@ -201,15 +214,22 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], config: ModelC
     return (f"model={config.name}: {_count(unexpected, 'tensor')} of the weights not used: {listed(unexpected)}",)
 
 
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no tensor holds a NaN or an infinity."""
+    found = [_is_finite(tensor) for tensor in tensors if tensor.dtype in _FLOATS and tensor.numel()]
+    return not found or bool(torch.stack(found).all())
+
+
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
     """The names of the tensors that hold a NaN or an infinity."""
-    found = []
-    for name, tensor in tensors:
-        if tensor.dtype in _FLOATS and tensor.numel():
-            low, high = tensor.detach().aminmax()  # a NaN is both
-            if not bool(low.isfinite() & high.isfinite()):
-                found.append(name)
-    return found
+    named = list(tensors)
+    if all_finite(tensor for _, tensor in named):
+        return []
+    return [name for name, tensor in named if not all_finite([tensor])]
+
+
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.stack(tensor.detach().aminmax()).isfinite().all()  # of a NaN, both are NaN
 
 
 @contextmanager
@@ -305,11 +325,11 @@ def _has_own(module: torch.nn.Module) -> bool:
     return next(iter(module.parameters(recurse=False)), None) is not None
 
 
-def _count(names: Sequence[str], what: str) -> str:
+def _count(names: Sequence[Any], what: str) -> str:
     return f"{len(names)} {what}{'s' * (len(names) != 1)}"
 
 
-def _have(names: Sequence[str]) -> str:
+def _have(names: Sequence[Any]) -> str:
     return "has" if len(names) == 1 else "have"
 
 
