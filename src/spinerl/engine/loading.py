@@ -18,6 +18,7 @@ from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.context import context_length
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.engine.weights import (
+    Shapes,
     check_loaded,
     check_settings,
     fault_in,
@@ -41,6 +42,7 @@ __all__ = [
     "LoadedModel",
     "Sampler",
     "fingerprint",
+    "held_weights",
     "load_model",
     "load_tokenizer",
     "open_pretrained",
@@ -232,12 +234,7 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
     """A whole model from its folder or hub name, every weight of it from its files, and what is worth a line."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    source = resolve_name(config.name)
-    file = find_file(source, "config.json", config.revision)
-    if file is None:
-        open_settings(config)  # says why
-    described = read_json(file) if file is not None else {}
-    shapes = read_shapes(weight_files(config, source, described))
+    described, shapes = held_weights(config)
     architecture = open_settings(config, len(shapes))
     loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
     with no_tables(), no_larger_than(shapes, config, packed="quantization_config" in described):
@@ -251,6 +248,19 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
             ignore_mismatched_sizes=True,  # which are refused by name
         )
     return model, check_loaded(model, info, config)
+
+
+def held_weights(config: ModelConfig) -> tuple[dict[str, Any], Shapes]:
+    """A whole model's config.json and the shapes of its weights, from headers only.
+
+    InputError for weights that are missing, damaged or not safetensors.
+    """
+    source = resolve_name(config.name)
+    file = find_file(source, "config.json", config.revision)
+    if file is None:
+        open_settings(config)  # says why
+    described = read_json(file) if file is not None else {}
+    return described, read_shapes(weight_files(config, source, described))
 
 
 def open_settings(config: ModelConfig, num_tensors: int | None = None) -> Any:

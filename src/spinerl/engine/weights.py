@@ -169,8 +169,8 @@ def no_larger_than(shapes: Shapes, config: ModelConfig, packed: bool = False) ->
             total += parameter.numel()
             if total > most:
                 raise InputError(
-                    f"model={config.name}: config.json describes a model far larger than its weights ({held:,} numbers): "
-                    f"{type(module).__name__}.{name} is {_shown(parameter.shape)}; {_OTHERS}"
+                    f"model={config.name}: config.json describes a model far larger than its weights ({held:,} "
+                    f"numbers): {type(module).__name__}.{name} is {_shown(parameter.shape)}; {_OTHERS}"
                 )
 
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)  # pyright: ignore
