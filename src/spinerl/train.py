@@ -153,7 +153,8 @@ class _Session:
             except NonFiniteError as error:
                 # Logits are of the weights that the step before left; all else is of the step itself.
                 blamed = f"after step {self._done}" if isinstance(error, DivergedError) else f"in step {self._done + 1}"
-                why = f"{blamed}, {error}"
+                advice = f"; lower optim.lr (now {self._config.optim.lr:g})" if "optim.lr" not in str(error) else ""
+                why = f"{blamed}, {error}{advice}"
                 if self._guard is None or not self._guard.rescues(why):
                     raise type(error)(why) from None
                 self._last = self._done

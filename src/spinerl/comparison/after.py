@@ -68,6 +68,8 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
             for other in after["elsewhere"]:
                 observer.phase(other["role"], 0)
                 there = _Asked(loaded, Config.model_validate(other["config"]), prints)
+                for note in there.notes:
+                    observer.note(f"{other['name']}: {note}")
                 result = evaluate(
                     loaded, there.questions, there.prompts, there.gold, there.config, equivalence, observer.tokens
                 )
@@ -89,7 +91,7 @@ class _Asked:
         rendered = render_all(
             data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
         )
-        rendered, _ = fitting(loaded, rendered, config)  # the run has said what it leaves out
+        rendered, self.notes = fitting(loaded, rendered, config)
         most = config.eval.max_questions or len(rendered.questions)
         self.loaded, self.config = stopping(loaded, config), config
         self.questions: Sequence[Question] = rendered.questions[:most]

@@ -31,7 +31,7 @@ from spinerl.engine.weights import (
     read_shapes,
     weight_files,
 )
-from spinerl.errors import InputError, SpinerlError
+from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, Question, Rollout
 
@@ -419,6 +419,7 @@ def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options:
     """What a `from_pretrained` of transformers gives for a model by its name; InputError for what it cannot open.
 
     Whatever it raises is a fault of the files: they were written by others, and it reads them.  `what` names the part.
+    RunError where memory is not enough.
     """
     source = resolve_name(config.name)
     try:
@@ -432,6 +433,11 @@ def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said:
+            raise RunError(
+                f"model={config.name} does not fit into memory ({said or 'out of memory'}); choose a smaller one, or "
+                "model.dtype=bfloat16"
+            ) from error
         explained = isinstance(error, OSError | ValueError | ImportError) and said
         reason = fault_in(source) or (said if explained else f"{type(error).__name__}: {said}")
         if "trust_remote_code" in str(error):

@@ -344,7 +344,7 @@ def _num_sampled(steps: Sequence[_Step]) -> int:
     logprobs = torch.cat([step.logprobs for step in steps])
     number, finite = torch.stack([active.sum(), (logprobs.isfinite() | ~active).all()]).tolist()
     if not finite:
-        raise DivergedError("the model's logits are not finite numbers: its weights have diverged; lower optim.lr")
+        raise DivergedError("the model's logits are not finite numbers: its weights have diverged")
     return number
 
 

@@ -152,7 +152,7 @@ class VllmSampler:
         truncate = None if seed is None else truncation_of(rollout, loaded)
         logprobs, entropies, log_mass = score_with_mass(loaded, batch, record.mask, self._config.optim, truncate)
         if not logprobs.isfinite().all():
-            raise DivergedError("the model's logits are not finite numbers: its weights have diverged; lower optim.lr")
+            raise DivergedError("the model's logits are not finite numbers: its weights have diverged")
         texts = loaded.texts([response.tokens for response in responses])
         record = replace(record, logprobs=logprobs.float(), entropies=entropies.float(), texts=texts)
         if truncate is not None:

@@ -300,7 +300,7 @@ def fault_in(folder: str) -> str | None:
     if not Path(folder).is_dir():
         return None
     for file in sorted(Path(folder).iterdir()):
-        if file.is_file() and file.suffix in (".json", ".model", ".txt"):
+        if file.is_file() and (file.suffix in (".json", ".model") or file.name in ("vocab.txt", "merges.txt")):
             reason = _fault(file)
             if reason is not None:
                 return f"{file.name}: {reason}"
