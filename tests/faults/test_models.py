@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from spinerl.comparison.forcing import forced_responses
 from spinerl.config import RolloutConfig, load_config
 from spinerl.data import resolve
 from spinerl.engine.adapters import add_adapters, save_adapters
@@ -632,6 +633,34 @@ def test_responses_end_where_the_context_does(tmp_path, architecture):
         assert not found.finished_mask.any()
     with pytest.raises(InputError, match="a prompt of 32 tokens leaves nothing for a response"):
         greedy_responses(loaded, questions[:1], ((7,) * 32,), rollout)
+
+
+class OtherSampler:
+    """Another sampler, which only takes down how many tokens it may sample."""
+
+    def respond(self, *args):
+        self.limits = list(args[6])
+
+
+def test_another_sampler_is_given_no_more_than_the_context(tmp_path):
+    loaded = load_model(load_config(overrides=[f"model={small_context('llama', tmp_path / 'm', 32)}"]).model)
+    other = OtherSampler()
+    loaded = replace(loaded, sampler=other)
+    questions, prompts = (Question("a", "a"), Question("b", "b")), ((7,) * 20, (9,) * 31)
+    for limits, given in ((None, [12, 1]), ([5, 5], [5, 1])):
+        sample_responses(loaded, questions, prompts, 2, RolloutConfig(max_new_tokens=16), ("c",), limits=limits)
+        assert other.limits == given
+    greedy_responses(loaded, questions, prompts, RolloutConfig(max_new_tokens=16))
+    assert other.limits == [12, 1]
+
+
+def test_a_forced_budget_ends_with_the_context(tmp_path):
+    """Learned positions: one token more would crash.  The answer keeps its tokens."""
+    loaded = load_model(load_config(overrides=[f"model={small_context('gpt2', tmp_path / 'm', 64)}"]).model)
+    ((_, _, num_tokens),) = forced_responses(
+        loaded, (Question("a", "a"),), ((7,) * 20,), RolloutConfig(), 500, " Wait", " So", 5
+    )
+    assert 30 <= num_tokens <= 64 - 20 - 3
 
 
 def test_prompts_that_all_fill_the_context_are_refused(tmp_path, capsys):
