@@ -8,6 +8,7 @@ what is wrong, and no weight is ever filled with random numbers.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -235,15 +236,15 @@ def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def no_tables() -> Iterator[None]:
     """Inside, transformers prints no progress and no table of weights: what is wrong with them is said in one line."""
-    from transformers.utils import logging
+    from transformers.utils import logging as own
 
-    logging.disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
-    before = logging.get_verbosity()
-    logging.set_verbosity(max(before, logging.ERROR))
+    own.disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
+    before = own.get_verbosity()
+    own.set_verbosity(max(before, logging.ERROR))
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        own.set_verbosity(before)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
