@@ -212,7 +212,11 @@ class RolloutConfig(_Section):
         description="passes over the questions that learn from the same responses; 1: each step samples its own; 0: "
         "all responses are sampled once, before step 1",
     )
-    max_new_tokens: int = Field(default=1024, ge=1, description="a longer response is truncated (tokens)")
+    max_new_tokens: int = Field(
+        default=1024,
+        ge=1,
+        description="a longer response is truncated (tokens); so is one that would leave the model's context",
+    )
     stop: list[str] = Field(default=[], description="texts that end a response where they appear")
     stop_at_next: bool = Field(
         default=True,
@@ -785,21 +789,23 @@ def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
     return f"{name} {', '.join(bounds)}".strip()
 
 
-def profile_of(model_name: str) -> str:
+def profile_of(model_name: str, depth: int = 8) -> str:
     """The name of a model's profile: the one its folder's config.json gives, else the model's own name.
 
-    A folder of adapters has the profile of the model they belong to.
+    A folder of adapters has the profile of the model they belong to, which may have adapters itself, so many deep.
     """
+    if not depth:
+        return model_name
     for folder in (Path(model_name), Path(model_name) / "model"):
         try:
             base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return profile_of(base) if isinstance(base, str) else model_name
-        except (OSError, ValueError, KeyError, TypeError):
+            return profile_of(base, depth - 1) if isinstance(base, str) else model_name
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         try:
             profile = json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"]
             return profile if isinstance(profile, str) else model_name
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return model_name
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
+    "DivergedError",
     "InputError",
     "MissingExtraError",
     "NonFiniteError",
@@ -38,6 +39,10 @@ class RunError(SpinerlError):
 
 class NonFiniteError(RunError):
     """A loss or gradient is not finite; raised before the optimizer touches the weights."""
+
+
+class DivergedError(NonFiniteError):
+    """A model's outputs are no numbers any more: the update before was one too many."""
 
 
 class CheckpointError(RunError):

@@ -283,10 +283,8 @@ def reference_prompt(
     next one, or the question's own prompt: a base model continues, it does not follow requests.
     """
     tokenizer = anchor.tokenizer
-    positions = (
-        getattr(anchor.model.config.get_text_config(), "max_position_embeddings", None) or config.prompt.max_tokens
-    )
-    limit = max(len(prompt), min(config.prompt.max_tokens, positions - config.rollout.max_new_tokens))
+    context = anchor.context or config.prompt.max_tokens + config.rollout.max_new_tokens
+    limit = max(len(prompt), min(config.prompt.max_tokens, context - config.rollout.max_new_tokens))
     for shown in range(len(texts), -1, -1):
         shows_question = config.prompt.reference_question or not shown
         drafts = "\n\n".join(f"Response {i + 1}: {text}" for i, text in enumerate(texts[:shown]))

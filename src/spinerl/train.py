@@ -26,7 +26,8 @@ from spinerl.engine.backend import backend_of
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
-from spinerl.errors import InputError
+from spinerl.engine.weights import listed, not_finite
+from spinerl.errors import DivergedError, InputError, NonFiniteError
 from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.guard.watch import Guard
 from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
@@ -145,21 +146,36 @@ class _Session:
             self._last = self._guard.begin(self._done, self._last)
 
     def train(self) -> None:
-        """All steps that are left."""
+        """All steps that are left; where numbers stop being finite, the guard may end the run with the best weights.
+
+        Otherwise NonFiniteError names the step.
+        """
+        while self._done < self._last:
+            try:
+                self._advance(self._done + 1)
+            except NonFiniteError as error:
+                # Logits are of the weights that the step before left; all else is of the step itself.
+                blamed = f"after step {self._done}" if isinstance(error, DivergedError) else f"in step {self._done + 1}"
+                advice = f"; lower optim.lr (now {self._config.optim.lr:g})" if "optim.lr" not in str(error) else ""
+                why = f"{blamed}, {error}{advice}"
+                if self._guard is None or not self._guard.rescues(why):
+                    raise type(error)(why) from None
+                self._last = self._done
+
+    def _advance(self, step: int) -> None:
+        """One step, and what is due after it."""
         config, guard = self._config, self._guard
-        step = self._done + 1
-        while step <= self._last:
-            if self._initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
-                self._loaded.model.load_state_dict(self._initial)
-                self._optimizer, self._state = self._new_optimizer(), StepState()
-            self._step(step)
-            if guard is not None:
-                self._last = guard.look(step, self._last)
-            if step == self._last or (config.eval.every and step % config.eval.every == 0):
-                self._evaluate(step)
-            if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == self._last):
-                self._save_checkpoint(step)
-            step += 1
+        if self._initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
+            self._loaded.model.load_state_dict(self._initial)
+            self._optimizer, self._state = self._new_optimizer(), StepState()
+        self._step(step)
+        self._done = step
+        if guard is not None:
+            self._last = guard.look(step, self._last)
+        if step == self._last or (config.eval.every and step % config.eval.every == 0):
+            self._evaluate(step)
+        if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == self._last):
+            self._save_checkpoint(step)
 
     def finish(self) -> None:
         """The guard's outcome, the adapted model and the report."""
@@ -170,6 +186,9 @@ class _Session:
             self._evaluate(outcome.kept_step)
             run.write_manifest({**run.manifest, "guard": asdict(outcome)})
         if config.steps:
+            broken = not_finite(self._loaded.model.named_parameters())
+            if broken:
+                raise NonFiniteError(f"no model is written: weights that are not finite, {listed(broken)}")
             run.write_folder("model", lambda folder: _save(self._loaded, folder, config))
             if learned_nothing(run.path / "model"):
                 folder = run.path / "model"

@@ -13,15 +13,19 @@ from transformers import StopStringCriteria
 
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
-from spinerl.data.prompts import next_question
+from spinerl.data.prompts import Rendered, next_question
 from spinerl.engine.adapters import add_adapters
 from spinerl.engine.capabilities import Capabilities
+from spinerl.engine.context import fit
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.vllm import open_sampler, require_vllm
+from spinerl.errors import InputError
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
 
-__all__ = ["Observer", "Workload", "add_configured_adapters", "open_workload", "stopping"]
+__all__ = ["Observer", "Workload", "add_configured_adapters", "fitting", "open_workload", "stopping"]
+
+_IDS_SHOWN = 5  # of questions left out
 
 
 class Observer(Protocol):
@@ -88,14 +92,22 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     if config.rollout.sampler == "vllm":
         loaded = replace(loaded, sampler=open_sampler(config, loaded))
     loaded = stopping(loaded, config)
-    questions, prompts, num_too_long = render_all(
+    rendered = render_all(
         data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
     )
-    skipped = {**data.skipped, **({"prompt too long": num_too_long} if num_too_long else {})}
-    gold = {q.id: gold[q.id] for q in questions if q.id in gold}
+    skipped = {**data.skipped, **({"prompt too long": rendered.num_too_long} if rendered.num_too_long else {})}
     if observer is not None:
         for reason, count in skipped.items():
             observer.note(f"skipped {count} question{'s' * (count != 1)}: {reason}")
+        for note in loaded.notes:
+            observer.note(note)
+    (questions, prompts, num_left_out), notes = fitting(loaded, rendered, config)
+    if num_left_out:
+        skipped["prompt fills the model's context"] = num_left_out
+    if observer is not None:
+        for note in notes:
+            observer.note(note)
+    gold = {q.id: gold[q.id] for q in questions if q.id in gold}
     facts = {
         "model": {
             "name": config.model.name,
@@ -128,6 +140,42 @@ def add_configured_adapters(loaded: LoadedModel, config: Config) -> None:
     if config.lora.rank and config.steps:
         add_adapters(loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
         loaded.capabilities.clear()
+
+
+def fitting(loaded: LoadedModel, rendered: Rendered, config: Config) -> tuple[Rendered, tuple[str, ...]]:
+    """The questions whose prompts fit into the model's context together with a response (`spinerl.engine.context.fit`),
+    how many do not, and what is worth a line: which those are, and whether responses will be cut short.
+
+    InputError where none fits, or where a prompt has tokens that the model does not know.
+    """
+    questions, prompts, _ = rendered
+    rows, most = loaded.num_embeddings, config.rollout.max_new_tokens
+    for question, prompt in zip(questions, prompts, strict=True):
+        if not prompt or max(prompt) >= rows:
+            what = "no token" if not prompt else f"token {max(prompt)}, and the model knows {rows}"
+            raise InputError(
+                f"model={config.model.name}: the prompt of question {question.id!r} holds {what}; its tokenizer or "
+                "chat template is of another model"
+            )
+    found = fit([len(prompt) for prompt in prompts], most, loaded.context)
+    if questions and not found.kept:
+        raise InputError(
+            f"model={config.model.name}: its context has {loaded.context} tokens, and the shortest of {len(prompts)} "
+            f"prompts {min(map(len, prompts))}, which leaves fewer than {found.least} for a response; shorten the "
+            f"prompts (prompt.examples, prompt.instruction), lower rollout.max_new_tokens={most}, or choose a model "
+            "with a longer context"
+        )
+    notes = [] if found.note is None else [found.note]
+    if found.skipped:
+        ids = [questions[i].id for i in found.skipped]
+        shown = ", ".join(ids[:_IDS_SHOWN]) + (", ..." if len(ids) > _IDS_SHOWN else "")
+        notes.insert(
+            0,
+            f"skipped {len(ids)} question{'s' * (len(ids) != 1)}: of the model's context of {loaded.context} tokens "
+            f"the prompt leaves fewer than {found.least} for a response ({shown})",
+        )
+    kept = Rendered(tuple(questions[i] for i in found.kept), tuple(prompts[i] for i in found.kept), len(found.skipped))
+    return kept, tuple(notes)
 
 
 def stopping(loaded: LoadedModel, config: Config) -> LoadedModel:

@@ -301,7 +301,7 @@ def test_a_model_that_was_sampled_still_learns(tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     config = AutoConfig.for_model(
-        "llama", **sizes, vocab_size=len(tokenizer), max_position_embeddings=24, rope_parameters=rope, eos_token_id=1
+        "llama", **sizes, vocab_size=len(tokenizer), max_position_embeddings=48, rope_parameters=rope, eos_token_id=1
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

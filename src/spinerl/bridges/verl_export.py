@@ -18,13 +18,12 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoConfig
 
 from spinerl.bridges.keys import Loop, check_keys, refuse
 from spinerl.config import Config, PromptConfig, dump_yaml
 from spinerl.data import chat_messages, load_data, render_all, render_text
 from spinerl.engine.adapters import base_of
-from spinerl.engine.loading import load_tokenizer, resolve_name
+from spinerl.engine.loading import load_tokenizer, open_settings, resolve_name
 from spinerl.errors import InputError
 from spinerl.schedule import question_order
 from spinerl.types import Question
@@ -141,7 +140,7 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
         raise InputError(f"model={config.model.name} is a folder of adapters; `spinerl merge` makes it a whole model")
     data, _ = load_data(config.data, answer_kind=config.answer.kind)
     tokenizer = load_tokenizer(config.model)
-    architecture = AutoConfig.from_pretrained(name, trust_remote_code=config.model.trust_remote_code)
+    architecture = open_settings(config.model)
     if hasattr(architecture, "vision_config") or any(question.images for question in data.questions):
         raise InputError("verl's loop is not given images here: `spinerl adapt` trains models that see them")
     rendered = render_all(data.questions, tokenizer, config.prompt, kind=config.answer.kind)

@@ -31,7 +31,7 @@ from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
 from spinerl.scoring import judge
 from spinerl.types import GoldTable, Question
-from spinerl.workload import Observer, stopping
+from spinerl.workload import Observer, fitting, stopping
 
 __all__ = ["ask_afterwards"]
 
@@ -68,6 +68,8 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
             for other in after["elsewhere"]:
                 observer.phase(other["role"], 0)
                 there = _Asked(loaded, Config.model_validate(other["config"]), prints)
+                for note in there.notes:
+                    observer.note(f"{other['name']}: {note}")
                 result = evaluate(
                     loaded, there.questions, there.prompts, there.gold, there.config, equivalence, observer.tokens
                 )
@@ -89,6 +91,7 @@ class _Asked:
         rendered = render_all(
             data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
         )
+        rendered, self.notes = fitting(loaded, rendered, config)
         most = config.eval.max_questions or len(rendered.questions)
         self.loaded, self.config = stopping(loaded, config), config
         self.questions: Sequence[Question] = rendered.questions[:most]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from spinerl.config import RolloutConfig
+from spinerl.engine.context import limits_within
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses
 from spinerl.types import Question
@@ -43,11 +44,17 @@ def forced_responses(
     """(text, truncated, tokens written by the model) per question; cues are in the text and not in the count.
 
     Args:
-        budget: tokens of a response, cues included, before the answer cue; at least 1.
+        budget: tokens of a response, cues included, before the answer cue; at least 1.  Less where the model's context
+            leaves less before the answer.
         answer_tokens: tokens after the answer cue; a response that needs more is truncated.
     """
     cue_ids, answer_ids = (_ids(loaded, text) for text in (cue, answer))
     states = [Forced() for _ in questions]
+    budgets = limits_within(
+        None if loaded.context is None else loaded.context - len(answer_ids) - answer_tokens,
+        prompts,
+        [budget] * len(prompts),
+    )
 
     def ask(chosen: Sequence[int], limit: int) -> list[tuple[list[int], bool]]:
         """(new tokens, whether they end) of the chosen questions' continuations."""
@@ -63,13 +70,13 @@ def forced_responses(
 
     while chosen := [i for i, state in enumerate(states) if not state.done]:
         # One limit for all: greedy tokens do not depend on it, so the surplus of the others is cut off again.
-        limit = max(budget - len(states[i].ids) for i in chosen)
+        limit = max(budgets[i] - len(states[i].ids) for i in chosen)
         for i, (new, ended) in zip(chosen, ask(chosen, limit), strict=True):
-            state, num_left = states[i], budget - len(states[i].ids)
+            state, num_left = states[i], budgets[i] - len(states[i].ids)
             state.cut = len(new) > num_left or not ended
             state.num_tokens += min(len(new), num_left)
             state.ids += new[:num_left] if state.cut else _without_end(new, loaded)
-            state.done = state.cut or len(state.ids) + len(cue_ids) >= budget
+            state.done = state.cut or len(state.ids) + len(cue_ids) >= budgets[i]
             if not state.done:
                 state.ids += cue_ids
     if chosen := [i for i, state in enumerate(states) if state.cut]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +14,23 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from spinerl.config import LoraConfig
+from spinerl.engine.weights import PICKLES, find_file, listed, not_finite, read_json, read_shapes
 from spinerl.errors import InputError, MissingExtraError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adapted_weights", "add_adapters", "base_of", "learned_nothing", "merged", "save_adapters"]
+__all__ = [
+    "adapted_weights",
+    "adapter_folder",
+    "add_adapters",
+    "base_of",
+    "learned_nothing",
+    "merged",
+    "save_adapters",
+]
 
-_CONFIG = "adapter_config.json"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int, *, train_vision: bool = False) -> None:
@@ -59,12 +67,12 @@ def save_adapters(model: PreTrainedModel, folder: Path, base: str) -> None:
     # Saying that embeddings are not adapted keeps peft from asking the hub whether they were resized.
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)  # pyright: ignore[reportArgumentType]
     named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def learned_nothing(folder: Path | str) -> bool:
     """Whether the adapters in a folder change nothing: every second matrix is 0, as before the first update."""
-    file = Path(folder) / "adapter_model.safetensors"
+    file = Path(folder) / _WEIGHTS
     if not file.is_file():
         return False
     with safe_open(file, framework="pt") as tensors:
@@ -72,30 +80,83 @@ def learned_nothing(folder: Path | str) -> bool:
         return bool(seconds) and not any(tensors.get_tensor(name).any() for name in seconds)
 
 
+def adapter_folder(name: str, revision: str | None = None) -> str | None:
+    """The folder of the adapters in a folder or under a hub name; None for a whole model."""
+    file = find_file(name, _CONFIG, revision)
+    if file is None:
+        return None
+    if not Path(name).is_dir():
+        find_file(name, _WEIGHTS, revision)  # next to it, in the hub's cache
+    return str(file.parent)
+
+
 def base_of(folder: str) -> str | None:
     """The model whose adapters are in this folder; None for a folder of a whole model, or a hub name."""
     file = Path(folder) / _CONFIG
     if not file.is_file():
         return None
-    name = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    name = read_json(file).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{file} does not say which model its adapters belong to (base_model_name_or_path)")
     return name
 
 
 def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The model with the adapters of a folder added into its weights: a plain model again."""
+    """The model with the adapters of a folder added into its weights: a plain model again, whose weights are frozen.
+
+    Raises InputError for adapters that are pickles, damaged, incomplete, not finite, or of another model.
+    """
     _require_peft()
     import peft
 
+    held = _held_adapters(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name of transformers that is about to go
+        warnings.simplefilter("ignore")  # what it warns of is checked below, or the business of peft
         try:
             adapted: Any = peft.PeftModel.from_pretrained(model, folder)
-        except (ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"the adapters in {folder} do not fit the model they name: {reason}") from None
+            wanted = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        except Exception as error:  # whatever peft raises is a fault of the files
+            raise InputError(_misfit(folder, " ".join(str(error).split())[:300] or type(error).__name__)) from error
+    missing = sorted(name for name in wanted if name not in held)
+    if missing:
+        raise InputError(
+            f"the adapters in {folder} lack {len(missing)} of their weights: {listed(missing)}; copy them again"
+        )
+    unknown = sorted(name for name in held if ".lora_" in name and name not in wanted)
+    if unknown:
+        raise InputError(_misfit(folder, f"it has no place for {len(unknown)} of their weights: {listed(unknown)}"))
+    broken = not_finite((name, weight) for name, weight in adapted.named_parameters() if ".lora_" in name)
+    if broken:
+        raise InputError(f"the adapters in {folder} hold NaN or infinite numbers: {listed(broken)}; take earlier ones")
     return adapted.merge_and_unload()
+
+
+def _held_adapters(folder: str) -> set[str]:
+    """The names of the weights in a folder of adapters; InputError where they are none that are read."""
+    settings, file = read_json(Path(folder) / _CONFIG), Path(folder) / _WEIGHTS
+    if settings.get("peft_type") != "LORA":
+        raise InputError(f"the adapters in {folder} are of type {settings.get('peft_type')!r}; those read are LORA")
+    if settings.get("megatron_config"):
+        raise InputError(f"the adapters in {folder} name a module to import (megatron_config), which is not done")
+    if not file.is_file():
+        pickle = f", only adapter_model.bin ({PICKLES})" if (Path(folder) / "adapter_model.bin").is_file() else ""
+        raise InputError(
+            f"the adapters in {folder} have no {_WEIGHTS}{pickle}; save them again with peft's save_pretrained"
+        )
+    shapes = read_shapes([file])
+    largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
+    ranks = settings.get("rank_pattern") or {}
+    for rank in (settings.get("r"), *(ranks.values() if isinstance(ranks, dict) else (ranks,))):
+        if not isinstance(rank, int) or not 1 <= rank <= largest:
+            raise InputError(f"{Path(folder) / _CONFIG}: r={rank!r}, and no weight of the adapters is as large as that")
+    return set(shapes)
+
+
+def _misfit(folder: str, reason: str) -> str:
+    return (
+        f"the adapters in {folder} do not fit the model they name ({base_of(folder)}): {reason}; correct "
+        f"base_model_name_or_path in {_CONFIG}, or take the adapters of that model"
+    )
 
 
 def adapted_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -13,10 +13,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
-from spinerl.engine.adapters import base_of, merged
+from spinerl.engine.adapters import adapter_folder, base_of, merged
 from spinerl.engine.capabilities import Capabilities
+from spinerl.engine.context import context_length
 from spinerl.engine.vision import Vision, vision_parameters
-from spinerl.errors import InputError
+from spinerl.engine.weights import (
+    Shapes,
+    check_loaded,
+    check_settings,
+    fault_in,
+    find_file,
+    listed,
+    no_larger_than,
+    no_tables,
+    not_finite,
+    read_json,
+    read_shapes,
+    weight_files,
+)
+from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, Question, Rollout
 
@@ -27,9 +42,11 @@ __all__ = [
     "LoadedModel",
     "Sampler",
     "fingerprint",
+    "held_weights",
     "load_model",
     "load_tokenizer",
     "open_pretrained",
+    "open_settings",
     "reads_images",
     "resolve_name",
     "save_model",
@@ -67,7 +84,7 @@ class LoadedModel:
     `vision` is there for models that see images.  `without_adapters` says that this is the model without its adapters
     (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `stop_texts`
     end a response as those of rollout.stop do.  `settings` say what the engine may use, `capabilities` which of its
-    paths suit the model.
+    paths suit the model.  `notes` are worth a line each before anything is done with it.
     """
 
     model: PreTrainedModel
@@ -81,6 +98,7 @@ class LoadedModel:
     stop_texts: tuple[str, ...] = ()
     settings: EngineConfig = field(default_factory=EngineConfig)
     capabilities: Capabilities = field(default_factory=Capabilities, compare=False, repr=False)
+    notes: tuple[str, ...] = ()
 
     def disables(self, part: str) -> bool:
         """Whether `engine.disable` lists this part of the engine."""
@@ -121,6 +139,16 @@ class LoadedModel:
         return tuple(texts)
 
     @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its response together; None: any number."""
+        return context_length(self.model.config)
+
+    @property
+    def num_embeddings(self) -> int:
+        """The number of tokens that a prompt may hold."""
+        return int(self.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
+
+    @property
     def vocab_size(self) -> int:
         """The number of logits per position."""
         head = self.model.get_output_embeddings()
@@ -151,10 +179,22 @@ def resolve_name(name: str) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer; InputError if it cannot be read."""
+    """The model's own tokenizer; InputError if it cannot be read, or knows no token."""
     from transformers import AutoTokenizer
 
-    return open_pretrained(AutoTokenizer.from_pretrained, whole_model(config)[0])
+    config, _ = whole_model(config)
+    tokenizer = None
+    try:
+        tokenizer = open_pretrained(AutoTokenizer.from_pretrained, config, "its tokenizer")
+    except InputError:
+        if find_file(resolve_name(config.name), "tokenizer.json", config.revision) is not None:
+            raise
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise InputError(
+            f"model={config.name}: it has no tokenizer.json, and no tokenizer can be made of its other files; copy the "
+            "tokenizer's files into the model's folder"
+        )
+    return tokenizer
 
 
 def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> LoadedModel:
@@ -162,28 +202,78 @@ def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> Loa
 
     Reads safetensors only.  A folder of adapters gives the model they belong to with them added in.
 
-    Raises InputError for a missing folder, weights in another format, an architecture transformers does not know, or
-    remote code that was not allowed; MissingExtraError for adapters without peft.
+    Raises InputError for a missing folder, weights in another format, damaged, missing, of other shapes than
+    config.json describes, or not finite, an architecture transformers does not know, or remote code that was not
+    allowed; MissingExtraError for adapters without peft.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.utils.logging import disable_progress_bar
-
     config, adapters = whole_model(config)
-    disable_progress_bar()  # reading a local file needs none, and the display owns the terminal
+    try:
+        return _load_whole(config, settings, adapters)
+    except InputError as error:
+        if not adapters or adapters[0] in str(error):
+            raise
+        raise InputError(f"the adapters in {adapters[0]} belong to {config.name}: {error}") from None
+
+
+def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Sequence[str]) -> LoadedModel:
+    """`load_model` once it is known which model and whose adapters."""
     device = torch.device(pick_device(config.device))
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
-    attention = None if config.attention == "auto" else config.attention
-    architecture = open_pretrained(AutoConfig.from_pretrained, config)
-    loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
-    model = open_pretrained(
-        loader.from_pretrained, config, dtype=dtype, use_safetensors=True, attn_implementation=attention
-    )
-    if adapters is not None:
-        model = merged(model, adapters)
+    model, notes = _read_model(config, dtype)
+    for folder in adapters:
+        model = merged(model, folder)
+    if adapters:
+        model.requires_grad_(True)  # a plain model again, which peft has left frozen
     model.to(device)  # pyright: ignore[reportArgumentType]
-    return wrap_model(model, load_tokenizer(config), config, settings)
+    return replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes)
+
+
+def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A whole model from its folder or hub name, every weight of it from its files, and what is worth a line."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    described, shapes = held_weights(config)
+    architecture = open_settings(config, len(shapes))
+    loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
+    with no_tables(), no_larger_than(shapes, config, packed="quantization_config" in described):
+        model, info = open_pretrained(
+            loader.from_pretrained,
+            config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=None if config.attention == "auto" else config.attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are refused by name
+        )
+    return model, check_loaded(model, info, config)
+
+
+def held_weights(config: ModelConfig) -> tuple[dict[str, Any], Shapes]:
+    """A whole model's config.json and the shapes of its weights, from headers only.
+
+    InputError for weights that are missing, damaged or not safetensors.
+    """
+    source = resolve_name(config.name)
+    file = find_file(source, "config.json", config.revision)
+    if file is None:
+        open_settings(config)  # says why
+    described = read_json(file) if file is not None else {}
+    return described, read_shapes(weight_files(config, source, described))
+
+
+def open_settings(config: ModelConfig, num_tensors: int | None = None) -> Any:
+    """The configuration of a whole model (transformers' own class); InputError for one that cannot be a model's.
+
+    `num_tensors`: how many its weights have, if that is known.
+    """
+    from transformers import AutoConfig
+
+    file = find_file(resolve_name(config.name), "config.json", config.revision)
+    if file is not None:
+        check_settings(read_json(file), file, num_tensors)  # before transformers counts up its layers
+    return open_pretrained(AutoConfig.from_pretrained, config, "its config.json")
 
 
 def wrap_model(
@@ -194,10 +284,17 @@ def wrap_model(
 ) -> LoadedModel:
     """A model in memory, where it is and as it is, ready to be adapted; it is put into evaluation mode.
 
-    A model that sees images has its processor opened by `config.name`.  Raises InputError for an encoder-decoder.
+    A model that sees images has its processor opened by `config.name`.  Raises InputError for an encoder-decoder, for
+    weights that are not finite, and for a tokenizer of another model.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise InputError(f"model={config.name} is an encoder-decoder; only causal language models can be adapted")
+    broken = not_finite(model.named_parameters())
+    if broken:
+        raise InputError(
+            f"model={config.name}: NaN or infinite numbers in {len(broken)} of its weights: {listed(broken)}; it has "
+            "diverged, or its files are damaged: take an earlier one"
+        )
     model.eval()
     if config.gradient_checkpointing:
         # It acts in training mode only (`spinerl.engine.update.update`), where dropout must not come with it.
@@ -210,11 +307,39 @@ def wrap_model(
     settings, vision = settings or EngineConfig(), None
     if reads_images(model.config):
         share = "shared-images" not in settings.disable
-        vision = open_pretrained(partial(Vision, model, max_pixels=config.image_pixels, share=share), config)
+        read = partial(Vision, model, max_pixels=config.image_pixels, share=share)
+        vision = open_pretrained(read, config, "its processor")
         for parameter in vision_parameters(model):
             parameter.requires_grad_(config.train_vision)
-    pad_id = pad_id if isinstance(pad_id, int) else 0
-    return LoadedModel(model, tokenizer, end_ids, pad_id, model.device, vision, settings=settings)
+    loaded = LoadedModel(model, tokenizer, end_ids, 0, model.device, vision, settings=settings)
+    pad_id = pad_id if isinstance(pad_id, int) and 0 <= pad_id < loaded.num_embeddings else 0
+    return _of_its_tokenizer(replace(loaded, pad_id=pad_id), config)
+
+
+def _of_its_tokenizer(loaded: LoadedModel, config: ModelConfig) -> LoadedModel:
+    """The model with those of its end tokens that it can write; InputError where its tokenizer is of another model.
+
+    Special tokens past the embeddings are common, in tokenizers that a family of models shares, and do no harm.
+    """
+    rows, tokenizer = loaded.num_embeddings, loaded.tokenizer
+    wrong = []
+    if len(tokenizer) > rows:
+        added = tokenizer.added_tokens_decoder
+        beyond = [i for i in range(rows, len(tokenizer)) if i not in added or not added[i].special]
+        wrong = [token for token in tokenizer.convert_ids_to_tokens(beyond) if token]
+    if wrong:
+        raise InputError(
+            f"model={config.name}: its embeddings have {rows} rows, and its tokenizer {len(tokenizer)} tokens: "
+            f"{len(wrong)} cannot be read ({listed([repr(token) for token in wrong])}); tokenizer and weights are of "
+            "different models"
+        )
+    end_ids = tuple(i for i in loaded.end_ids if 0 <= i < rows)
+    if loaded.end_ids and not end_ids:
+        raise InputError(
+            f"model={config.name}: no response could end, for of {rows} tokens none has the eos_token_id "
+            f"{', '.join(map(str, loaded.end_ids))}; correct generation_config.json"
+        )
+    return replace(loaded, end_ids=end_ids)
 
 
 def reads_images(settings: Any) -> bool:
@@ -232,11 +357,30 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
         loaded.vision.save(folder)
 
 
-def whole_model(config: ModelConfig) -> tuple[ModelConfig, str | None]:
-    """The settings of the whole model, and the folder of adapters to add to it, if the name is one of adapters."""
-    folder = resolve_name(config.name)
-    base = base_of(folder)
-    return (config, None) if base is None else (config.model_copy(update={"name": base}), folder)
+def whole_model(config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The settings of the whole model, and the folders of adapters to add to it, one after the other, if the name is
+    one of adapters.  Those may belong to a model that has adapters itself.
+
+    Raises InputError where their model is missing, or where they belong to themselves.
+    """
+    name, folders = config.name, []
+    while (folder := adapter_folder(resolve_name(name), config.revision)) is not None:
+        if folder in folders:
+            raise InputError(
+                f"model={config.name}: the adapters in {folder} name themselves as their model; correct "
+                "base_model_name_or_path in adapter_config.json"
+            )
+        folders.insert(0, folder)
+        name = base_of(folder)
+        assert name is not None
+        try:
+            resolve_name(name)
+        except InputError as error:
+            raise InputError(
+                f"the adapters in {folder} belong to {name}, which cannot be opened ({error}); correct "
+                "base_model_name_or_path in adapter_config.json"
+            ) from None
+    return (config.model_copy(update={"name": name}) if folders else config), tuple(folders)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -271,19 +415,33 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
-def open_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
-    """What a `from_pretrained` of transformers gives for a model by its name; InputError for what it cannot open."""
+def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options: Any) -> Any:
+    """What a `from_pretrained` of transformers gives for a model by its name; InputError for what it cannot open.
+
+    Whatever it raises is a fault of the files: they were written by others, and it reads them.  `what` names the part.
+    RunError where memory is not enough.
+    """
+    source = resolve_name(config.name)
     try:
         return loader(
-            resolve_name(config.name),
+            source,
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if "trust_remote_code" in reason:
+    except SpinerlError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said:
+            raise RunError(
+                f"model={config.name} does not fit into memory ({said or 'out of memory'}); choose a smaller one, or "
+                "model.dtype=bfloat16"
+            ) from error
+        explained = isinstance(error, OSError | ValueError | ImportError) and said
+        reason = fault_in(source) or (said if explained else f"{type(error).__name__}: {said}")
+        if "trust_remote_code" in str(error):
             reason = "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"
         elif "safetensors" in reason:
             reason += " (only safetensors weights are read: they cannot run code)"
-        raise InputError(f"model={config.name} could not be loaded: {reason}") from None
+        raise InputError(f"model={config.name}{what and f': {what}'} could not be loaded: {reason}") from error

@@ -10,7 +10,8 @@ import torch
 from transformers import get_scheduler
 
 from spinerl.config import OptimConfig
-from spinerl.errors import NonFiniteError
+from spinerl.engine.weights import all_finite
+from spinerl.errors import InputError, NonFiniteError
 
 __all__ = ["Optimizer"]
 
@@ -28,6 +29,8 @@ class Optimizer:
             p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_()
             for p in self._parameters
         ]
+        if not self._parameters:
+            raise InputError("no weight of the model learns: requires_grad is off for all; set it, or give lora.rank")
         self._config = config
         on_cuda = any(p.is_cuda for p in self._masters)
         self._adamw = torch.optim.AdamW(
@@ -62,7 +65,7 @@ class Optimizer:
         """Clip, check and apply the gradient.  Returns its norm before clipping and the learning rate used.
 
         Without any gradient (every advantage 0 and no other term) the weights stay and the schedule moves on.
-        Raises NonFiniteError before the weights change.
+        Raises NonFiniteError before the weights change, or where they are no finite numbers afterwards.
         """
         held = [master for master in self._masters if master.grad is not None]
         lr = float(self._scheduler.get_last_lr()[0])
@@ -73,7 +76,17 @@ class Optimizer:
                 f"the gradient norm is {norm}: stopped before the update; lower optim.lr (now {self._config.lr:g}) "
                 "or use model.dtype=float32"
             )
-        self._adamw.step()
+        try:
+            self._adamw.step()
+            finite = all_finite(held)
+        except RuntimeError as error:  # a step so large that it is no float32
+            if "overflow" not in str(error):
+                raise
+            finite = False
+        if not finite:
+            raise NonFiniteError(
+                f"the update left weights that are not finite; lower optim.lr (now {self._config.lr:g})"
+            )
         self._scheduler.step()
         with torch.no_grad():
             for parameter, master in zip(self._parameters, self._masters, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from spinerl.config import ModelConfig
-from spinerl.engine.loading import open_pretrained, reads_images, whole_model
+from spinerl.engine.loading import open_pretrained, open_settings, reads_images, whole_model
 from spinerl.engine.vision import Vision, read_processor
 from spinerl.types import ImageRef
 
@@ -27,10 +27,10 @@ class Processor(Vision):
 
 def load_processor(config: ModelConfig) -> Processor | None:
     """The processor of the model that this names; None for a model that only reads text.  Raises InputError."""
-    from transformers import AutoConfig
-
     config, _ = whole_model(config)
-    settings = open_pretrained(AutoConfig.from_pretrained, config)
+    settings = open_settings(config)
     if not reads_images(settings):
         return None
-    return open_pretrained(partial(Processor, settings.model_type, max_pixels=config.image_pixels), config)
+    return open_pretrained(
+        partial(Processor, settings.model_type, max_pixels=config.image_pixels), config, "its processor"
+    )

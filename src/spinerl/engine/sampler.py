@@ -20,11 +20,12 @@ from transformers import StopStringCriteria
 
 from spinerl.config import RolloutConfig
 from spinerl.engine.backend import SamplingPath, backend_of
+from spinerl.engine.context import limits_within
 from spinerl.engine.kv_cache import CopyingDecoder, cache_tokens
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampling import Sampled, Truncation, sample, truncation_of, unwritable
 from spinerl.engine.shared_prefix import SharedDecoder
-from spinerl.errors import InputError, NonFiniteError
+from spinerl.errors import DivergedError, InputError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
 
@@ -55,6 +56,7 @@ def sample_responses(
     Log-probabilities and entropies are those of softmax(logits / temperature) before top-k, top-p and min-p, so
     that they equal what a forward pass over the finished text gives; `Rollout.log_mass` says how much of it could be
     sampled.  Tokens that stand for images are never sampled.
+    A response ends, cut off, where the model's context does (`spinerl.engine.context`).
     A sampler of the model's own (`loaded.sampler`) does it all where there is one.
 
     Args:
@@ -66,10 +68,11 @@ def sample_responses(
         keep_activations: whether an update with the same weights follows, which may reuse activations
             (`Rollout.activations`) where the backend keeps them.
 
-    Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and
-    NonFiniteError for a model whose logits are not numbers.
+    Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and for a prompt as
+    long as the context; DivergedError for a model whose logits are not numbers.
     """
     most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
+    most = limits_within(loaded.context, prompts, most)
     if loaded.sampler is not None:
         return loaded.sampler.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
@@ -92,7 +95,7 @@ def greedy_responses(
 
     `on_tokens`, `steps_per_check` and errors as for `sample_responses`.
     """
-    most = [rollout.max_new_tokens] * len(questions)
+    most = limits_within(loaded.context, prompts, [rollout.max_new_tokens] * len(questions))
     if loaded.sampler is not None:
         return loaded.sampler.respond(loaded, questions, prompts, 1, rollout, None, most, on_tokens)
     params = _SamplingParams(1.0, unwritable(loaded), None, False, most)
@@ -336,12 +339,12 @@ class _Loop:
 
 
 def _num_sampled(steps: Sequence[_Step]) -> int:
-    """How many tokens count; NonFiniteError if one was sampled from what is no distribution."""
+    """How many tokens count; DivergedError if one was sampled from what is no distribution."""
     active = torch.cat([step.active for step in steps])
     logprobs = torch.cat([step.logprobs for step in steps])
     number, finite = torch.stack([active.sum(), (logprobs.isfinite() | ~active).all()]).tolist()
     if not finite:
-        raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
+        raise DivergedError("the model's logits are not finite numbers: its weights have diverged")
     return number
 
 

@@ -30,13 +30,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from spinerl.config import Config, RolloutConfig
-from spinerl.engine.adapters import adapted_weights, base_of
-from spinerl.engine.loading import LoadedModel, resolve_name, state_of
+from spinerl.config import Config, ModelConfig, RolloutConfig
+from spinerl.engine.adapters import adapted_weights
+from spinerl.engine.loading import LoadedModel, resolve_name, state_of, whole_model
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.update import score_with_mass
-from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError
+from spinerl.errors import DivergedError, InputError, MissingExtraError, RunError, SpinerlError
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt, Question, Rollout
@@ -118,7 +118,7 @@ class VllmSampler:
         """As `sample_responses`, or greedy where `seed` is None.  Equal seeds give equal responses of one engine on one
         machine, as far as vLLM's batches do not change rounding; other ones than our own sampler's.
 
-        Raises NonFiniteError for a model that has diverged, RunError where vLLM's log-probabilities are not the model's
+        Raises DivergedError for a model that has diverged, RunError where vLLM's log-probabilities are not the model's
         (`vllm.max_mismatch`).
         """
         state = state_of(loaded.model)
@@ -152,7 +152,7 @@ class VllmSampler:
         truncate = None if seed is None else truncation_of(rollout, loaded)
         logprobs, entropies, log_mass = score_with_mass(loaded, batch, record.mask, self._config.optim, truncate)
         if not logprobs.isfinite().all():
-            raise NonFiniteError("the model's logits are not finite numbers: its weights have diverged")
+            raise DivergedError("the model's logits are not finite numbers: its weights have diverged")
         texts = loaded.texts([response.tokens for response in responses])
         record = replace(record, logprobs=logprobs.float(), entropies=entropies.float(), texts=texts)
         if truncate is not None:
@@ -406,10 +406,10 @@ def _check_prompt(prompt: tuple[int, ...], read: Sequence[int] | None) -> None:
 
 def _source(config: Config) -> dict[str, Any]:
     """Where vLLM finds the model that a configuration names; adapters come with the weights."""
-    folder = resolve_name(config.model.name)
     found: dict[str, Any] = {
-        "model": resolve_name(base_of(folder) or folder),
+        "model": resolve_name(whole_model(config.model)[0].name),
         "trust_remote_code": config.model.trust_remote_code,
+        "load_format": "safetensors",
     }
     if config.model.revision:
         found["revision"] = config.model.revision
@@ -419,8 +419,7 @@ def _source(config: Config) -> dict[str, Any]:
 def _longest(config: Config, loaded: LoadedModel) -> int:
     """Tokens of the longest prompt and response that may come."""
     wanted = config.prompt.max_tokens + config.rollout.max_new_tokens
-    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(wanted, most) if isinstance(most, int) else wanted
+    return wanted if loaded.context is None else min(wanted, loaded.context)
 
 
 @contextmanager
@@ -448,13 +447,13 @@ def main(args: Sequence[str] | None = None) -> None:
         if not args or args[0].startswith("-"):
             raise InputError("which model?  python -m spinerl.engine.vllm MODEL [vLLM's arguments]")
         require_vllm()
-        folder = resolve_name(args[0])
-        model = resolve_name(base_of(folder) or folder)
+        model = resolve_name(whole_model(ModelConfig(name=args[0]))[0].name)
     except SpinerlError as error:
         print(f"spinerl: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the address at which workers receive weights
     fixed = ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", _EXTENSION]
+    fixed += ["--load-format", "safetensors"]  # pickles can run code
     if not torch.cuda.is_available():
         on_cpu = {name.replace("_", "-"): value for name, value in _ON_CPU.items()} | {"dtype": "float32"}
         for name, value in on_cpu.items():

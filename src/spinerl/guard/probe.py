@@ -15,6 +15,7 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
+from spinerl.engine.context import fit
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
@@ -100,7 +101,12 @@ def open_probe(
     equivalence: Equivalence,
     perturbed: Sequence[tuple[int, ...]] = (),
 ) -> Probe:
-    """Let the initial model vote, with `guard.samples` responses to each question."""
+    """Let the initial model vote, with `guard.samples` responses to each question.
+
+    A question whose other prompt does not fit into the model's context is asked twice in the same way.
+    """
+    kept = fit([len(prompt) for prompt in perturbed], config.rollout.max_new_tokens, loaded.context).kept
+    perturbed = [prompt if i in kept else prompts[i] for i, prompt in enumerate(perturbed)]
     rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, ("guard",))
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=0)
     first = _first_of_each(rollout, config.rollout.temperature)

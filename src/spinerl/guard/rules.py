@@ -21,6 +21,7 @@ RULES = {
     "unreadable": "fewer and fewer answers can be read",
     "refusals": "the model has begun to refuse",
     "past-peak": "the score has fallen far below its best and stays there",
+    "diverged": "a loss, a gradient, weights or logits are no finite numbers any more",
 }
 
 

@@ -15,6 +15,7 @@ from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
+from spinerl.errors import RunError
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
@@ -76,6 +77,7 @@ class Guard:
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
+        self._diverged: str | None = None  # why the run ended where its numbers were finite no more
 
     def begin(self, done: int, last: int) -> int:
         """Look at the probe questions before step 1; or remember what the files say of the steps up to `done`.
@@ -119,17 +121,32 @@ class Guard:
             self._save(step)
         return last if known else self._last_step(step, last)
 
+    def rescues(self, why: str) -> bool:
+        """Whether a run whose numbers are finite no more may end with the weights of the best look (mode rollback)."""
+        if self._keys.mode != "rollback" or not self._looks:
+            return False
+        self._diverged = why
+        return True
+
     def end(self, step: int) -> GuardOutcome:
-        """Bring the best weights back (mode rollback); `step` is the last one that was made."""
+        """Bring the best weights back (mode rollback); `step` is the last one that was made.
+
+        Raises RunError where the present weights cannot be kept and those of the best look are damaged.
+        """
         kept, broken = step, self._broken
         rule = None if broken is None else broken["rule"]
         if self._keys.mode == "rollback":
             kept = 0 if rule == "no-go" else best_look(self._looks, self._tolerance)["step"]
         wanted = kept
-        lost = wanted < step and not self._restore(wanted)
+        lost = (wanted < step or self._diverged is not None) and not self._restore(wanted)
+        if lost and self._diverged is not None:
+            raise RunError(f"{self._diverged}; the best weights (step {wanted}) are damaged, so no model is written")
         kept = step if lost else wanted
         sentences = []
-        if broken is not None:
+        if self._diverged is not None:
+            rule = "diverged"
+            sentences.append(f"guard: stopped after step {step} (diverged): {self._diverged}.")
+        elif broken is not None:
             did = "stopped" if self._stops else "would have stopped"
             sentences.append(f"guard: {did} after step {broken['step']} ({rule}): {broken['why']}.")
         if lost:
@@ -137,7 +154,7 @@ class Guard:
                 f"The weights of the best look (step {wanted}) are damaged or of another course of an interrupted"
                 " run: those of the last step were kept."
             )
-        elif kept < step or (kept == 0 and self._keys.mode == "rollback"):
+        elif kept < step or self._diverged is not None or (kept == 0 and self._keys.mode == "rollback"):
             sentences.append(self._restored(kept))
         return GuardOutcome(kept, rule, " ".join(sentences) or "guard: nothing to object to.")
 
@@ -170,9 +187,9 @@ class Guard:
     def _restored(self, kept: int) -> str:
         """Which weights were brought back, and why."""
         now, best = self._looks[-1], best_look(self._looks, self._tolerance)
-        if best["step"] != kept or now is best:
-            return "The unadapted model was kept."
         what = f"weights after step {kept} were brought back" if kept else "unadapted model was kept"
+        if best["step"] != kept or now is best:
+            return f"The {what}."
         return (
             f"The {what}: its label-free score is {best['score']:.2f}, that of step {now['step']} {now['score']:.2f}."
         )
