@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 refused input.
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from spinerl import __version__
-from spinerl.config import Config, describe_keys, dump_yaml, load_config
+from spinerl.config import Config, allow_plugins, describe_keys, dump_yaml, load_config
 from spinerl.errors import InputError, SpinerlError
+from spinerl.recipes import split_args
 
 if TYPE_CHECKING:
     from spinerl.evaluation import Evaluation
@@ -37,6 +39,7 @@ app = typer.Typer(
 )
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+_LONGEST_LINE = 4000  # characters of an error
 
 RecipeAndOverrides = Annotated[
     list[str] | None,
@@ -59,6 +62,12 @@ Verbose = Annotated[
 ]
 
 
+AllowPlugins = Annotated[
+    bool,
+    typer.Option("--allow-plugins", help="run the code that the recipe or the run folder names (docs/extending.md)"),
+]
+
+
 @app.command()
 def adapt(
     args: RecipeAndOverrides = None,
@@ -70,6 +79,7 @@ def adapt(
             "--allow-different-numerics", help="resume also where this machine rounds otherwise than the one before"
         ),
     ] = False,
+    allow: AllowPlugins = False,
     _verbose: Verbose = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
@@ -90,6 +100,7 @@ def adapt(
         run, config = None, _config(args)
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
+    config = allow_plugins(config, allow)
     with Display(out, config.steps) as display:
         finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
     _print_result(finished)
@@ -282,6 +293,7 @@ def score(
 def compare_command(
     args: RecipeAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs again whose settings changed")] = False,
+    allow: AllowPlugins = False,
 ) -> None:
     """Run methods side by side, every one on every data set with every seed, and write one table and one page.
 
@@ -293,7 +305,7 @@ def compare_command(
     from spinerl.comparison import compare
 
     try:
-        compare(args or [], out, overwrite)
+        compare(args or [], out, overwrite, allow)
     except KeyboardInterrupt:
         err.print("spinerl: interrupted; the same command continues the comparison", highlight=False)
         raise SystemExit(130) from None
@@ -369,6 +381,7 @@ def export_verl(
     out_folder: Annotated[Path, typer.Option("--out", help="write the job here", metavar="FOLDER")],
     args: RecipeAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the export if there is one")] = False,
+    allow: AllowPlugins = False,
 ) -> None:
     """Write what verl needs to run a recipe on a Ray cluster: questions, settings, command.  docs/scaling.md has more.
 
@@ -379,7 +392,7 @@ def export_verl(
     """
     from spinerl.bridges.verl_export import export
 
-    exported = export(_config(args), out_folder, overwrite=overwrite)
+    exported = export(allow_plugins(_config(args), allow), out_folder, overwrite=overwrite)
     for note in exported.notes:
         out.print(note, markup=False, highlight=False)
     out.print(" ".join(map(shlex.quote, exported.command)), markup=False, highlight=False)
@@ -423,7 +436,7 @@ def config_command(
     if sources:
         from spinerl.sources import list_sources, source_lines
 
-        recipe, overrides = _split_args(args)
+        recipe, overrides = split_args(args)
         sys.stdout.write("\n".join(source_lines(list_sources(config, recipe, overrides))) + "\n")
         return
     sys.stdout.write(dump_yaml(config))
@@ -474,13 +487,30 @@ def version_option(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: every error of ours is one line on standard error."""
     try:
+        if arguments is None:  # this process is ours: Pythons that libraries start import nothing of the working folder
+            os.environ["PYTHONSAFEPATH"] = "1"
+        _check_working_folder()
         app(args=None if arguments is None else list(arguments))
     except SpinerlError as error:
-        err.print(f"spinerl: {error}", style="red", highlight=False, markup=False)
+        err.print(f"spinerl: {_one_line(error)}", style="red", highlight=False, markup=False)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         err.print("spinerl: interrupted; `spinerl adapt --resume RUN` continues a run", highlight=False)
         raise SystemExit(130) from None
+
+
+def _one_line(error: SpinerlError) -> str:
+    """An error's words without what a terminal would take for more than words."""
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"the working folder is gone ({error.strerror}); change to another") from None
 
 
 def _evaluate(model: str, data: str, overrides: Sequence[str]) -> tuple[Evaluation, Config]:
@@ -513,17 +543,7 @@ def _check_writable(*files: Path | None) -> None:
 
 def _config(args: list[str] | None) -> Config:
     """The configuration of `[RECIPE] [KEY=VALUE]...`."""
-    recipe, overrides = _split_args(args)
-    if recipe is not None and not Path(recipe).is_file():
-        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
-    return _resolved(recipe, overrides)
-
-
-def _split_args(args: list[str] | None) -> tuple[str | None, list[str]]:
-    """(recipe, overrides): the first argument without '=' names the recipe."""
-    rest = list(args or [])
-    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
-    return recipe, rest
+    return _resolved(*split_args(args))
 
 
 def _resolved(recipe: Mapping[str, Any] | str | None, overrides: Sequence[str]) -> Config:

@@ -23,9 +23,8 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.tree import tree_responses
 from spinerl.engine.update import score, score_with_mass, update
+from spinerl.hooks import select_tokens, weigh_votes
 from spinerl.maths import (
-    SELECTORS,
-    VOTE_WEIGHTS,
     band_edges,
     batch_advantages,
     blend_edges,
@@ -40,7 +39,6 @@ from spinerl.maths import (
     response_means,
 )
 from spinerl.memory import Memories
-from spinerl.plugins import find
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
@@ -209,8 +207,7 @@ def count_votes(
 
 def vote_weights(rollout: Rollout, voting: VoteConfig) -> list[float]:
     """What each response's vote weighs, by `vote.weights`; at least 0."""
-    weigh = find(VOTE_WEIGHTS, voting.weights, "vote.weights")
-    return weigh(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
+    return weigh_votes(rollout, voting.weights)
 
 
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:
@@ -248,9 +245,7 @@ def freeze_targets(
     `anchor` is the initial model, or a function that scores with it.
     """
     advantages = _advantages(rewards, batch, entropies, config)
-    select = find(SELECTORS, config.forks.selector, "forks.selector")
-    counted = {"num_tokens": config.forks.num_tokens} if config.forks.selector == "first" else {}
-    forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope, **counted)
+    forks = select_tokens(entropies, batch.mask, config.forks)
     # Fine-tuning is a mean over the responses kept: those that count for nothing have no weight either.
     policy_mask = forks & (advantages != 0) if config.loss.form == "nll" else forks
 

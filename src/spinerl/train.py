@@ -29,10 +29,10 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.guard.watch import Guard
-from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
+from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
-from spinerl.plugins import find
-from spinerl.rewards import asked_by, check_reward
+from spinerl.permission import open_code
+from spinerl.rewards import asked_by
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions
@@ -64,9 +64,7 @@ def adapt(
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
     config = resolve(config)
-    check_reward(config.reward)  # a misspelt name is refused now, not after the first evaluation
-    find(SELECTORS, config.forks.selector, "forks.selector")
-    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
+    open_code(config, observer.note)  # a misspelt name is refused now, not after the first evaluation
     if work is None:
         work = open_workload(config, observer)
     if config.reward == "gold" and len(work.gold) < len(work.questions):
@@ -115,6 +113,7 @@ class _Session:
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
         self._endings.see(run.rows("eval.jsonl")[0]["eval/truncated_frac"])
+        self._said_unselected = False
         ids = [question.id for question in work.questions]
         self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
         self._guard = self._new_guard()
@@ -171,6 +170,12 @@ class _Session:
             if learned_nothing(run.path / "model"):
                 folder = run.path / "model"
                 self._observer.note(f"the adapters saved in {folder} learned nothing (all 0): the model is unchanged")
+        rows = run.rows("metrics.jsonl")
+        if num := sum(map(_selected_nothing, rows)):
+            self._observer.note(
+                f"forks.selector={config.forks.selector} selected no token in {num} of {len(rows)} steps "
+                "(fork/fraction is 0 in metrics.jsonl): no response was learned from in them"
+            )
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
@@ -219,6 +224,10 @@ class _Session:
         if not cuts_short(config):
             self._endings.see(metrics["rollout/truncated_frac"])
         observer.step(metrics, self._last)
+        if _selected_nothing(metrics) and not self._said_unselected:
+            self._said_unselected = True
+            num = int(metrics["rollout/num_tokens"])
+            observer.note(f"step {step}: forks.selector={config.forks.selector} selected none of {num} tokens")
 
     def _copy(self) -> LoadedModel:
         assert self._open_again is not None
@@ -325,6 +334,11 @@ def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) ->
     """Greedy answers to a stream's new questions, by the model as it is before it adapts to them."""
     greedy_only = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": 0, "max_questions": 0})})
     return evaluate(chosen.loaded, chosen.questions, chosen.prompts, chosen.gold, greedy_only, equivalence).predictions
+
+
+def _selected_nothing(metrics: Mapping[str, Any]) -> bool:
+    """Whether no token of a step was selected to be trained on, though some were sampled."""
+    return metrics.get("fork/fraction") == 0 and metrics.get("rollout/num_tokens", 0) > 0
 
 
 def _needs_anchor(config: Config) -> bool:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spinerl.errors import InputError
 from spinerl.lines import lines_of, read_text
+from spinerl.recipes import read_recipe
 
 __all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
 
@@ -217,14 +216,9 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if not any((folder / name).is_file() for name in _EVIDENCE):
         raise InputError(f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise InputError(
-            f"{folder} is not a run folder: config.yaml holds {type(config).__name__}, not key: value lines"
-        )
-    return config
+        return read_recipe(path)
+    except InputError as error:
+        raise InputError(f"{folder} is not a run folder: {error}") from None
 
 
 def _read_manifest(path: Path, notes: list[str]) -> Mapping[str, Any]:
