@@ -55,6 +55,7 @@ PLUGIN_KEYS = ("reward", "vote.weights", "forks.selector", "guard.perturbation")
 """Keys that may name a function of the user's own, as `module:function`."""
 
 _MAX_NUMBER = 2**63 - 1
+_MAX_SECTIONS = 32
 
 
 class _Section(BaseModel):
@@ -897,6 +898,8 @@ def parse_override(text: str) -> dict[str, Any]:
     """The layer of one `key=value` override; InputError if it is none."""
     key, value = split_override(text)
     *sections, last = key.split(".")
+    if len(sections) > _MAX_SECTIONS:
+        raise InputError(f"{short(key, bare=True)}: more than {_MAX_SECTIONS} levels of sections")
     layer: dict[str, Any] = {last: value}
     for section in reversed(sections):
         layer = {section: layer}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from spinerl.config import ForksConfig
@@ -55,7 +56,7 @@ def select_tokens(entropies: torch.Tensor, mask: torch.Tensor, keys: ForksConfig
         return select(entropies, mask, keys.fraction, keys.scope, **counted)
     with errors_of("forks.selector", name):
         given = select(entropies.clone(), mask.clone(), keys.fraction, keys.scope)
-        forks = torch.from_numpy(given) if type(given).__module__ == "numpy" and hasattr(given, "__array__") else given
+    forks = torch.from_numpy(given.copy()) if isinstance(given, np.ndarray) and given.dtype == np.bool_ else given
     shape = tuple(mask.shape)
     wanted = f"; it must return a bool tensor of the mask's shape {shape}, True on tokens within the mask"
     if not isinstance(forks, torch.Tensor):
@@ -90,5 +91,5 @@ def ask_differently(question: Question, perturb: Callable[[str], Any], name: str
     except UnicodeEncodeError:
         pass
     raise InputError(
-        f"guard.perturbation={name}{where}: it returned {shown(text)}; it must return a text, not a blank one"
+        f"guard.perturbation={name}{where}: it returned {shown(text)}; it must return a text, and no blank one"
     )

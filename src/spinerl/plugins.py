@@ -201,7 +201,7 @@ def _what(error: BaseException, module: str) -> str:
         words = ""
     kind = type(error).__name__
     if isinstance(error, SystemExit):
-        kind, words = "SystemExit", f"{words}: a plug-in must not end the program" if words else "it ends the program"
+        kind, words = "SystemExit", f"{error.code!r}: a plug-in must not end the program"
     frames = traceback.extract_tb(error.__traceback__)
     file = getattr(sys.modules.get(module), "__file__", None)
     foreign = [frame for frame in frames if not frame.filename.startswith(("<", os.path.dirname(__file__)))]

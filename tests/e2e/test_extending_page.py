@@ -51,7 +51,18 @@ def test_late_forks_are_in_the_second_half(mine):
 def test_the_recipe_runs(tmp_path):
     overrides = ["steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32"]
     with pytest.raises(SystemExit) as ended:
-        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", "guard=off", "eval.samples=0", "threads=1", *overrides])
+        main(
+            [
+                "adapt",
+                "mine.yaml",
+                "--allow-plugins",
+                f"run={tmp_path / 'r'}",
+                "guard=off",
+                "eval.samples=0",
+                "threads=1",
+                *overrides,
+            ]
+        )
     assert not ended.value.code
     finished = RunFolder.open(tmp_path / "r")
     assert finished.config.reward == "mine:cautious"

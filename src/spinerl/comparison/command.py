@@ -42,7 +42,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
         overwrite: whether runs begun with other settings are started again.
         allow: whether the code that recipes name may run (`spinerl.config.allow_plugins`).
     """
-    console = console or Console(soft_wrap=True)
+    console = console or Console(soft_wrap=True, emoji=False)
     comparison = plan(args)
     _open_code(comparison, allow, lambda line: console.print(line, highlight=False, markup=False))
     with _locked(comparison.out):
