@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -885,13 +886,18 @@ def split_override(text: str, example: str = "steps=20 (a recipe file must end i
         return key, value
 
 
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Signs that YAML takes for line ends, or refuses, where they are not escaped."""
+
+
 def override(key: str, value: Any) -> str:
     """`key=value` as the command line has it, whatever the value.
 
     >>> override("rollout.stop", ["###"])
     'rollout.stop=["###"]'
     """
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{key}={_NOT_IN_YAML.sub(lambda found: f'{chr(92)}u{ord(found[0]):04x}', text)}"
 
 
 def parse_override(text: str) -> dict[str, Any]:

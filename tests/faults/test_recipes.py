@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spinerl.config import load_config, read_recipe
+from spinerl.config import dump_yaml, load_config, override, parse_override, read_recipe
 from spinerl.errors import InputError
 from spinerl.recipes import parse_yaml
 from tests.faults.commands import run_lines
@@ -193,10 +193,15 @@ def test_every_recipe_that_comes_with_spinerl_is_read_as_before():
         assert read_recipe(recipe) == yaml.safe_load(recipe.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\x7fb", "\u2028\u2029", "\ufeff", "é 🎲", "\\u0041", "a:", "~", "1e3", "\t\n'\""]
+)
+def test_an_override_holds_any_text(text):
+    assert parse_override(override("prompt.system", text)) == {"prompt": {"system": text}}
+
+
 def test_a_configuration_is_written_so_that_it_is_read_again(tmp_path):
     config = load_config(overrides=['run="\\x85 é 🎲"', "prompt.system=2026-01-31", "rollout.stop=['=', '~', '0x10']"])
-    from spinerl.config import dump_yaml
-
     (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     shutil.rmtree(tmp_path)
