@@ -15,7 +15,7 @@ import yaml
 
 from spinerl.errors import InputError
 
-__all__ = ["parse_yaml", "read_recipe", "split_args"]
+__all__ = ["parse_yaml", "read_recipe", "read_yaml", "split_args"]
 
 _MAX_BYTES = 256 * 1024
 _MAX_VALUES = 10_000
@@ -32,7 +32,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     what `parse_yaml` refuses.
     """
     try:
-        value = parse_yaml(_read_text(path))
+        value = read_yaml(path)
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror or error}") from None
     except ValueError as error:  # no UTF-8; a path with a NUL
@@ -46,6 +46,23 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"recipe {path} must hold `key: value` lines, found {type(value).__name__}")
     return value
+
+
+def read_yaml(path: Path | str) -> Any:
+    """The value in a YAML file, which must be a regular one of at most 256 KiB.
+
+    Raises OSError, ValueError (no UTF-8), and as `parse_yaml`.
+    """
+    mode = os.stat(path).st_mode  # opening a pipe or a device would wait
+    if stat.S_ISDIR(mode):
+        raise InputError("it is a folder; give a YAML file")
+    if not stat.S_ISREG(mode):
+        raise InputError("it is a pipe or a device; give a YAML file")
+    with open(path, "rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"it is over {_MAX_BYTES // 1024} KiB, which no recipe is")
+    return parse_yaml(data.decode("utf-8"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -75,20 +92,6 @@ def split_args(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     if recipe is not None and not os.path.exists(recipe):
         raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
     return recipe, rest
-
-
-def _read_text(path: Path | str) -> str:
-    """The file's text; never waits, as opening a pipe or a device would."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise InputError("it is a folder; give a YAML file")
-    if not stat.S_ISREG(mode):
-        raise InputError("it is a pipe or a device; give a YAML file")
-    with open(path, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"it is over {_MAX_BYTES // 1024} KiB, which no recipe is")
-    return data.decode("utf-8")
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from spinerl.errors import InputError
 from spinerl.lines import lines_of, read_text
-from spinerl.recipes import read_recipe
+from spinerl.recipes import read_yaml
 
 __all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
 
@@ -216,9 +218,14 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if not any((folder / name).is_file() for name in _EVIDENCE):
         raise InputError(f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?")
     try:
-        return read_recipe(path)
-    except InputError as error:
-        raise InputError(f"{folder} is not a run folder: {error}") from None
+        config = read_yaml(path)
+    except (OSError, ValueError, yaml.YAMLError, InputError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{folder} is not a run folder: config.yaml holds {type(config).__name__}, not key: value lines"
+        )
+    return config
 
 
 def _read_manifest(path: Path, notes: list[str]) -> Mapping[str, Any]:
