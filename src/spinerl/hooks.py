@@ -55,8 +55,8 @@ def select_tokens(entropies: torch.Tensor, mask: torch.Tensor, keys: ForksConfig
         counted = {"num_tokens": keys.num_tokens} if name == "first" else {}
         return select(entropies, mask, keys.fraction, keys.scope, **counted)
     with errors_of("forks.selector", name):
-        given = select(entropies.clone(), mask.clone(), keys.fraction, keys.scope)
-    forks = torch.from_numpy(given.copy()) if isinstance(given, np.ndarray) and given.dtype == np.bool_ else given
+        given: Any = select(entropies.clone(), mask.clone(), keys.fraction, keys.scope)
+    forks: Any = torch.from_numpy(given.copy()) if isinstance(given, np.ndarray) and given.dtype == np.bool_ else given
     shape = tuple(mask.shape)
     wanted = f"; it must return a bool tensor of the mask's shape {shape}, True on tokens within the mask"
     if not isinstance(forks, torch.Tensor):

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -163,7 +163,7 @@ def numbers(
     found: list[float] = []
     for place, one in enumerate(given):
         if place >= count:  # a generator may never end
-            num = f"{len(given)}" if hasattr(given, "__len__") else f"more than {count}"
+            num = f"{len(given)}" if isinstance(given, Sized) else f"more than {count}"
             raise ReturnedError(f"it returned {num} numbers")
         number = _number(one)
         if not least <= number <= _LARGEST:

@@ -29,7 +29,7 @@ def preflight(
 
     `guard.preflight_questions` of the questions are asked, with `num_votes` responses each.  Raises InputError.
     """
-    open_code(config, observer and observer.note)
+    open_code(config, None if observer is None else observer.note)
     work = open_workload(resolve(config), observer, given)
     asked = pick_probe(len(work.questions), config.guard.preflight_questions or len(work.questions))
     work = work.only(asked)
