@@ -21,7 +21,7 @@ from spinerl.config import PLUGIN_KEYS, Config, named_code
 from spinerl.errors import InputError, short
 from spinerl.guard.signals import PERTURBATIONS
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
-from spinerl.plugins import accepts, find, is_plugin, is_registered, reach_working_folder
+from spinerl.plugins import accepts, check_name, find, is_plugin, is_registered, reach_working_folder
 from spinerl.rewards import check_reward, reward_named
 
 __all__ = ["open_code"]
@@ -44,7 +44,10 @@ def open_code(config: Config, note: Callable[[str], None] | None = None) -> None
         note: called with a line for each plug-in: its key, its name, the file that names it, and the one it is in.
     """
     code, source = named_code(config), config.code_from
-    found = {key: _locate(name) for key, name in code.items() if key in PLUGIN_KEYS and not is_registered(name)}
+    plugins = {key: name for key, name in code.items() if key in PLUGIN_KEYS and not is_registered(name)}
+    for key, name in plugins.items():
+        check_name(name, key)
+    found = {key: _locate(name) for key, name in plugins.items()}
     for key, file in source.items():
         if key in found:
             _check_place(key, code[key], found[key], file)

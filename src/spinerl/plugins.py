@@ -21,6 +21,7 @@ from spinerl.errors import InputError, RunError, did_you_mean, short
 __all__ = [
     "ReturnedError",
     "accepts",
+    "check_name",
     "errors_of",
     "find",
     "is_plugin",
@@ -67,9 +68,14 @@ def find(table: Mapping[str, Callable[..., Any]], name: str, key: str) -> Callab
             f"{key}={short(name)} is not known{did_you_mean(name, table)}; allowed: {', '.join(table)}, or "
             "module:function"
         )
+    check_name(name, key)
+    return _imported(name, key)
+
+
+def check_name(name: str, key: str) -> None:
+    """InputError if a plug-in's name is not `module:function`."""
     if not _NAME.fullmatch(name):
         raise InputError(f"{key}={short(name)} is not module:function (as mine:cautious or package.module:cautious)")
-    return _imported(name, key)
 
 
 def _imported(name: str, key: str) -> Callable[..., Any]:
