@@ -19,7 +19,18 @@ from rich.console import Console
 from rich.table import Table
 
 from spinerl import __version__
-from spinerl.config import Config, allow_plugins, describe_keys, dump_yaml, load_config
+from spinerl.config import (
+    PLUGIN_KEYS,
+    Config,
+    allow_plugins,
+    describe_keys,
+    dump_yaml,
+    layer_value,
+    load_config,
+    named_by_file,
+    parse_override,
+    value_of,
+)
 from spinerl.errors import InputError, SpinerlError
 from spinerl.recipes import split_args
 
@@ -87,17 +98,8 @@ def adapt(
     Examples: spinerl adapt | spinerl adapt method=ttrl seed=1 | spinerl adapt model=FOLDER data=questions.jsonl
     """
     from spinerl.display import Display
-    from spinerl.runs import RunFolder
 
-    if resume is not None:
-        if args or overwrite:
-            raise InputError(
-                "--resume continues a run as it was configured: no recipe, key=value or --overwrite with it"
-            )
-        run = RunFolder.open(resume)
-        config = run.config
-    else:
-        run, config = None, _config(args)
+    run, config = (None, _config(args)) if resume is None else _resumed(resume, args or [], overwrite)
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
     config = allow_plugins(config, allow)
@@ -544,6 +546,20 @@ def _check_writable(*files: Path | None) -> None:
 def _config(args: list[str] | None) -> Config:
     """The configuration of `[RECIPE] [KEY=VALUE]...`."""
     return _resolved(*split_args(args))
+
+
+def _resumed(folder: Path, args: list[str], overwrite: bool) -> tuple[RunFolder, Config]:
+    """A run that goes on, and its configuration; `args` may only name again what it names of code."""
+    from spinerl.runs import RunFolder
+
+    if overwrite or not {one.partition("=")[0] for one in args} <= {*PLUGIN_KEYS, "model.trust_remote_code"}:
+        raise InputError("--resume continues a run as it was configured: no recipe, key=value or --overwrite with it")
+    run = RunFolder.open(folder)
+    config, words = run.config, [parse_override(one) for one in args]
+    for word, key in zip(words, (one.partition("=")[0] for one in args), strict=True):
+        if layer_value(word, key) != value_of(config, key):
+            raise InputError(f"--resume continues a run as it was configured: its {key} is {value_of(config, key)}")
+    return run, named_by_file(config, run.path / "config.yaml", *words)
 
 
 def _resolved(recipe: Mapping[str, Any] | str | None, overrides: Sequence[str]) -> Config:

@@ -35,6 +35,7 @@ __all__ = [
     "dump_yaml",
     "expand_layer",
     "explain_value",
+    "layer_value",
     "load_config",
     "named_by_file",
     "named_code",

@@ -465,10 +465,16 @@ def test_an_allowed_recipe_runs_and_says_what_it_runs(capsys, tmp_path, place):
     code, printed = run_command(["adapt", "--resume", run], capsys)
     assert code == 2
     assert f"{run}/config.yaml names code to run: reward=mine:fine" in printed
-    (run / "manifest.json").unlink()
     code, printed = run_command(["adapt", "--resume", run, "--allow-plugins"], capsys)
     assert code == 0, printed
     assert f"named by {run}/config.yaml" in printed
+    code, printed = run_command(["adapt", "--resume", run, "reward=mine:fine"], capsys)
+    assert code == 0, printed
+    assert printed.startswith(f"plug-in reward=mine:fine: {place / 'mine.py'} ")
+    for words in (["reward=mine:raises"], ["reward=mine:fine", "steps=9"], ["reward=mine:fine", "--overwrite"]):
+        code, printed = run_command(["adapt", "--resume", run, *words], capsys)
+        assert code == 2
+        assert "--resume continues a run as it was configured" in printed
 
 
 def test_the_command_line_may_name_it_again(capsys, tmp_path, place):
