@@ -31,7 +31,7 @@ from spinerl.config import (
     parse_override,
     value_of,
 )
-from spinerl.errors import InputError, SpinerlError
+from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.recipes import split_args
 
 if TYPE_CHECKING:
@@ -103,8 +103,11 @@ def adapt(
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
     config = allow_plugins(config, allow)
-    with Display(out, config.steps) as display:
-        finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
+    try:
+        with Display(out, config.steps) as display:
+            finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
+    except SystemExit as error:  # a library's, or the model's own code: no model was written
+        raise RunError(f"the run was ended from inside: something in it called exit({error.code!r})") from None
     _print_result(finished)
 
 

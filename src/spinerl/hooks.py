@@ -64,7 +64,7 @@ def select_tokens(entropies: torch.Tensor, mask: torch.Tensor, keys: ForksConfig
     if forks.dtype != torch.bool or tuple(forks.shape) != shape:
         raise InputError(f"forks.selector={name}: it returned {forks.dtype} of shape {tuple(forks.shape)}{wanted}")
     with errors_of("forks.selector", name):
-        forks = forks.detach().to(mask.device).contiguous()
+        forks = forks.detach().as_subclass(torch.Tensor).to(mask.device).contiguous()
         outside = (forks & ~mask).nonzero()
     if len(outside):
         row, column = outside[0].tolist()

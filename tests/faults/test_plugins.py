@@ -61,6 +61,11 @@ def endless(vote):
 def changes(vote, *, logprobs): return logprobs.fill_(7.0)[:, 0]
 def weights_raise(logprobs, entropies, mask): return logprobs.nope
 def selector_raises(entropies, mask, fraction, scope): exit(0)
+def later(vote):
+    import signal
+    signal.signal(signal.SIGALRM, lambda *_: exit(0))
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    return [0.0] * len(vote.classes)
 def text_raises(text): raise OSError(2, "no such file", "words.txt")
 """
 
@@ -383,6 +388,7 @@ def test_a_plugin_cannot_change_what_it_is_given(place):
         (["reward=mine:leave_well"], 1, "reward=mine:leave_well on question"),
         (["forks.selector=mine:selector_raises"], 1, "forks.selector=mine:selector_raises raised SystemExit: 0"),
         (["guard=warn", "guard.questions=2", "guard.samples=2", "guard.perturbation=mine:text_raises"], 1, "words.txt"),
+        (["reward=mine:later", "steps=500"], 1, "called exit(0)"),
         (["reward=mine:callable_object"], 0, "plug-in reward=mine:callable_object: "),
         (
             ["forks.selector=mine:nothing"],
