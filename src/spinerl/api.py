@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from spinerl.answers import count_vote, default_equivalence
 from spinerl.config import Config, load_config, override
-from spinerl.errors import InputError
+from spinerl.errors import InputError, short
 from spinerl.plugins import register
 from spinerl.report import read_run
 from spinerl.runs import QUESTIONS, RunFolder
@@ -236,10 +236,18 @@ class _Callbacks:
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
         names = ("on_step", "on_evaluation", "on_checkpoint")
+        if isinstance(callbacks, str | Mapping) or not isinstance(callbacks, Iterable):
+            raise InputError(f"callbacks={short(callbacks)}: give a list of objects")
+        callbacks = tuple(callbacks)
         for one in callbacks:
             if not any(callable(getattr(one, name, None)) for name in names):
-                raise InputError(f"callback {one!r} has none of the methods {', '.join(names)}")
-        self._callbacks = tuple(callbacks)
+                raise InputError(f"callback {short(one)} has none of the methods {', '.join(names)}")
+            if isinstance(one, type):
+                raise InputError(f"callback {short(one)} is a class; give an object of it")
+            wrong = next((name for name in names if hasattr(one, name) and not callable(getattr(one, name))), None)
+            if wrong is not None:
+                raise InputError(f"callback {short(one)}: its {wrong} is {short(getattr(one, wrong))}, not a method")
+        self._callbacks = callbacks
 
     def _tell(self, name: str, *given: Any) -> None:
         for one in self._callbacks:

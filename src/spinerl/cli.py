@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 refused input.
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,20 @@ from rich.console import Console
 from rich.table import Table
 
 from spinerl import __version__
-from spinerl.config import Config, describe_keys, dump_yaml, load_config
-from spinerl.errors import InputError, SpinerlError
+from spinerl.config import (
+    PLUGIN_KEYS,
+    Config,
+    allow_plugins,
+    describe_keys,
+    dump_yaml,
+    layer_value,
+    load_config,
+    named_by_file,
+    parse_override,
+    value_of,
+)
+from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.recipes import split_args
 
 if TYPE_CHECKING:
     from spinerl.evaluation import Evaluation
@@ -35,8 +48,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
+_LONGEST_LINE = 4000  # characters of an error
 
 RecipeAndOverrides = Annotated[
     list[str] | None,
@@ -59,6 +73,12 @@ Verbose = Annotated[
 ]
 
 
+AllowPlugins = Annotated[
+    bool,
+    typer.Option("--allow-plugins", help="run the code that the recipe or the run folder names (docs/extending.md)"),
+]
+
+
 @app.command()
 def adapt(
     args: RecipeAndOverrides = None,
@@ -70,6 +90,7 @@ def adapt(
             "--allow-different-numerics", help="resume also where this machine rounds otherwise than the one before"
         ),
     ] = False,
+    allow: AllowPlugins = False,
     _verbose: Verbose = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
@@ -77,21 +98,16 @@ def adapt(
     Examples: spinerl adapt | spinerl adapt method=ttrl seed=1 | spinerl adapt model=FOLDER data=questions.jsonl
     """
     from spinerl.display import Display
-    from spinerl.runs import RunFolder
 
-    if resume is not None:
-        if args or overwrite:
-            raise InputError(
-                "--resume continues a run as it was configured: no recipe, key=value or --overwrite with it"
-            )
-        run = RunFolder.open(resume)
-        config = run.config
-    else:
-        run, config = None, _config(args)
+    run, config = (None, _config(args)) if resume is None else _resumed(resume, args or [], overwrite)
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
-    with Display(out, config.steps) as display:
-        finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
+    config = allow_plugins(config, allow)
+    try:
+        with Display(out, config.steps) as display:
+            finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
+    except SystemExit as error:  # a library's, or the model's own code: no model was written
+        raise RunError(f"the run was ended from inside: something in it called exit({error.code!r})") from None
     _print_result(finished)
 
 
@@ -220,6 +236,7 @@ def plan_command(
         float, typer.Option("--seconds", help="how long to measure; 0: only count", min=0.0, max=3600.0)
     ] = 30.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    allow: AllowPlugins = False,
     _verbose: Verbose = False,
 ) -> None:
     """Say what a run would take before it starts: responses, tokens, time and memory, measured in half a minute.
@@ -233,7 +250,7 @@ def plan_command(
     from spinerl.runs import write_json
 
     _check_writable(json_file)
-    plan = open_plan(_config(args), seconds)
+    plan = open_plan(allow_plugins(_config(args), allow), seconds)
     out.print(plan_table(plan))
     for line in plan.lines():
         out.print(line, highlight=False, markup=False)
@@ -310,6 +327,7 @@ def score(
 def compare_command(
     args: RecipeAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs again whose settings changed")] = False,
+    allow: AllowPlugins = False,
 ) -> None:
     """Run methods side by side, every one on every data set with every seed, and write one table and one page.
 
@@ -321,7 +339,7 @@ def compare_command(
     from spinerl.comparison import compare
 
     try:
-        compare(args or [], out, overwrite)
+        compare(args or [], out, overwrite, allow)
     except KeyboardInterrupt:
         err.print("spinerl: interrupted; the same command continues the comparison", highlight=False)
         raise SystemExit(130) from None
@@ -397,6 +415,7 @@ def export_verl(
     out_folder: Annotated[Path, typer.Option("--out", help="write the job here", metavar="FOLDER")],
     args: RecipeAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the export if there is one")] = False,
+    allow: AllowPlugins = False,
 ) -> None:
     """Write what verl needs to run a recipe on a Ray cluster: questions, settings, command.  docs/scaling.md has more.
 
@@ -407,7 +426,7 @@ def export_verl(
     """
     from spinerl.bridges.verl_export import export
 
-    exported = export(_config(args), out_folder, overwrite=overwrite)
+    exported = export(allow_plugins(_config(args), allow), out_folder, overwrite=overwrite)
     for note in exported.notes:
         out.print(note, markup=False, highlight=False)
     out.print(" ".join(map(shlex.quote, exported.command)), markup=False, highlight=False)
@@ -451,7 +470,7 @@ def config_command(
     if sources:
         from spinerl.sources import list_sources, source_lines
 
-        recipe, overrides = _split_args(args)
+        recipe, overrides = split_args(args)
         sys.stdout.write("\n".join(source_lines(list_sources(config, recipe, overrides))) + "\n")
         return
     sys.stdout.write(dump_yaml(config))
@@ -502,13 +521,30 @@ def version_option(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: every error of ours is one line on standard error."""
     try:
+        if arguments is None:  # this process is ours: Pythons that libraries start import nothing of the working folder
+            os.environ["PYTHONSAFEPATH"] = "1"
+        _check_working_folder()
         app(args=None if arguments is None else list(arguments))
     except SpinerlError as error:
-        err.print(f"spinerl: {error}", style="red", highlight=False, markup=False)
+        err.print(f"spinerl: {_one_line(error)}", style="red", highlight=False, markup=False)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         err.print("spinerl: interrupted; `spinerl adapt --resume RUN` continues a run", highlight=False)
         raise SystemExit(130) from None
+
+
+def _one_line(error: SpinerlError) -> str:
+    """An error's words without what a terminal would take for more than words."""
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"the working folder is gone ({error.strerror}); change to another") from None
 
 
 def _evaluate(model: str, data: str, overrides: Sequence[str]) -> tuple[Evaluation, Config]:
@@ -541,17 +577,21 @@ def _check_writable(*files: Path | None) -> None:
 
 def _config(args: list[str] | None) -> Config:
     """The configuration of `[RECIPE] [KEY=VALUE]...`."""
-    recipe, overrides = _split_args(args)
-    if recipe is not None and not Path(recipe).is_file():
-        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
-    return _resolved(recipe, overrides)
+    return _resolved(*split_args(args))
 
 
-def _split_args(args: list[str] | None) -> tuple[str | None, list[str]]:
-    """(recipe, overrides): the first argument without '=' names the recipe."""
-    rest = list(args or [])
-    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
-    return recipe, rest
+def _resumed(folder: Path, args: list[str], overwrite: bool) -> tuple[RunFolder, Config]:
+    """A run that goes on, and its configuration; `args` may only name again what it names of code."""
+    from spinerl.runs import RunFolder
+
+    if overwrite or not {one.partition("=")[0] for one in args} <= {*PLUGIN_KEYS, "model.trust_remote_code"}:
+        raise InputError("--resume continues a run as it was configured: no recipe, key=value or --overwrite with it")
+    run = RunFolder.open(folder)
+    config, words = run.config, [parse_override(one) for one in args]
+    for word, key in zip(words, (one.partition("=")[0] for one in args), strict=True):
+        if layer_value(word, key) != value_of(config, key):
+            raise InputError(f"--resume continues a run as it was configured: its {key} is {value_of(config, key)}")
+    return run, named_by_file(config, run.path / "config.yaml", *words)
 
 
 def _resolved(recipe: Mapping[str, Any] | str | None, overrides: Sequence[str]) -> Config:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,31 +18,46 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from spinerl.errors import InputError, did_you_mean
+from spinerl.errors import InputError, did_you_mean, short
 from spinerl.methods import ALIASES, LOSSES, METHODS
+from spinerl.recipes import parse_yaml, read_recipe
 
 __all__ = [
+    "PLUGIN_KEYS",
     "PROFILES",
     "RENAMED",
     "SWITCHES",
     "Config",
+    "allow_plugins",
     "describe_keys",
     "dump_yaml",
     "expand_layer",
     "explain_value",
+    "layer_value",
     "load_config",
+    "named_by_file",
+    "named_code",
     "override",
     "parse_override",
     "profile_of",
     "read_recipe",
+    "sets_key",
     "split_override",
+    "value_of",
 ]
 
 
 _UNLISTED: dict[str, Any] = {"listed": False}
 """Of a field: a threshold that users have no ground to choose.  It can be set, and docs/guard.md names it."""
+
+
+PLUGIN_KEYS = ("reward", "vote.weights", "forks.selector", "guard.perturbation", "advantage.question_weight")
+"""Keys that may name a function of the user's own, as `module:function`."""
+
+_MAX_NUMBER = 2**63 - 1
+_MAX_SECTIONS = 32
 
 
 class _Section(BaseModel):
@@ -620,6 +636,21 @@ class Config(_Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    _code_from: dict[str, str] = PrivateAttr(default_factory=dict)
+    _code_allowed: bool = PrivateAttr(default=False)
+
+    @property
+    def code_from(self) -> dict[str, str]:
+        """By key of `named_code`: the file that gave its value, for those that a file gave.
+
+        Empty for a configuration built in Python, and for keys of the command line.
+        """
+        return dict(self._code_from)
+
+    @property
+    def code_allowed(self) -> bool:
+        """Whether the user allowed the code that files name (`allow_plugins`)."""
+        return self._code_allowed
 
     @property
     def num_votes(self) -> int:
@@ -694,8 +725,16 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    recipe: Mapping[str, Any] | Path | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    file: Path | str | None = None,
+) -> Config:
     """The resolved configuration of a recipe (a YAML file, a mapping, or nothing) and `key=value` overrides.
+
+    No code that it names is run.  What a file names, and no override, does not run later either without a word of the
+    user's: see `allow_plugins`.  `file` is where a mapping was read from, if it was; one made in Python has none.
 
     Raises InputError naming the key, its value and what is allowed; unknown keys with "did you mean".
 
@@ -703,7 +742,7 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     'all'
     """
     if not isinstance(recipe, Mapping):
-        recipe = read_recipe(recipe) if recipe else {}
+        file, recipe = (recipe, read_recipe(recipe)) if recipe else (None, {})
     disabled: list[str] = []
     from_recipe = _renamed(expand_layer(recipe), disabled)
     from_overrides: dict[str, Any] = {}
@@ -715,7 +754,7 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
         method = from_overrides["method"] = ALIASES[method]
     if not isinstance(method, str) or method not in METHODS:
         raise InputError(
-            f"method={method!r} is not a method{did_you_mean(str(method), METHODS)}; allowed: {', '.join(METHODS)}"
+            f"method={short(method)} is not a method{did_you_mean(method, METHODS)}; allowed: {', '.join(METHODS)}"
         )
     model = given.get("model", {})
     model_name = model.get("name", ModelConfig.model_fields["name"].default) if isinstance(model, dict) else None
@@ -727,26 +766,68 @@ def load_config(recipe: Mapping[str, Any] | Path | str | None = None, overrides:
     for layer in layers:
         merged = _merge(merged, layer)
     engine = merged.get("engine")
-    if disabled and isinstance(engine, Mapping | None):
-        listed = (engine or {}).get("disable") or []
+    listed = (engine.get("disable") if isinstance(engine, Mapping) else None) or []
+    if disabled and isinstance(engine, Mapping | None) and isinstance(listed, list):
         merged = _merge(merged, {"engine": {"disable": [*listed, *(part for part in disabled if part not in listed)]}})
-    return _validate(merged)
+    config = _validate(merged)
+    if file is not None:
+        config = named_by_file(config, file, from_overrides)
+    return config
 
 
-def read_recipe(path: Path | str) -> dict[str, Any]:
-    """The mapping in a YAML file; InputError if it is missing, not YAML, not a mapping, or repeats a key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read recipe {path}: {error}") from None
-    try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"recipe {path} must hold `key: value` lines, found {type(value).__name__}")
+def named_code(config: Config) -> dict[str, str]:
+    """What a configuration names of code that is not spinerl's, by key: plug-ins, a model's own code, vLLM's options.
+
+    >>> named_code(load_config(overrides=["reward=mine:cautious"]))
+    {'reward': 'mine:cautious'}
+    """
+    code = {key: name for key in PLUGIN_KEYS if ":" in (name := value_of(config, key))}
+    if config.model.trust_remote_code:
+        code["model.trust_remote_code"] = "true"
+    # Numbers are settings; texts may name classes, by whatever key vLLM has for them.
+    if any(not isinstance(value, int | float | None) or "code" in key for key, value in config.vllm.options.items()):
+        code["vllm.options"] = short(config.vllm.options)
+    return code
+
+
+def named_by_file(config: Config, file: Path | str, *words: Mapping[str, Any]) -> Config:
+    """The configuration, remembering that `file` names its code, but for what one of the layers `words` has just so."""
+    marked = config.model_copy()
+    typed = {key for key in named_code(config) for layer in words if layer_value(layer, key) == value_of(config, key)}
+    marked._code_from = {key: str(file) for key in named_code(config) if key not in typed}
+    return marked
+
+
+def allow_plugins(config: Config, allowed: bool = True) -> Config:
+    """The configuration with leave to run the code that its files name (`--allow-plugins`): the reader trusts them."""
+    marked = config.model_copy()
+    marked._code_allowed = allowed
+    return marked
+
+
+_MISSING = object()
+
+
+def layer_value(layer: Mapping[str, Any], key: str) -> Any:
+    """What a nested layer gives to a dotted key; `_MISSING` for nothing."""
+    value: Any = layer
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
+
+
+def sets_key(layer: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested layer gives a value to a dotted key."""
+    return layer_value(layer, key) is not _MISSING
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
     return value
 
 
@@ -821,30 +902,27 @@ class _FaithfulDumper(yaml.SafeDumper):
 _FaithfulDumper.add_representer(str, _FaithfulDumper.represent_str)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that gives the same key twice, where YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
-        return mapping
-
-
 def split_override(text: str, example: str = "steps=20 (a recipe file must end in .yaml)") -> tuple[str, Any]:
-    """(key, value) of one `key=value` override, the value read as YAML, or as text where it is none.
+    """(key, value) of one `key=value` override, the value read as YAML, or as text where it is none or ends in ":".
 
-    Raises InputError, with the example, for any other text.
+    Raises InputError, with the example, for any other text, and for a value that `parse_yaml` refuses.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InputError(f"{text!r} is not key=value; example: {example}")
+        raise InputError(f"{short(text)} is not key=value; example: {example}")
     try:
-        return key, yaml.safe_load(value) if value else None
+        text.encode()
+        return key, value if value.endswith(":") else parse_yaml(value)
+    except UnicodeEncodeError:
+        raise InputError(f"{short(text)} is not UTF-8 text") from None
+    except InputError as error:
+        raise InputError(f"{short(key)}={short(value)}: {error}") from None
     except yaml.YAMLError:
         return key, value
+
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Signs that YAML takes for line ends, or refuses, where they are not escaped."""
 
 
 def override(key: str, value: Any) -> str:
@@ -853,13 +931,16 @@ def override(key: str, value: Any) -> str:
     >>> override("rollout.stop", ["###"])
     'rollout.stop=["###"]'
     """
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{key}={_NOT_IN_YAML.sub(lambda found: f'{chr(92)}u{ord(found[0]):04x}', text)}"
 
 
 def parse_override(text: str) -> dict[str, Any]:
     """The layer of one `key=value` override; InputError if it is none."""
     key, value = split_override(text)
     *sections, last = key.split(".")
+    if len(sections) > _MAX_SECTIONS:
+        raise InputError(f"{short(key, bare=True)}: more than {_MAX_SECTIONS} levels of sections")
     layer: dict[str, Any] = {last: value}
     for section in reversed(sections):
         layer = {section: layer}
@@ -871,9 +952,9 @@ def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
     expanded: dict[str, Any] = {}
     for key, value in layer.items():
         if key == "loss" and not isinstance(value, Mapping):
-            if value not in LOSSES:
+            if not isinstance(value, str) or value not in LOSSES:
                 raise InputError(
-                    f"loss={value!r} is not a loss{did_you_mean(str(value), LOSSES)}; allowed: {', '.join(LOSSES)}"
+                    f"loss={short(value)} is not a loss{did_you_mean(value, LOSSES)}; allowed: {', '.join(LOSSES)}"
                 )
             expanded = _merge(expanded, LOSSES[value].sets)
         elif key in _HEADLINE and not isinstance(value, Mapping):
@@ -920,6 +1001,7 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validate(merged: Mapping[str, Any]) -> Config:
+    _check_numbers(merged)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
@@ -928,6 +1010,15 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         if not holds:
             raise InputError(message)
     return config
+
+
+def _check_numbers(value: Any, key: str = "") -> None:
+    """InputError for a whole number that no library below could hold."""
+    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+        raise InputError(f"{key}={short(value)}: a whole number is at most {_MAX_NUMBER}")
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, below in items:
+        _check_numbers(below, f"{key}.{name}" if key else str(name))
 
 
 def _checks(config: Config) -> list[tuple[bool, str]]:
@@ -1039,14 +1130,14 @@ def _explain(item: Any) -> str:
         if not near:
             near = did_you_mean(key, keys) or did_you_mean(f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys])
             near = near.replace('"x.', '"')
-        return f"unknown key {key}{near}; `spinerl config --keys` lists them all"
+        return f"unknown key {short(key, bare=True)}{near}; `spinerl config --keys` lists them all"
     return explain_value(item)
 
 
 def explain_value(item: Any) -> str:
     """One line for one pydantic error about a value: key, value, what is allowed."""
     key = ".".join(str(part) for part in item["loc"])
-    shown = "a mapping" if isinstance(item["input"], Mapping) else repr(item["input"])
+    shown = "a mapping" if isinstance(item["input"], Mapping) else short(item["input"])
     return f"{key}={shown}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 

@@ -100,7 +100,7 @@ class Display:
         """Nothing: a line per checkpoint would say little."""
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)
 
 
 def step_figures(metrics: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -14,6 +15,7 @@ __all__ = [
     "RunError",
     "SpinerlError",
     "did_you_mean",
+    "short",
 ]
 
 
@@ -49,11 +51,26 @@ class CheckpointError(RunError):
     """No checkpoint of the run can be read."""
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+def short(value: Any, most: int = 120, *, bare: bool = False) -> str:
+    """A value for a message, in one line of at most so many characters; `bare`: a text without quotes.
+
+    >>> short([1] * 99, 12), short("mine:cautious", bare=True)
+    ('[1, 1, 1,...', 'mine:cautious')
+    """
+    try:
+        text = " ".join((value if bare and isinstance(value, str) else repr(value)).split())
+    except Exception:  # a whole number of too many digits, or somebody's class
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def did_you_mean(word: Any, allowed: Iterable[str]) -> str:
     """' (did you mean "x"?)' for the closest allowed word, or '' if none is close.
 
     >>> did_you_mean("group_sise", ["group_size", "steps"])
     ' (did you mean "group_size"?)'
     """
+    if not isinstance(word, str) or len(word) > 200:
+        return ""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""

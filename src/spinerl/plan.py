@@ -24,7 +24,8 @@ from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.guard.probe import pick_probe
-from spinerl.rewards import Rewards, check_reward
+from spinerl.permission import open_code
+from spinerl.rewards import Rewards
 from spinerl.rounds import first_step
 from spinerl.schedule import num_steps, question_order
 from spinerl.step import StepState, cuts_short, needs_anchor, train_step
@@ -238,7 +239,7 @@ def measure(work: Workload, config: Config, seconds: float) -> Measured:
 def open_plan(config: Config, seconds: float = 30.0) -> Plan:
     """The plan of a configuration's run: its model and questions are read, nothing is written.  Raises InputError."""
     config = resolve(config)
-    check_reward(config.reward)
+    open_code(config)
     work = open_workload(config)
     add_configured_adapters(work.loaded, config)
     backend_of(work.loaded).settle(learns=config.steps > 0)

@@ -7,8 +7,7 @@ A reward is a function of one question's vote that returns a number per response
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,7 +36,7 @@ from spinerl.maths import (
     response_means,
     self_certainty_reward,
 )
-from spinerl.plugins import find
+from spinerl.plugins import ReturnedError, accepts, errors_of, find, is_plugin, numbers
 from spinerl.types import Batch, Question, Rollout, Vote
 
 __all__ = [
@@ -50,6 +49,7 @@ __all__ = [
     "check_reward",
     "give_rewards",
     "reference_prompt",
+    "reward_named",
 ]
 
 Rewards = tuple[tuple[float, ...], ...]
@@ -155,54 +155,34 @@ COSTLY = ("certainties", "embeddings", "initial_embeddings", "reference")
 
 def give_rewards(context: RewardContext) -> Rewards:
     """The rewards of all responses, by `reward`."""
-    reward = _find(context.config.reward)
-    names = _asked(reward, context.config.reward)
+    name = context.config.reward
+    reward = reward_named(name)
+    asked = _asked(reward, name)
     rewards = []
     for i, vote in enumerate(context.votes):
-        given = reward(vote, **{name: OFFERED[name](context, i) for name in names})
+        given = {one: OFFERED[one](context, i) for one in asked}
+        if is_plugin(name):  # it may change what it gets
+            given = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in given.items()}
+        where = f" on question {context.rollout.questions[i].id!r}"
         try:
-            rewards.append(_numbers(given, len(vote.classes)))
-        except InputError as error:
-            question = context.rollout.questions[i].id
+            with errors_of("reward", name, where):
+                rewards.append(numbers(reward(vote, **given), len(vote.classes)))
+        except ReturnedError as error:
             raise InputError(
-                f"reward={context.config.reward} on question {question!r}: {error}; it must return a sequence of "
-                f"{len(vote.classes)} finite numbers, one per response"
+                f"reward={name}{where}: {error}; it must return a sequence of {len(vote.classes)} finite numbers, one "
+                "per response"
             ) from None
     return tuple(rewards)
 
 
-def _numbers(given: Any, num_responses: int) -> tuple[float, ...]:
-    """What a reward returned, as one finite number per response; InputError saying what else it is.
-
-    >>> _numbers([1, True, 0.5], 3)
-    (1.0, 1.0, 0.5)
-    """
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
-        raise InputError(f"it returned {_shown(given)}")
-    numbers = []
-    for j, x in enumerate(given):
-        try:
-            number = math.nan if isinstance(x, str | bytes) else float(x)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f"response {j} got {_shown(x)}")
-        numbers.append(number)
-    if len(numbers) != num_responses:
-        raise InputError(f"it returned {len(numbers)} numbers")
-    return tuple(numbers)
-
-
-def _shown(value: Any) -> str:
-    """A value and its type for a message, in one line."""
-    text = " ".join(repr(value).split())
-    return "None" if value is None else f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
 def check_reward(name: str) -> None:
     """InputError if there is no reward of this name, or it takes something that is not offered."""
-    if name != "gold":
-        _asked(_find(name), name)
+    if name == "gold":
+        return
+    reward = reward_named(name)
+    asked = _asked(reward, name)
+    if is_plugin(name):
+        accepts(reward, "reward", name, "vote", **dict.fromkeys(asked))
 
 
 def asked_by(name: str) -> frozenset[str]:
@@ -211,10 +191,11 @@ def asked_by(name: str) -> frozenset[str]:
     >>> sorted(asked_by("evol")), sorted(asked_by("gold"))
     (['embeddings'], [])
     """
-    return frozenset() if name == "gold" else frozenset(_asked(_find(name), name))
+    return frozenset() if name == "gold" else frozenset(_asked(reward_named(name), name))
 
 
-def _find(name: str) -> Callable[..., Sequence[float]]:
+def reward_named(name: str) -> Callable[..., Sequence[float]]:
+    """The reward of this name; InputError if there is none."""
     return find({**REWARDS, **STEP_REWARDS}, name, "reward")
 
 
@@ -222,7 +203,7 @@ def _asked(reward: Callable[..., Any], name: str) -> list[str]:
     """The names of a reward's arguments that are offered; of **anything, all that cost nothing."""
     try:
         _, *rest = inspect.signature(reward).parameters.values()
-    except (TypeError, ValueError):
+    except Exception:  # a signature may be anything
         raise InputError(f"reward={name} must be a function whose first argument is the vote") from None
     asked = [one.name for one in rest if one.name in OFFERED]
     for one in rest:

@@ -20,6 +20,8 @@ from spinerl.config import (
     parse_override,
     profile_of,
     read_recipe,
+    sets_key,
+    value_of,
 )
 from spinerl.methods import METHODS
 
@@ -62,21 +64,21 @@ def list_sources(
 
     def source(key: str) -> str:
         names = [key, *old_names.get(key, ())]
-        if _value(config, key) != _value(before_data, key):  # only what the layers below left open
+        if value_of(config, key) != value_of(before_data, key):  # only what the layers below left open
             return f"data set {config.data.name}"
-        if any(_sets(layer, name) for layer in layers for name in names):
+        if any(sets_key(layer, name) for layer in layers for name in names):
             return "command line"
-        of_row = f"method row {config.method}" if _sets(METHODS[config.method].sets, key) else None
+        of_row = f"method row {config.method}" if sets_key(METHODS[config.method].sets, key) else None
         if of_row and given.get("method", config.method) != config.method:  # the row wins over another method's recipe
             return of_row
         for name in names:
-            if _sets(given, name):
+            if sets_key(given, name):
                 return _nearest(comments, name) or str(recipe)
         if of_row:
             return of_row
-        return f"profile {profile}" if _sets(PROFILES.get(profile, {}), key) else "default"
+        return f"profile {profile}" if sets_key(PROFILES.get(profile, {}), key) else "default"
 
-    return [(key, _value(config, key), source(key)) for key, *_ in describe_keys(unlisted=True)]
+    return [(key, value_of(config, key), source(key)) for key, *_ in describe_keys(unlisted=True)]
 
 
 def source_lines(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
@@ -130,21 +132,6 @@ def _nearest(comments: Mapping[str, str], key: str) -> str | None:
         if found:
             return found
     return "; ".join(dict.fromkeys(text for name, text in comments.items() if name.startswith(f"{key}."))) or None
-
-
-def _sets(layer: Mapping[str, Any], key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(layer, Mapping) or part not in layer:
-            return False
-        layer = layer[part]
-    return True
-
-
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,6 @@ reach this module: its records have no field for one.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from functools import partial
 
 import torch
 
-from spinerl.answers import QUESTION_WEIGHTS, Equivalence, count_vote, vote_metrics
+from spinerl.answers import Equivalence, count_vote, vote_metrics
 from spinerl.answers.shared import void_shared
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.loading import LoadedModel
@@ -24,10 +23,8 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.tree import tree_responses
 from spinerl.engine.update import score, score_with_mass, update
-from spinerl.errors import InputError
+from spinerl.hooks import select_tokens, weigh_questions, weigh_votes
 from spinerl.maths import (
-    SELECTORS,
-    VOTE_WEIGHTS,
     band_edges,
     batch_advantages,
     blend_edges,
@@ -44,7 +41,6 @@ from spinerl.maths import (
     response_means,
 )
 from spinerl.memory import Memories
-from spinerl.plugins import find
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
 
@@ -224,29 +220,13 @@ def count_votes(
 
 def vote_weights(rollout: Rollout, voting: VoteConfig) -> list[float]:
     """What each response's vote weighs, by `vote.weights`; at least 0."""
-    weigh = find(VOTE_WEIGHTS, voting.weights, "vote.weights")
-    return weigh(rollout.logprobs, rollout.entropies, rollout.mask).tolist()
+    return weigh_votes(rollout, voting.weights)
 
 
 def question_weights(votes: Sequence[Vote], questions: Sequence[Question], config: Config) -> list[float] | None:
-    """What each question's advantages are multiplied by (advantage.question_weight); None where all count alike.
-
-    Raises InputError for a weight of a user's own that is no number, or one under 0.
-    """
+    """What each question's advantages are multiplied by (advantage.question_weight); None where all count alike."""
     name = config.advantage.question_weight
-    if name == "equal":
-        return None
-    weigh = find(QUESTION_WEIGHTS, name, "advantage.question_weight")
-    weights = []
-    for vote, question in zip(votes, questions, strict=True):
-        given = weigh(vote)
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0.0 <= given < math.inf:
-            raise InputError(
-                f"advantage.question_weight={name} on question {question.id!r}: it returned {given!r}; it must return "
-                "a finite number, 0 or more"
-            )
-        weights.append(float(given))
-    return weights
+    return None if name == "equal" else weigh_questions(votes, questions, name)
 
 
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:
@@ -289,9 +269,7 @@ def freeze_targets(
     if weights is not None:
         per_row = torch.tensor(weights, dtype=advantages.dtype).repeat_interleave(config.group_size)
         advantages = advantages * per_row.unsqueeze(1)
-    select = find(SELECTORS, config.forks.selector, "forks.selector")
-    counted = {"num_tokens": config.forks.num_tokens} if config.forks.selector == "first" else {}
-    forks = select(entropies, batch.mask, config.forks.fraction, config.forks.scope, **counted)
+    forks = select_tokens(entropies, batch.mask, config.forks)
     # Fine-tuning is a mean over the responses kept: those that count for nothing have no weight either.
     policy_mask = forks & (advantages != 0) if config.loss.form == "nll" else forks
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from spinerl import __version__
-from spinerl.answers import QUESTION_WEIGHTS, Equivalence
+from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
 from spinerl.endings import EndWatch
@@ -30,11 +30,10 @@ from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError
 from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.guard.watch import Guard
-from spinerl.maths import ENTROPY_EDGES, SELECTORS, VOTE_WEIGHTS, entropy_histogram, fork_tokens
+from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
+from spinerl.permission import open_code
 from spinerl.plan import make_plan
-from spinerl.plugins import find
-from spinerl.rewards import check_reward
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
@@ -67,10 +66,7 @@ def adapt(
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
     config = resolve(config)
-    check_reward(config.reward)  # a misspelt name is refused now, not after the first evaluation
-    find(SELECTORS, config.forks.selector, "forks.selector")
-    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
-    find(QUESTION_WEIGHTS, config.advantage.question_weight, "advantage.question_weight")
+    open_code(config, observer.note)  # a misspelt name is refused now, not after the first evaluation
     if work is None:
         work = open_workload(config, observer)
     if config.reward == "gold" and len(work.gold) < len(work.questions):
@@ -119,6 +115,7 @@ class _Session:
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
         self._endings.see(run.rows("eval.jsonl")[0]["eval/truncated_frac"])
+        self._said_unselected = False
         ids = [question.id for question in work.questions]
         self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
         self._guard = self._new_guard()
@@ -193,6 +190,12 @@ class _Session:
             if learned_nothing(run.path / "model"):
                 folder = run.path / "model"
                 self._observer.note(f"the adapters saved in {folder} learned nothing (all 0): the model is unchanged")
+        rows = run.rows("metrics.jsonl")
+        if num := sum(map(_selected_nothing, rows)):
+            self._observer.note(
+                f"forks.selector={config.forks.selector} selected no token in {num} of {len(rows)} steps "
+                "(fork/fraction is 0 in metrics.jsonl): no response was learned from in them"
+            )
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
@@ -242,6 +245,10 @@ class _Session:
         if not cuts_short(config):
             self._endings.see(metrics["rollout/truncated_frac"])
         observer.step(metrics, self._last)
+        if _selected_nothing(metrics) and not self._said_unselected:
+            self._said_unselected = True
+            num = int(metrics["rollout/num_tokens"])
+            observer.note(f"step {step}: forks.selector={config.forks.selector} selected none of {num} tokens")
 
     def _pool(self, step: int) -> list[int]:
         """The questions a step takes its own from: all, or by data.min_agreement and max_agreement those of medium
@@ -367,6 +374,11 @@ def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) ->
     """Greedy answers to a stream's new questions, by the model as it is before it adapts to them."""
     greedy_only = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": 0, "max_questions": 0})})
     return evaluate(chosen.loaded, chosen.questions, chosen.prompts, chosen.gold, greedy_only, equivalence).predictions
+
+
+def _selected_nothing(metrics: Mapping[str, Any]) -> bool:
+    """Whether no token of a step was selected to be trained on, though some were sampled."""
+    return metrics.get("fork/fraction") == 0 and metrics.get("rollout/num_tokens", 0) > 0
 
 
 def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:

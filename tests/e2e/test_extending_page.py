@@ -68,7 +68,7 @@ def test_late_forks_are_in_the_second_half(mine):
 @pytest.mark.usefixtures("mine")
 def test_the_recipe_runs(tmp_path):
     with pytest.raises(SystemExit) as ended:
-        main(["adapt", "mine.yaml", f"run={tmp_path / 'r'}", *SHORT])
+        main(["adapt", "mine.yaml", "--allow-plugins", f"run={tmp_path / 'r'}", *SHORT])
     assert not ended.value.code
     finished = RunFolder.open(tmp_path / "r")
     assert finished.config.reward == "mine:cautious"

@@ -12,29 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from spinerl.cli import main
 from spinerl.config import load_config
 from spinerl.runs import MARK, RunFolder
 from spinerl.tiny import model_path
 from spinerl.train import adapt
 from tests.e2e.test_guarded_runs import Quiet
+from tests.faults.commands import run_command
 
 KEYS = [
     "data.max_questions=4", "questions_per_step=2", "group_size=2", "steps=4", "threads=1", "rollout.max_new_tokens=12",
     "answer.truncated=count", "checkpoint.every=1", "guard.every=2", "guard.questions=2", "guard.samples=2",
     "guard.no_go=0", "eval.samples=0", "log.sample_every=1", "optim.lr=1e-3",
 ]  # fmt: skip
-
-
-def run_command(arguments, capsys) -> tuple[int, str]:
-    """(exit code, what was printed) of a command in this process; a traceback would be an exception here."""
-    code = 0
-    try:
-        main([str(one) for one in arguments])
-    except SystemExit as exit_:
-        code = exit_.code or 0
-    printed = capsys.readouterr()
-    return code, " ".join((printed.out + printed.err).split())
 
 
 class Interrupted(Quiet):

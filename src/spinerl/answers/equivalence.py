@@ -10,7 +10,6 @@ import threading
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +17,7 @@ from spinerl.answers._reader import Unreadable, from_digits
 from spinerl.answers._worker import read_frame, write_frame
 from spinerl.answers.normalize import Key, canonical_key, check_kind, scalar_key
 from spinerl.errors import InputError, RunError
+from spinerl.pipes import python_command, python_environment
 
 __all__ = ["Equivalence", "default_equivalence"]
 
@@ -328,12 +328,10 @@ class _Worker:
         self.failure = "crash"
         # the solver enforces the processor time; this only catches a worker that is stuck for another reason
         self._wall_s = 20.0 * cpu_s + 10.0
-        environment = dict(os.environ)
-        source = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH")) if p)
+        environment = python_environment()
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "spinerl.answers._worker"],
+            python_command("spinerl.answers._worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

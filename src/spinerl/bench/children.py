@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from spinerl import errors
 from spinerl.bench.settings import Settings
 from spinerl.errors import RunError
+from spinerl.pipes import python_command, python_environment
 
 __all__ = ["run_worker"]
 
@@ -51,12 +51,12 @@ def run_worker(
     given = {"task": task, "settings": settings.model_dump(), "scratch": str(scratch), "tune": tune, "options": options}
     with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as last_lines:
         process = subprocess.Popen(
-            [sys.executable, "-m", "spinerl.bench.worker"],
+            python_command("spinerl.bench.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=last_lines,
             text=True,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**python_environment(), **_ENVIRONMENT},
             start_new_session=True,  # Ctrl-C comes only to us, and we end the worker
         )
         assert process.stdin is not None

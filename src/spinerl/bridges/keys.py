@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spinerl.answers import QUESTION_WEIGHTS
 from spinerl.config import Config, describe_keys
 from spinerl.errors import InputError
-from spinerl.maths import SELECTORS, VOTE_WEIGHTS
-from spinerl.plugins import find
-from spinerl.rewards import COSTLY, asked_by, check_reward
+from spinerl.permission import open_code
+from spinerl.rewards import COSTLY, asked_by
 
 __all__ = ["Loop", "check_keys", "refuse"]
 
@@ -31,14 +29,13 @@ class Loop:
 
 
 def check_keys(config: Config, loop: Loop) -> None:
-    """InputError for a misspelt function, and, naming the key, for what this loop would have to ignore.
+    """InputError for a function that is misspelt or not permitted, and, naming the key, for what this loop would have
+    to ignore.
 
     A key left at its default is never refused.  The guard is on by default and in no other loop: only a recipe that
     asks for it is refused.
     """
-    check_reward(config.reward)
-    find(SELECTORS, config.forks.selector, "forks.selector")
-    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
+    open_code(config)
     for key, _, default, _ in describe_keys(unlisted=True):
         section, _, name = key.rpartition(".")
         top = section.partition(".")[0]
@@ -69,7 +66,6 @@ def check_keys(config: Config, loop: Loop) -> None:
             f"data.min_agreement={config.data.min_agreement}, data.max_agreement={config.data.max_agreement}",
             "the questions of all steps are fixed before the first",
         )
-    find(QUESTION_WEIGHTS, config.advantage.question_weight, "advantage.question_weight")
 
 
 def refuse(loop: Loop, setting: str, reason: str) -> InputError:

@@ -30,7 +30,7 @@ import torch
 
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.keys import Loop, check_keys, refuse
-from spinerl.config import Config, load_config, read_recipe, split_override
+from spinerl.config import Config, allow_plugins, load_config, read_recipe, split_override
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
@@ -46,6 +46,7 @@ from spinerl.maths import (
     response_means,
     token_figures,
 )
+from spinerl.recipes import split_args
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.schedule import question_order
 from spinerl.step import (
@@ -705,19 +706,18 @@ def _folder(config: Config) -> Path:
 
 
 def _parse(args: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """The configuration of `[RECIPE] [KEY=VALUE]...`, and TRL's own arguments (`trl.ARGUMENT=VALUE`, or a section
-    `trl` of the recipe)."""
-    rest = list(args)
-    recipe: dict[str, Any] = {}
-    if rest and "=" not in rest[0]:
-        recipe = read_recipe(rest.pop(0))
+    """The configuration of `[--allow-plugins] [RECIPE] [KEY=VALUE]...`, and TRL's own arguments (`trl.ARGUMENT=VALUE`,
+    or a section `trl` of the recipe)."""
+    allowed = "--allow-plugins" in args
+    file, rest = split_args([one for one in args if one != "--allow-plugins"])
+    recipe = read_recipe(file) if file else {}
     trl = recipe.pop("trl", None) or {}
     if not isinstance(trl, dict):
         raise InputError("the recipe's section trl must hold `argument: value` lines")
     for one in [one for one in rest if one.startswith("trl.")]:
         rest.remove(one)
         name, trl[name] = split_override(one.removeprefix("trl."))
-    return load_config(recipe, rest), trl
+    return allow_plugins(load_config(recipe, rest, file=file), allowed), trl
 
 
 def _say(line: str) -> None:

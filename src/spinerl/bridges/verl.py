@@ -31,7 +31,7 @@ import torch
 
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.verl_export import check_config
-from spinerl.config import Config, load_config
+from spinerl.config import Config, allow_plugins, load_config
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError
@@ -345,7 +345,7 @@ class SpineTrainer(PPOTrainerSync):
         file = OmegaConf.select(config, "trainer.v1.spinerl.recipe")
         if not file:
             raise InputError("trainer.v1.spinerl.recipe is not given: `spinerl export verl RECIPE.yaml --out FOLDER`")
-        self.spine = load_config(Path(file))
+        self.spine = allow_plugins(load_config(Path(file)))  # the export asked before it wrote the job, code as it is
         check_config(self.spine)
         check_settings(config, self.spine)
         self._equivalence = Equivalence()

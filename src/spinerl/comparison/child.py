@@ -1,8 +1,8 @@
 """One run of a comparison in a process of its own: `python -m spinerl.comparison.child`, started by `schedule.py`.
 
 The first line of standard input is the job; on standard output come lines of JSON that say how far it is, and at
-the end {"error", "kind"} if an error of ours stopped it.  The process ends when its standard input closes, that is
-with its parent, whatever ended that: a run can be killed at any moment and continued.
+the end {"done"}, or {"error", "kind"} if an error of ours stopped it.  The process ends when its standard input closes,
+that is with its parent, whatever ended that: a run can be killed at any moment and continued.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def main() -> int:
     except SpinerlError as error:
         say(error=str(error), kind=type(error).__name__)
         return error.exit_code
+    say(done=True)  # an exit code of 0 could be that of anything which ended the process
     return 0
 
 
@@ -58,7 +59,7 @@ class _Teller:
 
 def _run(job: Mapping[str, Any], teller: _Teller) -> None:
     from spinerl.comparison.after import ask_afterwards
-    from spinerl.config import Config
+    from spinerl.config import Config, allow_plugins
     from spinerl.runs import RunFolder
     from spinerl.train import adapt
 
@@ -67,7 +68,8 @@ def _run(job: Mapping[str, Any], teller: _Teller) -> None:
         adapt(Config.model_validate(job["config"]), teller, overwrite=job["overwrite"])
     elif job["state"] == "interrupted":
         run = RunFolder.open(folder)
-        adapt(run.config, teller, resume=run)
+        # Whoever started this process has permitted what these name, and seen that the folder's keys are the same.
+        adapt(allow_plugins(run.config), teller, resume=run)
     ask_afterwards(RunFolder.open(folder), job["after"], teller)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from spinerl.comparison.schedule import Failure, run_tasks
 from spinerl.comparison.state import State, states
 from spinerl.comparison.table import Table, build_table
 from spinerl.comparison.words import sentences
+from spinerl.config import allow_plugins, named_code
 from spinerl.errors import InputError, RunError
 from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.runs import write_json, write_text
@@ -30,7 +31,7 @@ REFERENCE = "ttrl"
 """The row that others are compared with besides no adaptation, if it is among them."""
 
 
-def compare(args: Sequence[str], console: Console | None = None, overwrite: bool = False) -> Path:
+def compare(args: Sequence[str], console: Console | None = None, overwrite: bool = False, allow: bool = False) -> Path:
     """Run the comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes, or the rest of it; its folder.
 
     Finished runs are kept, interrupted ones continue.  Writes comparison.md, .csv, .json and .html and prints the
@@ -39,9 +40,11 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
 
     Args:
         overwrite: whether runs begun with other settings are started again.
+        allow: whether the code that recipes name may run (`spinerl.config.allow_plugins`).
     """
-    console = console or Console(soft_wrap=True)
+    console = console or Console(soft_wrap=True, emoji=False)
     comparison = plan(args)
+    _open_code(comparison, allow, lambda line: console.print(line, highlight=False, markup=False))
     with _locked(comparison.out):
         found = states(comparison, overwrite)
         todo: list[tuple[Task, State]] = [
@@ -119,6 +122,20 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
     if len(keys.seeds) == 1:
         notes.append("One seed: the intervals are over questions and do not say what another seed would give.")
     return notes + [f"FAILED and left out: {task.label}: {why}" for task, why in failures]
+
+
+def _open_code(comparison: Comparison, allow: bool, note: Callable[[str], None]) -> None:
+    """Find and permit what the runs name of code that is not ours, before the first of them starts."""
+    named = {str(named_code(task.config)): task.config for task in comparison.tasks if named_code(task.config)}
+    if not named:
+        return
+    from spinerl.permission import open_code
+
+    lines: dict[str, None] = {}
+    for config in named.values():
+        open_code(allow_plugins(config, allow), lambda line: lines.setdefault(line))
+    for line in lines:
+        note(line)
 
 
 def _cores(tasks: Sequence[Task]) -> int:

@@ -5,6 +5,7 @@ A comparison's recipe holds the keys below; every other key in it is a configura
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spinerl.config import Config, explain_value, override, read_recipe, split_override
+from spinerl.config import Config, explain_value, named_by_file, override, parse_override, read_recipe, split_override
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, METHODS
 
@@ -89,11 +90,19 @@ class RunOverrides:
     """The overrides that configure every run, in order, those that win last.
 
     `lent` are those that only the recipe named by `settings` gives, `method` is the method it was written for.
+    `files` names the recipes; `typed` is what the command line gives, nested: for all runs, and by variant.
     """
 
     overrides: tuple[str, ...]
     lent: frozenset[str] = frozenset()
     method: str | None = None
+    files: str = ""
+    typed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def marked(self, config: Config) -> Config:
+        """A run's configuration, remembering which code only the recipes name."""
+        variants = self.typed.get("variants")
+        return named_by_file(config, self.files, self.typed, *(variants.values() if isinstance(variants, dict) else ()))
 
     def of(self, method: str) -> tuple[str, ...]:
         """The overrides for runs of a method: of a recipe for another one, none that the method's row sets itself."""
@@ -123,8 +132,13 @@ def read_keys(recipe: str | None, overrides: Sequence[str]) -> tuple[Keys, RunOv
         given = list(leaves(read_recipe(keys.settings)))
         method = str(dict(given).get("method", Config.model_fields["method"].default))
         settings = [override(key, value) for key, value in given if key.partition(".")[0] not in (*_OWN, "data")]
+    typed: dict[str, Any] = {}
+    for key, value in (leaf for one in overrides for leaf in leaves(parse_override(one))):
+        _lay(typed, key.split("."), value)
     run_overrides = (*DEFAULTS, *from_recipe, *settings, *from_overrides)
-    return _checked(keys), RunOverrides(run_overrides, frozenset(settings) - {*from_recipe, *from_overrides}, method)
+    lent = frozenset(settings) - {*from_recipe, *from_overrides}
+    files = " and ".join(one for one in (recipe, keys.settings) if one)
+    return _checked(keys), RunOverrides(run_overrides, lent, method, files, typed)
 
 
 def _sort(given: Iterable[tuple[str, Any]], own: dict[str, Any]) -> list[str]:

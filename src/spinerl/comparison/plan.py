@@ -13,6 +13,7 @@ from spinerl.comparison.keys import Keys, RunOverrides, leaves, read_keys
 from spinerl.config import Config, load_config, override
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
+from spinerl.recipes import split_args
 from spinerl.tiny import SUITES, VQA_SUITES
 
 __all__ = ["Comparison", "Elsewhere", "Task", "Variant", "elsewhere_file", "plan", "slug"]
@@ -86,10 +87,7 @@ def plan(args: Sequence[str]) -> Comparison:
     Every configuration is resolved and every data set opened here, so that what is wrong is refused before
     anything runs.  Raises InputError in one line.
     """
-    rest = list(args)
-    recipe = rest.pop(0) if rest and "=" not in rest[0] else None
-    if recipe is not None and not Path(recipe).is_file():
-        raise InputError(f"recipe {recipe} does not exist; give a YAML file first, then key=value overrides")
+    recipe, rest = split_args(args)
     keys, for_runs = read_keys(recipe, rest)
     rows = _rows(keys)
     elsewhere = {data: _elsewhere(keys, data) for data in keys.data}
@@ -149,7 +147,8 @@ def _config(row: Variant, for_runs: RunOverrides, data: str, seed: int, folder: 
     if row.method == NONE:
         own.append("steps=0")  # whatever the shared keys ask of the others
     try:
-        return resolve(load_config(overrides=[*for_runs.of(row.method), *row.overrides, *own]))
+        config = resolve(load_config(overrides=[*for_runs.of(row.method), *row.overrides, *own]))
+        return for_runs.marked(config)
     except InputError as error:
         where = "" if not row.overrides else f" (in variants.{row.name})"
         raise InputError(f"{error}{where}") from None

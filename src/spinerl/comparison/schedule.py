@@ -12,7 +12,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from spinerl.comparison.plan import Task
 from spinerl.comparison.state import State
 from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.lines import lines_of, read_text
+from spinerl.pipes import python_command, python_environment
 
 __all__ = ["Failure", "Watcher", "run_tasks"]
 
@@ -94,6 +94,8 @@ def run_tasks(
                 watcher.ended(child.task, failure)
                 if failure is not None:
                     failures.append((child.task, failure))
+            elif "done" in message:
+                child.is_done = True
             elif "error" in message:
                 child.error = getattr(errors, message["kind"], RunError)(message["error"])
                 if isinstance(child.error, InputError):
@@ -135,15 +137,16 @@ class _Child:
     def __init__(self, task: Task, job: Mapping[str, Any], log: Path, heard: queue.SimpleQueue[Any]) -> None:
         self.task = task
         self.error: SpinerlError | None = None
+        self.is_done = False
         self._log = log.with_suffix(log.suffix + ".log")
         with self._log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "spinerl.comparison.child"],
+                python_command("spinerl.comparison.child"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 text=True,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**python_environment(), **_ENVIRONMENT},
                 start_new_session=True,
             )
         assert self._process.stdin is not None
@@ -164,10 +167,10 @@ class _Child:
         code = self._process.wait()
         if self.error is not None:
             return str(self.error)
-        if code == 0:
+        if code == 0 and self.is_done:
             return None
         last = [line.strip() for line in lines_of(read_text(self._log, errors="replace")) if line.strip()]
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}" + (" before its end" if not code else "")
         return f"{how}: {last[-1][:300] if last else 'it said nothing'} ({self._log})"
 
     def ask_to_end(self) -> None:

@@ -38,6 +38,7 @@ from spinerl.engine.sampling import truncation_of
 from spinerl.engine.update import score_with_mass
 from spinerl.errors import DivergedError, InputError, MissingExtraError, RunError, SpinerlError
 from spinerl.maths import masked_mean
+from spinerl.pipes import python_command, python_environment
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt, Question, Rollout
 
@@ -458,8 +459,8 @@ def main(args: Sequence[str] | None = None) -> None:
         on_cpu = {name.replace("_", "-"): value for name, value in _ON_CPU.items()} | {"dtype": "float32"}
         for name, value in on_cpu.items():
             fixed += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *fixed, *args[1:]]
-    os.execv(sys.executable, server)
+    server = [*python_command("vllm.entrypoints.openai.api_server"), "--model", model, *fixed, *args[1:]]
+    os.execve(sys.executable, server, python_environment())
 
 
 if __name__ == "__main__":

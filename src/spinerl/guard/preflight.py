@@ -15,6 +15,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
 from spinerl.guard.signals import concentration
+from spinerl.permission import open_code
 from spinerl.step import count_votes, rollout_metrics
 from spinerl.workload import Observer, open_workload
 
@@ -28,6 +29,7 @@ def preflight(
 
     `guard.preflight_questions` of the questions are asked, with `num_votes` responses each.  Raises InputError.
     """
+    open_code(config, None if observer is None else observer.note)
     work = open_workload(resolve(config), observer, given)
     asked = pick_probe(len(work.questions), config.guard.preflight_questions or len(work.questions))
     work = work.only(asked)

@@ -15,11 +15,12 @@ from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
-from spinerl.errors import RunError
+from spinerl.errors import InputError, RunError
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
+from spinerl.hooks import ask_differently
 from spinerl.lines import read_text
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
@@ -72,12 +73,25 @@ class Guard:
         perturb = find(PERTURBATIONS, self._keys.perturbation, "guard.perturbation")
         others = []
         if self._keys.perturbation != "none":
-            others = [render(replace(question, text=perturb(question.text))) for question in probed]
+            others = [self._asked_differently(one, perturb, render) for one in probed]
         self._probe = open_probe(loaded, probed, [prompts[i] for i in asked], config, equivalence, others)
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
         self._diverged: str | None = None  # why the run ended where its numbers were finite no more
+
+    def _asked_differently(
+        self, question: Question, perturb: Callable[[str], str], render: Callable[[Question], tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        """The prompt of a question whose text is perturbed."""
+        name, limit = self._keys.perturbation, self._config.prompt.max_tokens
+        prompt = render(replace(question, text=ask_differently(question, perturb, name)))
+        if len(prompt) > limit:
+            raise InputError(
+                f"guard.perturbation={name} on question {question.id!r}: its prompt has {len(prompt)} tokens then, and "
+                f"prompt.max_tokens={limit}"
+            )
+        return prompt
 
     def begin(self, done: int, last: int) -> int:
         """Look at the probe questions before step 1; or remember what the files say of the steps up to `done`.

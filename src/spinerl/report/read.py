@@ -13,6 +13,7 @@ import yaml
 
 from spinerl.errors import InputError
 from spinerl.lines import lines_of, read_text
+from spinerl.recipes import read_yaml
 
 __all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
 
@@ -217,8 +218,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if not any((folder / name).is_file() for name in _EVIDENCE):
         raise InputError(f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        config = read_yaml(path)
+    except (OSError, ValueError, yaml.YAMLError, InputError) as error:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise InputError(
