@@ -268,6 +268,7 @@ class _Session:
             edges = saved["band_edges"]
             self._done, self._state = saved["step"], StepState(tuple(edges) if edges else None)
         run.rewind(self._done)
+        run.remove_leftovers(self._config.checkpoint.keep)
         self._observer.note(f"resuming {run.path} after step {self._done}")
 
     def _save_checkpoint(self, step: int) -> None:
@@ -359,7 +360,7 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
         {
             "spinerl": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers")},
+            **_versions(),
             "platform": platform.platform(),
             **work.facts,
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
@@ -369,6 +370,11 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             "command": " ".join(sys.argv),
         }
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> None:
@@ -389,10 +395,11 @@ def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> No
                 f"({then} then, {now} now)"
             )
     engine = manifest.get("engine", {})
+    then = {**manifest, **engine}
     changed = [
-        f"{name} was {engine[name]}, is {value}"
-        for name, value in backend_of(work.loaded).machine().items()
-        if name in engine and engine[name] != value
+        f"{name} was {then[name]}, is {value}"
+        for name, value in {**_versions(), **backend_of(work.loaded).machine()}.items()
+        if name in then and then[name] != value
     ]
     if changed and not other_numerics:
         raise InputError(

@@ -1,0 +1,184 @@
+"""Does runs of one configuration in forked processes, which may be killed: `Server` starts it, test_kills.py asks.
+
+Model, questions and libraries are loaded once, so that a run takes a fraction of a second.  A job is a line of JSON on
+standard input, its answer, how the process ended, one on standard output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).parent.parent.parent
+COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+RUN_SECONDS = 60.0  # after which a run has hung
+
+
+class Server:
+    """The process, for one configuration; close it.
+
+    whole: the folder of a run that was not interrupted, and `seconds`, which it took.
+    operations: what that run did to its folder, "write /metrics.jsonl" and the like, in order.
+    """
+
+    def __init__(self, folder: Path, overrides: list[str]) -> None:
+        """`folder`: for all that, for the library that kills, and for what runs print."""
+        library = folder / "kill_at.so"
+        source = Path(__file__).with_name("kill_at.c")
+        subprocess.run([str(COMPILER), "-O1", "-fPIC", "-shared", "-o", library, source, "-ldl"], check=True)
+        self._words = folder / "words.txt"
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        with self._words.open("w") as words:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.fork_server", *overrides, f"run={folder / 'whole'}"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True, cwd=ROOT,
+                env={**os.environ, **threads, "CUDA_VISIBLE_DEVICES": "", "LD_PRELOAD": str(library)},
+            )  # fmt: skip
+        self._answer()  # once it is ready
+        self.whole = folder / "whole"
+        started = time.monotonic()
+        assert self.ask(self.whole, log=folder / "operations.txt") == 0, self.words()
+        self.seconds = time.monotonic() - started
+        self.operations = (folder / "operations.txt").read_text().splitlines()
+
+    def ask(self, folder: Path, **job: Any) -> int:
+        """How a process that does the job ended: its exit code, or minus the signal.
+
+        resume: whether it goes on with the run in the folder, instead of beginning one.
+        at, half: the operation at which it dies, from 1 on; whether half-way, where that operation writes.
+        signal, after: what it is sent after so many seconds.
+        call: "module:function", called with the folder in place of a run.
+        log: a file for the operations.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"folder": str(folder), **job}, default=str) + "\n")
+        self._process.stdin.flush()
+        return self._answer()["code"]
+
+    def words(self) -> str:
+        """The end of what was printed."""
+        return self._words.read_text(errors="replace")[-3000:]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, self.words()
+        return json.loads(line)
+
+
+# ---- in the process ----
+
+
+def main(overrides: list[str]) -> None:
+    os.environ.pop("LD_PRELOAD")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    run = _prepare(overrides)
+    print(json.dumps({"code": 0}), file=answers, flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        print(json.dumps({"code": _wait(_fork(run, job), job)}), file=answers, flush=True)
+
+
+def _prepare(overrides: list[str]) -> Callable[[Path, bool], object]:
+    """What begins or resumes a run, everything else having been done before."""
+    import copy
+    import tempfile
+    from dataclasses import replace
+
+    from spinerl.config import load_config
+    from spinerl.runs import RunFolder
+    from spinerl.train import adapt
+    from spinerl.workload import open_workload
+    from tests.e2e.test_guarded_runs import Quiet
+
+    config = load_config(overrides=overrides)
+    work = open_workload(config)
+
+    def run(folder: Path, resume: bool) -> None:
+        if resume:
+            there = RunFolder.open(folder)
+            adapt(there.config, Quiet(), resume=there, work=work)
+        else:
+            adapt(config.model_copy(update={"run": str(folder)}), Quiet(), work=work)
+
+    # Once here, for what is imported or made when first needed: with a copy of the model, which this changes.
+    with tempfile.TemporaryDirectory() as scratch:
+        spare = replace(work, loaded=replace(work.loaded, model=copy.deepcopy(work.loaded.model)))
+        adapt(config.model_copy(update={"run": f"{scratch}/run"}), Quiet(), work=spare)
+    assert len(os.listdir("/proc/self/task")) == 1, "a process that forks has one thread"
+    return run
+
+
+def _fork(run: Callable[[Path, bool], object], job: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _work(run, job)
+    return pid
+
+
+def _work(run: Callable[[Path, bool], object], job: dict[str, Any]) -> NoReturn:
+    """One job, to the end of this process."""
+    from spinerl.errors import SpinerlError
+
+    code = 0
+    try:
+        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if "log" in job else -1
+        arguments = (os.fsencode(job["folder"]), job.get("at", 0), job.get("half", False), log)
+        ctypes.CDLL(None).kill_at_arm(*arguments)
+        if "call" in job:
+            import importlib
+
+            module, _, name = job["call"].partition(":")
+            getattr(importlib.import_module(module), name)(job["folder"])
+        else:
+            run(Path(job["folder"]), job.get("resume", False))
+    except KeyboardInterrupt:
+        code = 130
+    except SpinerlError as error:
+        print(f"spinerl: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    os._exit(code)
+
+
+def _wait(pid: int, job: dict[str, Any]) -> int:
+    """The exit code, or minus the signal."""
+    deadline = time.monotonic() + RUN_SECONDS
+    due = time.monotonic() + job["after"] if "after" in job else None
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if due is not None and time.monotonic() >= due:
+            os.kill(pid, getattr(signal, job["signal"]))
+            due = None
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return 124
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
