@@ -7,6 +7,7 @@ standard input, its answer, how the process ended, one on standard output.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,42 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).parent.parent.parent
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
-RUN_SECONDS = 60.0  # after which a run has hung
+RUN_SECONDS = 120.0  # after which a run has hung
+KNOWN = 75  # the exit code of a run that stopped, since it goes on from where another one did
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What each file of a run holds, without times, folder names and process numbers."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir():
+            found[name] = "folder"
+        elif path.suffix == ".jsonl":
+            found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name == "manifest.json":
+            found[name] = _lasting(json.loads(path.read_text()))
+        elif path.name == "config.yaml":
+            found[name] = path.read_text().replace(str(folder), "RUN")
+        elif path.suffix == ".html":
+            found[name] = path.read_text().rstrip().endswith("</html>")
+        elif path.name == "responses.safetensors":  # the order of its header's entries is of no account
+            found[name] = sorted(path.read_bytes())
+        elif path.name == "checksums.json":
+            found[name] = sorted(json.loads(path.read_text()))
+        elif path.name != ".lock":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
+def _lasting(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without what is of the day, or of the memory that was free."""
+    kept = {key: value for key, value in manifest.items() if key not in ("started", "finished", "command")}
+    return kept | {"engine": {**kept["engine"], "tokens": sorted(kept["engine"]["tokens"])}}
 
 
 class Server:
@@ -39,6 +75,7 @@ class Server:
         subprocess.run([str(COMPILER), "-O1", "-fPIC", "-shared", "-o", library, source, "-ldl"], check=True)
         self._words = folder / "words.txt"
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        threads["TOKENIZERS_PARALLELISM"] = "false"
         with self._words.open("w") as words:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.fork_server", *overrides, f"run={folder / 'whole'}"],
@@ -56,6 +93,8 @@ class Server:
         """How a process that does the job ended: its exit code, or minus the signal.
 
         resume: whether it goes on with the run in the folder, instead of beginning one.
+        known: whether it may stop with the code KNOWN where it has the files that another one went on from: the rest
+            depends on nothing else.
         at, half: the operation at which it dies, from 1 on; whether half-way, where that operation writes.
         signal, after: what it is sent after so many seconds.
         call: "module:function", called with the folder in place of a run.
@@ -95,47 +134,75 @@ def main(overrides: list[str]) -> None:
     print(json.dumps({"code": 0}), file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        print(json.dumps({"code": _wait(_fork(run, job), job)}), file=answers, flush=True)
+        code = _wait(_fork(run, job), job)
+        digest = Path(f"{job['folder']}.digest")
+        if code == 0 and digest.is_file():
+            _known.add(digest.read_text())
+        print(json.dumps({"code": code}), file=answers, flush=True)
 
 
-def _prepare(overrides: list[str]) -> Callable[[Path, bool], object]:
+_known: set[str] = set()  # the files, as a digest, that runs were resumed from which came to their end
+
+
+def _stop_if_known(folder: Path) -> None:
+    digest = hashlib.sha256(json.dumps(contents(folder), sort_keys=True).encode()).hexdigest()
+    if digest in _known:
+        os._exit(KNOWN)
+    Path(f"{folder}.digest").write_text(digest)
+
+
+def _prepare(overrides: list[str]) -> Callable[[Path, bool, bool], object]:
     """What begins or resumes a run, everything else having been done before."""
     import copy
     import tempfile
     from dataclasses import replace
 
     from spinerl.config import load_config
+    from spinerl.engine.loading import LoadedModel
     from spinerl.runs import RunFolder
     from spinerl.train import adapt
     from spinerl.workload import open_workload
     from tests.e2e.test_guarded_runs import Quiet
 
+    class Watcher(Quiet):
+        """Hears when a run has put its folder in order and is about to go on."""
+
+        folder: Path | None = None
+
+        def note(self, text: str) -> None:
+            if self.folder is not None and text.startswith("resuming"):
+                _stop_if_known(self.folder)
+
     config = load_config(overrides=overrides)
     work = open_workload(config)
 
-    def run(folder: Path, resume: bool) -> None:
+    def run(folder: Path, resume: bool, known: bool) -> None:
         if resume:
-            there = RunFolder.open(folder)
-            adapt(there.config, Quiet(), resume=there, work=work)
+            there, watcher = RunFolder.open(folder), Watcher()
+            watcher.folder = folder if known else None
+            adapt(there.config, watcher, resume=there, work=work)
         else:
             adapt(config.model_copy(update={"run": str(folder)}), Quiet(), work=work)
 
     # Once here, for what is imported or made when first needed: with a copy of the model, which this changes.
+    def copied() -> LoadedModel:
+        return replace(work.loaded, model=copy.deepcopy(work.loaded.model))
+
     with tempfile.TemporaryDirectory() as scratch:
-        spare = replace(work, loaded=replace(work.loaded, model=copy.deepcopy(work.loaded.model)))
-        adapt(config.model_copy(update={"run": f"{scratch}/run"}), Quiet(), work=spare)
+        adapt(config.model_copy(update={"run": f"{scratch}/run"}), Quiet(), work=replace(work, loaded=copied()))
+    work = replace(work, open_again=copied)  # with the verdicts of the self-checks
     assert len(os.listdir("/proc/self/task")) == 1, "a process that forks has one thread"
     return run
 
 
-def _fork(run: Callable[[Path, bool], object], job: dict[str, Any]) -> int:
+def _fork(run: Callable[[Path, bool, bool], object], job: dict[str, Any]) -> int:
     pid = os.fork()
     if pid == 0:
         _work(run, job)
     return pid
 
 
-def _work(run: Callable[[Path, bool], object], job: dict[str, Any]) -> NoReturn:
+def _work(run: Callable[[Path, bool, bool], object], job: dict[str, Any]) -> NoReturn:
     """One job, to the end of this process."""
     from spinerl.errors import SpinerlError
 
@@ -150,7 +217,7 @@ def _work(run: Callable[[Path, bool], object], job: dict[str, Any]) -> NoReturn:
             module, _, name = job["call"].partition(":")
             getattr(importlib.import_module(module), name)(job["folder"])
         else:
-            run(Path(job["folder"]), job.get("resume", False))
+            run(Path(job["folder"]), job.get("resume", False), job.get("known", False))
     except KeyboardInterrupt:
         code = 130
     except SpinerlError as error:

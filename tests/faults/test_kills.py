@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,28 +19,29 @@ from typing import Any
 
 import pytest
 
-from tests.faults.fork_server import COMPILER, ROOT, Server
+from tests.faults.fork_server import COMPILER, KNOWN, ROOT, Server, contents
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD, /proc")
 
 SMALL = [
-    "data.max_questions=4", "questions_per_step=2", "group_size=2", "steps=3", "threads=1", "rollout.max_new_tokens=12",
-    "answer.truncated=count", "eval.samples=0", "eval.every=2", "checkpoint.every=1", "checkpoint.keep=1",
-    "log.sample_every=1", "optim.lr=1e-3",
+    "data.max_questions=3", "questions_per_step=2", "group_size=2", "steps=2", "threads=1", "rollout.max_new_tokens=8",
+    "answer.truncated=count", "eval.samples=0", "checkpoint.every=1", "checkpoint.keep=1", "log.sample_every=1",
+    "optim.lr=1e-3",
 ]  # fmt: skip
 CONFIGURATIONS = {
     "plain": [*SMALL, "guard=off", "eval.samples=2", "band.weight=0.1", "band.edges=ema", "optim.schedule=cosine"],
     "guard": [
-        *SMALL, "guard.every=1", "guard.questions=2", "guard.samples=2", "guard.no_go=0", "checkpoint.keep=2",
+        *SMALL, "guard.every=1", "guard.questions=2", "guard.samples=2", "guard.no_go=0",
         "vote.memory=ema", "vote.memory_start=2", "vote.slow_decay=0.9",
     ],
-    "rounds": [*SMALL, "method=roirl", "guard=off", "checkpoint.every=2"],
+    "rounds": [*SMALL, "method=roirl", "guard=off", "steps=3", "checkpoint.every=2", "rollout.max_new_tokens=24"],
     "images": [
-        *SMALL, "model=tiny-vlm", "data=tiny-vqa/shift-a", "steps=2", "guard=off", "stream.on=true", "lora.rank=2",
+        *SMALL, "model=tiny-vlm", "data=tiny-vqa/shift-a", "guard=off", "stream.on=true", "lora.rank=2",
+        "engine.disable=[cpu]",
     ],
 }  # fmt: skip
 
-PARTS = 8  # of the operations of a configuration, a test each
+PARTS = 4  # of the operations of a configuration, a test each
 
 
 @pytest.fixture(scope="module")
@@ -57,35 +59,6 @@ def servers(tmp_path_factory) -> Iterator[Callable[[str], Server]]:
     yield server
     for one in made.values():
         one.close()
-
-
-# ---- comparing folders ----
-
-_OF_THE_DAY = ("started", "finished", "command")  # in a manifest
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """What each file of a run holds, without times, folder names and process numbers."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_dir():
-            found[name] = "folder"
-        elif path.suffix == ".jsonl":
-            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name == "manifest.json":
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in _OF_THE_DAY}
-        elif path.name == "config.yaml":
-            found[name] = path.read_text().replace(str(folder), "RUN")
-        elif path.suffix == ".html":
-            found[name] = path.read_text().rstrip().endswith("</html>")
-        elif path.name != ".lock":
-            found[name] = path.read_bytes()
-    return found
-
-
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}
 
 
 def same(folder: Path, whole: Path) -> None:
@@ -111,22 +84,33 @@ def check_kill(server: Server, folder: Path, at: int, half: bool, again: int = 0
     assert server.ask(folder, at=at, half=half) == -signal.SIGKILL, what
     if again:
         assert go_on(server, folder, at=again, half=half) in (0, -signal.SIGKILL), f"{what}: {server.words()}"
-    assert go_on(server, folder) == 0, f"{what}: {server.words()}"
+    code = go_on(server, folder, known=True)
+    assert code in (0, KNOWN), f"{what}: {server.words()}"
     try:
-        same(folder, server.whole)
+        if code == 0:
+            same(folder, server.whole)
     except AssertionError as error:
         raise AssertionError(f"{what}: {error}") from None
+    shutil.rmtree(folder)
 
 
-def kinds_of(server: Server) -> set[str]:
-    return {line.partition(" ")[0] for line in server.operations}
+def moments(server: Server) -> list[int]:
+    """The numbers of the operations, from 1 on; of many writes in a row into one file the first two, the last, and
+    every eighth."""
+    lines = ["", *server.operations, ""]
+    return [
+        at
+        for at, line in enumerate(lines)
+        if line and not (line.startswith("write") and line == lines[at - 1] == lines[at - 2] == lines[at + 1] and at % 8)
+    ]
 
 
-def test_killed_at_every_sixth_operation(servers, tmp_path):
+def test_killed_at_some_operations(servers, tmp_path):
     server = servers("guard")
-    assert {"open", "write", "fsync", "rename", "unlink", "mkdir", "rmdir", "truncate"} <= kinds_of(server)
-    for at in range(random.Random(0).randint(1, 6), len(server.operations) + 1, 6):
-        half = at % 12 < 6 and server.operations[at - 1].startswith("write")
+    kinds = {line.partition(" ")[0] for line in server.operations}
+    assert {"open", "write", "fsync", "rename", "unlink", "mkdir", "rmdir", "truncate"} <= kinds
+    for at in moments(server)[random.Random(0).randrange(24) :: 24]:
+        half = at % 3 > 0 and server.operations[at - 1].startswith("write")
         check_kill(server, tmp_path / f"{at}", at, half)
 
 
@@ -134,13 +118,13 @@ def test_killed_at_every_sixth_operation(servers, tmp_path):
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_killed_at_every_operation(servers, tmp_path, name, part):
-    """Before it, and where it writes after half the bytes; resumed, killed once more anywhere, and resumed."""
+    """Before it, and where it writes also after half the bytes; often killed once more while it is resumed."""
     server, draw = servers(name), random.Random(f"{name} {part}")
     assert len(server.operations) > 100
-    for at in range(part + 1, len(server.operations) + 1, PARTS):
+    for at in moments(server)[part::PARTS]:
         for half in (False, True):
             if not half or server.operations[at - 1].startswith("write"):
-                again = draw.randint(1, len(server.operations))
+                again = draw.randint(1, len(server.operations)) if draw.random() < 0.3 else 0
                 check_kill(server, tmp_path / f"{at}-{half}", at, half, again)
 
 
@@ -151,7 +135,7 @@ SIGNALS = {"SIGTERM": -signal.SIGTERM, "SIGINT": 130, "SIGHUP": -signal.SIGHUP, 
 
 def check_signals(server: Server, folder: Path, name: str, draw: random.Random) -> None:
     """A run that gets this signal at random moments, over and over until it is done."""
-    for _ in range(3):
+    for _ in range(2):
         ended = go_on(server, folder, signal=name, after=draw.uniform(0, server.seconds))
         assert ended in (0, SIGNALS[name]), server.words()
     assert go_on(server, folder) == 0, server.words()
@@ -168,7 +152,7 @@ def test_a_signal_at_any_moment(servers, tmp_path, name):
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_signals_at_many_moments(servers, tmp_path, configuration, name):
     draw = random.Random(f"{configuration} {name}")
-    for number in range(10):
+    for number in range(5):
         check_signals(servers(configuration), tmp_path / f"{number}", name, draw)
 
 
@@ -205,7 +189,7 @@ def comparison_contents(out: Path) -> dict[str, Any]:
     page = json.dumps(json.loads((out / "comparison.json").read_text()), indent=1)
     found["comparison.json"] = [line for line in page.replace(str(out), "OUT").splitlines() if "seconds" not in line]
     for name in ("comparison.md", "comparison.csv"):
-        found[name] = bool(found[name])
+        found[name] = (out / name).stat().st_size > 0
     return found
 
 
