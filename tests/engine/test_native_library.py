@@ -147,7 +147,6 @@ def test_a_damaged_library_is_compiled_again(cached, first_use, damage, note):
     content = cached.read_bytes()  # and put where it belongs
     assert b"rms_norm_forward" in content
     assert cached.with_suffix(".sha256").read_text().strip() == hashlib.sha256(content).hexdigest()
-    assert loader.load_library()[1:] == (None, None)
 
 
 @pytest.mark.parametrize(
