@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ def contents(folder: Path) -> dict[str, Any]:
         elif path.name == "manifest.json":
             found[name] = _lasting(json.loads(path.read_text()))
         elif path.name == "config.yaml":
-            found[name] = path.read_text().replace(str(folder), "RUN")
+            found[name] = re.sub(r"(?m)^run: .*", "run: here", path.read_text())
         elif path.suffix == ".html":
             found[name] = path.read_text().rstrip().endswith("</html>")
         elif path.name == "responses.safetensors":  # the order of its header's entries is of no account

@@ -101,7 +101,8 @@ def moments(server: Server) -> list[int]:
     return [
         at
         for at, line in enumerate(lines)
-        if line and not (line.startswith("write") and line == lines[at - 1] == lines[at - 2] == lines[at + 1] and at % 8)
+        if line
+        and not (line.startswith("write") and line == lines[at - 1] == lines[at - 2] == lines[at + 1] and at % 8)
     ]
 
 

@@ -97,7 +97,7 @@ def adapt_with(folder: str) -> None:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("spinerl").addHandler(handler)
-    adapt(load_config(overrides=[*KEYS, f"run={folder}/run"]), Quiet())
+    adapt(load_config(overrides=[*KEYS, f"steps={job['steps']}", f"run={folder}/run"]), Quiet())
     (doctor,) = (finding for what, finding, _ in diagnose() if what == "compiled loops")
     (root / "report.json").write_text(json.dumps({"doctor": doctor, "said": said}))
 
@@ -175,23 +175,24 @@ NO_LOOPS: dict[str, tuple[list[str], dict[str, Any], str]] = {
 }
 
 
-def report_of(server: Server, root: Path, environment: dict[str, str], **job: Any) -> dict[str, Any]:
-    """What a process in these circumstances says, once its answers are checked: those of the plain path."""
+def report_of(server: Server, root: Path, environment: dict[str, str], steps: int = 0, **job: Any) -> dict[str, Any]:
+    """What a process in these circumstances says, once its answers are checked: those of the plain path, at the
+    beginning and, with `steps` 1, after a step."""
     environment = {"XDG_CACHE_HOME": str(root / "cache"), **environment}
     for name in job.get("unset", ()):
         environment.pop(name, None)
-    (root / "job.json").write_text(json.dumps({"environment": environment, **job}))
+    (root / "job.json").write_text(json.dumps({"environment": environment, "steps": steps, **job}))
     code = server.ask(root, call="tests.faults.test_native:adapt_with")
     if code == 77:
         pytest.skip("no name spaces or mounts here")
     assert code == 0, server.words()
-    assert greedy_answers(root / "run") == greedy_answers(server.whole)
+    assert greedy_answers(root / "run", steps) == greedy_answers(server.whole, steps)
     return json.loads((root / "report.json").read_text())
 
 
-def greedy_answers(run: Path) -> list[Any]:
-    rows = [file.read_text().splitlines() for file in sorted((run / "predictions").iterdir())]
-    assert [len(lines) for lines in rows] == [4, 4]  # before and after the step
+def greedy_answers(run: Path, steps: int) -> list[Any]:
+    rows = [(run / "predictions" / f"step-{step:06d}.jsonl").read_text().splitlines() for step in range(steps + 1)]
+    assert [len(lines) for lines in rows] == [4] * (steps + 1)
     return [json.loads(line)["greedy"]["text"] for lines in rows for line in lines]
 
 
@@ -199,7 +200,7 @@ def greedy_answers(run: Path) -> list[Any]:
 def test_a_compiler_that_does_not_do_it(server, libraries, tmp_path, case):
     lines, more, reason = NO_LOOPS[case]
     environment = compiler(tmp_path / "cc", *(line.replace("LIBRARIES", str(libraries)) for line in lines))
-    report = report_of(server, tmp_path, environment | more)
+    report = report_of(server, tmp_path, environment | more, steps=int(case in ("it hangs", "there is none")))
     start = "none, so CPU runs are slower: "
     assert report["doctor"].startswith(start)
     assert reason in report["doctor"]
@@ -274,7 +275,7 @@ def test_no_temporary_folder(server, libraries, tmp_path):
 
 def test_a_missing_temporary_folder_that_is_named(server, libraries, tmp_path):
     environment = {**works(libraries, tmp_path), "TMPDIR": str(tmp_path / "nowhere")}
-    assert report_of(server, tmp_path, environment) == {"doctor": "yes", "said": []}
+    assert report_of(server, tmp_path, environment, steps=1) == {"doctor": "yes", "said": []}
 
 
 def test_what_a_killed_process_was_compiling_goes(server, libraries, tmp_path):
