@@ -358,9 +358,8 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
     backend.settle(learns=config.steps > 0)
     run.write_manifest(
         {
-            "spinerl": __version__,
-            "python": platform.python_version(),
             **_versions(),
+            "python": platform.python_version(),
             "platform": platform.platform(),
             **work.facts,
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
@@ -374,7 +373,7 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
 
 def _versions() -> dict[str, str]:
     """Of the packages that compute."""
-    return {name: version(name) for name in ("torch", "transformers")}
+    return {"spinerl": __version__, **{name: version(name) for name in ("torch", "transformers")}}
 
 
 def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> None:
@@ -404,7 +403,7 @@ def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> No
     if changed and not other_numerics:
         raise InputError(
             f"{run.path} would end with other numbers here than where it began ({'; '.join(changed)}); go on all the "
-            "same with --allow-different-numerics"
+            f"same with `spinerl adapt --resume {run.path} --allow-different-numerics`"
         )
     if not changed:
         work.loaded.capabilities.restore(engine)

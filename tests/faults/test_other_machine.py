@@ -139,6 +139,7 @@ def resume_with(folder: str) -> None:
 
 REFUSED = {
     "another number of threads": (edit_threads, "threads was 1, is 2"),
+    "another spinerl": (lambda run: edit_manifest(run, "spinerl", value="0.0.9"), "spinerl was 0.0.9, is "),
     "another torch": (lambda run: edit_manifest(run, "torch", value="1.13.1"), "torch was 1.13.1, is "),
     "another transformers": (
         lambda run: edit_manifest(run, "transformers", value="4.0"), "transformers was 4.0, is "

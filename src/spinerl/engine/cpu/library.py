@@ -194,7 +194,7 @@ def _by_signal(code: int) -> str:
 
 
 def _run(command: list[str], scratch: Path, seconds: float) -> tuple[int, str]:
-    """Exit code and last lines of what a compiler says; it and all that it started end with the limit."""
+    """Exit code and some lines of what a compiler says; it and all that it started end with the limit."""
     with tempfile.TemporaryFile(dir=scratch) as said:  # a pipe would be waited for, whoever else holds it
         try:
             process = subprocess.Popen(
