@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-vllm test-verl check docs build clean
+.PHONY: setup demo test test-faults test-vllm test-verl check docs build clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: setup
 # Two processes: most tests are of one thread.  A file's tests stay together, for what they share.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Runs and comparisons killed at every file operation, and by signals at many moments.  Fails where no test is run.
+test-faults: setup
+	$(BIN)/python -m pytest -n 2 --dist load -m faults tests/faults $(ARGS)
 
 # vLLM as the sampler, on a CPU, in an environment of its own: 3 GB.  Builds of other packages that want CUDA have to go.
 test-vllm: .venv-vllm/.installed

@@ -42,7 +42,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     import torch
 
     from spinerl import __version__
-    from spinerl.engine.backend import compiled_loops_error
+    from spinerl.engine.backend import compiled_loops_facts
     from spinerl.machine import bfloat16_support, tune_allocator
 
     rows = [
@@ -58,8 +58,10 @@ def diagnose() -> list[tuple[str, str, bool]]:
     advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
     rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
-    reason = compiled_loops_error()
-    loops = "yes" if reason is None else f"none, so CPU runs are slower: {' '.join(reason.split())}"
+    reason, note = compiled_loops_facts()
+    loops = f"yes; {note}" if note else "yes"
+    if reason is not None:
+        loops = f"none, so CPU runs are slower: {' '.join(reason.split())}"
     rows.append(("compiled loops", loops, True))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

@@ -67,7 +67,7 @@ MARK = "# A run of spinerl: its resolved configuration."
 """The first line of a run's config.yaml."""
 
 _OWN = {*STREAMS, "config.yaml", "manifest.json", "report.html", ".lock"}
-_OWN_FOLDERS = {"predictions", "checkpoints", "model", "best", "images", "asked"}
+_OWN_FOLDERS = {"predictions", "checkpoints", "model", "best", "images", "compare"}
 """All that a run writes: --overwrite removes nothing else."""
 
 
@@ -146,10 +146,20 @@ class RunFolder:
         for entry in self.path.iterdir():
             if entry.name in _OWN and entry.name != ".lock" and (entry.is_file() or entry.is_symlink()):
                 entry.unlink()
-            elif entry.is_dir() and not entry.is_symlink() and (entry.name in _OWN_FOLDERS or _is_draft(entry)):
+            elif entry.is_dir() and not entry.is_symlink() and entry.name in _OWN_FOLDERS:
                 shutil.rmtree(entry)
             elif _is_draft(entry):
-                entry.unlink()
+                _remove(entry)
+
+    def remove_leftovers(self, keep: int) -> None:
+        """Remove what a process that was killed left behind: files and folders in the making, and checkpoints that it
+        was about to delete, all but the newest `keep`."""
+        for folder in (self.path, *(self.path / name for name in ("checkpoints", "predictions", "images"))):
+            for entry in folder.glob(".*.tmp"):
+                if folder != self.path or _is_own_draft(entry):
+                    _remove(entry)
+        for old in self._checkpoints()[keep:]:
+            shutil.rmtree(old)
 
     @property
     def config(self) -> Config:
@@ -193,7 +203,9 @@ class RunFolder:
         name = f"images/{image_key(image)[:16]}"
         if not (self.path / name).is_file():
             (self.path / "images").mkdir(exist_ok=True)
-            (self.path / name).write_bytes(thumbnail(image))
+            draft = _draft_of(self.path / name)
+            draft.write_bytes(thumbnail(image))
+            draft.replace(self.path / name)
         return name
 
     def rows(self, stream: str) -> list[dict[str, Any]]:
@@ -277,7 +289,7 @@ class RunFolder:
         `checksums`: with a file of them, by which `is_intact` finds damage.
         """
         target = self.path / name
-        draft = target.with_name(f".{target.name}.tmp")
+        draft = _draft_of(target)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         fill(draft)
@@ -351,9 +363,28 @@ def _cut_partial_line(file: Path) -> None:
         pass
 
 
+def _draft_of(path: Path) -> Path:
+    """Where a file or folder is made before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def _is_draft(entry: Path) -> bool:
     """Whether this is what a process that was killed left of a file or folder in the making."""
     return entry.name.startswith(".") and entry.name.endswith(".tmp")
+
+
+def _is_own_draft(entry: Path) -> bool:
+    """Whether it is one of what a run writes; a report's has a process number too."""
+    name = entry.name[1:].removesuffix(".tmp")
+    return _is_draft(entry) and (name in _OWN | _OWN_FOLDERS or name.startswith("report.html."))
+
+
+def _remove(entry: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _is_taken(folder: Path) -> bool:
@@ -372,7 +403,7 @@ def _free_name(path: Path) -> Path:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file that is either whole or as it was before."""
-    draft = file.with_name(f".{file.name}.tmp")
+    draft = _draft_of(file)
     with draft.open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()

@@ -317,6 +317,7 @@ class _Session:
             edges = saved["band_edges"]
             self._done, self._state = saved["step"], StepState(tuple(edges) if edges else None)
         run.rewind(self._done)
+        run.remove_leftovers(self._config.checkpoint.keep)
         self._observer.note(f"resuming {run.path} after step {self._done}")
 
     def _save_checkpoint(self, step: int) -> None:
@@ -410,9 +411,8 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
     backend.settle(learns=config.steps > 0)
     run.write_manifest(
         {
-            "spinerl": __version__,
+            **_versions(),
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers")},
             "platform": platform.platform(),
             **work.facts,
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
@@ -422,6 +422,11 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             "command": " ".join(sys.argv),
         }
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    return {"spinerl": __version__, **{name: version(name) for name in ("torch", "transformers")}}
 
 
 def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> None:
@@ -442,15 +447,16 @@ def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> No
                 f"({then} then, {now} now)"
             )
     engine = manifest.get("engine", {})
+    then = {**manifest, **engine}
     changed = [
-        f"{name} was {engine[name]}, is {value}"
-        for name, value in backend_of(work.loaded).machine().items()
-        if name in engine and engine[name] != value
+        f"{name} was {then[name]}, is {value}"
+        for name, value in {**_versions(), **backend_of(work.loaded).machine()}.items()
+        if name in then and then[name] != value
     ]
     if changed and not other_numerics:
         raise InputError(
             f"{run.path} would end with other numbers here than where it began ({'; '.join(changed)}); go on all the "
-            "same with --allow-different-numerics"
+            f"same with `spinerl adapt --resume {run.path} --allow-different-numerics`"
         )
     if not changed:
         work.loaded.capabilities.restore(engine)

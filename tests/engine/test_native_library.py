@@ -43,8 +43,8 @@ def first_use(tmp_path_factory):
     script(root / "counting-cc", f"echo called >> {root / 'calls'}", f'exec {COMPILER} "$@"')
     with pytest.MonkeyPatch.context() as patch:
         environment(patch, root / "cache", root / "counting-cc")
-        found, error = loader.load_library()
-    assert error is None
+        found, error, note = loader.load_library()
+    assert (error, note) == (None, None)
     assert computes(found)
     return root
 
@@ -91,6 +91,25 @@ def put_another_library(file: Path) -> None:
     write_checksum(file)
 
 
+def put_other_structs(file: Path) -> None:
+    """One compiled from sources in which a struct is longer, its checksum right."""
+    sources = file.parent / "sources"
+    shutil.copytree(loader._SOURCES, sources)
+    header = sources / "kernels.h"
+    text = header.read_text()
+    assert text.count("} layer_state;") == 1
+    header.write_text(text.replace("} layer_state;", "  long more;\n} layer_state;"))
+    flags = [flag for flag in loader._FLAGS if flag != "-O3"]
+    subprocess.run([str(COMPILER), *flags, "-o", str(file), *map(str, sources.glob("*.c")), "-lm"], check=True)
+    shutil.rmtree(sources)
+    write_checksum(file)
+
+
+def put_empty_file(file: Path) -> None:
+    file.write_bytes(b"")
+    write_checksum(file)
+
+
 def put_symbolic_link(file: Path) -> None:
     target = file.with_suffix(".real")
     file.replace(target)
@@ -98,8 +117,8 @@ def put_symbolic_link(file: Path) -> None:
 
 
 def test_the_second_use_compiles_nothing(cached, first_use):
-    found, error = loader.load_library()
-    assert error is None
+    found, error, note = loader.load_library()
+    assert (error, note) == (None, None)
     assert computes(found)
     assert num_calls(first_use) == 0
     assert sorted(path.suffix for path in cached.parent.iterdir()) == [".sha256", ".so"]
@@ -107,37 +126,58 @@ def test_the_second_use_compiles_nothing(cached, first_use):
     assert cached.stat().st_mode & 0o022 == 0
 
 
-@pytest.mark.parametrize("damage", [flip_byte, put_another_library])
-def test_a_damaged_library_is_compiled_again(cached, first_use, damage):
+@pytest.mark.parametrize(
+    ("damage", "note"),
+    [
+        (flip_byte, "its checksum is not that of kernels-"),
+        (put_another_library, "was another library (a function is missing"),
+        (put_other_structs, "was another library (layer_state has size 112 in C and 104 in Python)"),
+        (put_empty_file, "could not be loaded"),
+    ],
+    ids=["flipped", "other functions", "other structs", "empty"],
+)
+def test_a_damaged_library_is_compiled_again(cached, first_use, damage, note):
     damage(cached)
-    found, error = loader.load_library()
+    found, error, said = loader.load_library()
     assert error is None
+    assert str(said).startswith(f"compiled again: {cached}")
+    assert note in said
     assert computes(found)
     assert num_calls(first_use) == 1
     content = cached.read_bytes()  # and put where it belongs
-    assert b"rms_norm_forward" in content
+    (first,) = (first_use / "cache").glob("*/*/*.so")
+    assert content == first.read_bytes()  # to the byte, since a run's manifest names its checksum
     assert cached.with_suffix(".sha256").read_text().strip() == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "note"),
     [
-        flip_byte,
-        truncate,
-        put_symbolic_link,
-        lambda file: file.chmod(0o770),
-        lambda file: file.with_suffix(".sha256").chmod(0o666),
-        lambda file: file.with_suffix(".sha256").unlink(),
-        lambda file: file.with_suffix(".sha256").write_bytes(b"\xff"),
-        lambda file: file.unlink(),
-        pytest.param(lambda file: os.chown(file, 12345, -1), marks=as_root),
+        pytest.param(damage, note, id=note, marks=marks)
+        for damage, note, *marks in (
+            (flip_byte, "its checksum is not that of"),
+            (truncate, "its checksum is not that of"),
+            (put_symbolic_link, "is a symbolic link"),
+            (lambda file: file.chmod(0o770), ".so: others may write to it (mode 770)"),
+            (lambda file: file.with_suffix(".sha256").chmod(0o666), ".sha256: others may write to it (mode 666)"),
+            (lambda file: file.with_suffix(".sha256").unlink(), ".sha256 was missing"),
+            (lambda file: file.with_suffix(".sha256").write_bytes(b"\xff"), ".sha256 was damaged"),
+            (lambda file: (file.unlink(), file.mkdir()), "is of another kind"),
+            (lambda file: os.chown(file, 12345, -1), "belongs to another user (number 12345)", as_root),
+        )
     ],
-    ids=["flipped", "truncated", "link", "mode", "checksum mode", "no checksum", "bad checksum", "none", "owner"],
-)  # fmt: skip
-def test_what_is_not_trusted(cached, damage):
-    assert loader._cached(cached) is not None
+)
+def test_what_is_not_trusted(cached, damage, note):
+    assert loader._cached(cached)[0] is not None
     damage(cached)
-    assert loader._cached(cached) is None
+    found, said = loader._cached(cached)
+    assert found is None
+    assert note in str(said)
+
+
+def test_a_library_that_is_not_there_yet_is_no_news(cached):
+    cached.unlink()
+    assert loader._cached(cached) == (None, None)
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(cached, first_use, tmp_path, monkeypatch):
@@ -147,8 +187,9 @@ def test_a_folder_that_others_may_write_to_is_not_used(cached, first_use, tmp_pa
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(loader.tempfile, "tempdir", str(scratch))
-    found, error = loader.load_library()
+    found, error, note = loader.load_library()
     assert error is None
+    assert note == f"compiled by every process again: {cached.parent}: others may write to it (mode 770)"
     assert computes(found)
     assert num_calls(first_use) == 1
     assert cached.stat().st_mtime_ns == before
@@ -157,21 +198,29 @@ def test_a_folder_that_others_may_write_to_is_not_used(cached, first_use, tmp_pa
 
 def test_folders_that_are_not_used(cached, tmp_path, monkeypatch):
     folder = cached.parent
-    assert loader._cache_folder() == folder
+    assert loader._cache_folder() == (folder, None)
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    assert loader._cache_folder() is None
+    assert loader._cache_folder() == (None, f"{folder} is a symbolic link")
     folder.unlink()
     folder.write_text("a file")
-    assert loader._cache_folder() is None
+    assert loader._cache_folder() == (None, f"{folder} cannot be used (File exists)")
+    folder.unlink()
+    folder.parent.chmod(0o777)
+    assert loader._cache_folder() == (None, f"{folder.parent}: others may write to it (mode 777)")
+    folder.parent.chmod(0o700)
+    (tmp_path / "cache").chmod(0o777)
+    assert loader._cache_folder() == (None, f"{tmp_path / 'cache'}: others may write to it (mode 777)")
+    (tmp_path / "cache").chmod(0o1777)  # as /tmp: no one renames what is another's
+    assert loader._cache_folder() == (folder, None)
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert loader._cache_folder() is None
+    assert loader._cache_folder() == (None, "/proc/nowhere cannot be used (No such file or directory)")
 
 
 @as_root
 def test_a_folder_of_another_user_is_not_used(cached):
     os.chown(cached.parent, 12345, -1)
-    assert loader._cache_folder() is None
+    assert loader._cache_folder() == (None, f"{cached.parent} belongs to another user (number 12345)")
 
 
 @pytest.mark.usefixtures("cached")
@@ -185,9 +234,9 @@ def test_without_a_home_it_works(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.setattr(loader.tempfile, "tempdir", str(tmp_path))
-    assert loader._cache_folder() is None
-    found, error = loader.load_library()
+    found, error, note = loader.load_library()
     assert error is None
+    assert "there is no home folder" in str(note)
     assert computes(found)
 
 
@@ -195,14 +244,14 @@ def test_without_a_home_it_works(tmp_path, monkeypatch):
 def test_a_relative_cache_folder_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "caches")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert loader._cache_folder() == tmp_path / "home" / ".cache" / "spinerl" / "native"
+    assert loader._cache_folder() == (tmp_path / "home" / ".cache" / "spinerl" / "native", None)
 
 
 def test_a_compiler_that_hangs_is_stopped(tmp_path, monkeypatch):
     hanging = script(tmp_path / "cc", f"sleep 300 & echo $! > {tmp_path / 'child'}; wait")
     environment(monkeypatch, tmp_path / "cache", hanging)
     start = time.monotonic()
-    found, error = loader.load_library(seconds=1)
+    found, error, _ = loader.load_library(seconds=1)
     assert time.monotonic() - start < 20
     assert found is None
     assert "longer than 1 s" in str(error)
@@ -238,12 +287,12 @@ def test_a_compiler_that_cannot_be_run_or_found(tmp_path, monkeypatch):
     broken.write_text("#!/nowhere/interpreter\n")
     broken.chmod(0o755)
     environment(monkeypatch, tmp_path / "cache", broken)
-    found, error = loader.load_library()
+    found, error, _ = loader.load_library()
     assert found is None
     assert "cannot be run" in str(error)
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert loader.load_library() == (None, "no C compiler: install gcc or clang")
+    assert loader.load_library() == (None, "no C compiler: install gcc or clang", None)
 
 
 def test_flags_and_compiler_are_part_of_the_name(monkeypatch):
@@ -259,14 +308,14 @@ def test_structs_of_another_size_are_no_library(monkeypatch):
         _fields_ = (*bindings.LayerState._fields_, ("more", ctypes.c_long))
 
     monkeypatch.setattr(bindings, "LayerState", Longer)
-    found, error = loader.load_library()
+    found, error, _ = loader.load_library()
     assert found is None
     assert str(error) == "layer_state has size 104 in C and 112 in Python"
 
 
 @pytest.mark.usefixtures("cached")
 def test_sizes_that_loops_do_not_know_are_errors():
-    found, _ = loader.load_library()
+    found, *_ = loader.load_library()
     with loader.library_override(found):
         with pytest.raises(ValueError, match="grad_weight: a size"):
             kernels.grad_weight(torch.ones(3, 4), torch.ones(3, 8))

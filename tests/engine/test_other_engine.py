@@ -10,6 +10,7 @@ import torch
 
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
+from spinerl.engine import vllm
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
@@ -143,3 +144,15 @@ def test_refusals():
             open_workload(load_config(overrides=["rollout.sampler=vllm"]))
     with pytest.raises(InputError, match=r"vllm.url=http://127.0.0.1:9 does not answer"):
         open_workload(load_config(overrides=["rollout.sampler=vllm", "vllm.url=http://127.0.0.1:9"]))
+
+
+def test_a_server_listens_to_its_own_machine_only(monkeypatch):
+    """Whoever reaches it can replace its weights.  vLLM is not needed to see how it would be started."""
+    started: list[list[str]] = []
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")  # which it sets, and which is put back
+    monkeypatch.setattr(vllm, "require_vllm", lambda: None)
+    monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))
+    vllm.main(["tiny-reasoner", "--port", "8001"])
+    vllm.main(["tiny-reasoner", "--host", "0.0.0.0"])
+    hosts = [[command[i + 1] for i, word in enumerate(command) if word == "--host"] for command in started]
+    assert hosts == [["127.0.0.1"], ["127.0.0.1", "0.0.0.0"]]  # the last one counts

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spinerl.engine.sampling import Sampled
     from spinerl.engine.shared_prefix import SharedDecoder
 
-__all__ = ["Backend", "ForwardPath", "SamplingPath", "backend_of", "compiled_loops_error"]
+__all__ = ["Backend", "ForwardPath", "SamplingPath", "backend_of", "compiled_loops_facts"]
 
 
 class SamplingPath:
@@ -110,7 +110,8 @@ class Backend:
 
     def machine(self) -> dict[str, Any]:
         """What the last bits of a run depend on besides its configuration, for its manifest."""
-        return {"backend": self.name}
+        on_cpu = self._loaded.device.type == "cpu"
+        return {"backend": self.name} | ({"threads": torch.get_num_threads()} if on_cpu else {})
 
     def settle(self, learns: bool = True) -> None:
         """Run every self-check and measure every memory budget now, rather than when first needed.
@@ -136,8 +137,9 @@ def backend_of(loaded: LoadedModel) -> Backend:
     return Backend(loaded)
 
 
-def compiled_loops_error() -> str | None:
-    """Why there are no compiled loops for CPUs on this machine, with the compiler's words; None where there are."""
-    from spinerl.engine.cpu.library import library_error
+def compiled_loops_facts() -> tuple[str | None, str | None]:
+    """(why there are no compiled loops for CPUs on this machine, with the compiler's words, or None where there are;
+    what is wrong with the folder that keeps them, or None)."""
+    from spinerl.engine.cpu.library import library_error, library_note
 
-    return library_error()
+    return library_error(), library_note()

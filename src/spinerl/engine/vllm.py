@@ -442,7 +442,10 @@ def _quiet(on_cpu: bool, one_process: bool) -> Iterator[None]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Become a vLLM server whose weights a run can replace: `python -m spinerl.engine.vllm MODEL [ARGUMENT]...`."""
+    """Become a vLLM server whose weights a run can replace: `python -m spinerl.engine.vllm MODEL [ARGUMENT]...`.
+
+    Whoever reaches it can replace them, so it listens to this machine only, unless `--host` is among the arguments.
+    """
     args = list(sys.argv[1:] if args is None else args)
     try:
         if not args or args[0].startswith("-"):
@@ -453,7 +456,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"spinerl: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the address at which workers receive weights
-    fixed = ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", _EXTENSION]
+    fixed = ["--host", "127.0.0.1", "--logprobs-mode", "processed_logprobs", "--worker-extension-cls", _EXTENSION]
     fixed += ["--load-format", "safetensors"]  # pickles can run code
     if not torch.cuda.is_available():
         on_cpu = {name.replace("_", "-"): value for name, value in _ON_CPU.items()} | {"dtype": "float32"}

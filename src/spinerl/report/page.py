@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,7 @@ def render(runs: Sequence[RunData]) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """A template of this package filled with the values, and with what every page needs: style, script, version."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spinerl.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment()
     assert environment.loader is not None
     script = environment.loader.get_source(environment, "script.js")[0]
     return environment.get_template(template).render(
@@ -117,6 +110,19 @@ def fill(template: str, **values: Any) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         css=Markup(environment.loader.get_source(environment, "style.css")[0]),
         **values,
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Once for a process: compiling the templates takes longer than filling them."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("spinerl.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

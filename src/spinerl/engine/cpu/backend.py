@@ -59,10 +59,11 @@ class CpuBackend(Backend):
         return _CpuForward(loaded, reuse, layers)
 
     def machine(self) -> dict[str, Any]:
-        return {
-            "backend": self.name,
+        found = kernels.library() if _compiles(self._loaded) else None
+        return super().machine() | {
             "cpu capability": torch.backends.cpu.get_cpu_capability(),
-            "compiled loops": _compiles(self._loaded),
+            "compiled loops": found is not None,
+            **({} if found is None else {"compiled library": found.checksum[:12]}),
         }
 
     def settle(self, learns: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import dataclass
 
 __all__ = [
@@ -127,10 +128,11 @@ class Constants:
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library: its functions, declared, and its constants."""
+    """A loaded library: its functions, declared, its constants, and the SHA-256 of its file where that is known."""
 
     functions: ctypes.CDLL
     constants: Constants
+    checksum: str = ""
 
 
 _N, _F, _P, _I = ctypes.c_long, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
@@ -194,3 +196,19 @@ def bind(functions: ctypes.CDLL) -> Library:
 def _check(name: str, found: int, expected: int, what: str = "has size") -> None:
     if found != expected:
         raise LibraryMismatchError(f"{name} {what} {found} in C and {expected} in Python")
+
+
+def _try_out(file: str) -> None:
+    """Load a library and call it once, in a process that may die of it; a mistake ends it with a reason."""
+    try:
+        functions = bind(ctypes.CDLL(file)).functions
+    except (OSError, LibraryMismatchError) as error:
+        sys.exit(str(error))
+    ones, found = (ctypes.c_float * 64)(*[1.0] * 64), (ctypes.c_float * 64)()
+    functions.rms_norm_forward(1, 1, 64, ones, None, None, ones, 0.0, found, None)
+    if list(found) != list(ones):
+        sys.exit("its RMSNorm of ones is not one")
+
+
+if __name__ == "__main__":
+    _try_out(sys.argv[1])

@@ -2,12 +2,14 @@
 
 The library is loaded only from a folder and a file that belong to the user (owner, no one else may write, no
 symbolic links) and only if its checksum is right.  Otherwise it is compiled again, in a private temporary folder where
-the cache folder cannot be used.  Without a compiler there is no library: `library_error` says why, and torch's
-operators do the work.
+the cache folder cannot be used: `library_note` says why.  What was compiled is first tried out in a process of its own.
+Without a compiler there is no library: `library_error` says why, and torch's operators do the work.  Both are logged
+(`spinerl.engine`, level WARNING) in one line.
 
 Environment variables:
     CC: the compiler; else cc, gcc or clang, whichever is found first.
     SPINERL_NATIVE_FLAGS: more flags for the compiler, such as "-O1 -g -fsanitize=address".
+    SPINERL_NATIVE_SECONDS: seconds after which a compiler is stopped; else 60.
     XDG_CACHE_HOME: where cache folders are; else ~/.cache.
 """
 
@@ -17,6 +19,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -28,21 +31,41 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from spinerl.engine.cpu import bindings
 from spinerl.engine.cpu.bindings import Library, LibraryMismatchError, bind
 
-__all__ = ["COMPILE_SECONDS", "BuildError", "build", "library", "library_error", "library_override", "load_library"]
+__all__ = [
+    "COMPILE_SECONDS",
+    "BuildError",
+    "LoadedLibrary",
+    "build",
+    "library",
+    "library_error",
+    "library_note",
+    "library_override",
+    "load_library",
+]
 
 COMPILE_SECONDS = 60.0
-"""A compiler that takes longer is stopped."""
+"""A compiler that takes longer is stopped, where SPINERL_NATIVE_SECONDS says nothing else."""
+
+_TRIAL_SECONDS = 20.0  # for loading what was compiled, and calling it once
+_STALE_SECONDS = 3600.0  # after which a folder in which something was compiled is of a process that was killed
+_MOST_BYTES = 2**26  # that a compiler may write to any file
+_BUILDING = "building-"
+
+_log = logging.getLogger("spinerl.engine")
 
 _SOURCES = Path(__file__).parent / "native"
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fvisibility=hidden", "-w", "-Wno-psabi")
 _TUNING = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())  # what compilers know, best first
-_MOST_LINES = 8  # of a compiler's words
+_MOST_LINES, _LONGEST_LINE, _MOST_WORDS = 8, 300, 2**16  # of a compiler's words: lines, characters of each, bytes read
 
 _overrides: list[Library | None] = []
 
@@ -51,14 +74,35 @@ class BuildError(Exception):
     """No library could be made; the message says why, in the compiler's words where it has some."""
 
 
+class _TrialError(OSError):
+    """What was compiled cannot be loaded, or ends the process that calls it."""
+
+
+class LoadedLibrary(NamedTuple):
+    """The compiled loops, or why there are none.
+
+    error: why there is no library: no compiler, or its own words.
+    note: why the cache folder's was not the one to load, though there should have been one.
+    """
+
+    library: Library | None
+    error: str | None = None
+    note: str | None = None
+
+
 def library() -> Library | None:
     """The compiled loops; None where there are none, for the reason that `library_error` gives."""
-    return _overrides[-1] if _overrides else _loaded()[0]
+    return _overrides[-1] if _overrides else _loaded().library
 
 
 def library_error() -> str | None:
     """Why there are no compiled loops: no compiler, or its own words; None where there are some."""
-    return _loaded()[1]
+    return _loaded().error
+
+
+def library_note() -> str | None:
+    """What is wrong with the cache folder, or was with the library in it, so that it had to be compiled once more."""
+    return _loaded().note
 
 
 @contextlib.contextmanager
@@ -72,22 +116,53 @@ def library_override(found: Library | None) -> Iterator[None]:
 
 
 @functools.cache
-def _loaded() -> tuple[Library | None, str | None]:
-    return load_library()
+def _loaded() -> LoadedLibrary:
+    found = load_library()
+    if found.error is not None:
+        _log.warning("no compiled loops, so runs on this CPU are slower: %s", " ".join(found.error.split()))
+    elif found.note is not None:
+        _log.warning("compiled loops: %s", found.note)
+    return found
 
 
-def load_library(seconds: float = COMPILE_SECONDS) -> tuple[Library | None, str | None]:
-    """(the library, None) or (None, the reason): from the cache folder, else compiled within so many seconds."""
+def load_library(seconds: float | None = None) -> LoadedLibrary:
+    """The library of the cache folder, else one compiled within so many seconds (None: SPINERL_NATIVE_SECONDS)."""
     if sys.platform == "win32":
-        return None, "not on Windows"
+        return LoadedLibrary(None, "not on Windows")
+    note = None
     try:
+        seconds = _seconds() if seconds is None else seconds
         compiler = _compiler()
-        folder = _cache_folder()
-        file = None if folder is None else folder / f"kernels-{_key(compiler)}.so"
-        found = None if file is None else _cached(file)
-        return found or _built(compiler, file, seconds), None
-    except (BuildError, LibraryMismatchError, OSError) as error:
-        return None, str(error)
+        folder, note = _cache_folder()
+        if folder is None:
+            note = f"compiled by every process again: {note}"
+            return LoadedLibrary(_built_in(None, compiler, None, seconds), note=note)
+        file = folder / f"kernels-{_key(compiler)}.so"
+        found, note = _cached(file)
+        if found is not None:
+            return LoadedLibrary(found)
+        try:
+            note = note and f"compiled again: {note}"
+            return LoadedLibrary(_built_in(folder, compiler, file, seconds), note=note)
+        except OSError as error:  # no space, or nothing may be run from there
+            note = f"compiled by every process again: {folder} cannot be used ({_reason(error)})"
+            return LoadedLibrary(_built_in(None, compiler, None, seconds), note=note)
+    except (BuildError, LibraryMismatchError) as error:
+        return LoadedLibrary(None, str(error), note)
+    except OSError as error:
+        return LoadedLibrary(None, _reason(error), note)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _seconds() -> float:
+    given = os.environ.get("SPINERL_NATIVE_SECONDS", "")
+    try:
+        return float(given) if given else COMPILE_SECONDS
+    except ValueError:
+        raise BuildError(f"SPINERL_NATIVE_SECONDS={given} is no number of seconds") from None
 
 
 def build(file: Path, compiler: Sequence[str] = (), tuned: bool = True, seconds: float = COMPILE_SECONDS) -> None:
@@ -99,22 +174,27 @@ def build(file: Path, compiler: Sequence[str] = (), tuned: bool = True, seconds:
         tuned: False compiles for any processor of this architecture, without threads.
         seconds: for all attempts together.
 
-    Raises BuildError where the compiler is missing, fails or takes too long.
+    Raises BuildError where the compiler is missing, fails, writes nothing or takes too long.
     """
     compiler = tuple(compiler) or _compiler()
     sources = sorted(str(path) for path in _SOURCES.glob("*.c"))
-    errors = ""
+    code, errors = 0, ""
     end = time.monotonic() + seconds
     for tuning in _TUNING if tuned else ((),):
         command = [*compiler, *_FLAGS, *tuning, *_more_flags(), "-o", str(file), *sources, "-lm"]
         code, errors = _run(command, file.parent, max(0.0, end - time.monotonic()))
-        if code == 0:
+        if code == 0 and file.is_file():
             return
-    raise BuildError(f"{shlex.join(compiler)} failed: {errors or 'without a word'}")
+    ended = "wrote no library" if code == 0 else f"failed{_by_signal(code)}"
+    raise BuildError(f"{shlex.join(compiler)} {ended}: {errors or 'without a word'}")
+
+
+def _by_signal(code: int) -> str:
+    return f" (signal {-code})" if code < 0 else ""
 
 
 def _run(command: list[str], scratch: Path, seconds: float) -> tuple[int, str]:
-    """Exit code and last lines of what a compiler says; it and all that it started end with the limit."""
+    """Exit code and some lines of what a compiler says; it and all that it started end with the limit."""
     with tempfile.TemporaryFile(dir=scratch) as said:  # a pipe would be waited for, whoever else holds it
         try:
             process = subprocess.Popen(
@@ -123,6 +203,7 @@ def _run(command: list[str], scratch: Path, seconds: float) -> tuple[int, str]:
         except OSError as error:
             raise BuildError(f"{command[0]} cannot be run: {error.strerror}") from None
         try:
+            _limit_files(process.pid)
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise BuildError(f"{command[0]} was stopped: it took longer than {seconds:.0f} s") from None
@@ -131,14 +212,24 @@ def _run(command: list[str], scratch: Path, seconds: float) -> tuple[int, str]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         said.seek(0)
-        lines = said.read().decode(errors="replace").strip().splitlines()
+        text = said.read(_MOST_WORDS).decode(errors="replace")
+    lines = ["".join(filter(str.isprintable, line))[:_LONGEST_LINE] for line in text.split("\n") if line.strip()]
     errors = [line for line in lines if "error" in line.lower()] or lines
     return code, "\n".join(errors[:_MOST_LINES])
 
 
+def _limit_files(pid: int) -> None:
+    """Let a process, and what it starts from now on, write no more than `_MOST_BYTES` to a file."""
+    import resource
+
+    if hasattr(resource, "prlimit"):  # Linux
+        with contextlib.suppress(OSError):  # it has ended
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (_MOST_BYTES, _MOST_BYTES))
+
+
 def _compiler() -> tuple[str, ...]:
     """The words a compiler's command begins with.  Raises BuildError where there is none."""
-    for words in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
+    for words in (_split("CC"), ["cc"], ["gcc"], ["clang"]):
         found = shutil.which(words[0]) if words else None
         if found is not None:
             return (found, *words[1:])
@@ -146,7 +237,16 @@ def _compiler() -> tuple[str, ...]:
 
 
 def _more_flags() -> list[str]:
-    return shlex.split(os.environ.get("SPINERL_NATIVE_FLAGS", ""))
+    return _split("SPINERL_NATIVE_FLAGS")
+
+
+def _split(variable: str) -> list[str]:
+    """An environment variable's words, as a shell splits them.  Raises BuildError where it cannot."""
+    value = os.environ.get(variable, "")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise BuildError(f"{variable}={value} cannot be split into words: {error}") from None
 
 
 def _key(compiler: Sequence[str]) -> str:
@@ -168,68 +268,111 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _cache_folder() -> Path | None:
-    """A folder that only the user may write, made where it is missing; None where there can be none."""
+def _cache_folder() -> tuple[Path | None, str | None]:
+    """(a folder that only the user may write, made where it is missing, None), or (None, why there can be none)."""
+    folder = None
     try:
-        parent = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        if not parent.is_absolute():
-            parent = Path.home() / ".cache"
-        folder = parent / "spinerl" / "native"
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not base.is_absolute():
+            base = Path.home() / ".cache"
+        folder = base / "spinerl" / "native"
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)
-    except (OSError, RuntimeError, KeyError):  # no HOME, and no entry in the list of users; no right to write
-        return None
-    return folder if _is_private(folder, stat.S_ISDIR) and os.access(folder, os.W_OK) else None
+        facts = base.stat()
+        if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX:
+            return None, f"{base}: others may write to it (mode {facts.st_mode & 0o777:o})"
+        for one in (folder.parent, folder):
+            if fault := _not_private(one, stat.S_ISDIR):
+                return None, fault
+    except (RuntimeError, KeyError):  # no HOME, and no entry in the list of users
+        return None, "there is no home folder to keep it in (HOME, XDG_CACHE_HOME)"
+    except OSError as error:
+        return None, f"{error.filename or folder} cannot be used ({_reason(error)})"
+    return (folder, None) if os.access(folder, os.W_OK) else (None, f"{folder} cannot be written to")
 
 
-def _is_private(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Whether this is a folder, or file (`stat.S_ISDIR`, `S_ISREG`), of this user's that no other may write to."""
+def _not_private(path: Path, is_kind: Callable[[int], bool]) -> str | None:
+    """Why this is not a folder, or file (`stat.S_ISDIR`, `S_ISREG`), of this user's that no other may write to."""
     facts = path.lstat()
-    return is_kind(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
+    if stat.S_ISLNK(facts.st_mode):
+        return f"{path} is a symbolic link"
+    if not is_kind(facts.st_mode):
+        return f"{path} is of another kind"
+    if facts.st_uid != os.geteuid():
+        return f"{path} belongs to another user (number {facts.st_uid})"
+    return f"{path}: others may write to it (mode {facts.st_mode & 0o777:o})" if facts.st_mode & 0o022 else None
 
 
 def _checksum_file(file: Path) -> Path:
     return file.with_suffix(".sha256")
 
 
-def _cached(file: Path) -> Library | None:
-    """The library in a file of the cache folder; None where it is missing or not to be trusted."""
+def _cached(file: Path) -> tuple[Library | None, str | None]:
+    """(the library in a file of the cache folder, None), or (None, why it is not trusted; None where it is missing)."""
     checksum = _checksum_file(file)
     try:
-        if not _is_private(file, stat.S_ISREG) or not _is_private(checksum, stat.S_ISREG):
-            return None
-        if hashlib.sha256(file.read_bytes()).hexdigest() != checksum.read_text(encoding="ascii").strip():
-            return None
-        return bind(ctypes.CDLL(str(file)))
-    except (OSError, UnicodeDecodeError, LibraryMismatchError):
-        return None
-
-
-def _built(compiler: Sequence[str], cached: Path | None, seconds: float) -> Library:
-    """Compile, load, and put what was loaded where the next process looks for it, if `cached` is given."""
-    if cached is not None:
-        try:
-            return _built_in(cached.parent, compiler, cached, seconds)
-        except OSError:  # no space, or nothing may be run from there
-            pass
-    return _built_in(None, compiler, None, seconds)
+        file.lstat()
+    except OSError:
+        return None, None
+    try:
+        if fault := _not_private(file, stat.S_ISREG) or _not_private(checksum, stat.S_ISREG):
+            return None, fault
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest != checksum.read_text(encoding="ascii").strip():
+            return None, f"{file} was damaged: its checksum is not that of {checksum.name}"
+        return replace(bind(ctypes.CDLL(str(file))), checksum=digest), None
+    except FileNotFoundError as error:
+        return None, f"{error.filename} was missing"
+    except UnicodeDecodeError:
+        return None, f"{checksum} was damaged"
+    except OSError as error:
+        return None, f"{file} could not be loaded ({_reason(error)})"
+    except LibraryMismatchError as error:
+        return None, f"{file} was another library ({error})"
 
 
 def _built_in(parent: Path | None, compiler: Sequence[str], cached: Path | None, seconds: float) -> Library:
-    """The same, in a new private folder of `parent` (None: where temporary folders are).
+    """Compile in a new private folder of `parent` (None: where temporary folders are), load, and put what was loaded
+    where the next process looks for it, if `cached` is given.
 
     A library is loaded before it is moved: under the name of one that is loaded, the loader would not look at the file.
     """
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+    if parent is not None:
+        _remove_stale(parent)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=_BUILDING) as folder:
         file = Path(folder) / "kernels.so"
         build(file, compiler, seconds=seconds)
-        found = bind(ctypes.CDLL(str(file)))
+        _try_out(file, compiler)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        found = replace(bind(ctypes.CDLL(str(file))), checksum=digest)
         if cached is not None:
             with contextlib.suppress(OSError):
                 file.chmod(0o700)
                 checksum = Path(folder) / "checksum"
-                checksum.write_text(hashlib.sha256(file.read_bytes()).hexdigest() + "\n", encoding="ascii")
+                checksum.write_text(digest + "\n", encoding="ascii")
                 checksum.chmod(0o600)
                 checksum.replace(_checksum_file(cached))
                 file.replace(cached)
         return found
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove folders in which processes that were killed compiled something."""
+    for old in folder.glob(f"{_BUILDING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.lstat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _try_out(file: Path, compiler: Sequence[str]) -> None:
+    """Load and call the library in a process of its own.  Raises _TrialError where that fails or ends the process."""
+    if not sys.executable or getattr(sys, "frozen", False):  # no Python to be had
+        return
+    command = [sys.executable, "-I", str(Path(bindings.__file__)), str(file)]
+    try:
+        code, words = _run(command, file.parent, _TRIAL_SECONDS)
+    except BuildError as error:
+        code, words = 1, str(error)
+    if code:
+        last = words.splitlines()[-1] if words else "without a word"
+        raise _TrialError(f"what {shlex.join(compiler)} wrote cannot be used{_by_signal(code)}: {last}")
