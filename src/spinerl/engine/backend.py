@@ -110,7 +110,8 @@ class Backend:
 
     def machine(self) -> dict[str, Any]:
         """What the last bits of a run depend on besides its configuration, for its manifest."""
-        return {"backend": self.name}
+        on_gpu = self._loaded.device.type == "cuda"
+        return {"backend": self.name, **({"gpu": torch.cuda.get_device_name(self._loaded.device)} if on_gpu else {})}
 
     def settle(self, learns: bool = True) -> None:
         """Run every self-check and measure every memory budget now, rather than when first needed.

@@ -1,0 +1,254 @@
+"""Everything that a run does, on a device that is not the host: what may wait for it is stated in docs/gpu.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from spinerl.config import load_config
+from spinerl.engine import sampler, update
+from spinerl.engine.loading import load_model
+from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.engine.update import Terms, score
+from spinerl.runs import RunFolder
+from spinerl.step import StepState, freeze_targets, trained_rows
+from spinerl.train import adapt
+from spinerl.types import Question
+from tests.rehearsal.device import rehearsal, watch
+
+ROOT = Path(__file__).parent.parent.parent
+TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with more words in it.")
+QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
+STEPS_PER_CHECK = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    with rehearsal():
+        yield
+
+
+def stated() -> set[tuple[str, str]]:
+    """(function, kind) of every wait that docs/gpu.md states."""
+    table = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").partition("| function | waits |")[2]
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\w, ]+) \|", table, re.MULTILINE)
+    return {(function, kind.strip()) for function, kinds in rows for kind in kinds.split(",")}
+
+
+def unstated(seen) -> list[str]:
+    """Waits that are not stated, those of opening a model and of writing files aside."""
+    found = {(wait.stack[0] if wait.stack else "", wait.kind): str(wait) for wait in seen.all}
+    return [text for key, text in found.items() if key not in stated()]
+
+
+def opened(folder, device, *overrides):
+    config = load_config(overrides=[f"model={folder}", f"model.device={device}", "model.dtype=float32", *overrides])
+    loaded = load_model(config.model, config.engine)
+    return config, loaded, [tuple(loaded.tokenizer(text).input_ids) for text in TEXTS]
+
+
+# ---- the same as on the host ----
+
+
+@pytest.mark.parametrize("disabled", ["", "shared-prefix"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2", "gpt2"])
+def test_samples_and_scores_what_the_host_does(model_folders, architecture, disabled):
+    found = []
+    for device in ("cuda", "cpu"):
+        config, loaded, prompts = opened(
+            model_folders(architecture), device, f"engine.disable=[cpu,{disabled}]".replace(",]", "]"),
+            "rollout.max_new_tokens=20", "engine.kv_cache_tokens=150",
+        )  # fmt: skip
+        rollout = sample_responses(loaded, QUESTIONS, prompts, 3, config.rollout, ("r",))
+        batch, _, _ = trained_rows(rollout, config.model_copy(update={"group_size": 3}))
+        found.append((rollout, score(loaded, batch, batch.mask, config.optim)[0]))
+    (ours, scored), (theirs, their_scored) = found
+    assert ours.texts == theirs.texts
+    assert ours.finished_mask.any()
+    assert torch.allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+    assert torch.allclose(ours.entropies, theirs.entropies, atol=1e-4)
+    assert torch.allclose(scored, their_scored, atol=1e-4)
+    assert all(tensor.device.type == "cpu" for tensor in (ours.tokens, ours.logprobs, scored))
+
+
+def learned(folder, device, *overrides):
+    """(figures of two updates, the weights afterwards) from the same responses."""
+    config, loaded, prompts = opened(
+        folder, device, "engine.disable=[cpu]", "group_size=4", "rollout.max_new_tokens=16", "optim.lr=1e-3",
+        "anchor.weight=0.1", "band.weight=0.1", *overrides,
+    )  # fmt: skip
+    anchor = load_model(config.model, config.engine)
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 2)
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("u",))
+    batch, old, entropies = trained_rows(rollout, config)
+    rewards = [[1.0, 0.0, 0.0, 1.0]] * len(QUESTIONS)
+    targets, _ = freeze_targets(anchor, batch, rewards, old, entropies, config, StepState())
+    rows = torch.arange(len(batch.tokens))
+    figures = [update.update(loaded, anchor, batch, targets, optimizer, config, rows) for _ in range(2)]
+    return figures, {name: p.detach().cpu() for name, p in loaded.model.named_parameters()}
+
+
+@pytest.mark.parametrize("overrides", [(), ("anchor.estimator=exact",), ("rollout.top_p=0.9",), ("loss.form=sequence",)])
+def test_learns_what_the_host_does(model_folders, overrides):
+    ours, theirs = (learned(model_folders("qwen3"), device, *overrides) for device in ("cuda", "cpu"))
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        assert mine == pytest.approx(other, rel=1e-3, abs=1e-5)
+    gaps = [(ours[1][name] - weight).abs().max() for name, weight in theirs[1].items()]
+    assert max(gaps) < 1e-4
+
+
+# ---- waits ----
+
+
+@pytest.mark.parametrize("how", ["sampled", "greedy", "refilled", "stopping"])
+def test_the_decode_loop_waits_once_in_sixteen_tokens(model_folders, how):
+    overrides = ["rollout.max_new_tokens=48", *(["rollout.stop=[zzz]"] if how == "stopping" else [])]
+    if how == "refilled":
+        overrides.append("engine.kv_cache_tokens=150")
+    config, loaded, prompts = opened(model_folders("qwen3"), "cuda", *overrides)
+    sample_responses(loaded, QUESTIONS, prompts, 2, config.rollout, ("w",))  # self-checks and budgets
+    checks = 0
+    checked = sampler._Loop._check
+
+    def counted(loop, steps):
+        nonlocal checks
+        checks += 1
+        return checked(loop, steps)
+
+    with watch() as seen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler._Loop, "_check", counted)
+        if how == "greedy":
+            rollout = greedy_responses(loaded, QUESTIONS, prompts, config.rollout)
+        else:
+            rollout = sample_responses(loaded, QUESTIONS, prompts, 2, config.rollout, ("w",))
+    waits = seen.by_function("engine.sampler._Loop.run")
+    assert waits == {("to host", "engine.sampler._Loop._check"): checks}
+    assert rollout.mask.any(1).all()
+    if how != "refilled":  # all begin together: 48 tokens are three checks, and one more for the tokens not yet counted
+        assert checks <= rollout.tokens.shape[1] / STEPS_PER_CHECK + 1
+    assert not unstated(seen)
+
+
+def test_an_update_reads_its_figures_and_the_norm_only(model_folders):
+    config, loaded, prompts = opened(model_folders("qwen3"), "cuda", "group_size=4", "rollout.max_new_tokens=16")
+    optimizer = Optimizer(loaded.model.parameters(), config.optim, 2)
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 4, config.rollout, ("u",))
+    batch, old, entropies = trained_rows(rollout, config)
+    targets, _ = freeze_targets(None, batch, [[1.0, 0.0, 0.0, 1.0]] * 3, old, entropies, config, StepState())
+    learn = (loaded, None, batch, targets, optimizer, config, torch.arange(12))
+    update.update(*learn)
+    with watch() as seen:
+        update.update(*learn)
+    assert seen.by_function() == {
+        ("to host", "engine.update.Terms.figures"): 1,
+        ("to host", "engine.optimizer.Optimizer.step"): 1,
+    }
+    with watch() as seen:
+        score(loaded, batch, batch.mask, config.optim)
+    assert seen.by_function() == {("to host", "engine.update.score_with_mass"): 1}
+
+
+# ---- planted faults ----
+
+
+def test_a_copy_planted_in_the_decode_loop_is_noticed(model_folders, monkeypatch):
+    config, loaded, prompts = opened(model_folders("qwen3"), "cuda", "rollout.max_new_tokens=16")
+    sample_responses(loaded, QUESTIONS, prompts, 2, config.rollout, ("w",))
+    step = sampler._Loop._step
+
+    def planted(loop, tokens):
+        tokens.cpu()
+        return step(loop, tokens)
+
+    monkeypatch.setattr(sampler._Loop, "_step", planted)
+    with watch() as seen:
+        sample_responses(loaded, QUESTIONS, prompts, 2, config.rollout, ("w",))
+    assert [text for text in unstated(seen) if "_Loop" in text]
+
+
+def test_a_host_tensor_planted_in_the_update_is_refused(model_folders, monkeypatch):
+    monkeypatch.setattr(update, "to_device", lambda tensor, _: tensor)
+    with pytest.raises(RuntimeError, match="same device"):
+        learned(model_folders("qwen3"), "cuda")
+
+
+# ---- whole runs ----
+
+
+class Quiet:
+    def note(self, *_):
+        pass
+
+    phase = tokens = step = evaluation = checkpoint = note
+
+
+RUN = (
+    "model=tiny-reasoner", "model.device=cuda", "data=tiny/in-domain", "data.max_questions=3", "questions_per_step=2",
+    "group_size=4", "steps=2", "rollout.max_new_tokens=20", "optim.lr=1e-3", "eval.samples=2", "eval.every=1",
+    "answer.truncated=count", "threads=1", "guard.questions=2", "guard.samples=2", "log.sample_every=1",
+)  # fmt: skip
+RUNS = {
+    "the guard, checkpoints, an anchor": ("anchor.weight=0.1", "band.weight=0.1", "band.edges=ema", "checkpoint.every=1"),
+    "bfloat16": ("model.dtype=bfloat16", "guard=off", "optim.epochs=2", "optim.minibatches=2"),
+    "LoRA": ("lora.rank=4", "anchor.weight=0.1", "guard=off"),
+    "tree rollouts": ("method=ettrl-etmr", "group_size=8", "rollout.num_votes=0", "guard=off"),
+    "a slow copy that votes": ("vote.memory=ema", "vote.memory_start=2", "vote.slow_decay=0.9", "guard=off"),
+    "images": ("model=tiny-vlm", "data=tiny-vqa/shift-a", "guard=off", "model.train_vision=true"),
+    "old responses, truncated": ("method=roirl", "rollout.top_p=0.9", "guard=off"),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run(case, tmp_path):
+    config = load_config(overrides=[*RUN, *RUNS[case], f"run={tmp_path / 'run'}"])
+    with watch() as seen:
+        run = adapt(config, Quiet())
+    assert run.manifest["finished"]
+    assert run.manifest["device"] == "cuda:0"
+    assert run.manifest["engine"]["backend"] == "torch"
+    metrics = list(run.rows("metrics.jsonl"))
+    assert len(metrics) >= 1
+    assert any(row.get("optim/grad_norm", 0) > 0 for row in metrics)
+    assert not unstated(seen)
+
+
+def test_a_resumed_run_is_the_same(tmp_path):
+    overrides = [*RUN, "guard=off", "model.dtype=bfloat16", "anchor.weight=0.1", "checkpoint.every=1"]
+    whole = adapt(load_config(overrides=[*overrides, f"run={tmp_path / 'whole'}"]), Quiet())
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole.path, resumed)
+    shutil.rmtree(resumed / "model")
+    shutil.rmtree(resumed / "checkpoints" / "step-000002")
+    again = adapt(load_config([resumed / "config.yaml"], [f"run={resumed}"]), Quiet(), resume=RunFolder.open(resumed))
+    weights = [(run.path / "model" / "model.safetensors").read_bytes() for run in (whole, again)]
+    assert weights[0] == weights[1]
+    metrics = [[row["loss/total"] for row in run.rows("metrics.jsonl")] for run in (whole, again)]
+    assert metrics[0] == metrics[1]
+
+
+def test_the_gpu_check_is_rehearsed(capsys):
+    main = runpy.run_path(str(ROOT / "scripts" / "gpu-check"))["main"]
+    code = main(["--rehearse"])
+    report = json.loads(capsys.readouterr().out)
+    assert {name: found for name, found in report.items() if isinstance(found, dict) and not found.get("ok", True)} == {}
+    assert code == 0
+    assert report["rehearsal"]
+    assert report["resume"]["bit_equal"]
+    assert report["waits"]["per_token"] == pytest.approx(1 / STEPS_PER_CHECK)
+    assert report["exactness"]["float32"]["logprob_max"] < 1e-4
+    assert report["greedy"]["equal_tokens_frac"] == 1.0
+
+
+def test_the_gpu_check_says_what_is_missing(capsys):
+    program = runpy.run_path(str(ROOT / "scripts" / "gpu-check"))
+    with pytest.raises(SystemExit) as ended:
+        program["main"](["--rehearse", "--only", "waits,nothing"])
+    assert ended.value.code == 2
+    assert "no check 'nothing'" in capsys.readouterr().err
