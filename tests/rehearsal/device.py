@@ -83,6 +83,7 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
+        assert not isinstance(inner, DeviceTensor)
         return torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -170,6 +171,10 @@ _RESHAPE_IN_PLACE = {
 
 
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if _is_composite(func):  # in inference mode they come here as they are
+        found = func.decompose(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
     name = func.overloadpacket.__name__
     if name in ("copy_", "_to_copy", "_local_scalar_dense"):
         return _copy(name, func, args, kwargs)
@@ -259,6 +264,12 @@ def _mixed(name: str) -> RuntimeError:
     return RuntimeError(
         f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! ({name})"
     )
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether this is made of other operators, on any device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @cache
@@ -402,10 +413,8 @@ class _Names(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.device:
             return func(*args, **kwargs)
-        if func in _MAKE_OF_DATA:
-            device = kwargs.pop("device", None)
-            found = func(*args, **kwargs, device="cpu")
-            return found if _held(device) is not HELD else found.to(HELD)
+        if func in _MAKE_OF_DATA and _held(kwargs.get("device")) is HELD:
+            return func(*args, **kwargs | {"device": "cpu"}).to(HELD)
         if func is torch.Tensor.cuda:
             return args[0].to(HELD)
         if func is torch.Tensor.__setitem__ and isinstance(args[1], torch.Tensor) and isinstance(args[2], bool | int | float):
