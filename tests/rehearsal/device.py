@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -40,7 +40,7 @@ aten = torch.ops.aten
 # backward passes run in the calling thread.  For CUDA it would look for streams, which a build without CUDA does not have.
 torch._lazy.ts_backend.init()
 
-_SPINERL = f"{os.sep}spinerl{os.sep}"
+_SPINERL, _TESTS = (f"{os.sep}{name}{os.sep}" for name in ("spinerl", "tests"))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Wait:
     """The host waits for the device.
 
     `kind`: "to host", "to device", or "size" where the shape of a result depends on data.  `stack`: the functions of
-    spinerl that led there, innermost first, as `module.function`; () in a backward pass.
+    spinerl, and of the tests, that led there, innermost first, as `module.function`.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Wait:
     stack: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.kind} by {self.op} in {self.stack[0] if self.stack else 'a backward pass'}"
+        return f"{self.kind} by {self.op} in {self.stack[0] if self.stack else 'something else'}"
 
 
 @dataclass
@@ -170,58 +170,102 @@ _RESHAPE_IN_PLACE = {
 }  # fmt: skip
 
 
+class _Op(NamedTuple):
+    """What there is to know of an operator."""
+
+    name: str
+    composite: bool  # made of other operators, on any device
+    waits: str  # "size" or "to host" where the shape or number that it gives depends on data; ""
+    takes_numbers: bool  # its CUDA kernels take a host tensor without dimensions for a number
+    changed: tuple[int | None, ...]  # for each result the number of the argument that it changes and returns; None: new
+
+
+@cache
+def _op(func: Any) -> _Op:
+    name = func.overloadpacket.__name__
+    written = {
+        alias: i
+        for i, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for alias in argument.alias_info.before_set
+    }
+    changed = tuple(
+        next((written[alias] for alias in result.alias_info.before_set if alias in written), None)
+        if result.alias_info is not None and result.alias_info.is_write
+        else None
+        for result in func._schema.returns
+    )
+    by_data = name not in _INDEXED and torch.Tag.data_dependent_output in func.tags
+    by_size = name not in _INDEXED and torch.Tag.dynamic_output_shape in func.tags
+    return _Op(
+        name,
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"),
+        "size" if by_size else "to host" if by_data else "",
+        torch.Tag.pointwise in func.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_"),
+        changed,
+    )
+
+
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if _is_composite(func):  # in inference mode they come here as they are
+    op = _op(func)
+    if op.composite:  # in inference mode they come here as they are
         found = func.decompose(*args, **kwargs)
         if found is not NotImplemented:
             return found
-    name = func.overloadpacket.__name__
-    if name in ("copy_", "_to_copy", "_local_scalar_dense"):
-        return _copy(name, func, args, kwargs)
-    if name in _RESHAPE_IN_PLACE:
-        raise NotImplementedError(f"the rehearsal has no {name}: it changes a tensor's shape in place")
-    generator = kwargs.get("generator")
-    if generator is not None:
-        raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device.type}'")
-    tensors = list(_tensors((args, kwargs)))
-    if name in _INDEXED:
-        _check_index(name, args)
-    elif any(not isinstance(tensor, DeviceTensor) for tensor in tensors):
-        _check_host_operands(func, name, tensors, args, kwargs)
-    if name not in _INDEXED and kwargs.get("output_size") is None and _data_decides(func):
-        _note("size" if torch.Tag.dynamic_output_shape in func.tags else "to host", name)
-    to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
-    if "device" in kwargs:
-        kwargs["device"] = torch.device("cpu")
-    kwargs.pop("pin_memory", None)
-    return _wrapped(func, func(*_inner(args), **_inner(kwargs)), args, kwargs, to_host)
+    if op.name in ("copy_", "_to_copy", "_local_scalar_dense"):
+        return _copy(op.name, func, args, kwargs)
+    if op.name in _RESHAPE_IN_PLACE:
+        raise NotImplementedError(f"the rehearsal has no {op.name}: it changes a tensor's shape in place")
+    host: list[torch.Tensor] = []
+    inner = [_inner(value, host) for value in args]
+    to_host = False
+    named = {}
+    if kwargs:
+        generator, device = kwargs.get("generator"), kwargs.get("device")
+        if generator is not None:
+            raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device.type}'")
+        named = {name: _inner(value, host) for name, value in kwargs.items() if name != "pin_memory"}
+        if device is not None:
+            to_host, named["device"] = torch.device(device).type == "cpu", torch.device("cpu")
+    if op.name in _INDEXED:
+        _check_index(op.name, args)
+    elif host:
+        _check_host_operands(func, op, host, args, kwargs)
+    if op.waits and kwargs.get("output_size") is None:
+        _note(op.waits, op.name)
+    return _wrapped(func, op, func(*inner, **named), args, kwargs, to_host)
 
 
 def _copy(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name == "_local_scalar_dense":
         _note("to host", name)
-        return func(*_inner(args))
+        return func(_innermost(args[0]))
     if name == "copy_":
         target, source = args[0], args[1]
-        waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
-        _note_copy(isinstance(source, DeviceTensor), isinstance(target, DeviceTensor), waits, name)
+        non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        from_device, to_device = isinstance(source, DeviceTensor), isinstance(target, DeviceTensor)
+        _note_copy(from_device, to_device, non_blocking, source.numel(), name)
         _innermost(target).copy_(_innermost(source))
         return target
     device = kwargs.pop("device", None)
     to_device = device is None or torch.device(device) == HELD
-    waits = not kwargs.pop("non_blocking", False)
+    non_blocking = kwargs.pop("non_blocking", False)
     kwargs.pop("pin_memory", None)
-    _note_copy(True, to_device, waits, name)
+    _note_copy(True, to_device, non_blocking, args[0].numel(), name)
     found = func(_innermost(args[0]), **kwargs)
     return DeviceTensor(found) if to_device else found
 
 
-def _note_copy(from_device: bool, to_device: bool, waits: bool, op: str) -> None:
+def _note_copy(from_device: bool, to_device: bool, non_blocking: bool, size: int, op: str) -> None:
+    if size == 0:
+        return
     if from_device and not to_device:
-        if not waits:
-            raise RuntimeError("a copy to the host that does not wait holds no numbers yet: synchronize, or let it wait")
+        if non_blocking:
+            raise RuntimeError(
+                "a copy to the host that does not wait holds no numbers yet: synchronize, or let it wait"
+            )
         _note("to host", op)
-    if to_device and not from_device and waits:
+    if to_device and not from_device and not non_blocking:
         _note("to device", op)
 
 
@@ -237,7 +281,12 @@ def _check_index(name: str, args: tuple[Any, ...]) -> None:
     if len(args) > 2:
         value, number = args[2], args[2].dim() == 0
         accumulates = len(args) > 3 and args[3]
-        if len(indices) == len(masks) == 1 and value.numel() == 1 and not accumulates and isinstance(tensor, DeviceTensor):
+        if (
+            len(indices) == len(masks) == 1
+            and value.numel() == 1
+            and not accumulates
+            and isinstance(tensor, DeviceTensor)
+        ):
             if isinstance(value, DeviceTensor):
                 _note("to host", name)
             return  # torch fills by the mask, without asking where it is true
@@ -250,14 +299,12 @@ def _check_index(name: str, args: tuple[Any, ...]) -> None:
 
 
 def _check_host_operands(
-    func: Any, name: str, tensors: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Any, op: _Op, host: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Host tensors are refused, but for single numbers where the device's kernels take them as such."""
-    host = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
-    takes_numbers = torch.Tag.pointwise in func.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_")
-    changed = [_argument(func, args, kwargs, i) for i in _changed(func) if i is not None]
-    if not takes_numbers or any(tensor.dim() for tensor in host) or any(one is t for one in changed for t in host):
-        raise _mixed(name)
+    changed = [_argument(func, args, kwargs, i) for i in op.changed if i is not None]
+    if not op.takes_numbers or any(t.dim() for t in host) or any(one is t for one in changed for t in host):
+        raise _mixed(op.name)
 
 
 def _mixed(name: str) -> RuntimeError:
@@ -266,50 +313,22 @@ def _mixed(name: str) -> RuntimeError:
     )
 
 
-@cache
-def _is_composite(func: Any) -> bool:
-    """Whether this is made of other operators, on any device."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-
-
-@cache
-def _data_decides(func: Any) -> bool:
-    """Whether the shape or value that this gives to the host depends on the numbers in a tensor."""
-    return torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
-
-
-@cache
-def _changed(func: Any) -> tuple[int | None, ...]:
-    """For each of its results, the number of the argument that it changes and returns; None for a new tensor."""
-    written = {
-        name: i
-        for i, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-        for name in argument.alias_info.before_set
-    }
-    return tuple(
-        next((written[name] for name in result.alias_info.before_set if name in written), None)
-        if result.alias_info is not None and result.alias_info.is_write
-        else None
-        for result in func._schema.returns
-    )
-
-
 def _argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> Any:
     return args[number] if number < len(args) else kwargs.get(func._schema.arguments[number].name)
 
 
-def _wrapped(func: Any, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host: bool) -> Any:
+def _wrapped(func: Any, op: _Op, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host: bool) -> Any:
     """The results as tensors of the device; what an operator changed in place is the tensor it was given."""
-    changed = _changed(func)
-    if not changed:
+    if not op.changed:
         return None
-    several = len(changed) > 1
+    several = len(op.changed) > 1
     results = []
-    for result, number in zip(found if several else (found,), changed, strict=True):
+    for result, number in zip(found if several else (found,), op.changed, strict=True):
         if number is not None:
             given = _argument(func, args, kwargs, number)
-            assert isinstance(given, list | tuple) or given.shape == given.inner.shape, f"{func} changed a shape in place"
+            assert isinstance(given, list | tuple) or given.shape == given.inner.shape, (
+                f"{func} changed a shape in place"
+            )
             results.append(given)
         else:
             results.append(result if to_host else _outer(result))
@@ -322,26 +341,17 @@ def _outer(value: Any) -> Any:
     return type(value)(map(_outer, value)) if isinstance(value, list | tuple) else value
 
 
-def _inner(value: Any) -> Any:
-    if isinstance(value, DeviceTensor):
+def _inner(value: Any, host: list[torch.Tensor]) -> Any:
+    """A value with host tensors in place of the device's; those that were of the host already join `host`."""
+    if type(value) is DeviceTensor:
         return value.inner
-    if isinstance(value, dict):
-        return {name: _inner(one) for name, one in value.items()}
-    return type(value)(map(_inner, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, torch.Tensor):
+        host.append(value)
+    return type(value)([_inner(one, host) for one in value]) if type(value) in (list, tuple) else value
 
 
 def _innermost(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.inner if isinstance(tensor, DeviceTensor) else tensor
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 # ---- the device ----
@@ -396,9 +406,11 @@ def _note(kind: str, op: str) -> None:
     stack, frame = [], sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if _SPINERL in file and f"{os.sep}tests{os.sep}" not in file:
-            module = file.rpartition(_SPINERL)[2].removesuffix(".py").replace(os.sep, ".")
-            stack.append(f"{module}.{frame.f_code.co_qualname}")
+        if file != __file__ and (_SPINERL in file or _TESTS in file):
+            module = (
+                file.rpartition(_SPINERL if _SPINERL in file else _TESTS)[2].removesuffix(".py").replace(os.sep, ".")
+            )
+            stack.append(f"{module}.{frame.f_code.co_qualname.partition('.<locals>')[0]}")
         frame = frame.f_back
     for seen in _watching:
         seen.all.append(Wait(kind, op, tuple(stack)))
@@ -417,7 +429,11 @@ class _Names(TorchFunctionMode):
             return func(*args, **kwargs | {"device": "cpu"}).to(HELD)
         if func is torch.Tensor.cuda:
             return args[0].to(HELD)
-        if func is torch.Tensor.__setitem__ and isinstance(args[1], torch.Tensor) and isinstance(args[2], bool | int | float):
+        if (
+            func is torch.Tensor.__setitem__
+            and isinstance(args[1], torch.Tensor)
+            and isinstance(args[2], bool | int | float)
+        ):
             args = (*args[:2], torch.tensor(args[2]))  # for a GPU, a number at a mask or an index stays on the host
         if kwargs.get("device") is not None:
             kwargs["device"] = _held(kwargs["device"])
@@ -443,7 +459,7 @@ def _moved(tensor: torch.Tensor, *, device: Any = None, non_blocking: bool = Fal
     """A host tensor, as there is no other here, on the device."""
     assert device == HELD
     kwargs.pop("pin_memory", None)
-    _note_copy(False, True, not non_blocking, "_to_copy")
+    _note_copy(False, True, non_blocking, tensor.numel(), "_to_copy")
     return DeviceTensor(aten._to_copy.default(tensor, **kwargs))
 
 

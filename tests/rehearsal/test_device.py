@@ -44,6 +44,7 @@ WAITS = {
     "an index of the host": (lambda x: x[torch.tensor([1, 2])], ["to device"]),
     # what queues work only
     "non_blocking": (lambda _: torch.ones(2).to("cuda", non_blocking=True), []),
+    "nothing": (lambda _: torch.tensor([], device="cuda").to("cpu"), []),
     "made there": (lambda _: torch.arange(3, device="cuda") + torch.zeros(3, device="cuda"), []),
     "arithmetic": (lambda x: ((x * 2).softmax(-1) @ x.t()).sum(), []),
     "an index of the device": (lambda x: x[made(2, dtype=torch.long)], []),
@@ -124,7 +125,9 @@ def test_a_module_moves_learns_and_is_copied():
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1, fused=True)
     module(made(2, 4)).square().sum().backward()
     optimizer.step()
-    moved = {name: not torch.equal(p.cpu(), dict(other.named_parameters())[name].cpu()) for name, p in parameters.items()}
+    moved = {
+        name: not torch.equal(p.cpu(), dict(other.named_parameters())[name].cpu()) for name, p in parameters.items()
+    }
     assert moved == {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": True}
     assert [p.requires_grad for p in other.parameters()] == [True, True, False, True]
 

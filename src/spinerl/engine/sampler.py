@@ -392,9 +392,12 @@ def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCrit
     if not all(texts):
         raise InputError("rollout.stop has an empty text, which would end every response at once")
     try:
-        return StopStringCriteria(loaded.tokenizer, list(texts))
+        criterion = StopStringCriteria(loaded.tokenizer, list(texts))
     except ValueError as error:
         raise InputError(f"rollout.stop={list(texts)}: {error}") from None
+    for name in ("embedding_vec", "target_lens"):  # else they are moved at the first token, which waits for the device
+        setattr(criterion, name, to_device(getattr(criterion, name), loaded.device))
+    return criterion
 
 
 def _assembled(
