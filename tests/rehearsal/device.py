@@ -36,8 +36,8 @@ MEMORY = 8 * 2**30  # bytes that the device says it has, all of them free
 
 aten = torch.ops.aten
 
-# torch's C++ takes the tensors for those of its "lazy" device, of which it wants to know nothing but that it exists; its
-# backward passes run in the calling thread.  For CUDA it would look for streams, which a build without CUDA does not have.
+# torch's C++ takes the tensors for those of its "lazy" device, of which it wants to know nothing but that it exists,
+# and whose backward passes run in the calling thread.  For CUDA it would look for streams, which are not there.
 torch._lazy.ts_backend.init()
 
 _SPINERL, _TESTS = (f"{os.sep}{name}{os.sep}" for name in ("spinerl", "tests"))
@@ -163,7 +163,7 @@ class DeviceTensor(torch.Tensor):
 # ---- operators ----
 
 _INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_"}
-# Beside pointwise operators, those whose CUDA kernels take a number that lies on the host as a tensor without dimensions.
+# Besides pointwise operators, those whose CUDA kernels take a host tensor without dimensions for a number.
 _TAKE_NUMBERS = {"masked_fill", "masked_fill_", "fill_", "fill", "index_fill", "index_fill_", "where", "lerp", "lerp_"}
 _RESHAPE_IN_PLACE = {
     "resize_", "resize_as_", "set_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapdims_", "as_strided_",

@@ -10,6 +10,8 @@ import torch
 
 from tests.rehearsal.device import DeviceTensor, rehearsal, watch
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
 
 @pytest.fixture(autouse=True)
 def device():

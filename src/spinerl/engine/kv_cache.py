@@ -55,10 +55,12 @@ class InPlaceLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only these rows, and the spare capacity."""
-        if self._buffers is not None:
-            length = self.get_seq_length()
-            self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)  # pyright: ignore
-            self.keys, self.values = self._buffers[0][:, :, :length], self._buffers[1][:, :, :length]  # pyright: ignore
+        if self._buffers is None:  # rows that end with their first token
+            super().batch_select_indices(indices)
+            return
+        length = self.get_seq_length()
+        self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)  # pyright: ignore
+        self.keys, self.values = self._buffers[0][:, :, :length], self._buffers[1][:, :, :length]  # pyright: ignore
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
