@@ -36,10 +36,6 @@ MEMORY = 8 * 2**30  # bytes that the device says it has, all of them free
 
 aten = torch.ops.aten
 
-# torch's C++ takes the tensors for those of its "lazy" device, of which it wants to know nothing but that it exists,
-# and whose backward passes run in the calling thread.  For CUDA it would look for streams, which are not there.
-torch._lazy.ts_backend.init()
-
 _SPINERL, _TESTS = (f"{os.sep}{name}{os.sep}" for name in ("spinerl", "tests"))
 
 
@@ -371,6 +367,7 @@ def rehearsal() -> Iterator[None]:
     """Inside, torch has a CUDA device, one that `DeviceTensor` makes up.  It may not be entered twice at a time."""
     if torch.cuda.is_available():
         raise RuntimeError("there is a CUDA device here: nothing needs to be rehearsed")
+    _begin_lazy()
     library = torch.library.Library("aten", "IMPL", "Lazy")
     try:
         with warnings.catch_warnings():
@@ -414,6 +411,15 @@ def _note(kind: str, op: str) -> None:
         frame = frame.f_back
     for seen in _watching:
         seen.all.append(Wait(kind, op, tuple(stack)))
+
+
+@cache
+def _begin_lazy() -> None:
+    """Let torch's lazy device exist.  torch's C++ takes the tensors for that one's, and wants to know no more of it.
+
+    Its backward passes run in the calling thread.  For CUDA torch would look for streams, which are not there.
+    """
+    torch._lazy.ts_backend.init()
 
 
 class _Names(TorchFunctionMode):

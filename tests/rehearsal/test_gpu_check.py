@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import tests.rehearsal.device  # noqa: F401 - before any backward pass of this process
-
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 PROGRAM = Path(__file__).parent.parent.parent / "scripts" / "gpu-check"
 
