@@ -56,8 +56,8 @@ test-verl: .venv-verl/.installed
 
 # Style, types, words, and that no documented figure of the configuration is stale.
 check: setup
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples scripts/gpu-check
+	$(BIN)/ruff format --check src tests examples scripts/gpu-check
 	$(BIN)/pyright
 	$(BIN)/python -m spinerl.reference --check
 	$(BIN)/python -m pytest -q tests/test_words.py

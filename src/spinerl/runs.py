@@ -273,7 +273,9 @@ class RunFolder:
                 folder.rename(_free_name(folder.with_name(folder.name + ".damaged")))
                 continue
             load_learned(model, folder / "model.safetensors")
-            optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+            # To the CPU first: the device it was saved from may be another, or full.
+            state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            optimizer.load_state_dict(state)
             if more is not None:
                 more(folder)
             return json.loads((folder / "state.json").read_text(encoding="utf-8"))

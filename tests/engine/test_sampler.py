@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -81,6 +83,19 @@ def test_masks_and_padding(model_folders):
         assert ended == rollout.finished_mask[row].item(), "the emitted end token counts"
         assert end not in rollout.tokens[row, : length - 1]
         assert rollout.finished_mask[row] or length == 64
+
+
+@pytest.mark.parametrize("parts", [(), ("shared-prefix",), ("cpu",)])
+def test_rows_that_end_with_their_first_token(model_folders, parts):
+    """Nothing has been decoded yet when they leave."""
+    config, loaded, prompts = opened(model_folders("qwen3"), **{"rollout.max_new_tokens": 8})
+    loaded = dataclasses.replace(without(loaded, *parts), end_ids=tuple(range(0, 260, 3)))
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 6, config.rollout, ("t", 6))
+    lengths = rollout.mask.sum(1)
+    assert (lengths == 1).any()
+    assert (lengths > 2).any()
+    logprobs, _ = teacher_forced(loaded, rollout, 1.0)
+    assert (logprobs - rollout.logprobs[rollout.mask]).abs().max() < 1e-4
 
 
 def test_samples_do_not_depend_on_batching_or_neighbours(model_folders):

@@ -66,14 +66,15 @@ def random_questions(
     return questions, prompts
 
 
-def write_model(settings: Settings, folder: Path, stops: bool) -> Path:
-    """The random Qwen3 of these settings, with its tokenizer, in `folder`.
+def write_model(settings: Settings, folder: Path, stops: bool, dtype: torch.dtype | None = None) -> Path:
+    """The random Qwen3 of these settings, with its tokenizer, in `folder`; `dtype` None: float32.
 
     `stops` False: no response ever ends by itself.  True: each token ends it with the same probability, about, such
     that the mean length is half of `new_tokens`.
 
     How: channel 0 of the residual stream is held constant (no layer writes to it), so one weight of the head is a
-    bias on the end token.  It is in the weights only, so all peers share it.
+    bias on the end token.  It is in the weights only, so all peers share it.  On CUDA it is made there: on a CPU, two
+    billion random numbers take half a minute.
     """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -94,7 +95,8 @@ def write_model(settings: Settings, folder: Path, stops: bool) -> Path:
         pad_token_id=PAD,
         bos_token_id=None,
     )
-    model: Any = Qwen3ForCausalLM(config).eval()
+    with torch.device(settings.device if settings.device.startswith("cuda") else "cpu"):
+        model: Any = Qwen3ForCausalLM(config).eval()
     tokenizer = number_tokenizer(settings.vocabulary)
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 1.0
@@ -109,7 +111,7 @@ def write_model(settings: Settings, folder: Path, stops: bool) -> Path:
         head[PAD, 0] = _NEVER / constant
         rate = stopping_rate(settings.new_tokens)
         head[END, 0] = (free_energy + math.log(rate / (1 - rate)) if stops else _NEVER) / constant
-    model.save_pretrained(folder)
+    model.to(dtype or torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -205,6 +207,6 @@ def _probe(model: Any, tokenizer: Any, settings: Settings) -> tuple[float, float
     _, prompts = random_questions(tokenizer, settings, 4, 64)
     seen: list[torch.Tensor] = []
     handle = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    logits = model(input_ids=torch.tensor(prompts)).logits
+    logits = model(input_ids=torch.tensor(prompts, device=model.device)).logits
     handle.remove()
     return float(seen[0][..., 0].mean()), float(logits[..., 2:].logsumexp(-1).mean())

@@ -110,8 +110,12 @@ class Backend:
 
     def machine(self) -> dict[str, Any]:
         """What the last bits of a run depend on besides its configuration, for its manifest."""
-        on_cpu = self._loaded.device.type == "cpu"
-        return {"backend": self.name} | ({"threads": torch.get_num_threads()} if on_cpu else {})
+        device = self._loaded.device
+        found = {
+            "cpu": lambda: {"threads": torch.get_num_threads()},
+            "cuda": lambda: {"gpu": torch.cuda.get_device_name(device)},
+        }.get(device.type, dict)
+        return {"backend": self.name, **found()}
 
     def settle(self, learns: bool = True) -> None:
         """Run every self-check and measure every memory budget now, rather than when first needed.

@@ -24,6 +24,7 @@ from spinerl.engine.backend import ForwardPath, backend_of
 from spinerl.engine.capabilities import differences, only_embeddings_learn
 from spinerl.engine.lm_head import head_logits
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.transfer import to_device
 from spinerl.types import Batch
 
 __all__ = [
@@ -109,8 +110,8 @@ def wanted_states(
     `path`: how the pass runs; None: as the model's backend would for one that reuses nothing.
     """
     path = path or backend_of(loaded).forward()
-    ids = micro.input_ids.to(loaded.device)
-    positions = micro.positions.to(loaded.device)
+    ids = to_device(micro.input_ids, loaded.device)
+    positions = to_device(micro.positions, loaded.device)
     if prefix is not None:
         more, extends = prefix.continuation(micro)
     else:
@@ -143,17 +144,17 @@ class Prefix:
     ) -> None:
         self._path = path or backend_of(loaded).forward()
         self._device = loaded.device
-        self._lengths = torch.tensor([len(p) for p in prefixes], device=loaded.device)
-        width = int(self._lengths.max())
+        self._lengths = [len(p) for p in prefixes]
+        width = max(self._lengths)
         padded = [[*p, *([loaded.pad_id] * (width - len(p)))] for p in prefixes]
         # Padding on the right: no prompt token sees it, and continuations are masked from it.
         cache = DynamicCache(config=loaded.model.config)
-        ids = torch.tensor(padded, device=loaded.device)
+        ids = to_device(torch.tensor(padded), loaded.device)
         more = loaded.image_inputs(prefixes, width)
         with self._path.passing(prefixes, width), loaded.acting():
             loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
         self._width = width
-        self._next_positions = self._lengths + loaded.offsets(prefixes)
+        self._next_positions = torch.tensor(self._lengths) + loaded.offsets(prefixes)
         self._computed: list[torch.Tensor] = []
         self._leaves: list[torch.Tensor] = []
         layers: list[Any] = list(cache.layers)
@@ -165,19 +166,19 @@ class Prefix:
         """The model arguments that make a micro-batch's rows continue their prompts, and whether they do so without
         copies (`ForwardPath.extend`)."""
         assert micro.prefix_of is not None
-        prefix_of = micro.prefix_of.to(self._device)
-        lengths = self._lengths[prefix_of].unsqueeze(1)
-        columns = torch.arange(micro.input_ids.shape[1], device=self._device)
-        cache = self._path.extend(self._layers, self._lengths.tolist(), micro.prefix_of)
+        prefix_of = to_device(micro.prefix_of, self._device)
+        cache = self._path.extend(self._layers, self._lengths, micro.prefix_of)
         extends = cache is not None
         if cache is None:
             cache = copy.copy(self._cache)
             cache.layers = [self._continued(layer, prefix_of) for layer in self._layers]
-        positions = self._next_positions[prefix_of].unsqueeze(1) + columns
-        arguments: dict[str, object] = {"past_key_values": cache, "position_ids": positions}
+        positions = self._next_positions[micro.prefix_of].unsqueeze(1) + torch.arange(micro.input_ids.shape[1])
+        arguments: dict[str, object] = {"past_key_values": cache, "position_ids": to_device(positions, self._device)}
+        lengths = torch.tensor(self._lengths)[micro.prefix_of].unsqueeze(1)
         if not extends and bool((lengths < self._width).any()):
-            real = torch.arange(self._width, device=self._device) < lengths
-            arguments["attention_mask"] = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1).long()
+            real = torch.arange(self._width) < lengths
+            mask = torch.cat([real, real.new_ones(micro.input_ids.shape)], dim=1)
+            arguments["attention_mask"] = to_device(mask, self._device).long()
         return arguments, extends
 
     def backward(self) -> None:

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.transfer import to_device
 
 __all__ = ["CopyingDecoder", "bytes_per_token", "cache_tokens", "fitting_tokens", "free_bytes", "new_cache"]
 
@@ -54,10 +55,12 @@ class InPlaceLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only these rows, and the spare capacity."""
-        if self._buffers is not None:
-            length = self.get_seq_length()
-            self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)  # pyright: ignore
-            self.keys, self.values = self._buffers[0][:, :, :length], self._buffers[1][:, :, :length]  # pyright: ignore
+        if self._buffers is None:  # rows that end with their first token
+            super().batch_select_indices(indices)
+            return
+        length = self.get_seq_length()
+        self._buffers = tuple(buffer.index_select(0, indices) for buffer in self._buffers)  # pyright: ignore
+        self.keys, self.values = self._buffers[0][:, :, :length], self._buffers[1][:, :, :length]  # pyright: ignore
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
@@ -118,14 +121,14 @@ class CopyingDecoder:
         """Logits (Q, V) after each of these prompts, each of which gets `num_responses` rows.  The batch is empty."""
         device = self._loaded.device
         longest = max(map(len, prompts))
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        ids = torch.tensor([[self._loaded.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
-        attended = (torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)).long()
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ids = torch.tensor([[self._loaded.pad_id] * (longest - len(p)) + list(p) for p in prompts])
+        attended = to_device((torch.arange(longest) >= (longest - lengths).unsqueeze(1)).long(), device)
         self._even = min(map(len, prompts)) == longest
         self._cache = new_cache(self._loaded.model.config)
         arguments = {"position_ids": (attended.cumsum(1) - 1).clamp_min(0)}
         output = self._loaded.model(
-            input_ids=ids,
+            input_ids=to_device(ids, device),
             attention_mask=None if self._even else attended,
             past_key_values=self._cache,
             use_cache=True,
@@ -134,7 +137,8 @@ class CopyingDecoder:
         )
         self._cache.batch_repeat_interleave(num_responses)
         self._attended = attended.repeat_interleave(num_responses, 0)
-        self._positions = (lengths + self._loaded.offsets(prompts)).repeat_interleave(num_responses)
+        positions = (lengths + self._loaded.offsets(prompts)).repeat_interleave(num_responses)
+        self._positions = to_device(positions, device)
         return output.logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -159,7 +163,7 @@ class CopyingDecoder:
         if num_active and not (self._compact and num_active <= _COMPACT_BELOW * len(active)):
             return None
         order = active.nonzero().squeeze(1)
-        rows = order.to(self._loaded.device)
+        rows = to_device(order, self._loaded.device)
         self._attended, self._positions = self._attended[rows], self._positions[rows]
         if num_active:
             self._cache.batch_select_indices(rows)

@@ -127,9 +127,9 @@ class LoadedModel:
         return {} if self.vision is None else self.vision.inputs(prompts, width, left=left)
 
     def offsets(self, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """(Q,) how much further than its number of tokens each prompt's next position lies: 0 without images."""
-        offsets = [prompt.shown.offset if isinstance(prompt, ImagePrompt) else 0 for prompt in prompts]
-        return torch.tensor(offsets, device=self.device)
+        """(Q,) on the CPU: how much further than its number of tokens each prompt's next position lies: 0 without
+        images."""
+        return torch.tensor([prompt.shown.offset if isinstance(prompt, ImagePrompt) else 0 for prompt in prompts])
 
     def texts(self, responses: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """The responses' texts, without special tokens and without the text of `stop_texts` that ended one."""

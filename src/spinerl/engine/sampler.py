@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from transformers import StopStringCriteria
@@ -25,6 +25,7 @@ from spinerl.engine.kv_cache import CopyingDecoder, cache_tokens
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampling import Sampled, Truncation, sample, truncation_of, unwritable
 from spinerl.engine.shared_prefix import SharedDecoder
+from spinerl.engine.transfer import to_device
 from spinerl.errors import DivergedError, InputError
 from spinerl.seeding import seed_of
 from spinerl.types import Question, Rollout
@@ -166,6 +167,10 @@ class _Queue:
         limited = loaded.device.type == "cpu" and not loaded.settings.kv_cache_tokens
         self._max_rows = _ROWS_ON_CPU if limited else float("inf")
 
+    def __bool__(self) -> bool:
+        """Whether questions wait."""
+        return bool(self._waiting)
+
     def take(self, active: Sequence[int], has_space: bool) -> list[int]:
         """The questions to admit next to rows that answer the questions `active`; one at least if there are none.
 
@@ -191,8 +196,19 @@ class _Queue:
 
 
 @dataclass
-class _Rows:
-    """The responses in the batch, R of them, in the decoder's order."""
+class _Table:
+    """Tensors with an entry for each of the R responses in the batch, in the decoder's order."""
+
+    def select(self, order: torch.Tensor) -> Self:
+        return type(self)(*(getattr(self, field.name)[order] for field in fields(self)))
+
+    def joined(self, other: Self) -> Self:
+        return type(self)(*(torch.cat([getattr(rows, f.name) for rows in (self, other)]) for f in fields(self)))
+
+
+@dataclass
+class _Rows(_Table):
+    """What sampling a token needs, on the model's device."""
 
     number: torch.Tensor  # (R,) which: question * num_responses + response
     num_sampled: torch.Tensor  # (R,) tokens so far
@@ -201,11 +217,14 @@ class _Rows:
     uniforms: torch.Tensor  # (R, max_new_tokens): a number for each token; (R, 0) where the likeliest is taken
     recent: torch.Tensor  # (R, n) the latest tokens, as many as can be part of a stop text
 
-    def select(self, order: torch.Tensor) -> _Rows:
-        return _Rows(*(getattr(self, field.name)[order] for field in fields(self)))
 
-    def joined(self, other: _Rows) -> _Rows:
-        return _Rows(*(torch.cat([getattr(rows, f.name) for rows in (self, other)]) for f in fields(self)))
+@dataclass
+class _Known(_Table):
+    """What the CPU knows of them since the latest check, so that it need not ask the device."""
+
+    question: torch.Tensor  # (R,) which question
+    left: torch.Tensor  # (R,) tokens up to the limit
+    active: torch.Tensor  # (R,) bool: not finished
 
 
 class _Step(NamedTuple):
@@ -240,9 +259,9 @@ class _Loop:
         self._queue = queue
         self._max_new_tokens = rollout.max_new_tokens
         self._params = params
-        self._end_ids = torch.tensor(loaded.end_ids, dtype=torch.int64, device=loaded.device)
+        self._end_ids = to_device(torch.tensor(loaded.end_ids, dtype=torch.int64), loaded.device)
         self._stop = _stop_criterion(loaded, (*rollout.stop, *loaded.stop_texts))
-        self._rows = self._new_rows([])
+        self._rows, self._known = self._new_rows([])
 
     def run(self, steps_per_check: int, on_tokens: Callable[[int], None]) -> list[_Step]:
         """Sample until every response is finished."""
@@ -251,18 +270,42 @@ class _Loop:
         logits = self._admit(None)
         while logits is not None:
             # A check falls where the next row reaches its limit, so that no row is sampled past it.
-            left = (self._rows.limit - self._rows.num_sampled)[self._rows.active]
-            num_steps = min(steps_per_check, int(left.min()))
+            num_steps = min(steps_per_check, int(self._known.left[self._known.active].min()))
             for i in range(num_steps):
                 if i:
                     logits = self._step(done[-1].tokens)
                 done.append(self._sample(logits))
+            self._known.left -= num_steps
+            due = len(done) - reported >= _STEPS_PER_CHECK
+            count = self._check(done[reported:] if due else ())
             tokens = self._drop_finished(done[-1].tokens)
             logits = self._admit(self._step(tokens) if len(tokens) else None)
-            if logits is None or len(done) - reported >= _STEPS_PER_CHECK:
-                on_tokens(_num_sampled(done[reported:]))
+            if due:
+                on_tokens(count)
                 reported = len(done)
+        if reported < len(done):
+            on_tokens(self._check(done[reported:]))
         return done
+
+    def _check(self, steps: Sequence[_Step]) -> int:
+        """See which rows have finished, and count the tokens of these steps: all that waits for the device, at once.
+
+        DivergedError if one was sampled from what is no distribution.
+        """
+        parts = [self._rows.active]
+        if steps:
+            active = torch.cat([step.active for step in steps])
+            logprobs = torch.cat([step.logprobs for step in steps])
+            parts += [active.sum().view(1), (logprobs.isfinite() | ~active).all().view(1)]
+        read = (torch.cat(parts) if steps else parts[0]).cpu()
+        num_rows = len(self._known.active)
+        self._known.active = read[:num_rows].bool()
+        if not steps:
+            return 0
+        count, finite = read[num_rows:].tolist()
+        if not finite:
+            raise DivergedError("the model's logits are not finite numbers: its weights have diverged")
+        return count
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits after the tokens just sampled."""
@@ -271,13 +314,16 @@ class _Loop:
 
     def _admit(self, logits: torch.Tensor | None) -> torch.Tensor | None:
         """Let waiting questions in, their rows' logits below the others'."""
+        if not self._queue:
+            return logits
         num_responses = self._queue.num_responses
-        active = (self._rows.number // num_responses).tolist()
+        active = self._known.question.tolist()
         taken = self._queue.take(active, self._decoder.num_cohorts < self._decoder.max_cohorts)
         if not taken:
             return logits
         numbers = [question * num_responses + j for question in taken for j in range(num_responses)]
-        self._rows = self._rows.joined(self._new_rows(numbers))
+        rows, known = self._new_rows(numbers)
+        self._rows, self._known = self._rows.joined(rows), self._known.joined(known)
         new = self._decoder.admit([self._queue.prompts[question] for question in taken], num_responses)
         new = new.repeat_interleave(num_responses, 0)
         return new if logits is None else torch.cat([logits, new])
@@ -313,39 +359,34 @@ class _Loop:
 
     def _drop_finished(self, tokens: torch.Tensor) -> torch.Tensor:
         """Let the decoder drop finished rows; the last tokens of the others."""
-        order = self._decoder.keep(self._rows.active.cpu())
+        order = self._decoder.keep(self._known.active)
         if order is None:
             return tokens
-        order = order.to(self._device)
+        self._known = self._known.select(order)
+        order = to_device(order, self._device)
         self._rows = self._rows.select(order)
         return tokens[order]
 
-    def _new_rows(self, numbers: list[int]) -> _Rows:
+    def _new_rows(self, numbers: list[int]) -> tuple[_Rows, _Known]:
         streams = self._params.streams
         uniforms = torch.empty(len(numbers), 0 if streams is None else self._max_new_tokens)
         if streams is not None:
             for row, number in zip(uniforms, numbers, strict=True):
                 row.uniform_(generator=torch.Generator().manual_seed(seed_of(*streams[number])))
-        number = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        limits = [self._params.limits[i // self._queue.num_responses] for i in numbers]
-        return _Rows(
+        host_number = torch.tensor(numbers, dtype=torch.int64)
+        questions = host_number // self._queue.num_responses
+        limits = torch.tensor([self._params.limits[i] for i in questions.tolist()], dtype=torch.int64)
+        number = to_device(host_number, self._device)
+        rows = _Rows(
             number=number,
             num_sampled=torch.zeros_like(number),
-            limit=torch.tensor(limits, dtype=torch.int64, device=self._device),
+            limit=to_device(limits, self._device),
             active=torch.ones_like(number, dtype=torch.bool),
-            uniforms=uniforms.to(self._device),
+            uniforms=to_device(uniforms, self._device),
             recent=number.new_full((len(number), self._stop.maximum_token_len if self._stop else 0), _NO_TOKEN),
         )
-
-
-def _num_sampled(steps: Sequence[_Step]) -> int:
-    """How many tokens count; DivergedError if one was sampled from what is no distribution."""
-    active = torch.cat([step.active for step in steps])
-    logprobs = torch.cat([step.logprobs for step in steps])
-    number, finite = torch.stack([active.sum(), (logprobs.isfinite() | ~active).all()]).tolist()
-    if not finite:
-        raise DivergedError("the model's logits are not finite numbers: its weights have diverged")
-    return number
+        # Not the tensors of `rows`, which are changed in place where the device is a CPU.
+        return rows, _Known(questions, limits.clone(), torch.ones_like(limits, dtype=torch.bool))
 
 
 def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCriteria | None:
@@ -354,9 +395,12 @@ def _stop_criterion(loaded: LoadedModel, texts: Sequence[str]) -> StopStringCrit
     if not all(texts):
         raise InputError("rollout.stop has an empty text, which would end every response at once")
     try:
-        return StopStringCriteria(loaded.tokenizer, list(texts))
+        criterion = StopStringCriteria(loaded.tokenizer, list(texts))
     except ValueError as error:
         raise InputError(f"rollout.stop={list(texts)}: {error}") from None
+    for name in ("embedding_vec", "target_lens"):  # else they are moved at the first token, which waits for the device
+        setattr(criterion, name, to_device(getattr(criterion, name), loaded.device))
+    return criterion
 
 
 def _assembled(

@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
 
 from spinerl.config import RolloutConfig
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.transfer import to_device
 from spinerl.maths import kept_log_mass, log_distribution, self_certainty
 
 __all__ = ["Sampled", "Truncation", "log_mass_with", "sample", "truncation_of", "unwritable"]
@@ -63,7 +64,7 @@ def unwritable(loaded: LoadedModel) -> Truncation | None:
     """Keeps a vision-language model from writing tokens that stand for images."""
     if loaded.vision is None:
         return None
-    ids = torch.tensor(loaded.vision.placeholder_ids, device=loaded.device)
+    ids = to_device(torch.tensor(loaded.vision.placeholder_ids), loaded.device)
     return lambda scores: scores.index_fill(1, ids, float("-inf"))
 
 

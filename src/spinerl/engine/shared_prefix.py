@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
 from spinerl.engine.capabilities import Unsupported, differences
 from spinerl.engine.loading import LoadedModel
+from spinerl.engine.transfer import to_device
 
 __all__ = ["Cohort", "LayerState", "SharedDecoder", "SharedLayer", "can_share_prompts", "check_decoding"]
 
@@ -117,7 +118,7 @@ class SharedDecoder:
             logits = []
             for chunk in _of_like_length(prompts):
                 chunk_logits, layers = self._prefill(chunk)
-                offsets = self._loaded.offsets(chunk).cpu()
+                offsets = self._loaded.offsets(chunk)
                 self._cohorts.append(self._cohort([len(p) for p in chunk], offsets, num_responses, layers))
                 logits.append(chunk_logits)
         finally:
@@ -168,8 +169,8 @@ class SharedDecoder:
         chunks: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
         for start in range(0, len(prompts), step):
             chunk = prompts[start : start + step]
-            ids = torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in chunk], device=device)
-            last = torch.tensor([len(p) - 1 for p in chunk], device=device)
+            ids = to_device(torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in chunk]), device)
+            last = to_device(torch.tensor([len(p) - 1 for p in chunk]), device)
             cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
             more = self._loaded.image_inputs(chunk, width)
             self._begin_prompts(chunk, width)
@@ -311,6 +312,11 @@ class Cohort:
         """(R,) where the rows' present token stands in the text."""
         return self._prompt_end_of_row + (self._length - 1)
 
+    @property
+    def furthest_position(self) -> int:
+        """The largest of `positions`, without waiting for the device."""
+        return self._furthest_end + self._length - 1
+
     def begin_token(self) -> None:
         """Every row gets one more token."""
         self._length += 1
@@ -325,7 +331,7 @@ class Cohort:
         """Keep the rows `order` (R',), one at least, as `_filling_holes` gave them."""
         holes = (order >= len(order)).nonzero().squeeze(1)
         if len(holes):
-            to, source = holes.to(self._device), order[holes].to(self._device)
+            to, source = to_device(holes, self._device), to_device(order[holes], self._device)
             for tensor in (tensor for state in self.layers for block in state.blocks for tensor in block):
                 tensor[to] = tensor[source]
         active, self._question_of = self._question_of[order].unique(return_inverse=True)
@@ -336,7 +342,7 @@ class Cohort:
     def _keep_prompts(self, questions: torch.Tensor) -> None:
         """Keep only the prompts of these questions, an index into all."""
         self._lengths, self._offsets = [self._lengths[i] for i in questions.tolist()], self._offsets[questions]
-        longest, index = max(self._lengths), questions.to(self._device)
+        longest, index = max(self._lengths), to_device(questions, self._device)
         for state in self.layers:
             state.keep_prompts(index, longest)
 
@@ -378,7 +384,7 @@ class Cohort:
             start = 0 if window is None else max(0, shortest + self._length - window)
             hidden = None
             if shortest < longest and start < longest:
-                lengths = torch.tensor(self._lengths, device=self._device).unsqueeze(1)
+                lengths = self._device_lengths.unsqueeze(1)
                 columns = torch.arange(start, longest, device=self._device)
                 hidden = columns >= lengths
                 if window is not None:
@@ -395,8 +401,11 @@ class Cohort:
         """Recompute what depends on which rows there are."""
         self._groupings: dict[int, _Grouping] = {}
         self._visible_columns: dict[int | None, tuple[int, torch.Tensor | None]] = {}
-        ends = torch.tensor(self._lengths) + self._offsets
-        self._prompt_end_of_row = ends[self._question_of].to(self._device)
+        lengths = torch.tensor(self._lengths)
+        ends = (lengths + self._offsets)[self._question_of]
+        self._furthest_end = int(ends.max())
+        self._prompt_end_of_row = to_device(ends, self._device)
+        self._device_lengths = to_device(lengths, self._device)
 
 
 class _Grouping:
@@ -418,9 +427,9 @@ class _Grouping:
         rank_of_row[rows] = rank
         heads = torch.arange(kv_heads)
         self._heads = kv_heads
-        self._gather = (row_at * kv_heads + heads[:, None]).flatten().to(device)
+        self._gather = to_device((row_at * kv_heads + heads[:, None]).flatten(), device)
         at = (question_of[:, None] * kv_heads + heads) * self._most + rank_of_row[:, None]
-        self._scatter = at.flatten().to(device)
+        self._scatter = to_device(at.flatten(), device)
 
     def by_question(self, tensor: torch.Tensor) -> torch.Tensor:
         _, a, n = tensor.shape
@@ -476,7 +485,7 @@ class SharedLayer(AttendingLayer):
         return self, self
 
     def get_seq_length(self) -> int:
-        return max((int(cohort.positions.max()) for cohort in self._cohorts), default=0)
+        return max((cohort.furthest_position for cohort in self._cohorts), default=0)
 
     def attend(self, query: torch.Tensor, scaling: float, softcap: float | None, window: int | None) -> torch.Tensor:
         if query.shape[2] != 1:

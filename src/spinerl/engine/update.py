@@ -19,6 +19,7 @@ from spinerl.engine.lm_head import chunks
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampling import Truncation, log_mass_with, truncation_of
+from spinerl.engine.transfer import to_device
 from spinerl.errors import NonFiniteError
 from spinerl.maths import (
     band_penalty,
@@ -59,20 +60,26 @@ def score_with_mass(
     """The same and `Rollout.log_mass` (B, T) under this truncation; 0.0 without one."""
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
     logprobs, entropies, log_mass = (torch.zeros(batch.tokens.shape, dtype=dtype) for _ in range(3))
+    cells: list[tuple[torch.Tensor, torch.Tensor]] = []
+    figures: list[torch.Tensor] = []  # (2 or 3, N) each, on the device: they are read at the end, for that waits for it
     pieces, path = plan(loaded, batch, wanted, optim), backend_of(loaded).forward()
     with path.running():
         for piece in pieces:
             prefix = _prefix(loaded, piece, path)
             for micro in piece.micros:
                 states = wanted_states(loaded, micro, prefix, path)
-                tokens = batch.tokens[micro.row_of, micro.column_of].to(loaded.device)
+                tokens = to_device(batch.tokens[micro.row_of, micro.column_of], loaded.device)
+                cells.append((micro.row_of, micro.column_of))
                 for part in chunks(len(states), loaded.vocab_size, optim.head_chunk):
                     scores = logits(loaded, states[part])
                     found = token_figures(scores, tokens[part], batch.temperature)
-                    cell = (micro.row_of[part], micro.column_of[part])
-                    logprobs[cell], entropies[cell] = (figure.cpu() for figure in found)
                     if truncate is not None:
-                        log_mass[cell] = log_mass_with(scores, tokens[part], batch.temperature, truncate).cpu()
+                        found = (*found, log_mass_with(scores, tokens[part], batch.temperature, truncate))
+                    figures.append(torch.stack(found))
+    if figures:
+        cell = tuple(map(torch.cat, zip(*cells, strict=True)))
+        for table, values in zip((logprobs, entropies, log_mass), torch.cat(figures, dim=1).cpu(), strict=False):
+            table[cell] = values
     return logprobs, entropies, log_mass
 
 
@@ -199,7 +206,7 @@ class Terms:
         self._config, self._batch, self._targets = config, batch, targets
         self._weights, self._log_ratios = weights, log_ratios
         self._sums: dict[str, torch.Tensor] = {}
-        self._max_log_ratio = torch.zeros(())
+        self._max_log_ratio: torch.Tensor | None = None
         self.wants_anchor_logits = "anchor" in weights and config.anchor.estimator == "exact"
 
     def loss(
@@ -211,7 +218,7 @@ class Terms:
     ) -> torch.Tensor:
         """The loss's share of the tokens at these cells, from their logits (N, V)."""
         temperature = self._batch.temperature
-        tokens = self._batch.tokens[row_of, column_of].to(logits.device)
+        tokens = to_device(self._batch.tokens[row_of, column_of], logits.device)
         logprobs, entropies = token_figures(logits, tokens, temperature)
         kl = None
         if anchor_logits is not None:
@@ -235,7 +242,7 @@ class Terms:
         cell = (row_of, column_of)
 
         def at(tensor: torch.Tensor, index: tuple[torch.Tensor, ...] = cell) -> torch.Tensor:
-            return tensor[index].to(logprobs.dtype).to(logprobs.device)
+            return to_device(tensor[index].to(logprobs.dtype), logprobs.device)
 
         old, advantages, weights = at(targets.old_logprobs), at(targets.advantages), at(self._weights["policy"])
         log_ratios = None if self._log_ratios is None else at(self._log_ratios, (row_of,))
@@ -263,18 +270,21 @@ class Terms:
         anchor_logprobs, estimator = self._targets.anchor_logprobs, self._config.anchor.estimator
         assert anchor_logprobs is not None
         assert estimator != "exact"
-        return sampled_kl(logprobs, anchor_logprobs[row_of, column_of].to(logprobs), estimator)
+        at_cells = to_device(anchor_logprobs[row_of, column_of].to(logprobs.dtype), logprobs.device)
+        return sampled_kl(logprobs, at_cells, estimator)
 
     def figures(self) -> dict[str, float]:
         """What was seen, over all cells so far."""
-        sums = {name: float(value) for name, value in self._sums.items()}
+        seen = self._sums if self._max_log_ratio is None else {**self._sums, "log_ratio_max": self._max_log_ratio}
+        # All at once: each reading would make the CPU wait for the device.
+        sums = dict(zip(seen, torch.stack(list(seen.values())).tolist() if seen else (), strict=True))
         policy, clipped, log_ratio = (sums.get(name, 0.0) for name in ("policy", "clipped", "log_ratio"))
         figures = {
             "loss/total": policy,
             "loss/policy": policy,
             "loss/clipped_frac": clipped,
             "loss/log_ratio": log_ratio,
-            "loss/log_ratio_max": float(self._max_log_ratio),
+            "loss/log_ratio_max": sums.get("log_ratio_max", 0.0),
         }
         for name in [name for name in self._weights if name != "policy"]:  # in order: a sum's last bit depends on it
             section = getattr(self._config, name)
@@ -293,7 +303,8 @@ class Terms:
         self._add("clipped", (weights * clipped).sum())
         self._add("log_ratio", (weights * log_ratio.abs()).sum())
         largest = (log_ratio.abs() * (weights > 0)).max()
-        self._max_log_ratio = torch.maximum(self._max_log_ratio.to(largest), largest)
+        before = self._max_log_ratio
+        self._max_log_ratio = largest if before is None else torch.maximum(before, largest)
 
     def _add(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """The value itself, after adding it to its sum (on the device: reading it would make the CPU wait)."""

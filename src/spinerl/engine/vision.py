@@ -21,6 +21,7 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.utils.hub import cached_file
 
+from spinerl.engine.transfer import to_device
 from spinerl.errors import InputError
 from spinerl.images import image_key, open_image
 from spinerl.types import ImagePrompt, ImageRef, ShownImages
@@ -121,10 +122,10 @@ class Vision:
                     start = width - len(prompt) if left else 0
                     values = prompt.shown.token_inputs[name][: len(prompt)]
                     row[start : start + len(values)] = values
-            arguments[name] = rows.to(self._model.device)
+            arguments[name] = to_device(rows, self._model.device)
         if any(images.positions is not None for images in shown):
             positions = [_positions(prompt, width, left) for prompt in prompts]
-            arguments["position_ids"] = torch.stack(positions, dim=1).to(self._model.device)
+            arguments["position_ids"] = to_device(torch.stack(positions, dim=1), self._model.device)
         return arguments
 
     def save(self, folder: Path) -> None:
@@ -147,12 +148,12 @@ class Vision:
         self._features[shown.key] = known
         while len(self._features) > 1 and sum(_num_bytes(f) for _, f in self._features.values()) > _CACHE_BYTES:
             self._features.popitem(last=False)
-        return _mapped(known[1], lambda tensor: tensor.to(self._model.device))
+        return _mapped(known[1], lambda tensor: to_device(tensor, self._model.device))
 
     def _looked_at(self, shown: ShownImages) -> SimpleNamespace:
         found = self.processed(shown.text, shown.images)
         wanted = inspect.signature(self._inner.get_image_features).parameters
-        inputs = {name: value.to(self._model.device) for name, value in found.items() if name in wanted}
+        inputs = {name: to_device(value, self._model.device) for name, value in found.items() if name in wanted}
         pixels = inputs["pixel_values"]
         inputs["pixel_values"] = pixels.to(self._model.dtype) if pixels.is_floating_point() else pixels
         output = self._inner.get_image_features(**inputs, return_dict=True)
