@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt torch
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev,bench,lora]'
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev,bench,lora,gguf]'
 	touch $@
 
 # Adapts the bundled model to bundled unlabeled questions and shows the result.  ARGS="model=FOLDER data=FILE" for yours.

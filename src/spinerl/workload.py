@@ -15,7 +15,7 @@ from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import next_question
 from spinerl.engine.capabilities import Capabilities
-from spinerl.engine.loading import LoadedModel, fingerprint, load_model
+from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
@@ -114,10 +114,14 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         **({} if loaded.sampler is None else loaded.sampler.facts),
     }
 
+    unlearned = state_of(loaded.model)
+
     def open_again() -> LoadedModel:
-        if given is None:
+        # A GGUF file takes long to read: while nothing has been learned, a copy of the weights serves.
+        copied = given is not None or (is_gguf(config.model) and state_of(loaded.model) == unlearned)
+        if not copied:
             return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
-        return replace(loaded, model=copy.deepcopy(given.model), capabilities=Capabilities(), sampler=None)
+        return replace(loaded, model=copy.deepcopy(loaded.model), capabilities=Capabilities(), sampler=None)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
 

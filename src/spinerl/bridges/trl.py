@@ -34,6 +34,7 @@ from spinerl.config import Config, load_config, read_recipe, split_override
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
+from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import load_tokenizer, resolve_name
 from spinerl.engine.rollouts import rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
@@ -338,6 +339,7 @@ class SpineTrainer(GRPOTrainer):
             raise InputError(
                 f"model={config.model.name} is a folder of adapters; `spinerl merge` makes it a whole model"
             )
+        require_folder(folder, config.model.name, "TRL")
         data, _ = load_data(config.data, answer_kind=config.answer.kind)
         tokenizer = load_tokenizer(config.model)
         rendered = render_all(data.questions, tokenizer, config.prompt, kind=config.answer.kind)

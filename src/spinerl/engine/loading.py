@@ -15,6 +15,7 @@ import torch
 from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
 from spinerl.engine.adapters import base_of, merged
 from spinerl.engine.capabilities import Capabilities
+from spinerl.engine.gguf import PACKAGED, find_gguf, open_gguf, packaged_file
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
 from spinerl.machine import pick_device
@@ -27,6 +28,7 @@ __all__ = [
     "LoadedModel",
     "Sampler",
     "fingerprint",
+    "is_gguf",
     "load_model",
     "load_tokenizer",
     "open_pretrained",
@@ -129,25 +131,35 @@ class LoadedModel:
 
 
 def resolve_name(name: str) -> str:
-    """The folder of a bundled model, an existing folder (of a run: its adapted model), or a hub name.
+    """The folder of a bundled model, an existing folder (of a run: its adapted model), a GGUF file, or a hub name.
 
-    Raises InputError for a folder that is no model.
+    Raises InputError for a folder or file that is no model, MissingExtraError for a model whose package is missing.
     """
     from spinerl.tiny import MODELS, model_path
 
     if name in MODELS:
         return str(model_path(name))
+    if (packaged := packaged_file(name)) is not None:
+        return str(packaged)
     folder = Path(name).expanduser()
     if folder.is_dir():
         for candidate in (folder, folder / "model"):
             if any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return str(candidate)
+    if (file := find_gguf(name)) is not None:
+        return str(file)
+    if folder.is_dir():
         raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
-        return str(folder)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        bundled = " or ".join(MODELS)
-        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or {bundled}")
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf"):
+        what = "this file is no GGUF file" if folder.exists() else "no such folder or file"
+        bundled = " or ".join((*MODELS, *PACKAGED))
+        raise InputError(f"model={name}: {what}; give a Hugging Face folder, a GGUF file, a hub name, or {bundled}")
     return name
+
+
+def is_gguf(config: ModelConfig) -> bool:
+    """Whether the model's name, or that of the model its adapters belong to, is of a GGUF file."""
+    return Path(resolve_name(whole_model(config)[0].name)).is_file()
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -160,7 +172,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> LoadedModel:
     """The model in evaluation mode (no dropout, also while it learns: the policy that learns is the one sampled).
 
-    Reads safetensors only.  A folder of adapters gives the model they belong to with them added in.
+    Reads safetensors, or a GGUF file.  A folder of adapters gives the model they belong to with them added in.
 
     Raises InputError for a missing folder, weights in another format, an architecture transformers does not know, or
     remote code that was not allowed; MissingExtraError for adapters without peft.
@@ -273,9 +285,12 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 def open_pretrained(loader: Any, config: ModelConfig, **options: Any) -> Any:
     """What a `from_pretrained` of transformers gives for a model by its name; InputError for what it cannot open."""
+    source = resolve_name(config.name)
+    if Path(source).is_file():
+        return open_gguf(loader, Path(source), config.name, **options)
     try:
         return loader(
-            resolve_name(config.name),
+            source,
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,
             **options,

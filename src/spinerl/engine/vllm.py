@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from spinerl.config import Config, RolloutConfig
 from spinerl.engine.adapters import adapted_weights, base_of
+from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import LoadedModel, resolve_name, state_of
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.sampling import truncation_of
@@ -406,14 +407,21 @@ def _check_prompt(prompt: tuple[int, ...], read: Sequence[int] | None) -> None:
 
 def _source(config: Config) -> dict[str, Any]:
     """Where vLLM finds the model that a configuration names; adapters come with the weights."""
-    folder = resolve_name(config.model.name)
     found: dict[str, Any] = {
-        "model": resolve_name(base_of(folder) or folder),
+        "model": _whole_folder(config.model.name),
         "trust_remote_code": config.model.trust_remote_code,
     }
     if config.model.revision:
         found["revision"] = config.model.revision
     return found
+
+
+def _whole_folder(name: str) -> str:
+    """The folder or hub name of a model, or of the model its adapters belong to.  InputError for a GGUF file."""
+    folder = resolve_name(name)
+    folder = resolve_name(base_of(folder) or folder)
+    require_folder(folder, name, "vLLM")
+    return folder
 
 
 def _longest(config: Config, loaded: LoadedModel) -> int:
@@ -448,8 +456,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if not args or args[0].startswith("-"):
             raise InputError("which model?  python -m spinerl.engine.vllm MODEL [vLLM's arguments]")
         require_vllm()
-        folder = resolve_name(args[0])
-        model = resolve_name(base_of(folder) or folder)
+        model = _whole_folder(args[0])
     except SpinerlError as error:
         print(f"spinerl: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
