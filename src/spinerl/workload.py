@@ -115,13 +115,12 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     }
 
     unlearned = state_of(loaded.model)
+    takes_long = given is None and is_gguf(config.model)  # to read; a copy serves while nothing has been learned
 
     def open_again() -> LoadedModel:
-        # A GGUF file takes long to read: while nothing has been learned, a copy of the weights serves.
-        copied = given is not None or (is_gguf(config.model) and state_of(loaded.model) == unlearned)
-        if not copied:
-            return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
-        return replace(loaded, model=copy.deepcopy(loaded.model), capabilities=Capabilities(), sampler=None)
+        if given is not None or (takes_long and state_of(loaded.model) == unlearned):
+            return replace(loaded, model=copy.deepcopy(loaded.model), capabilities=Capabilities(), sampler=None)
+        return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
 
