@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import json
 import math
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from spinerl.engine.gguf_header import MAGIC, Header, fault, read_header
+from spinerl.engine.gguf_header import ARRAY, MAGIC, Cursor, Header, fault, read_header
 from spinerl.errors import InputError, MissingExtraError
 
 __all__ = ["PACKAGED", "find_gguf", "open_gguf", "packaged_file", "require_folder"]
@@ -39,11 +40,15 @@ _END_TEXTS = (
 # tokenizer.ggml.pre of byte-level vocabularies: those that split as GPT-2 does, and those that split digits off first.
 _AS_GPT2 = {None, "default", "gpt-2", "gpt2", "mpt", "olmo", "jais"}
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+_LONG = 4096  # entries; only vocabularies have more
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _LLAMA3_CONTEXT = 8192  # tokens that Llama 3 was trained with before its positions were scaled
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # What the libraries raise over a file that they cannot make sense of.
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError)
+_UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError,
+    struct.error,
+)  # fmt: skip
 
 
 def packaged_file(name: str) -> Path | None:
@@ -159,17 +164,51 @@ def _check_size(file: Path, header: Header) -> None:
 @contextmanager
 def _as_folder(file: Path) -> Iterator[tuple[str, str]]:
     """(folder, name) under which transformers finds the file and nothing else: what lies next to it plays no part."""
-    import transformers.modeling_gguf_pytorch_utils as reader
-
-    bar = getattr(reader, "tqdm", None)
     with tempfile.TemporaryDirectory(prefix="spinerl-gguf-") as folder:
         link = Path(folder) / "model.gguf"
         link.symlink_to(file.absolute())
-        try:
-            reader.tqdm = lambda items, **_: items  # the display owns the terminal
-            yield folder, link.name
-        finally:
-            reader.tqdm = bar
+        yield folder, link.name
+
+
+@contextmanager
+def _reading_weights() -> Iterator[None]:
+    """Inside, transformers neither parses vocabularies nor repeats its table of names: a third of the time.
+
+    Nor does it draw a bar, for the display owns the terminal.
+    """
+    import gguf
+    import transformers.modeling_gguf_pytorch_utils as reader
+
+    quicker = {
+        (gguf, "GGUFReader"): _without_vocabulary(gguf.GGUFReader),
+        (gguf, "get_tensor_name_map"): lru_cache(maxsize=2)(gguf.get_tensor_name_map),
+        (reader, "tqdm"): lambda items, **_: items,
+    }
+    before = {(module, name): getattr(module, name, None) for module, name in quicker}
+    try:
+        for (module, name), value in quicker.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def _without_vocabulary(reader: Any) -> Any:
+    """The `gguf` package's reader, to which long lists among the metadata are empty."""
+
+    class Quick(reader):
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == ARRAY:
+                cursor = Cursor(self.data)
+                cursor.at = int(orig_offs)
+                inner, count = cursor.scalar("I"), cursor.scalar("Q")
+                if count > _LONG:
+                    cursor.skip(inner, count)
+                    return cursor.at - int(orig_offs), [], [], []
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return Quick
 
 
 # Settings
@@ -180,7 +219,7 @@ def _read_config(file: Path, _changed: int) -> Any:
     from transformers import AutoConfig
 
     header = read_header(file)
-    with _as_folder(file) as (folder, name):
+    with _as_folder(file) as (folder, name), _reading_weights():
         config = AutoConfig.from_pretrained(folder, gguf_file=name)
     _complete(config, header)
     _scale_rope(config, file, header)
@@ -233,7 +272,7 @@ def _scale_rope(config: Any, file: Path, header: Header) -> None:
 
 
 def _scale_as_llama3(config: Any, parameters: dict[str, Any], factors: np.ndarray, original: int) -> None:
-    """Find the settings whose factors a file lists: Llama 3's, of which the largest factor alone differs by model."""
+    """Find the settings whose factors a file lists: Llama 3's, of which only the largest factor differs by model."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     found = []
@@ -332,7 +371,7 @@ def _read_model(loader: Any, file: Path, header: Header, config: Any, options: d
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
-    with _as_folder(file) as (folder, name):
+    with _as_folder(file) as (folder, name), _reading_weights():
         model, info = loader(folder, gguf_file=name, config=config, output_loading_info=True, **options)
     _check_complete(model, info, header)
     for attribute in ("hf_quantizer", "quantization_method"):

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MAGIC", "Header", "Tensor", "fault", "read_header"]
+__all__ = ["ARRAY", "MAGIC", "Cursor", "Header", "Tensor", "fault", "read_header"]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_TEXT, _ARRAY = 8, 9
+TEXT, ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def fault(header: Header) -> str | None:
     return None
 
 
-class _Cursor:
+class Cursor:
     """Reads a header's values one after the other; struct.error where the data end too early."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: Any) -> None:
         self._data, self.at = data, 0
 
     def scalar(self, code: str) -> Any:
@@ -110,10 +110,19 @@ class _Cursor:
         self.at += length
         return self._data[self.at - length : self.at].decode("utf-8", errors="replace")
 
+    def skip(self, kind: int, count: int) -> None:
+        """Go past so many values of a kind, texts or numbers."""
+        if kind != TEXT:
+            self.at += count * struct.calcsize(_SCALARS[kind])
+            return
+        for _ in range(count):
+            length = self.scalar("Q")
+            self.at += length
+
     def value(self, kind: int) -> Any:
-        if kind == _TEXT:
+        if kind == TEXT:
             return self.text()
-        if kind == _ARRAY:
+        if kind == ARRAY:
             inner, count = self.scalar("I"), self.scalar("Q")
             if inner not in _SCALARS:
                 return [self.value(inner) for _ in range(count)]
@@ -128,7 +137,7 @@ class _Cursor:
 @lru_cache(maxsize=4)
 def _read(file: Path, _changed: int, _size: int) -> Header:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        cursor = _Cursor(data)
+        cursor = Cursor(data)
         cursor.at = len(MAGIC)
         version, num_tensors, num_fields = cursor.scalar("I"), cursor.scalar("Q"), cursor.scalar("Q")
         if version not in _VERSIONS:
