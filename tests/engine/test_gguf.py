@@ -20,7 +20,7 @@ from spinerl.cli import main
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model, load_tokenizer, save_model
 from spinerl.engine.sampler import greedy_responses
-from spinerl.errors import MissingExtraError
+from spinerl.errors import InputError, MissingExtraError
 from spinerl.types import Question
 from spinerl.workload import open_workload
 from tests.gguf_files import ARCHITECTURES, write_folder, write_gguf
@@ -117,6 +117,40 @@ def test_quantized_weights_are_those_of_their_blocks(folders, tmp_path, dtype):
 def test_every_token_that_ends_a_response_does(folders, tmp_path, fields, expected):
     loaded = opened(write_gguf(folders("llama"), tmp_path / "model.gguf", fields=fields))
     assert tuple(loaded.tokenizer.convert_ids_to_tokens(list(loaded.end_ids))) == expected
+
+
+def test_special_tokens_stay_whole_with_letters_beyond_ascii(folders, tmp_path):
+    """As those of DeepSeek's vocabularies, which transformers spells in bytes, adding the end token once more."""
+    vocab = opened(folders("llama")).tokenizer.get_vocab()
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    tokens[1], tokens[2] = "<｜end▁of▁sentence｜>", "<｜User｜>"
+    kinds = [3 if token[0] == "<" and len(token) > 1 else 1 for token in tokens]
+    fields = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
+    loaded = opened(write_gguf(folders("llama"), tmp_path / "model.gguf", fields=fields))
+    assert loaded.end_ids[0] == loaded.tokenizer.eos_token_id == 1
+    assert loaded.tokenizer("<｜User｜>the<｜end▁of▁sentence｜>").input_ids == [2, vocab["the"], 1]
+    assert loaded.texts([[vocab["the"], 1]]) == ("the",)
+    save_model(loaded, tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("<｜User｜>the").input_ids == [2, vocab["the"]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_header_is_one_line_or_reads(folders, tmp_path, seed):
+    data = bytearray(Path(f"{folders('llama')}.gguf").read_bytes())
+    random = np.random.default_rng(seed)
+    for number in range(40):
+        changed = bytearray(data)
+        for place in random.integers(4, 9000, size=3):
+            changed[place] = random.integers(256)
+        file = tmp_path / f"{number}.gguf"
+        file.write_bytes(changed)
+        line = f"model={file} "
+        try:
+            load_tokenizer(load_config(overrides=[f"model={file}"]).model)
+        except InputError as error:
+            line = str(error)
+        assert line.startswith(f"model={file} ")
+        assert "\n" not in line
 
 
 def llama3_factors(dim, base, factor, original=8192):

@@ -40,7 +40,7 @@ _END_TEXTS = (
 # tokenizer.ggml.pre of byte-level vocabularies: those that split as GPT-2 does, and those that split digits off first.
 _AS_GPT2 = {None, "default", "gpt-2", "gpt2", "mpt", "olmo", "jais"}
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-_LONG = 4096  # entries; only vocabularies have more
+_LONG = 256  # entries; only vocabularies have more, other lists one for each layer
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _LLAMA3_CONTEXT = 8192  # tokens that Llama 3 was trained with before its positions were scaled
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -123,14 +123,15 @@ def open_gguf(loader: Any, file: Path, name: str, **options: Any) -> Any:
 def _checked_header(file: Path, name: str) -> Header:
     try:
         with file.open("rb") as stream:
-            if stream.read(len(MAGIC)) != MAGIC:
-                raise InputError(f"model={name} is no GGUF file: it does not begin with GGUF")
-        header = read_header(file)
+            begins = stream.read(len(MAGIC)) == MAGIC
+        wrong = None if begins else "is no GGUF file: it does not begin with GGUF"
+        if wrong is None:
+            header = read_header(file)
+            wrong = fault(header)
     except OSError as error:
         _refuse(name, error.strerror or str(error))
-    except Exception as error:
+    except (*_UNREADABLE, MemoryError) as error:
         _refuse(name, f"its header is cut off or damaged ({error})")
-    wrong = fault(header)
     if wrong is not None:
         raise InputError(f"model={name} {wrong}")
     return header
@@ -261,6 +262,8 @@ def _scale_rope(config: Any, file: Path, header: Header) -> None:
         return  # transformers has read it
     kind, factor = header.of_model("rope.scaling.type") or "none", header.of_model("rope.scaling.factor")
     original = int(header.of_model("rope.scaling.original_context_length") or 0)
+    if base := header.of_model("rope.freq_base"):
+        parameters["rope_theta"] = float(base)
     if "rope_freqs.weight" in header.tensors:
         _scale_as_llama3(config, parameters, _values(file, header, "rope_freqs.weight"), original or _LLAMA3_CONTEXT)
     elif any(name.startswith("rope_factors_") for name in header.tensors) or kind not in ("none", "linear", "yarn"):
@@ -333,7 +336,7 @@ def _keep_whole(core: dict[str, Any], header: Header) -> None:
             del vocab[spelled[i]]
             vocab[token] = i
             flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            core["added_tokens"].append({"id": i, "content": token, "special": kind == _CONTROL, **flags})
+            core["added_tokens"].append({"id": i, "content": token, "special": bool(kind == _CONTROL), **flags})
     core["added_tokens"].sort(key=lambda token: token["id"])
 
 
