@@ -1,15 +1,15 @@
 """Compares models read from GGUF files with transformers' own reading and with the folders they become, by hand.
 
-    python scripts/check_gguf.py FILE.gguf|smollm2-135m ...
+    python scripts/check_gguf.py [--tokens 64] [--prompts 8] FILE.gguf|smollm2-135m ...
 
-For each: end tokens, context length; our greedy responses against `generate` of the model as transformers alone reads
-the file (8 prompts, 64 tokens, float32), and against those of the folder that is saved from it.  Exit code 1 where a
-token differs.
+For each: end tokens, context length; our greedy responses against `generate` of the model as transformers reads the
+file by itself (8 prompts, 64 tokens, float32), and against those of the folder that is saved from it.  Exit code 1
+where a token differs.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +22,6 @@ from spinerl.engine.loading import LoadedModel, load_model, resolve_name, save_m
 from spinerl.engine.sampler import greedy_responses
 from spinerl.types import Question
 
-TOKENS = 64
 TEXTS = (
     "Tom has 5 apples and buys 12 more. How many apples does he have now?",
     "What is the capital of France?",
@@ -35,24 +34,24 @@ TEXTS = (
 )
 
 
-def prompts_of(loaded: LoadedModel) -> list[tuple[int, ...]]:
+def prompts_of(loaded: LoadedModel, num: int) -> list[tuple[int, ...]]:
     """The texts as the model is asked them: in its chat template, or as they are."""
     tokenizer = loaded.tokenizer
     if tokenizer.chat_template is None:
-        return [tuple(tokenizer(text).input_ids) for text in TEXTS]
-    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+        return [tuple(tokenizer(text).input_ids) for text in TEXTS[:num]]
+    chats = [[{"role": "user", "content": text}] for text in TEXTS[:num]]
     return [tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]) for chat in chats]
 
 
 def greedy(loaded: LoadedModel, config: Config, prompts: list[tuple[int, ...]]) -> list[list[int]]:
     """Our greedy responses, without what fills rows up."""
-    questions = [Question(f"q{i}", text) for i, text in enumerate(TEXTS)]
+    questions = [Question(f"q{i}", text) for i, text in enumerate(TEXTS[: len(prompts)])]
     rollout = greedy_responses(loaded, questions, prompts, config.rollout)
     lengths = rollout.mask.sum(dim=1).tolist()
     return [row[:length] for row, length in zip(rollout.tokens.tolist(), lengths, strict=True)]
 
 
-def generated(file: Path, loaded: LoadedModel, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+def generated(file: Path, loaded: LoadedModel, prompts: list[tuple[int, ...]], tokens: int) -> list[list[int]]:
     """What `generate` writes with the weights as transformers alone reads them."""
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
@@ -63,7 +62,7 @@ def generated(file: Path, loaded: LoadedModel, prompts: list[tuple[int, ...]]) -
         out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS,
+            max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=list(loaded.end_ids),
             pad_token_id=loaded.pad_id,
@@ -72,9 +71,9 @@ def generated(file: Path, loaded: LoadedModel, prompts: list[tuple[int, ...]]) -
     return found
 
 
-def check(name: str) -> bool:
+def check(name: str, tokens: int, num_prompts: int) -> bool:
     """Prints what was found about one model; whether all tokens agree."""
-    config = load_config(overrides=[override("model", name), "model.dtype=float32", f"rollout.max_new_tokens={TOKENS}"])
+    config = load_config(overrides=[override("model", name), "model.dtype=float32", f"rollout.max_new_tokens={tokens}"])
     started = time.monotonic()
     loaded = load_model(config.model, config.engine)
     print(f"{name}: read in {time.monotonic() - started:.1f} s")
@@ -83,14 +82,14 @@ def check(name: str) -> bool:
     print(
         f"  {settings.model_type}, context {settings.max_position_embeddings}, ends {ends}, {settings.rope_parameters}"
     )
-    prompts = prompts_of(loaded)
+    prompts = prompts_of(loaded, num_prompts)
     ours = greedy(loaded, config, prompts)
-    theirs = generated(Path(resolve_name(name)), loaded, prompts)
+    theirs = generated(Path(resolve_name(name)), loaded, prompts, tokens)
     with tempfile.TemporaryDirectory() as folder:
         save_model(loaded, Path(folder))
         again = load_model(load_config(overrides=[override("model", folder)]).model, config.engine)
         saved = greedy(again, config, prompts)
-        same_prompts = prompts_of(again) == prompts
+        same_prompts = prompts_of(again, num_prompts) == prompts
     for what, other in (("generate", theirs), ("the saved folder", saved)):
         equal = sum(a == b for a, b in zip(ours, other, strict=True))
         print(f"  greedy equals {what}: {equal} of {len(ours)} prompts, {sum(map(len, ours))} tokens")
@@ -101,7 +100,12 @@ def check(name: str) -> bool:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=len(TEXTS))
+    parser.add_argument("models", nargs="+")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     with torch.inference_mode():
-        verdicts = [check(name) for name in sys.argv[1:]]
+        verdicts = [check(name, args.tokens, args.prompts) for name in args.models]
     raise SystemExit(not all(verdicts))

@@ -68,9 +68,11 @@ def run(capsys, *arguments) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_file_is_the_model_it_was_written_from(folders, architecture, tmp_path):
+def test_a_file_is_the_model_it_was_written_from(folders, architecture, tmp_path, capfd):
     folder = folders(architecture)
+    capfd.readouterr()
     expected, found = opened(folder), opened(f"{folder}.gguf")
+    assert capfd.readouterr() == ("", "")  # no bar, no warning
     assert greedy(found) == greedy(expected)
     assert found.end_ids == expected.end_ids
     assert found.pad_id == expected.pad_id

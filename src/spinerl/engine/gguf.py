@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from spinerl.engine.gguf_header import ARRAY, MAGIC, Cursor, Header, fault, read_header
+from spinerl.engine.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
 from spinerl.errors import InputError, MissingExtraError
 
 __all__ = ["PACKAGED", "find_gguf", "open_gguf", "packaged_file", "require_folder"]
@@ -41,6 +41,7 @@ _END_TEXTS = (
 _AS_GPT2 = {None, "default", "gpt-2", "gpt2", "mpt", "olmo", "jais"}
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _LONG = 256  # entries; only vocabularies have more, other lists one for each layer
+_UINT32 = 4  # a type of metadata
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _LLAMA3_CONTEXT = 8192  # tokens that Llama 3 was trained with before its positions were scaled
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -196,7 +197,7 @@ def _reading_weights() -> Iterator[None]:
 
 
 def _without_vocabulary(reader: Any) -> Any:
-    """The `gguf` package's reader, to which long lists among the metadata are empty."""
+    """The `gguf` package's reader, to which a long list among the metadata is one of so many equal numbers."""
 
     class Quick(reader):
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
@@ -206,7 +207,8 @@ def _without_vocabulary(reader: Any) -> Any:
                 inner, count = cursor.scalar("I"), cursor.scalar("Q")
                 if count > _LONG:
                     cursor.skip(inner, count)
-                    return cursor.at - int(orig_offs), [], [], []
+                    entries = [0] * count if inner == TEXT else []  # a vocabulary still has its size
+                    return cursor.at - int(orig_offs), [self._get(orig_offs, np.uint32)], entries, [ARRAY, _UINT32]
             return super()._get_field_parts(orig_offs, raw_type)
 
     return Quick

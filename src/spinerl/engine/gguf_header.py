@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ARRAY", "MAGIC", "Cursor", "Header", "Tensor", "fault", "read_header"]
+__all__ = ["ARRAY", "MAGIC", "TEXT", "Cursor", "Header", "Tensor", "fault", "read_header"]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
