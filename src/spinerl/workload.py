@@ -17,7 +17,7 @@ from spinerl.data.prompts import Rendered, next_question
 from spinerl.engine.adapters import add_adapters
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.context import fit
-from spinerl.engine.loading import LoadedModel, fingerprint, load_model
+from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.errors import InputError
 from spinerl.machine import choose_threads, tune_allocator
@@ -127,10 +127,13 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         **({} if loaded.sampler is None else loaded.sampler.facts),
     }
 
+    unlearned = state_of(loaded.model)
+    takes_long = given is None and is_gguf(config.model)  # to read; a copy serves while nothing has been learned
+
     def open_again() -> LoadedModel:
-        if given is None:
-            return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
-        return replace(loaded, model=copy.deepcopy(given.model), capabilities=Capabilities(), sampler=None)
+        if given is not None or (takes_long and state_of(loaded.model) == unlearned):
+            return replace(loaded, model=copy.deepcopy(loaded.model), capabilities=Capabilities(), sampler=None)
+        return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
 

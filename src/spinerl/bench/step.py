@@ -16,6 +16,7 @@ from spinerl.bench.peer_trl import TrlJob, fastest_rows, require_trl, run_steps
 from spinerl.bench.timing import figures, interleave, peak_memory, ratios
 from spinerl.bench.work import Job, Work, bench_config, open_work
 from spinerl.config import Config
+from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import resolve_name
 from spinerl.step import StepState, train_step
 
@@ -167,9 +168,10 @@ class _OurStep:
 
 
 def _trl_job(job: Job, work: Work, equivalence: Equivalence) -> TrlJob:
-    settings = job.settings
+    settings, folder = job.settings, resolve_name(work.config.model.name)
+    require_folder(folder, work.config.model.name, "TRL")
     return TrlJob(
-        folder=resolve_name(work.config.model.name),
+        folder=folder,
         texts=tuple(question.text for question in work.questions),
         group_size=settings.group_size,
         new_tokens=settings.new_tokens,

@@ -34,6 +34,7 @@ from spinerl.config import Config, allow_plugins, load_config, read_recipe, spli
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
+from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import held_weights, load_tokenizer, resolve_name
 from spinerl.engine.rollouts import rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
@@ -347,6 +348,7 @@ class SpineTrainer(GRPOTrainer):
             raise InputError(
                 f"model={config.model.name} is a folder of adapters; `spinerl merge` makes it a whole model"
             )
+        require_folder(folder, config.model.name, "TRL")
         held_weights(config.model)  # TRL opens the model by itself
         data, _ = load_data(config.data, answer_kind=config.answer.kind)
         tokenizer = load_tokenizer(config.model)

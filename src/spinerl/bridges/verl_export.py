@@ -23,6 +23,7 @@ from spinerl.bridges.keys import Loop, check_keys, refuse
 from spinerl.config import Config, PromptConfig, dump_yaml
 from spinerl.data import chat_messages, load_data, render_all, render_text
 from spinerl.engine.adapters import base_of
+from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import load_tokenizer, open_settings, resolve_name
 from spinerl.errors import InputError
 from spinerl.schedule import question_order
@@ -138,6 +139,7 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
     name = resolve_name(config.model.name)
     if base_of(name) is not None:
         raise InputError(f"model={config.model.name} is a folder of adapters; `spinerl merge` makes it a whole model")
+    require_folder(name, config.model.name, "verl")
     data, _ = load_data(config.data, answer_kind=config.answer.kind)
     tokenizer = load_tokenizer(config.model)
     architecture = open_settings(config.model)

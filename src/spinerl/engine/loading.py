@@ -16,6 +16,7 @@ from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
 from spinerl.engine.adapters import adapter_folder, base_of, merged
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.context import context_length
+from spinerl.engine.gguf import PACKAGED, find_gguf, open_gguf, packaged_file
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.engine.weights import (
     Shapes,
@@ -43,6 +44,7 @@ __all__ = [
     "Sampler",
     "fingerprint",
     "held_weights",
+    "is_gguf",
     "load_model",
     "load_tokenizer",
     "open_pretrained",
@@ -157,25 +159,35 @@ class LoadedModel:
 
 
 def resolve_name(name: str) -> str:
-    """The folder of a bundled model, an existing folder (of a run: its adapted model), or a hub name.
+    """The folder of a bundled model, an existing folder (of a run: its adapted model), a GGUF file, or a hub name.
 
-    Raises InputError for a folder that is no model.
+    Raises InputError for a folder or file that is no model, MissingExtraError for a model whose package is missing.
     """
     from spinerl.tiny import MODELS, model_path
 
     if name in MODELS:
         return str(model_path(name))
+    if (packaged := packaged_file(name)) is not None:
+        return str(packaged)
     folder = Path(name).expanduser()
     if folder.is_dir():
         for candidate in (folder, folder / "model"):
             if any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return str(candidate)
+    if (file := find_gguf(name)) is not None:
+        return str(file)
+    if folder.is_dir():
         raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
-        return str(folder)
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        bundled = " or ".join(MODELS)
-        raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or {bundled}")
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf"):
+        what = "this file is no GGUF file" if folder.exists() else "no such folder or file"
+        bundled = " or ".join((*MODELS, *PACKAGED))
+        raise InputError(f"model={name}: {what}; give a Hugging Face folder, a GGUF file, a hub name, or {bundled}")
     return name
+
+
+def is_gguf(config: ModelConfig) -> bool:
+    """Whether the model's name, or that of the model its adapters belong to, is of a GGUF file."""
+    return Path(resolve_name(whole_model(config)[0].name)).is_file()
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -187,7 +199,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, config, "its tokenizer")
     except InputError:
-        if find_file(resolve_name(config.name), "tokenizer.json", config.revision) is not None:
+        source = resolve_name(config.name)
+        if Path(source).is_file() or find_file(source, "tokenizer.json", config.revision) is not None:
             raise
     if tokenizer is None or len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         raise InputError(
@@ -200,7 +213,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> LoadedModel:
     """The model in evaluation mode (no dropout, also while it learns: the policy that learns is the one sampled).
 
-    Reads safetensors only.  A folder of adapters gives the model they belong to with them added in.
+    Reads safetensors, or a GGUF file.  A folder of adapters gives the model they belong to with them added in.
 
     Raises InputError for a missing folder, weights in another format, damaged, missing, of other shapes than
     config.json describes, or not finite, an architecture transformers does not know, or remote code that was not
@@ -231,9 +244,13 @@ def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Se
 
 
 def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A whole model from its folder or hub name, every weight of it from its files, and what is worth a line."""
+    """A whole model from its folder, hub name or GGUF file, every weight of it read, and what is worth a line."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    attention = None if config.attention == "auto" else config.attention
+    if Path(resolve_name(config.name)).is_file():  # `engine.gguf` checks that the file has every weight
+        loader = AutoModelForCausalLM.from_pretrained
+        return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), ()
     described, shapes = held_weights(config)
     architecture = open_settings(config, len(shapes))
     loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
@@ -243,7 +260,7 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
             config,
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation=None if config.attention == "auto" else config.attention,
+            attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are refused by name
         )
@@ -422,6 +439,8 @@ def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options:
     RunError where memory is not enough.
     """
     source = resolve_name(config.name)
+    if Path(source).is_file():
+        return open_gguf(loader, Path(source), config.name, **options)
     try:
         return loader(
             source,

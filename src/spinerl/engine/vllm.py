@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from spinerl.config import Config, ModelConfig, RolloutConfig
 from spinerl.engine.adapters import adapted_weights
+from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import LoadedModel, resolve_name, state_of, whole_model
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.sampling import truncation_of
@@ -408,13 +409,20 @@ def _check_prompt(prompt: tuple[int, ...], read: Sequence[int] | None) -> None:
 def _source(config: Config) -> dict[str, Any]:
     """Where vLLM finds the model that a configuration names; adapters come with the weights."""
     found: dict[str, Any] = {
-        "model": resolve_name(whole_model(config.model)[0].name),
+        "model": _whole_folder(config.model),
         "trust_remote_code": config.model.trust_remote_code,
         "load_format": "safetensors",
     }
     if config.model.revision:
         found["revision"] = config.model.revision
     return found
+
+
+def _whole_folder(config: ModelConfig) -> str:
+    """The folder or hub name of a model, or of the model its adapters belong to.  InputError for a GGUF file."""
+    folder = resolve_name(whole_model(config)[0].name)
+    require_folder(folder, config.name, "vLLM")
+    return folder
 
 
 def _longest(config: Config, loaded: LoadedModel) -> int:
@@ -451,7 +459,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if not args or args[0].startswith("-"):
             raise InputError("which model?  python -m spinerl.engine.vllm MODEL [vLLM's arguments]")
         require_vllm()
-        model = resolve_name(whole_model(ModelConfig(name=args[0]))[0].name)
+        model = _whole_folder(ModelConfig(name=args[0]))
     except SpinerlError as error:
         print(f"spinerl: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -68,7 +68,12 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a model's folder, or of a hub name; None where there is none, or where the hub cannot be reached."""
+    """A file of a model's folder, or of a hub name; None where there is none, or where the hub cannot be reached.
+
+    A GGUF file has no such files.
+    """
+    if Path(source).is_file():
+        return None
     if Path(source).is_dir():
         file = Path(source) / name
         return file if file.is_file() else None
