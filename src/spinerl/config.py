@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from spinerl.errors import InputError, did_you_mean
+from spinerl.lines import visible
 from spinerl.methods import ALIASES, LOSSES, METHODS
+from spinerl.templates import TEMPLATE_OPTIONS_TAKEN
 
 __all__ = [
     "PROFILES",
@@ -162,6 +164,28 @@ class PromptConfig(_Section):
         default={}, description="passed to the chat template, e.g. {enable_thinking: false}"
     )
     max_tokens: int = Field(default=4096, ge=1, description="longer prompts are skipped, with a count (tokens)")
+
+    @field_validator("template_options")
+    @classmethod
+    def _only_the_templates(cls, options: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(TEMPLATE_OPTIONS_TAKEN.intersection(options))
+        if taken:
+            raise ValueError(f"{taken[0]} is not the template's to take: spinerl gives it itself; leave it out")
+        if (fault := _not_plain(options)) is not None:
+            raise ValueError(f"holds {fault}; allowed: texts, numbers, true, false, null, lists and mappings of texts")
+        return options
+
+
+def _not_plain(value: Any) -> str | None:
+    """What in a value of a recipe is no JSON, or None."""
+    if isinstance(value, dict):
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            return f"the key {odd!r}, which is no text"
+        return next(filter(None, map(_not_plain, value.values())), None)
+    if isinstance(value, list):
+        return next(filter(None, map(_not_plain, value)), None)
+    return None if value is None or isinstance(value, str | int | float | bool) else f"a {type(value).__name__}"
 
 
 class AnswerConfig(_Section):
@@ -720,7 +744,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
 
 def dump_yaml(config: Config) -> str:
     """The whole configuration as YAML; loading it again gives an equal one."""
-    return yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True)
+    return visible(yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True))
 
 
 def describe_keys(unlisted: bool = False) -> Iterator[tuple[str, str, Any, str]]:
@@ -777,10 +801,11 @@ def profile_of(model_name: str) -> str:
 
 
 class _FaithfulDumper(yaml.SafeDumper):
-    """Writes texts with separators that YAML takes for line ends (U+0085) in double quotes, as escapes."""
+    """Writes texts with characters that YAML takes for line ends (U+0085) or that steer a terminal in double quotes,
+    as escapes: those that YAML writes as they are, `visible` turns into the same escapes."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if "\x85" in data else None
+        style = '"' if visible(data) != data else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

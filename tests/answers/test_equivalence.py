@@ -206,8 +206,8 @@ def test_a_killed_worker_is_replaced() -> None:
     with Equivalence(cpu_s=5.0, budget_s=60.0) as equivalence:
         assert equivalence.equivalent("x^2 < 4", "(-2,2)")
         worker = equivalence._idle[0]
-        os.kill(worker._process.pid, signal.SIGKILL)
-        worker._process.wait()
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
         assert equivalence.classes(["x^2 < 9", "3"]) == (None, 0)
         assert equivalence.stats["num_crashes"] == 1
         assert equivalence.equivalent("x^2 < 16", "(-4,4)")
@@ -218,11 +218,11 @@ def test_a_silent_worker_is_given_up() -> None:
     with Equivalence(cpu_s=5.0, budget_s=60.0) as equivalence:
         assert equivalence.equivalent("x^2 < 4", "(-2,2)")
         worker = equivalence._idle[0]
-        worker._wall_s = 0.2
-        os.kill(worker._process.pid, signal.SIGSTOP)
+        worker.silent_s = 0.2
+        os.kill(worker.process.pid, signal.SIGSTOP)
         assert equivalence.classes(["x^2 < 9", "3"]) == (None, 0)
         assert equivalence.stats["num_timeouts"] == 1
-        assert worker._process.returncode is not None
+        assert worker.process.returncode is not None
 
 
 def test_a_worker_of_another_process_is_not_used() -> None:

@@ -23,6 +23,7 @@ from spinerl.comparison.words import sentences
 from spinerl.errors import InputError, RunError
 from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.runs import write_json, write_text
+from spinerl.terminal import PlainConsole
 
 __all__ = ["compare", "tables_of"]
 
@@ -40,7 +41,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
     Args:
         overwrite: whether runs begun with other settings are started again.
     """
-    console = console or Console(soft_wrap=True)
+    console = console or PlainConsole()
     comparison = plan(args)
     with _locked(comparison.out):
         found = states(comparison, overwrite)
@@ -48,7 +49,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
             (task, found[task.folder]) for task in comparison.tasks if found[task.folder] != "done"
         ]
         done = len(comparison.tasks) - len(todo)
-        console.print(f"{comparison.out}: {len(comparison.tasks)} runs, {done} done", highlight=False)
+        console.print(f"{comparison.out}: {len(comparison.tasks)} runs, {done} done")
         failures: list[Failure] = []
         if todo:
             jobs = min(comparison.keys.jobs or _cores(comparison.tasks), len(todo))
@@ -63,8 +64,8 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
         _write(comparison, tables, outcomes, notes, args)
     print_tables(console, tables)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
-    console.print(f"page: {comparison.out / 'comparison.html'}", highlight=False)
+        console.print(note)
+    console.print(f"page: {comparison.out / 'comparison.html'}")
     if failures:
         raise RunError(
             f"{len(failures)} of {len(comparison.tasks)} runs failed; the first, {failures[0][0].label}: "

@@ -37,6 +37,7 @@ from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.update import score_with_mass
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError
+from spinerl.lines import one_line
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt, Question, Rollout
@@ -451,7 +452,7 @@ def main(args: Sequence[str] | None = None) -> None:
         folder = resolve_name(args[0])
         model = resolve_name(base_of(folder) or folder)
     except SpinerlError as error:
-        print(f"spinerl: {error}", file=sys.stderr)
+        print(f"spinerl: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the address at which workers receive weights
     fixed = ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", _EXTENSION]
