@@ -6,17 +6,16 @@ stuck inside one C call is no exception), the keeper reaps it, reports the failu
 not the second that the imports take.  When the parent goes away the keeper's input ends, and both exit.
 
 Nothing here depends on how busy the machine is.  Processor time is the solver's own; where a limit decides about an
-answer it is a number of Python calls, which is the same on every machine.  The parent waits for as long as the process
-has work to do, and gives up only on one that does nothing.
+answer it is an amount of work (objects made), which is the same on every machine.  The parent waits for as long as the
+process has work to do, and gives up only on one that does nothing.
 
-Frames: 4 bytes length (big endian), then JSON.  The first frame configures ({"cpu_s", "memory_bytes", "calls"}), then
+Frames: 4 bytes length (big endian), then JSON.  The first frame configures ({"cpu_s", "memory_bytes", "work"}), then
 come requests, one at a time.  A reply has a "status": "ok", "timeout", "memory", "crash", or what the work itself says.
 """
 
 from __future__ import annotations
 
 import contextlib
-import cProfile
 import gc
 import json
 import logging
@@ -33,7 +32,7 @@ from typing import Any, NoReturn
 
 from spinerl.errors import RunError
 
-__all__ = ["MAX_FRAME", "IsolatedProcess", "read_frame", "serve", "write_frame"]
+__all__ = ["MAX_FRAME", "SLACK", "IsolatedProcess", "read_frame", "serve", "write_frame"]
 
 MAX_FRAME = 64 << 20
 """Bytes of the longest message."""
@@ -44,8 +43,9 @@ Work = Callable[[dict[str, Any]], dict[str, Any]]
 _HEADER = struct.Struct(">I")
 _SILENT_S = 30.0  # a process that used no processor time for so long, and wants none, is stuck
 _BLIND_S = 600.0  # the same where the system does not say what a process does
-_SLACK = 3.0  # processor time, of what the limit in calls takes on a quiet machine
-_LOOK_S = 0.1  # processor seconds between two looks at the number of calls
+SLACK = 3.0
+"""Processor time that a request may take, of what its limit in work takes on a quiet machine."""
+_UNIT_OBJECTS = 100  # containers made, less those that are gone, to a unit of work
 
 
 def write_frame(fd: int, message: dict[str, Any]) -> None:
@@ -156,6 +156,8 @@ class _Keeper:
         self.pid = 0
         if reply is not None:
             return reply
+        if died_of == signal.SIGALRM:
+            return {"status": "timeout", "work": self.settings["work"]}
         return {"status": "timeout" if died_of == signal.SIGPROF else "crash"}
 
 
@@ -214,56 +216,53 @@ def _solve(read_fd: int, write_fd: int, work: Work, settings: dict[str, Any]) ->
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.setrecursionlimit(2000)
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # default action: the process ends
-        count = _Calls(int(settings["calls"])) if settings.get("calls") else None
+        for ending in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(ending, signal.SIG_DFL)  # default action: the process ends
+        count = _Work(int(settings["work"])) if settings["work"] else None
         while (request := read_frame(read_fd)) is not None:
+            if count is not None:
+                count.begin()
             signal.setitimer(signal.ITIMER_PROF, cpu_s)
             began = time.process_time()
             try:
-                reply = work(request) if count is None else count.of(work, request)
+                reply = work(request)
             except MemoryError:
                 reply = {"status": "memory"}
             except Exception:
                 reply = {"status": "crash"}
             signal.setitimer(signal.ITIMER_PROF, 0)
             reply["cpu_s"] = time.process_time() - began
+            if count is not None:
+                reply["work"] = count.done
             write_frame(write_fd, reply)
     except BaseException:  # whatever it is, this process must not return into the keeper's code
         code = 1
     os._exit(code)
 
 
-class _Calls:
-    """Counts the calls of Python functions: a measure of work that no other process's load can change.
+class _Work:
+    """Counts work: a measure that no other process's load can change, and that costs nothing.
 
-    The profiler of the standard library counts, in C.  Timers look at the count now and then, so that a computation
-    beyond the limit ends; one that ends before a look saw it is still over the limit, and its reply is not used.
+    A unit is a collection of young garbage, which Python does for every so many objects made, and of which it tells.
+    A computation beyond the limit ends the process.  One that makes no objects is ended by the clock.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._profile = cProfile.Profile(subcalls=False, builtins=False)
-        signal.signal(signal.SIGVTALRM, self._look)
+        self.done = 0
+        gc.set_threshold(_UNIT_OBJECTS, 50, 1000)
+        gc.callbacks.append(self._count)
 
-    def of(self, work: Work, request: dict[str, Any]) -> dict[str, Any]:
-        """The reply with its number of "calls"; "timeout" beyond the limit."""
-        self._profile.clear()
-        signal.setitimer(signal.ITIMER_VIRTUAL, _LOOK_S, _LOOK_S)
-        self._profile.enable()
-        try:
-            reply = work(request)
-        finally:
-            self._profile.disable()
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        calls = self._total()
-        return {"status": "timeout", "calls": calls} if calls > self._limit else {**reply, "calls": calls}
+    def begin(self) -> None:
+        """For a new request."""
+        gc.collect(0)  # what is left of the request before counts for nothing
+        self.done = 0
 
-    def _total(self) -> int:
-        return sum(entry.callcount for entry in self._profile.getstats())
-
-    def _look(self, *_: object) -> None:
-        if self._total() > self._limit:
-            os.kill(os.getpid(), signal.SIGPROF)
+    def _count(self, phase: str, _info: dict[str, Any]) -> None:
+        if phase == "start":
+            self.done += 1
+            if self.done > self._limit:
+                os.kill(os.getpid(), signal.SIGALRM)  # the process ends, and the keeper knows why
 
 
 # ----------------------------------------------------------------------------------------------- the parent
@@ -273,12 +272,12 @@ class IsolatedProcess:
     """An isolated process, as its parent sees it.  Used by one thread at a time.
 
     Args: `module`, what runs: a module that calls `serve`; `what`, its name for messages; `cpu_s`, processor seconds
-    that a request may take; `memory_bytes`, its address space; `calls`, the calls of Python functions that a request
-    may take, 0 for no such limit.
+    that a request may take; `memory_bytes`, its address space; `work`, units of work that a request may take (then
+    `cpu_s` is what they take on a quiet machine, and the request may take three times it), 0 for no such limit.
     Raises: `RunError` if it does not start.
     """
 
-    def __init__(self, module: str, what: str, *, cpu_s: float, memory_bytes: int, calls: int = 0) -> None:
+    def __init__(self, module: str, what: str, *, cpu_s: float, memory_bytes: int, work: int = 0) -> None:
         self.owner = os.getpid()
         self.failure = "crash"
         self.silent_s = _SILENT_S if Path("/proc/self/stat").exists() else _BLIND_S
@@ -288,7 +287,7 @@ class IsolatedProcess:
         source = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH")) if p)
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
-        environment["PYTHONHASHSEED"] = "0"  # the order of a set decides what is computed first, and how many calls
+        environment["PYTHONHASHSEED"] = "0"  # the order of a set decides what is computed first, and how much work it is
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module],
@@ -302,7 +301,7 @@ class IsolatedProcess:
             raise RunError(f"{what} did not start: {error}") from None
         self._is_ready = False
         with contextlib.suppress(OSError):  # it is gone already: `wait_until_ready` says so
-            self._write({"cpu_s": cpu_s * (_SLACK if calls else 1.0), "memory_bytes": memory_bytes, "calls": calls})
+            self._write({"cpu_s": cpu_s * (SLACK if work else 1.0), "memory_bytes": memory_bytes, "work": work})
 
     def wait_until_ready(self) -> None:
         """Until its imports are done: it starts by itself, and the time until it is needed need not be lost."""

@@ -95,15 +95,9 @@ def render_template(template: str, messages: Sequence[Mapping[str, Any]], option
             "options": dict(options),
             "most_chars": MAX_PROMPT_CHARS,
         }
-        process = _running()
-        try:
-            reply = process.ask(request)
-        except BaseException:
-            _end()
-            raise
-        if reply is None:
-            _end()
-            reply = {"status": process.failure}
+        reply = _ask(request)
+        if reply["status"] == "crash":  # perhaps someone else ended it
+            reply = _ask(request)
         if reply["status"] == "ok":
             return reply["text"]
         if reply["status"] == "refused":
@@ -143,6 +137,19 @@ def apply_template(
     return render_template(
         text, messages, {**tokenizer.special_tokens_map, "add_generation_prompt": True, **seen}
     )
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    process = _running()
+    try:
+        reply = process.ask(request)
+    except BaseException:
+        _end()
+        raise
+    if reply is None:
+        _end()
+        reply = {"status": process.failure}
+    return reply
 
 
 def name_of(tokenizer: TextTokenizer) -> str:

@@ -2,7 +2,7 @@
 
 Requests: {"op": "read", "a"} -> {"status": "ok", "value": can it be read at all, "points": its value at the reader's
 sample points, if it has one}, and {"op": "same", "a", "b"} -> {"status": "ok", "value": verify(a, b) or
-verify(b, a)}, each with the number of Python calls it took, "calls", and the processor time, "cpu_s".
+verify(b, a)}, each with the work it took, "work", and the processor time, "cpu_s".
 
 No torch is imported here.  Only the LaTeX grammar of math-verify is used: its other one evaluates Python.
 """

@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 from spinerl.answers._reader import Unreadable, from_digits
 from spinerl.answers.normalize import Key, canonical_key, check_kind, scalar_key
 from spinerl.errors import InputError
-from spinerl.isolated import IsolatedProcess
+from spinerl.isolated import SLACK, IsolatedProcess
 
 __all__ = ["Equivalence", "default_equivalence"]
 
-CALLS_PER_S = 2_000_000
-"""Calls of Python functions that count as a second of processor time: about what sympy makes in one."""
+WORK_PER_S = 800
+"""Units of work (`spinerl.isolated`) that count as a second: about what sympy does in one of processor time."""
 
 _FAILURES = {"timeout": "num_timeouts", "memory": "num_memory_exceeded", "crash": "num_crashes"}
 _STATS = (
@@ -47,9 +47,9 @@ class Equivalence:
     request it is in) in the workers; then unread answers abstain and uncompared pairs are not equal, both counted
     in `stats["num_skipped"]`.
 
-    Seconds are counted in work: one is `CALLS_PER_S` calls of Python functions, however long they take.  Neither a
-    busy machine nor a slow one changes a vote.  Only what makes few calls and still takes three times its seconds of
-    processor time, such as a power of huge numbers, is ended by the clock, that of its own processor time.
+    Seconds are counted in work: one is `WORK_PER_S` units, counted in objects made, however long they take.  Neither
+    a busy machine nor a slow one changes a vote.  Only what makes few objects and still takes three times its seconds
+    of processor time, such as a power of huge numbers, is ended by the clock, that of its own processor time.
 
     Args: `cpu_s`, seconds per request; `memory_mb`; `budget_s`, seconds per call; `num_workers`, how many threads
     can compare at once; `cache_size`, remembered reads and pairs each.
@@ -255,7 +255,7 @@ class Equivalence:
             "the answer-comparison worker",
             cpu_s=self._cpu_s,
             memory_bytes=self._memory_mb << 20,
-            calls=max(1, round(self._cpu_s * CALLS_PER_S)),
+            work=max(1, round(self._cpu_s * WORK_PER_S)),
         )
 
     def _check_in(self, worker: IsolatedProcess) -> None:
@@ -282,12 +282,12 @@ class _Budget:
         return self._left >= self.LEAST_S
 
     def spend(self, reply: dict[str, Any], cpu_s: float) -> None:
-        """A reply says what it cost; a request that was given up spent all that one may."""
-        spent = cpu_s if reply["status"] in _FAILURES else reply.get("calls", 0) / CALLS_PER_S
-        clock = reply.get("cpu_s", 0.0)
-        if clock > 3 * spent + cpu_s:  # few calls, each a long one
-            spent = clock
-        self._left -= max(self.LEAST_S, spent)
+        """A reply says what it cost in work; one that the clock ended, or would have on a slower machine, in time."""
+        if "work" not in reply:
+            self._left -= SLACK * cpu_s
+            return
+        spent, clock = reply["work"] / WORK_PER_S, reply.get("cpu_s", 0.0)
+        self._left -= max(self.LEAST_S, clock if clock > SLACK * spent + cpu_s else spent)
 
 
 def _unite(keys: Sequence[Key], joined: dict[str, str | None]) -> dict[str, str | None]:

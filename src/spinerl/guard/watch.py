@@ -15,6 +15,7 @@ from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
+from spinerl.errors import InputError
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
@@ -22,6 +23,7 @@ from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.lines import read_text
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
+from spinerl.templates import TOKEN_CHARS
 from spinerl.types import Question, StepRecord
 
 __all__ = ["Guard", "GuardOutcome"]
@@ -71,7 +73,7 @@ class Guard:
         perturb = find(PERTURBATIONS, self._keys.perturbation, "guard.perturbation")
         others = []
         if self._keys.perturbation != "none":
-            others = [render(replace(question, text=perturb(question.text))) for question in probed]
+            others = [_ask_differently(question, perturb, render, config) for question in probed]
         self._probe = open_probe(loaded, probed, [prompts[i] for i in asked], config, equivalence, others)
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
@@ -237,3 +239,24 @@ class Guard:
             return False
         model.load_state_dict(self._open_again().model.state_dict())
         return True
+
+
+def _ask_differently(
+    question: Question,
+    perturb: Callable[[str], str],
+    render: Callable[[Question], tuple[int, ...]],
+    config: Config,
+) -> tuple[int, ...]:
+    """The prompt of a question asked differently; InputError for one over twice as long as a prompt may be."""
+    most = 2 * config.prompt.max_tokens + 64
+    text = perturb(question.text)
+    size, unit = len(text), "characters"
+    if size <= TOKEN_CHARS * most:
+        prompt = render(replace(question, text=text))
+        size, unit = len(prompt), "tokens"
+        if size <= most:
+            return prompt
+    raise InputError(
+        f"guard.perturbation={config.guard.perturbation} makes a prompt of {size:,} {unit} of question {question.id!r}, "
+        f"over twice prompt.max_tokens={config.prompt.max_tokens}; use another one, or guard.perturbation=none"
+    )
