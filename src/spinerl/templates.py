@@ -41,7 +41,7 @@ TEMPLATE_OPTIONS_TAKEN = frozenset(
 )  # fmt: skip
 """What transformers' `apply_chat_template` takes for itself, so that no template can be given it."""
 
-_CPU_S = 5.0  # processor seconds for one prompt; templates of real models take a thousandth of one
+_CPU_S = 2.0  # processor seconds for one prompt; templates of real models take a thousandth of one
 _MEMORY_BYTES = 1 << 30
 
 _lock = threading.Lock()
@@ -80,7 +80,7 @@ def render_template(template: str, messages: Sequence[Mapping[str, Any]], option
     """What a chat template makes of messages, as transformers' `apply_chat_template(tokenize=False)` does.
 
     Args: `options`, what the template sees besides the messages; plain JSON values.
-    Raises: TemplateFaultError where it raises an exception, or takes more than 5 seconds of processor time, 1 GiB of
+    Raises: TemplateFaultError where it raises an exception, or takes more than 2 seconds of processor time, 1 GiB of
     memory or 4 million characters; RunError if the process cannot be started.
 
     >>> render_template("{{ messages[0].content | upper }}{{ mark }}", [{"role": "user", "content": "a"}], {"mark": "!"})
@@ -120,9 +120,8 @@ def apply_template(
     Args: `options`, what the template sees besides the messages; `template`, another one than the tokenizer's.
     Raises: TemplateFaultError, saying what went wrong.
     """
-    own = type(tokenizer).apply_chat_template
     chosen = {} if template is None else {"chat_template": template}
-    if not getattr(own, "__module__", "").startswith("transformers.tokenization_utils_base"):
+    if not getattr(tokenizer.apply_chat_template, "__module__", "").startswith("transformers.tokenization_utils_base"):
         try:
             return tokenizer.apply_chat_template(
                 list(messages), add_generation_prompt=True, tokenize=False, **chosen, **(options or {})

@@ -29,7 +29,7 @@ def tokenizer():
 
 # (what the template does, the template, what its line says)
 PROGRAMS = {
-    "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "5 seconds of processor"),
+    "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "2 seconds of processor"),
     "a range of 10^9": ("{% for i in range(10 ** 9) %}{% endfor %}", "OverflowError: Range too big"),
     "a huge text": ("{{ 'x' * 10 ** 9 }}", "1 GiB of memory"),
     "texts that double": (
@@ -37,10 +37,10 @@ PROGRAMS = {
         "1 GiB of memory",
     ),
     "a huge list": ("{{ ([0] * 10 ** 9) | length }}", "1 GiB of memory"),
-    "a huge power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "5 seconds of processor"),
+    "a huge power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "2 seconds of processor"),
     "a long output": ("{% for i in range(50000) %}{{ 'x' * 99 }}{% endfor %}", "it writes 4,950,000 characters, over 4,000,000"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: maximum recursion depth"),
-    "deep nesting": (NEST, "SyntaxError: too many statically nested blocks"),
+    "deep nesting": (NEST, "Error: too many "),
     "a division by zero": ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
     "a missing name": ("{{ nothing.at.all }}", "UndefinedError: 'nothing' is undefined"),
     "a missing key": ("{{ messages[7].content }}", "UndefinedError: list object has no element 7"),

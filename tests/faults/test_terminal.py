@@ -51,7 +51,7 @@ COMMANDS = {
         [{"id": HOSTILE, "question": "2?", "answer": HOSTILE}],
         ["data", "show", "{}"],
         0,
-        f"── {SHOWN} · auto · 53 tokens · gold: {SHOWN}",
+        f"── {SHOWN} · auto · 4 tokens · gold: {SHOWN}",
     ),
     "data show: an option": ([{"question": "?", "choices": ["a", HOSTILE]}], ["data", "show", "{}"], 0, f"B. {SHOWN}"),
     "data show: markup that closes nothing": ([{"question": "[/bold] 1"}], ["data", "show", "{}"], 0, "[/bold] 1"),
@@ -100,8 +100,8 @@ COMMANDS = {
     "preflight: a model": ([{"question": "2?"}], ["preflight", NAME, "{}"], 2, NAME_SHOWN),
     "doctor: a model": ([], ["doctor", NAME], 2, NAME_SHOWN),
     "export: a data set": ([], ["export", "verl", "--out", "x", f"data={NAME}"], 2, NAME_SHOWN),
-    "config: a value": ([], ["config", f"prompt.system={HOSTILE}"], 0, '"\\x1b[2J\\x1b]8;;http://x\\alink'),
-    "config: sources": ([], ["config", f"prompt.system={HOSTILE}", "--sources"], 0, "\\x1b[2J"),
+    "config: a value": ([], ["config", f"prompt.system={HOSTILE}"], 0, 'system: "\\e[2J\\e]8;;http://x\\alink'),
+    "config: sources": ([], ["config", f"prompt.system={HOSTILE}", "--sources"], 0, "\\e[2J"),
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_visible(text, shown):
     assert visible(text) == shown
     console = PlainConsole(file=io.StringIO(), width=500)
     console.print(text)
-    assert console.file.getvalue() == shown + "\n"
+    assert console.file.getvalue() == shown.expandtabs() + "\n"
 
 
 def test_an_error_is_one_line_and_a_log_line_is_safe():
