@@ -136,7 +136,7 @@ def test_a_step_and_an_evaluation_count_what_a_limit_cut(tmp_path, monkeypatch):
     run = adapt(
         load_config(
             overrides=["data.max_questions=2", "questions_per_step=2", "group_size=2", "steps=1", "threads=1", "guard=off",
-                       "rollout.max_new_tokens=6", "answer.truncated=count", "eval.samples=2", f"run={tmp_path / 'run'}"]
+                       "rollout.max_new_tokens=6", "answer.truncated=count", "eval.samples=2", "answer.kind=math", f"run={tmp_path / 'run'}"]
         ),
         notes,
     )  # fmt: skip
@@ -235,7 +235,7 @@ ROWS = {
 def test_a_huge_row_is_refused_with_its_number(name, tmp_path):
     row, said = ROWS[name]
     file = tmp_path / "rows.jsonl"
-    line = row if isinstance(row, str) else json.dumps(row)
+    line = row if isinstance(row, str) else json.dumps({"id": "b", **row})
     file.write_text(f'{{"question": "2 + 3?", "id": "a", "answer": "5"}}\n{line}\n')
     began = time.process_time()
     with pytest.raises(InputError) as refused:

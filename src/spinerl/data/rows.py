@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any
@@ -131,6 +131,7 @@ class RowReader:
                 return RowResult(skipped="empty question")
             row_id = self._id(row, cells)
             labels, options = self._choices(cells)
+            _check_size((text, *options, *(said for _, said in turns)))
             if self.definition.shuffle_choices:
                 order = sorted(range(len(options)), key=lambda i: _hash(f"{row_id}/{i}"))
                 labels, options = tuple(LETTERS[: len(order)]), tuple(options[i] for i in order)
@@ -140,11 +141,6 @@ class RowReader:
             answer = self._gold(cells if gold is None else {"answer": gold}, labels, options, kind, gold is not None)
             if not (self.found_choices and shows_choices(text, options)):
                 text += "".join(f"\n{line}" for line in choice_lines(options))
-            if (size := len(text) + sum(len(said) for _, said in turns)) > MAX_TEXT_CHARS:
-                raise BadCellError(
-                    f"the question with its options and earlier messages has {size:,} characters, over "
-                    f"{MAX_TEXT_CHARS:,}: shorten it, or leave the row out"
-                )
             images: tuple[ImageRef, ...] = ()
             if self.images is not None:
                 images = self.image_reader.read(_lookup(cells, self.images))
@@ -403,6 +399,15 @@ def _text_cell(cell: Any, name: str, most: int = MAX_TEXT_CHARS) -> str:
     except UnicodeEncodeError:
         raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it again") from None
     return text
+
+
+def _check_size(texts: Iterable[str]) -> None:
+    size = sum(map(len, texts))
+    if size > MAX_TEXT_CHARS:
+        raise BadCellError(
+            f"the question with its options and earlier messages has {size:,} characters, over {MAX_TEXT_CHARS:,}: "
+            "shorten it, or leave the row out"
+        )
 
 
 def _is_blank(cell: Any) -> bool:
