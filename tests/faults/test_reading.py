@@ -208,6 +208,12 @@ def test_so_are_votes_and_scores_and_what_they_are_made_of(fragment, tmp_path, c
     assert "a response 1: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["x" * 100_000, "1," * 50_000, "the answer is " * 7_000, "\\text{" * 17_000])
+def test_long_options_are_read_once(option):
+    text = "The answer is it. I choose option that. So the answer is 4. " * 40
+    assert seconds(lambda: read_answer(text, "choice", choices=(option, option + "y", "it"))) < MOST_S
+
+
 # ------------------------------------------------------------------------------------------------ huge rows
 
 BIG = "9" * 2_000_000
