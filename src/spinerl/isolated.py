@@ -74,9 +74,7 @@ def read_frame(
     return None if body is None else json.loads(body)
 
 
-def _read_exactly(
-    fd: int, size: int, timeout_s: float | None, is_busy: Callable[[], bool] | None
-) -> bytes | None:
+def _read_exactly(fd: int, size: int, timeout_s: float | None, is_busy: Callable[[], bool] | None) -> bytes | None:
     data = bytearray()
     while len(data) < size:
         while timeout_s is not None and not _readable(fd, timeout_s):
@@ -287,7 +285,7 @@ class IsolatedProcess:
         source = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (source, environment.get("PYTHONPATH")) if p)
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
-        environment["PYTHONHASHSEED"] = "0"  # the order of a set decides what is computed first, and how much work it is
+        environment["PYTHONHASHSEED"] = "0"  # the order of a set decides how much work a computation is
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module],

@@ -88,8 +88,8 @@ def over_limit_line(count: float) -> str:
     if not count:
         return ""
     return (
-        f"{count:.0f} answer{'s' * (count != 1)} or pairs of answers took too long to compare: they count as unreadable, "
-        "or as different (docs/answers.md#limits)"
+        f"{count:.0f} answer{'s' * (count != 1)} or pairs of answers took too long to compare: they count as "
+        "unreadable, or as different (docs/answers.md#limits)"
     )
 
 

@@ -1,7 +1,7 @@
 """Chat templates are programs that come with a model: they run in a process of their own, within limits.
 
-One process serves this one for all its prompts.  It starts in a second, next to whatever else is done (`prepare`), and a
-prompt then takes about a tenth of a millisecond more than in this process.
+One process serves this one for all its prompts.  It starts in a second, next to whatever else is done (`prepare`), and
+a prompt then takes about a tenth of a millisecond more than in this process.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def render_template(template: str, messages: Sequence[Mapping[str, Any]], option
     Raises: TemplateFaultError where it raises an exception, or takes more than 2 seconds of processor time, 1 GiB of
     memory or 4 million characters; RunError if the process cannot be started.
 
-    >>> render_template("{{ messages[0].content | upper }}{{ mark }}", [{"role": "user", "content": "a"}], {"mark": "!"})
-    'A!'
+    >>> render_template("{{ messages[0].content }}{{ mark }}", [{"role": "user", "content": "a"}], {"mark": "!"})
+    'a!'
     """
     with _lock:
         if (known := _faults.get(template)) is not None:
@@ -114,8 +114,8 @@ def apply_template(
 ) -> str:
     """The text that a tokenizer's chat template makes of messages, up to the opening of the assistant's turn.
 
-    The template runs in a process of its own, within limits (`spinerl.templates`).  A tokenizer with a way of its own to
-    apply one (a class that comes with the model and was allowed to run, or one without Jinja) is called here.
+    The template runs in a process of its own, within limits.  A tokenizer with a way of its own to apply one (a class
+    that comes with the model and was allowed to run, or one without Jinja) is called here.
 
     Args: `options`, what the template sees besides the messages; `template`, another one than the tokenizer's.
     Raises: TemplateFaultError, saying what went wrong.
@@ -133,9 +133,7 @@ def apply_template(
         text = tokenizer.get_chat_template(template, seen.get("tools"))
     except (ValueError, KeyError, TypeError) as error:  # several by name, and none of this name
         raise TemplateFaultError(" ".join(str(error).split())) from None
-    return render_template(
-        text, messages, {**tokenizer.special_tokens_map, "add_generation_prompt": True, **seen}
-    )
+    return render_template(text, messages, {**tokenizer.special_tokens_map, "add_generation_prompt": True, **seen})
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:

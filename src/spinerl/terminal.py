@@ -1,7 +1,7 @@
 """What reaches the terminal.  Texts of others (data, names of models and runs, error messages) are shown, not obeyed.
 
-Every console of the package is a `PlainConsole`.  It takes no markup and no emoji codes from a text, and characters that
-would steer a terminal or reorder a line are shown as their escapes (`spinerl.lines.visible`).
+Every console of the package is a `PlainConsole`.  It takes no markup and no emoji codes from a text, and characters
+that would steer a terminal or reorder a line are shown as their escapes (`spinerl.lines.visible`).
 """
 
 from __future__ import annotations

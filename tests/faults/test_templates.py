@@ -29,7 +29,7 @@ def tokenizer():
 
 # (what the template does, the template, what its line says)
 PROGRAMS = {
-    "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "2 seconds of processor"),
+    "loops": ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "2 seconds of process"),
     "a range of 10^9": ("{% for i in range(10 ** 9) %}{% endfor %}", "OverflowError: Range too big"),
     "a huge text": ("{{ 'x' * 10 ** 9 }}", "1 GiB of memory"),
     "texts that double": (
@@ -37,8 +37,8 @@ PROGRAMS = {
         "1 GiB of memory",
     ),
     "a huge list": ("{{ ([0] * 10 ** 9) | length }}", "1 GiB of memory"),
-    "a huge power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "2 seconds of processor"),
-    "a long output": ("{% for i in range(50000) %}{{ 'x' * 99 }}{% endfor %}", "it writes 4,950,000 characters, over 4,000,000"),
+    "a huge power": ("{{ 9 ** (9 ** (9 ** 9)) }}", "2 seconds of process"),
+    "a long output": ("{% for i in range(50000) %}{{ 'x' * 99 }}{% endfor %}", "it writes 4,950,000 characters"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: maximum recursion depth"),
     "deep nesting": (NEST, "Error: too many "),
     "a division by zero": ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
@@ -59,7 +59,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_template_that_fails_is_one_line(name, tokenizer, tmp_path, capsys):
+def test_a_template_that_fails_is_one_line(name, tmp_path, capsys):
     program, said = PROGRAMS[name]
     began = time.monotonic()
     folder = shutil.copytree(model_path(), tmp_path / "model")
@@ -80,12 +80,12 @@ def test_after_a_template_that_ends_the_process_others_render(tokenizer):
     for program in ("{{ 9 ** (9 ** (9 ** 9)) }}", "{{ 'x' * 10 ** 9 }}"):  # known by now: refused at once
         began = time.monotonic()
         with pytest.raises(InputError, match="refuses these messages"):
-            render_prompt(QUESTION, with_template(tokenizer, program), PromptConfig())
+            render_prompt(QUESTION, with_template(program), PromptConfig())
         assert time.monotonic() - began < 1
     assert render_prompt(QUESTION, tokenizer, PromptConfig()) == in_process(tokenizer, PromptConfig())
 
 
-def with_template(tokenizer, program: str):
+def with_template(program: str):
     other = AutoTokenizer.from_pretrained(model_path())
     other.chat_template = program
     return other
@@ -128,7 +128,7 @@ GOOD = {
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_template_gives_the_ids_of_transformers(name, tokenizer):
     program, options = GOOD[name]
-    own = tokenizer if program is None else with_template(tokenizer, program)
+    own = tokenizer if program is None else with_template(program)
     prompt = PromptConfig(system="Count:  ", template_options=options)
     for text in ("2 + 3?", " <|user|> \u202e \x00é\n\n{{ 1 / 0 }} {% raw %} "):
         question = Question("1", text)
@@ -136,7 +136,7 @@ def test_a_good_template_gives_the_ids_of_transformers(name, tokenizer):
 
 
 def test_templates_by_name_and_of_a_class_of_its_own(tokenizer):
-    named = with_template(tokenizer, "x")
+    named = with_template("x")
     named.chat_template = {"default": "A{{ messages[0].content }}", "tool_use": "B"}
     assert apply_template(named, [{"role": "user", "content": "!"}]) == "A!"
     assert apply_template(named, [{"role": "user", "content": "!"}], {"tools": [{"name": "a"}]}) == "B"
@@ -159,7 +159,8 @@ REFUSED = {
     "tokenize": "{tokenize: true}", "return_dict": "{return_dict: true}", "chat_template": "{chat_template: x}",
     "add_generation_prompt": "{add_generation_prompt: false}", "messages": "{messages: []}",
     "conversation": "{conversation: []}", "padding": "{padding: true}", "truncation": "{truncation: true}",
-    "max_length": "{max_length: 3}", "return_tensors": "{return_tensors: pt}", "tokenizer_kwargs": "{tokenizer_kwargs: {}}",
+    "max_length": "{max_length: 3}", "return_tensors": "{return_tensors: pt}",
+    "tokenizer_kwargs": "{tokenizer_kwargs: {}}",
     "continue_final_message": "{continue_final_message: true}", "a datetime": "{day: 2026-01-01 10:00:00}",
     "the key 1": "{levels: {1: a}}",
 }  # fmt: skip
@@ -216,15 +217,16 @@ def test_a_prompt_beyond_all_bounds_is_refused(tokenizer):
 
 
 def test_a_perturbation_that_blows_up_is_refused(tmp_path, monkeypatch):
-    from tests.e2e.test_guarded_runs import Quiet
-
     from spinerl.train import adapt
+    from tests.e2e.test_guarded_runs import Quiet
 
     (tmp_path / "blow.py").write_text("def up(text):\n    return text * 200\n")
     monkeypatch.chdir(tmp_path)
     keys = ["data.max_questions=4", "questions_per_step=2", "group_size=2", "steps=1", "threads=1", "guard.questions=2",
             "rollout.max_new_tokens=4", "guard.perturbation=blow:up", "prompt.max_tokens=300", "run=run"]  # fmt: skip
-    with pytest.raises(InputError, match=r"guard\.perturbation=blow:up makes a prompt of [\d,]+ tokens .* prompt\.max_tokens"):
+    with pytest.raises(
+        InputError, match=r"guard\.perturbation=blow:up makes a prompt of [\d,]+ tokens .*prompt\.max_t"
+    ):
         adapt(load_config(overrides=keys), Quiet())
 
 

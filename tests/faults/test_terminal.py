@@ -1,4 +1,4 @@
-"""Texts of others reach the terminal as texts: through every command, no escape sequence, markup or emoji code works."""
+"""Texts of others reach the terminal as texts: no escape sequence, markup or emoji code works, in any command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from spinerl.lines import one_line, visible
 from spinerl.terminal import PlainConsole, SafeFormatter
 from spinerl.tiny import model_path
 
-HOSTILE = "\x1b[2J\x1b]8;;http://x\x07link\x1b]8;;\x07[red]r[/] [/] :100: 2:100:3 \u202eback \x9b31m \u2066i\u2069 \x00\x7f"
+HOSTILE = (
+    "\x1b[2J\x1b]8;;http://x\x07link\x1b]8;;\x07[red]r[/] [/] :100: 2:100:3 \u202eback \x9b31m \u2066i\u2069 \x00\x7f"
+)
 SHOWN = (
     "\\x1b[2J\\x1b]8;;http://x\\x07link\\x1b]8;;\\x07[red]r[/] [/] :100: 2:100:3 \\u202eback \\x9b31m "
     "\\u2066i\\u2069 \\x00\\x7f"
@@ -80,7 +82,7 @@ COMMANDS = {
     "score: an id": ([{"id": HOSTILE, "responses": ["\\boxed{3}"]}], ["score", "{}", "--explain"], 0,
                      f"{SHOWN} response 1: 3: box, read from '3'"),
     "score: a kind": ([{"id": "a", "responses": ["3"], "kind": HOSTILE}], ["score", "{}"], 2, "kind='\\x1b[2J"),
-    "score: an odd value": ([{"id": "a", "responses": [{"\x1b[2J[red]": 1}]}], ["score", "{}"], 2, '{"\\u001b[2J[red]": 1}'),
+    "score: an odd value": ([{"id": "a", "responses": [{"\x1b[2J[red]": 1}]}], ["score", "{}"], 2, "\\u001b[2J[red]"),
     "eval: two files": (
         [{"id": "a", "responses": ["3"], "gold": "3"}],
         ["eval", "{}", "{}"],
@@ -125,8 +127,8 @@ def test_a_run_of_hostile_names_from_its_first_line_to_its_report(tmp_path, monk
     """The names of model, data and run, and a question's id and gold, in `adapt`, `report`, `eval` and `compare`."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model_path(), f"model {NAME}")
-    data = rows_file(tmp_path / f"{NAME}.jsonl", *({"id": f"{HOSTILE}{n}", "question": f"{n} + 3?", "answer": str(n + 3)}
-                                                  for n in range(2)), {"question": " ", "id": "x"})  # fmt: skip
+    rows = [{"id": f"{HOSTILE}{n}", "question": f"{n} + 3?", "answer": str(n + 3)} for n in range(2)]
+    data = rows_file(tmp_path / f"{NAME}.jsonl", *rows, {"question": " ", "id": "x"})
     keys = [*KEYS, f"model=model {NAME}", f"data={data.name}"]
     code, printed, errors = run_command(["adapt", *keys, f"run=run {NAME}"], capsys)
     assert (code, errors) == (0, "")

@@ -105,7 +105,7 @@ def option_of(answer: str, choices: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=64)
 def _normal_options(choices: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
-    """(letter, normal form, normal form with the letter before it) of each option: all candidates of a vote ask for them."""
+    """(letter, normal form, normal form with the letter before it) of each option: all candidates need them."""
     return tuple(
         (letter, normalize_text(choice), normalize_text(f"({letter}) {choice}"))
         for letter, choice in zip(LETTERS, choices, strict=False)

@@ -257,6 +257,6 @@ def _ask_differently(
         if size <= most:
             return prompt
     raise InputError(
-        f"guard.perturbation={config.guard.perturbation} makes a prompt of {size:,} {unit} of question {question.id!r}, "
-        f"over twice prompt.max_tokens={config.prompt.max_tokens}; use another one, or guard.perturbation=none"
+        f"guard.perturbation={config.guard.perturbation} makes a prompt of {size:,} {unit} of question {question.id!r}"
+        f", over twice prompt.max_tokens={config.prompt.max_tokens}; use another one, or guard.perturbation=none"
     )
