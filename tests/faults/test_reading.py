@@ -155,9 +155,9 @@ FRAGMENTS = [
     "</think>", "[THINK]", "the answer is ", "the result of this is ", "**", "\\frac", "\\text{", "7", "1,",
     "1 ", "1.", " ", "\n", "\t", "= ", "答案", "答案是", "。", "：", "Final answer:",
     "####", "\\(", "\\[", '"',
-    "<|channel|>analysis", "<|im_start|>", "assistantanalysis", "\nQuestion:", ". Q: ", "I hope ", "yes ", "A, B ", "(B) ",
-    "option ", "so ", "not ", "answer: $x$ ", "Antwort ", "x^", "-", "\\", "!", "…", "✓ ", "`", "```\n", "\u00a0", "if ",
-    "answer - ", "{}", "$x", "\\boxed{$", "** the answer is **", "(\\frac{", "1,2;", "<answer>\\boxed{",
+    "<|channel|>analysis", "<|im_start|>", "assistantanalysis", "\nQuestion:", ". Q: ", "I hope ", "yes ", "A, B ",
+    "(B) ", "option ", "so ", "not ", "answer: $x$ ", "Antwort ", "x^", "-", "\\", "!", "…", "✓ ", "`", "```\n", "\u00a0",
+    "if ", "answer - ", "{}", "$x", "\\boxed{$", "** the answer is **", "(\\frac{", "1,2;", "<answer>\\boxed{",
     "<think>1</think>", "is ",
 ]  # fmt: skip
 KINDS = ("auto", "number", "choice", "yesno", "text")
