@@ -1,7 +1,7 @@
 """Chat templates are programs that come with a model: they run in a process of their own, within limits.
 
 One process serves this one for all its prompts.  It starts in a second, next to whatever else is done (`prepare`), and
-a prompt then takes about a tenth of a millisecond more than in this process.
+a prompt then takes some tenths of a millisecond.
 """
 
 from __future__ import annotations

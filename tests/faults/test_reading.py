@@ -151,14 +151,13 @@ def test_a_step_and_an_evaluation_count_what_a_limit_cut(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------- linear reading
 
 FRAGMENTS = [
-    "<answer>", "</answer>", "<answer>x</answer>", "\\boxed{", "\\boxed{1}", "{", "}", "$", "$$", "(", "<think>",
-    "</think>", "[THINK]", "the answer is ", "the result of this is ", "**", "\\frac", "\\text{", "7", "1,",
-    "1 ", "1.", " ", "\n", "\t", "= ", "答案", "答案是", "。", "：", "Final answer:",
-    "####", "\\(", "\\[", '"',
-    "<|channel|>analysis", "<|im_start|>", "assistantanalysis", "\nQuestion:", ". Q: ", "I hope ", "yes ", "A, B ",
-    "(B) ", "option ", "so ", "not ", "answer: $x$ ", "Antwort ", "x^", "-", "\\", "!", "…", "✓ ", "`", "```\n", "\u00a0",
-    "if ", "answer - ", "{}", "$x", "\\boxed{$", "** the answer is **", "(\\frac{", "1,2;", "<answer>\\boxed{",
-    "<think>1</think>", "is ",
+    "<answer>", "</answer>", "<answer>x</answer>", "\\boxed{", "\\boxed{1}", "{", "}", "$", "$$", "(",
+    "<think>", "</think>", "[THINK]", "the answer is ", "the result of this is ", "**", "\\frac", "\\text{",
+    "7", "1,", "1 ", "1.", " ", "\n", "\t", "= ", "答案", "答案是", "。", "：", "Final answer:", "####", "\\(",
+    "\\[", '"', "<|channel|>analysis", "<|im_start|>", "assistantanalysis", "\nQuestion:", ". Q: ", "I hope ",
+    "yes ", "A, B ", "(B) ", "option ", "so ", "not ", "answer: $x$ ", "Antwort ", "x^", "-", "\\", "!", "…",
+    "✓ ", "`", "```\n", "\u00a0", "if ", "answer - ", "{}", "$x", "\\boxed{$", "** the answer is **",
+    "(\\frac{", "1,2;", "<answer>\\boxed{", "<think>1</think>", "is ",
 ]  # fmt: skip
 KINDS = ("auto", "number", "choice", "yesno", "text")
 MOST_S = 1.0  # processor seconds for 100 KB, on a machine that is busy with other things too
