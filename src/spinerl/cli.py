@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from spinerl import __version__
 from spinerl.config import (
@@ -32,7 +32,9 @@ from spinerl.config import (
     value_of,
 )
 from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.lines import one_line, visible
 from spinerl.recipes import split_args
+from spinerl.terminal import PlainConsole, SafeFormatter
 
 if TYPE_CHECKING:
     from spinerl.evaluation import Evaluation
@@ -48,8 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=True, emoji=False)
-err = Console(stderr=True, soft_wrap=True, emoji=False)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 _LONGEST_LINE = 4000  # characters of an error
 
 RecipeAndOverrides = Annotated[
@@ -62,7 +64,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 def _log_to_terminal(verbose: bool) -> bool:
     """With -v, what the engine finds out about the model goes to standard error."""
     if verbose:
-        logging.basicConfig(format="%(name)s: %(message)s")
+        lines = logging.StreamHandler()
+        lines.setFormatter(SafeFormatter("%(name)s: %(message)s"))
+        logging.basicConfig(handlers=[lines])
         logging.getLogger("spinerl").setLevel(logging.INFO)
     return verbose
 
@@ -176,7 +180,7 @@ def evaluate_command(
             )
         differences = compare(both[0], both[1], config.eval.confidence, config.seed)
         for line in difference_lines(first, second, differences):
-            out.print(line, markup=False, highlight=False)
+            out.print(line)
         figures = {"a": first, "b": second, "paired": {name: asdict(d) for name, d in differences.items()}}
     if json_file is not None:
         write_json(json_file, figures)
@@ -204,7 +208,7 @@ def preflight_command(
         expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []), display)
     out.print(preflight_table(figures))
     colour = {"go": "green", "caution": "yellow", "no-go": "red"}[expected.verdict]
-    out.print(f"[bold {colour}]{expected.verdict}[/]: {expected.reason}", highlight=False)
+    out.print(Text(expected.verdict, style=f"bold {colour}"), f": {expected.reason}", sep="")
     if json_file is not None:
         write_json(json_file, figures)
 
@@ -253,7 +257,7 @@ def plan_command(
     plan = open_plan(allow_plugins(_config(args), allow), seconds)
     out.print(plan_table(plan))
     for line in plan.lines():
-        out.print(line, highlight=False, markup=False)
+        out.print(line)
     if json_file is not None:
         write_json(json_file, plan.figures())
 
@@ -281,8 +285,8 @@ def merge(
     out_folder.mkdir(parents=True, exist_ok=True)
     save_model(loaded, out_folder)
     if base is not None and learned_nothing(resolve_name(model)):
-        out.print(f"these adapters learned nothing (all 0): the merged model is {base} as it was", highlight=False)
-    out.print(f"{'model' if base is None else 'merged model'}: {out_folder}", highlight=False)
+        out.print(f"these adapters learned nothing (all 0): the merged model is {base} as it was")
+    out.print(f"{'model' if base is None else 'merged model'}: {out_folder}")
 
 
 @app.command()
@@ -300,7 +304,15 @@ def score(
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table
     from spinerl.runs import write_json, write_rows
-    from spinerl.scoring import explain_row, judge, read_predictions, score_row, summarise, why_no_accuracy
+    from spinerl.scoring import (
+        explain_row,
+        judge,
+        over_limit_line,
+        read_predictions,
+        score_row,
+        summarise,
+        why_no_accuracy,
+    )
 
     _check_writable(json_file)
     config = load_config(overrides=overrides or [])
@@ -312,13 +324,14 @@ def score(
     known = sum(row["correct"] is not None for row in judged)
     figures = {"num_questions": len(judged), "num_gold": known, **summarise(judged, config.eval.confidence)}
     out.print(comparison_table({file.name: figures}))
-    for line in why_no_accuracy(judged, config.answer):
-        out.print(line, markup=False, highlight=False)
+    notes = [over_limit_line(equivalence.stats["num_over_limit"]), *why_no_accuracy(judged, config.answer)]
+    for line in filter(None, notes):
+        out.print(line)
     scored = [score_row(row) for row in judged]
     for row, shown in zip(judged, scored, strict=True) if explain else ():
         shown["readings"] = explain_row(row, config.answer)
         for number, line in enumerate(shown["readings"], 1):
-            out.print(f"{row['id']} response {number}: {line}", highlight=False, markup=False, soft_wrap=True)
+            out.print(f"{row['id']} response {number}: {line}")
     if json_file is not None and json_file.suffix == ".jsonl":
         write_rows(json_file, scored)
     elif json_file is not None:
@@ -343,7 +356,7 @@ def compare_command(
     try:
         compare(args or [], out, overwrite, allow)
     except KeyboardInterrupt:
-        err.print("spinerl: interrupted; the same command continues the comparison", highlight=False)
+        err.print("spinerl: interrupted; the same command continues the comparison")
         raise SystemExit(130) from None
 
 
@@ -387,10 +400,10 @@ def data_show(
     for row in preview(config, load_tokenizer(config.model), rows, load_processor(config.model)):
         gold = "none" if row.gold is None else row.gold
         tokens = "" if row.num_tokens is None else f" · {row.num_tokens} tokens"
-        out.print(f"── {row.id} · {row.kind}{tokens} · gold: {gold}", style="bold", markup=False)
-        out.print(row.text, markup=False, highlight=False)
+        out.print(f"── {row.id} · {row.kind}{tokens} · gold: {gold}", style="bold")
+        out.print(row.text)
         for line in row.images:
-            out.print(line, style="dim", markup=False, highlight=False)
+            out.print(line, style="dim")
 
 
 @data_app.command("check")
@@ -403,7 +416,7 @@ def data_check(name: DataName, overrides: Overrides = None) -> None:
     config = _resolved({"data": name}, overrides or [])
     found = check(config, load_tokenizer(config.model), load_processor(config.model))
     for line in found.lines():
-        out.print(line, markup=False, highlight=False)
+        out.print(line)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -430,11 +443,11 @@ def export_verl(
 
     exported = export(allow_plugins(_config(args), allow), out_folder, overwrite=overwrite)
     for note in exported.notes:
-        out.print(note, markup=False, highlight=False)
-    out.print(" ".join(map(shlex.quote, exported.command)), markup=False, highlight=False)
-    out.print(f"wrote {exported.folder}: {exported.num_questions} questions, recipe.yaml, run.sh", highlight=False)
-    out.print("Nothing has been run: the job needs verl 0.9 with vLLM, and GPUs on every node.", highlight=False)
-    out.print(f"start: GPUS=8 NODES=1 sh {exported.folder / 'run.sh'}", markup=False, highlight=False)
+        out.print(note)
+    out.print(" ".join(map(shlex.quote, exported.command)))
+    out.print(f"wrote {exported.folder}: {exported.num_questions} questions, recipe.yaml, run.sh")
+    out.print("Nothing has been run: the job needs verl 0.9 with vLLM, and GPUs on every node.")
+    out.print(f"start: GPUS=8 NODES=1 sh {exported.folder / 'run.sh'}")
 
 
 @app.command()
@@ -473,7 +486,7 @@ def config_command(
         from spinerl.sources import list_sources, source_lines
 
         recipe, overrides = split_args(args)
-        sys.stdout.write("\n".join(source_lines(list_sources(config, recipe, overrides))) + "\n")
+        sys.stdout.write(visible("\n".join(source_lines(list_sources(config, recipe, overrides)))) + "\n")
         return
     sys.stdout.write(dump_yaml(config))
 
@@ -506,7 +519,7 @@ def doctor(
 
     rows = [*diagnose(), *diagnose_model(model)]
     for what, finding, well in rows:
-        out.print(f"{'ok ' if well else 'BAD'} {what:26s} {finding}", highlight=False, markup=False)
+        out.print(f"{'ok ' if well else 'BAD'} {what:26s} {finding}")
     if not all(well for *_, well in rows):
         raise typer.Exit(1)
 
@@ -528,17 +541,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_working_folder()
         app(args=None if arguments is None else list(arguments))
     except SpinerlError as error:
-        err.print(f"spinerl: {_one_line(error)}", style="red", highlight=False, markup=False)
+        err.print(f"spinerl: {_one_line(error)}", style="red")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        err.print("spinerl: interrupted; `spinerl adapt --resume RUN` continues a run", highlight=False)
+        err.print("spinerl: interrupted; `spinerl adapt --resume RUN` continues a run")
         raise SystemExit(130) from None
 
 
 def _one_line(error: SpinerlError) -> str:
     """An error's words without what a terminal would take for more than words."""
-    text = str(error).encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = one_line(str(error))
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
@@ -615,10 +627,10 @@ def _print_result(run: RunFolder) -> None:
     )
     out.print(comparison_table(columns))
     for line in stream_lines(run.rows("stream.jsonl")):
-        out.print(line, highlight=False)
+        out.print(line)
     if data.manifest.get("uses_gold"):
         out.print("This run learned from gold answers: an upper bound, not an adaptation without labels.", style="bold")
-    out.print(f"run: {run.path}   report: {run.path / 'report.html'}", highlight=False)
+    out.print(f"run: {run.path}   report: {run.path / 'report.html'}")
 
 
 if __name__ == "__main__":

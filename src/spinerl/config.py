@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from spinerl.errors import InputError, did_you_mean, short
+from spinerl.lines import visible
 from spinerl.methods import ALIASES, LOSSES, METHODS
 from spinerl.recipes import parse_yaml, read_recipe
+from spinerl.templates import TEMPLATE_OPTIONS_TAKEN
 
 __all__ = [
     "PLUGIN_KEYS",
@@ -194,6 +196,28 @@ class PromptConfig(_Section):
         default={}, description="passed to the chat template, e.g. {enable_thinking: false}"
     )
     max_tokens: int = Field(default=4096, ge=1, description="longer prompts are skipped, with a count (tokens)")
+
+    @field_validator("template_options")
+    @classmethod
+    def _only_the_templates(cls, options: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(TEMPLATE_OPTIONS_TAKEN.intersection(options))
+        if taken:
+            raise ValueError(f"{taken[0]} is not the template's to take: spinerl gives it itself; leave it out")
+        if (fault := _not_plain(options)) is not None:
+            raise ValueError(f"holds {fault}; allowed: texts, numbers, true, false, null, lists and mappings of texts")
+        return options
+
+
+def _not_plain(value: Any) -> str | None:
+    """What in a value of a recipe is no JSON, or None."""
+    if isinstance(value, dict):
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            return f"the key {odd!r}, which is no text"
+        return next(filter(None, map(_not_plain, value.values())), None)
+    if isinstance(value, list):
+        return next(filter(None, map(_not_plain, value)), None)
+    return None if value is None or isinstance(value, str | int | float | bool) else f"a {type(value).__name__}"
 
 
 class AnswerConfig(_Section):
@@ -834,7 +858,7 @@ def value_of(config: Config, key: str) -> Any:
 
 def dump_yaml(config: Config) -> str:
     """The whole configuration as YAML; loading it again gives an equal one."""
-    return yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True)
+    return visible(yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True))
 
 
 def describe_keys(unlisted: bool = False) -> Iterator[tuple[str, str, Any, str]]:
@@ -893,10 +917,11 @@ def profile_of(model_name: str, depth: int = 8) -> str:
 
 
 class _FaithfulDumper(yaml.SafeDumper):
-    """Writes texts with separators that YAML takes for line ends (U+0085) in double quotes, as escapes."""
+    """Writes texts with characters that YAML takes for line ends (U+0085) or that steer a terminal in double quotes,
+    as escapes: those that YAML writes as they are, `visible` turns into the same escapes."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if "\x85" in data else None
+        style = '"' if visible(data) != data else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

@@ -68,7 +68,7 @@ class Display:
         self._phase_tokens, self._phase_started = 0, time.monotonic()
         self._progress.update(self._task, description=name)
         if not self._live and name == "evaluate":
-            self._console.print("evaluating ...", highlight=False)
+            self._console.print("evaluating ...")
 
     def tokens(self, count: int) -> None:
         self._phase_tokens += count
@@ -88,19 +88,19 @@ class Display:
         )
         self._progress.update(self._task, completed=self._done, figures=self._latest)
         if not self._live:
-            self._console.print(f"step {self._done}/{num_steps}  {self._latest}", highlight=False)
+            self._console.print(f"step {self._done}/{num_steps}  {self._latest}")
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
         shares = [f"{label} {format_share(metrics, key)}" for key, label in _accuracy_keys([metrics])] or [
             "no gold answers: accuracy unknown"
         ]
-        self._console.print(f"after step {metrics['step']}: {', '.join(shares)}", highlight=False)
+        self._console.print(f"after step {metrics['step']}: {', '.join(shares)}")
 
     def checkpoint(self, folder: Path) -> None:
         """Nothing: a line per checkpoint would say little."""
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text)
 
 
 def step_figures(metrics: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.memory import is_flip
-from spinerl.scoring import class_correct, judge, summarise
+from spinerl.scoring import class_correct, judge, over_limit_line, summarise
 from spinerl.step import rollout_metrics
 from spinerl.types import GoldTable, Question, Rollout, StepRecord, Vote
 from spinerl.workload import Observer, open_workload
@@ -54,10 +54,12 @@ def evaluate(
     sampled = None
     if k:
         sampled = sample_responses(loaded, questions, prompts, k, config.rollout, (config.seed, "eval"), on_tokens)
+    over_limit = equivalence.stats["num_over_limit"]
     rows = [
         judge(_row(i, question, gold, greedy, sampled), equivalence, config.answer, config.vote, config.seed)
         for i, question in enumerate(questions)
     ]
+    over_limit = equivalence.stats["num_over_limit"] - over_limit
     described = rollout_metrics(sampled or greedy)
     metrics: dict[str, Any] = {
         "num_questions": len(questions),
@@ -65,6 +67,7 @@ def evaluate(
         **summarise(rows, config.eval.confidence, config.seed),
         **{f"eval/{key}": described[f"rollout/{key}"] for key in ("response_length", "entropy", "truncated_frac")},
         "eval/greedy_length": rollout_metrics(greedy)["rollout/response_length"],
+        **({"eval/over_limit": over_limit} if over_limit else {}),
         "eval/num_tokens": sum(int(r.mask.sum()) for r in (greedy, sampled) if r is not None),
         "time/eval_s": time.perf_counter() - start,
     }
@@ -83,6 +86,8 @@ def evaluate_model(config: Config, observer: Observer | None = None, *, given: L
     with Equivalence() as equivalence:
         found = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
     if observer is not None:
+        if said := over_limit_line(found.metrics.get("eval/over_limit", 0)):
+            observer.note(said)
         EndWatch(work.loaded, config, observer.note).see(found.metrics["eval/truncated_frac"])
     return found
 

@@ -28,7 +28,7 @@ from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import embed_responses
-from spinerl.errors import InputError
+from spinerl.errors import InputError, RunError
 from spinerl.maths import (
     consensus_scores,
     low_entropy_reward,
@@ -37,6 +37,7 @@ from spinerl.maths import (
     self_certainty_reward,
 )
 from spinerl.plugins import ReturnedError, accepts, errors_of, find, is_plugin, numbers
+from spinerl.templates import TOKEN_CHARS, TemplateFaultError, apply_template, name_of
 from spinerl.types import Batch, Question, Rollout, Vote
 
 __all__ = [
@@ -275,17 +276,26 @@ def reference_prompt(
                 f"{asked}\n\n{drafts}\n\nSome of these may be wrong. Weigh them, correct what is wrong, and write one "
                 "complete response of your own that ends with the final answer."
             )
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
-            )
-            ids: list[int] = tokenizer(str(text), add_special_tokens=False)["input_ids"]  # pyright: ignore
+            if len(request) > TOKEN_CHARS * limit:
+                continue
+            text = _as_chat(tokenizer, request)
+            ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
         else:
+            if len(drafts) > TOKEN_CHARS * limit:
+                continue
             before: list[int] = tokenizer(f"{drafts}\n\n")["input_ids"] if shown else []  # pyright: ignore
             cue: list[int] = tokenizer(f"Response {shown + 1}:", add_special_tokens=False)["input_ids"]  # pyright: ignore
             ids = [*before, *(prompt if shows_question else cue)]
         if len(ids) <= limit:
             return tuple(ids)
     return prompt
+
+
+def _as_chat(tokenizer: Any, request: str) -> str:
+    try:
+        return apply_template(tokenizer, [{"role": "user", "content": request}])
+    except TemplateFaultError as error:
+        raise RunError(f"the chat template of {name_of(tokenizer)} refuses a request ({error})") from None
 
 
 STEP_REWARDS: dict[str, Callable[..., Sequence[float]]] = {

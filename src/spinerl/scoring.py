@@ -28,6 +28,7 @@ __all__ = [
     "correctness",
     "explain_row",
     "judge",
+    "over_limit_line",
     "read_predictions",
     "score_row",
     "summarise",
@@ -76,6 +77,20 @@ def why_no_accuracy(rows: Sequence[Mapping[str, Any]], answer: AnswerConfig) -> 
             "answer.kind and data.gold_extract"
         )
     return notes
+
+
+def over_limit_line(count: float) -> str:
+    """What to say of answers and pairs that a limit left uncompared; "" for none.
+
+    >>> over_limit_line(0), over_limit_line(2)[:28]
+    ('', '2 answers or pairs of answer')
+    """
+    if not count:
+        return ""
+    return (
+        f"{count:.0f} answer{'s' * (count != 1)} or pairs of answers took too long to compare: they count as "
+        "unreadable, or as different (docs/answers.md#limits)"
+    )
 
 
 def judge(

@@ -16,6 +16,7 @@ EXTRACTS: tuple[str, ...] = get_args(GoldExtract)
 HASH = "####"
 BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{])")
 BARE = re.compile(r"\\boxed\s+(\S+?)[.,;]?(?=[\s$]|$)")
+_BRACE = re.compile(r"(?<!\\)[{}]")
 MOST_CHARS = 300  # a longer gold answer of a kind that is computed is a text with the answer somewhere in it
 READ_AS_VALUES = ("auto", "math", "number", "yesno", "choice")
 
@@ -60,17 +61,28 @@ def final_answer(text: str, how: str = "auto", kind: str = "auto", key: str = "d
 
 def _last_box(text: str) -> str | None:
     """What the last whole box holds; None without one."""
-    for mark in reversed(list(BOX.finditer(text))):
+    marks = list(BOX.finditer(text))
+    ends = _closing_braces(text, marks[0].end()) if marks else {}
+    for mark in reversed(marks):
         start = mark.end()
         if text[start] != "{":
             bare = BARE.match(text, mark.start())
             return bare[1] if bare else None
-        depth = 0
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0) * (text[i - 1] != "\\")
-            if depth == 0:
-                return text[start + 1 : i].strip()
+        if start in ends:
+            return text[start + 1 : ends[start]].strip()
     return None
+
+
+def _closing_braces(text: str, start: int) -> dict[int, int]:
+    """Where each brace that is opened from `start` on is closed; a brace behind a backslash is none."""
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text, start):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif opened:
+            ends[opened.pop()] = match.start()
+    return ends
 
 
 def _is_solution(text: str) -> bool:

@@ -97,6 +97,7 @@ def train_step(
     Raises NonFiniteError before the weights change if the loss or the gradient is not finite.
     """
     watch = _Stopwatch()
+    over_limit = equivalence.stats["num_over_limit"]
     rollout, age = (sample(policy, questions, prompts, config, step, on_tokens), 0) if draw is None else draw()
     watch.lap("rollout")
     sampled = step - age  # what was decided of responses when they were sampled is decided so again
@@ -113,6 +114,7 @@ def train_step(
     else:
         all_rewards = give_rewards(RewardContext(config, sampled, policy, anchor, rollout, votes, equivalence))
     rewards = tuple(own[: config.group_size] for own in all_rewards)
+    over_limit = equivalence.stats["num_over_limit"] - over_limit
     watch.lap("answers")
     batch, old_logprobs, entropies = trained_rows(rollout, config)
     num_updates = config.optim.epochs * min(config.optim.minibatches, len(questions))
@@ -141,6 +143,7 @@ def train_step(
         **vote_metrics(fresh),
         **remembered,
         **({"label/void_frac": void_frac} if void_frac else {}),
+        **({"label/over_limit": float(over_limit)} if over_limit else {}),
         **target_metrics(rewards, batch, targets, entropies),
         **mismatch,
         **_mean_over(updates),

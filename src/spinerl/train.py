@@ -37,6 +37,7 @@ from spinerl.plan import make_plan
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
+from spinerl.scoring import over_limit_line
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
@@ -242,6 +243,8 @@ class _Session:
         if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == self._last):
             run.append("samples.jsonl", *_samples(record, self._loaded, config, run))
             run.append("tokens.jsonl", _token_counts(record, self._loaded, config))
+        if said := over_limit_line(metrics.get("label/over_limit", 0)):
+            observer.note(f"step {step}: {said}")
         if not cuts_short(config):
             self._endings.see(metrics["rollout/truncated_frac"])
         observer.step(metrics, self._last)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import StopStringCriteria
 
+from spinerl import templates
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import Rendered, next_question
@@ -83,6 +84,8 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     if config.rollout.sampler == "vllm" and config.vllm.url is None:
         require_vllm()  # rather now than after a large model was read
     tune_allocator()
+    if config.prompt.chat_template != "off":
+        templates.prepare()  # it starts while the model is read
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
     loaded = replace(given, settings=config.engine) if given else load_model(config.model, config.engine)
     if config.threads:

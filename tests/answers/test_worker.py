@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from spinerl.answers import Equivalence, bench
-from spinerl.answers import equivalence as module
 from spinerl.answers._reader import evaluate as evaluate_text
 from spinerl.answers._reader import from_digits, sample_points, value_key
-from spinerl.answers._worker import MAX_FRAME, _import_math_verify, _parsed, _reply, read_frame, write_frame
+from spinerl.answers._worker import _import_math_verify, _parsed, _reply
+from spinerl.isolated import MAX_FRAME, IsolatedProcess, read_frame, write_frame
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,11 +116,11 @@ def test_an_interrupt_while_waiting_ends_the_worker(monkeypatch: pytest.MonkeyPa
     with Equivalence(cpu_s=5.0, budget_s=60.0) as equivalence:
         assert equivalence.equivalent("x^2 < 4", "(-2,2)")
         worker = equivalence._idle[0]
-        monkeypatch.setattr(module._Worker, "ask", interrupted)
+        monkeypatch.setattr(IsolatedProcess, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             equivalence.classes(["x^2 < 9"])
-        assert worker._process.returncode is not None
-        monkeypatch.setattr(module._Worker, "_receive", interrupted)
+        assert worker.process.returncode is not None
+        monkeypatch.setattr(IsolatedProcess, "_receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             equivalence.classes(["x^2 < 9"])  # while a worker starts
 
@@ -129,9 +129,9 @@ def test_closing_while_another_thread_asks() -> None:
     equivalence = Equivalence(cpu_s=1.0, budget_s=60.0)
     assert equivalence.equivalent("x^2 < 4", "(-2,2)")
     asking = threading.Event()
-    original = module._Worker.ask
+    original = IsolatedProcess.ask
 
-    class Slow(module._Worker):
+    class Slow(IsolatedProcess):
         def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
             asking.set()
             return original(self, request)
@@ -143,7 +143,7 @@ def test_closing_while_another_thread_asks() -> None:
     assert asking.wait(30)
     equivalence.close()
     thread.join()
-    assert worker._process.returncode is not None
+    assert worker.process.returncode is not None
 
 
 def test_the_benchmark_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,8 @@ def number(token: str) -> Fraction:
     token = token.replace(",", "")
     if len(token) > 400:
         raise Unreadable("too many digits")
+    if token.isdecimal():
+        return Fraction(int(token))
     return Fraction(token if not token.endswith(".") else token[:-1])
 
 

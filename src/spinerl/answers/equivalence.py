@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import weakref
 from collections import Counter, OrderedDict
@@ -14,18 +12,19 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from spinerl.answers._reader import Unreadable, from_digits
-from spinerl.answers._worker import read_frame, write_frame
 from spinerl.answers.normalize import Key, canonical_key, check_kind, scalar_key
-from spinerl.errors import InputError, RunError
-from spinerl.pipes import python_command, python_environment
+from spinerl.errors import InputError
+from spinerl.isolated import SLACK, IsolatedProcess
 
 __all__ = ["Equivalence", "default_equivalence"]
 
-_START_S = 120.0
+WORK_PER_S = 800
+"""Units of work (`spinerl.isolated`) that count as a second: about what sympy does in one of processor time."""
+
 _FAILURES = {"timeout": "num_timeouts", "memory": "num_memory_exceeded", "crash": "num_crashes"}
 _STATS = (
     "num_answers", "num_reads", "num_comparisons", "num_cache_hits", "num_timeouts", "num_memory_exceeded",
-    "num_crashes", "num_skipped", "num_workers_started",
+    "num_crashes", "num_skipped", "num_over_limit", "num_workers_started",
 )  # fmt: skip
 _NO_ANSWER = {"skipped", *_FAILURES}
 _INEQUALITY_SIGNS = ("<", ">", "\\le", "\\ge", "\\ne")
@@ -43,14 +42,17 @@ class Equivalence:
     math-verify says.
 
     math-verify runs in worker processes that start when first needed.  A request that exceeds `cpu_s` seconds
-    of processor time or `memory_mb` of address space ends its worker, is counted, and counts as "not equal";
-    an answer that cannot even be read within the limits abstains (class None).  One call spends at most
-    `budget_s` processor seconds (and the one request it is in) in the workers; then unread answers abstain and
-    uncompared pairs are not equal, both counted in `stats["num_skipped"]`.
+    or `memory_mb` of address space is given up, is counted, and counts as "not equal"; an answer that cannot even
+    be read within the limits abstains (class None).  One call spends at most `budget_s` seconds (and the one
+    request it is in) in the workers; then unread answers abstain and uncompared pairs are not equal, both counted
+    in `stats["num_skipped"]`.
 
-    Args: `cpu_s`, processor seconds per request (processor, not wall-clock time: a busy machine changes no
-    vote); `memory_mb`; `budget_s`, processor seconds per call; `num_workers`, how many threads can compare
-    at once; `cache_size`, remembered reads and pairs each.
+    Seconds are counted in work: one is `WORK_PER_S` units, counted in objects made, however long they take.  Neither
+    a busy machine nor a slow one changes a vote.  Only what makes few objects and still takes three times its seconds
+    of processor time, such as a power of huge numbers, is ended by the clock, that of its own processor time.
+
+    Args: `cpu_s`, seconds per request; `memory_mb`; `budget_s`, seconds per call; `num_workers`, how many threads
+    can compare at once; `cache_size`, remembered reads and pairs each.
     Raises: `InputError` for limits that are not positive.
 
     Safe to use from any thread.  Workers are plain subprocesses that end with this object or this process,
@@ -83,10 +85,10 @@ class Equivalence:
         self._memory_mb = memory_mb
         self._budget_s = budget_s
         self._slots = threading.BoundedSemaphore(num_workers)
-        self._idle: list[_Worker] = []
+        self._idle: list[IsolatedProcess] = []
         self._lock = threading.Lock()
         self._reads: _Cache[str, str] = _Cache(cache_size)
-        self._pairs: _Cache[tuple[str, str], bool] = _Cache(cache_size)
+        self._pairs: _Cache[tuple[str, str], str] = _Cache(cache_size)
         self._stats: Counter[str] = Counter()
         self._closed = False
         self._finalizer = weakref.finalize(self, _close_all, self._idle)  # also when Python exits
@@ -128,8 +130,11 @@ class Equivalence:
 
     @property
     def stats(self) -> dict[str, int]:
-        """Counts since the start: answers seen, requests to workers by outcome, cache hits, skipped
-        requests."""
+        """Counts since the start: answers seen, requests to workers by outcome, cache hits, skipped requests.
+
+        `num_over_limit`: the answers left unread and the pairs left uncompared at a limit, each as often as it was
+        asked for, remembered or not; each may be a lost vote.
+        """
         with self._lock:
             return {name: self._stats[name] for name in _STATS}
 
@@ -182,40 +187,44 @@ class Equivalence:
 
     def _read(self, text: str, budget: _Budget) -> str:
         """The key of its value, or "yes" or "no" (math-verify can read it or not), or one of `_NO_ANSWER`."""
-        known = self._reads.get(text)
-        if known is not None:
+        outcome = self._reads.get(text)
+        if outcome is None:
+            reply = self._within(budget, "num_reads", {"op": "read", "a": text})
+            outcome = reply["status"]
+            if outcome == "ok":
+                outcome = "yes" if reply["value"] else "no"
+                if reply["points"]:
+                    with contextlib.suppress(Unreadable):
+                        outcome = scalar_key(from_digits(reply["points"]))
+            if outcome != "skipped":
+                self._reads.put(text, outcome)
+        else:
             self._count("num_cache_hits")
-            return known
-        if not budget.allows():
-            self._count("num_skipped")
-            return "skipped"
-        self._count("num_reads")
-        reply = self._ask({"op": "read", "a": text})
-        budget.spend(reply, self._cpu_s)
-        outcome = reply["status"]
-        if outcome == "ok":
-            outcome = "yes" if reply["value"] else "no"
-            if reply["points"]:
-                with contextlib.suppress(Unreadable):
-                    outcome = scalar_key(from_digits(reply["points"]))
-        self._reads.put(text, outcome)
+        self._count("num_over_limit", outcome in _NO_ANSWER)
         return outcome
 
     def _same(self, a: str, b: str, budget: _Budget) -> bool:
         pair = (a, b) if a < b else (b, a)
-        known = self._pairs.get(pair)
-        if known is not None:
+        outcome = self._pairs.get(pair)
+        if outcome is None:
+            reply = self._within(budget, "num_comparisons", {"op": "same", "a": pair[0], "b": pair[1]})
+            outcome = ("yes" if reply["value"] else "no") if reply["status"] == "ok" else reply["status"]
+            if outcome != "skipped":
+                self._pairs.put(pair, outcome)
+        else:
             self._count("num_cache_hits")
-            return known
+        self._count("num_over_limit", outcome in _NO_ANSWER)
+        return outcome == "yes"
+
+    def _within(self, budget: _Budget, count: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a request, or "skipped" where the call has nothing left to spend."""
         if not budget.allows():
             self._count("num_skipped")
-            return False
-        self._count("num_comparisons")
-        reply = self._ask({"op": "same", "a": pair[0], "b": pair[1]})
+            return {"status": "skipped"}
+        self._count(count)
+        reply = self._ask(request)
         budget.spend(reply, self._cpu_s)
-        outcome = bool(reply.get("value", False))
-        self._pairs.put(pair, outcome)
-        return outcome
+        return reply
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._slots:
@@ -234,16 +243,22 @@ class Equivalence:
             self._count(_FAILURES[reply["status"]])
         return reply
 
-    def _check_out(self) -> _Worker:
+    def _check_out(self) -> IsolatedProcess:
         with self._lock:
             while self._idle:
                 worker = self._idle.pop()
                 if worker.owner == os.getpid():  # after a fork, the parent's workers are not ours to speak to
                     return worker
         self._count("num_workers_started")
-        return _Worker(self._cpu_s, self._memory_mb)
+        return IsolatedProcess(
+            "spinerl.answers._worker",
+            "the answer-comparison worker",
+            cpu_s=self._cpu_s,
+            memory_bytes=self._memory_mb << 20,
+            work=max(1, round(self._cpu_s * WORK_PER_S)),
+        )
 
-    def _check_in(self, worker: _Worker) -> None:
+    def _check_in(self, worker: IsolatedProcess) -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(worker)
@@ -256,7 +271,7 @@ class Equivalence:
 
 
 class _Budget:
-    """The processor seconds that one call may still spend in the workers; a request counts a millisecond at least."""
+    """The seconds that one call may still spend in the workers; a request counts a millisecond at least."""
 
     LEAST_S = 0.001
 
@@ -267,8 +282,12 @@ class _Budget:
         return self._left >= self.LEAST_S
 
     def spend(self, reply: dict[str, Any], cpu_s: float) -> None:
-        """A reply says what it cost; a worker that was lost spent all that a request may."""
-        self._left -= max(self.LEAST_S, reply.get("cpu_s", cpu_s))
+        """A reply says what it cost in work; one that the clock ended, or would have on a slower machine, in time."""
+        if "work" not in reply:
+            self._left -= SLACK * cpu_s
+            return
+        spent, clock = reply["work"] / WORK_PER_S, reply.get("cpu_s", 0.0)
+        self._left -= max(self.LEAST_S, clock if clock > SLACK * spent + cpu_s else spent)
 
 
 def _unite(keys: Sequence[Key], joined: dict[str, str | None]) -> dict[str, str | None]:
@@ -320,72 +339,7 @@ class _Cache(Generic[K, V]):
                 self._items.popitem(last=False)
 
 
-class _Worker:
-    """One worker process (see `_worker`).  Used by one thread at a time."""
-
-    def __init__(self, cpu_s: float, memory_mb: int) -> None:
-        self.owner = os.getpid()
-        self.failure = "crash"
-        # the solver enforces the processor time; this only catches a worker that is stuck for another reason
-        self._wall_s = 20.0 * cpu_s + 10.0
-        environment = python_environment()
-        environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
-        self._process = subprocess.Popen(
-            python_command("spinerl.answers._worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            bufsize=0,
-        )
-        try:
-            self._write({"cpu_s": cpu_s, "memory_bytes": memory_mb << 20})
-            ready = self._receive(_START_S)
-        except (OSError, TimeoutError):
-            ready = None
-        except BaseException:
-            self.close()
-            raise
-        if ready is None:
-            code = self._process.poll()
-            self.close()
-            raise RunError(
-                f"the answer-comparison worker did not start (exit code {code}); try it by hand: "
-                f"{sys.executable} -m spinerl.answers.bench"
-            )
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The reply, or None when the worker is lost (`failure` says how)."""
-        try:
-            self._write(request)
-            return self._receive(self._wall_s)
-        except TimeoutError:
-            self.failure = "timeout"
-        except OSError:
-            self.failure = "crash"
-        return None
-
-    def close(self) -> None:
-        """Ends the process and reaps it; its solver goes with it."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        try:
-            self._process.wait(timeout=1.0)  # the end of its input is its signal to leave
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _write(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        write_frame(self._process.stdin.fileno(), message)
-
-    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
-        assert self._process.stdout is not None
-        return read_frame(self._process.stdout.fileno(), timeout_s)
-
-
-def _close_all(workers: list[_Worker]) -> None:
+def _close_all(workers: list[IsolatedProcess]) -> None:
     while workers:
         worker = workers.pop()
         if worker.owner == os.getpid():

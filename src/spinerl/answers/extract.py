@@ -218,7 +218,7 @@ class _Search:
             and re.match(r"[\s*_\"']*(?:(?:so|thus|therefore|hence),? )?(?:the |my )?[^\W\d_\\]", inner)
             and len(inner) > 6
         ):
-            cued = _Search(inner, self.kind, self.choices, 1)._cued(inner)
+            cued = _Search(inner, self.kind, self.choices, 1)._cued(inner[-_TAIL_CHARS:])
             if (
                 cued is not None
                 and cued.answer is not None

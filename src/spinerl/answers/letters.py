@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from spinerl.answers.normalize import MAX_ANSWER_CHARS, canonical_key, normalize_text, read_letter
 from spinerl.answers.sentences import trim
@@ -92,11 +93,8 @@ def option_of(answer: str, choices: Sequence[str]) -> str | None:
     normal = normalize_text(answer)
     if not normal:
         return None
-    found = {
-        letter
-        for letter, choice in zip(LETTERS, choices, strict=False)
-        if normal in (normalize_text(choice), normalize_text(f"({letter}) {choice}"))
-    }
+    options = _normal_options(tuple(choices))
+    found = {letter for letter, plain, labelled in options if normal in (plain, labelled)}
     if not found and len(answer) <= MAX_ANSWER_CHARS:
         key = canonical_key(answer, "math")
         if key is not None and not key.opaque:
@@ -105,12 +103,21 @@ def option_of(answer: str, choices: Sequence[str]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+@lru_cache(maxsize=64)
+def _normal_options(choices: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
+    """(letter, normal form, normal form with the letter before it) of each option: all candidates need them."""
+    return tuple(
+        (letter, normalize_text(choice), normalize_text(f"({letter}) {choice}"))
+        for letter, choice in zip(LETTERS, choices, strict=False)
+    )
+
+
 def contained_option(sentence: str, choices: Sequence[str]) -> str | None:
     """The letter of the only option whose whole text occurs in the sentence (longest first, so none hides
     another)."""
     padded = f" {normalize_text(sentence[: 8 * MAX_ANSWER_CHARS])} "
     found = []
-    options = [(normalize_text(choice), letter) for letter, choice in zip(LETTERS, choices, strict=False)]
+    options = [(normal, letter) for letter, normal, _ in _normal_options(tuple(choices))]
     for normal, letter in sorted(options, key=lambda item: -len(item[0])):
         if normal and f" {normal} " in padded:
             found.append(letter)

@@ -30,8 +30,14 @@ _RELATION = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>=]|\\in(?![A-Za-z])")
 
 def compact(text: str) -> str:
     """No spaces except where two letters or digits, or a command and a letter, would run together."""
-    text = re.sub(r"(?<=\w)\s+(?=\w)", "\x00", text)
-    return re.sub(r"\s+", "", text).replace("\x00", " ")
+    if _SPACE.search(text) is None:
+        return text
+    return _SPACES.sub("", _APART.sub("\x00", text)).replace("\x00", " ")
+
+
+_APART = re.compile(r"(?<=\w)\s+(?=\w)")
+_SPACES = re.compile(r"\s+")
+_SPACE = re.compile(r"[\s\x00]")
 
 
 def _split(text: str, separators: str) -> list[str]:
@@ -87,9 +93,9 @@ def structure(text: str, level: int) -> tuple[str, str]:
         return "set:{}", "\\emptyset"
     if text in ("\\mathbb{R}", "\\mathbb R"):
         return "tuple:(infinity:-,infinity:+)", "(-\\infty,\\infty)"
-    ratio = _RATIO.fullmatch(text)
-    if ratio is not None:
-        return "ratio:" + re.sub(r"\s", "", text), re.sub(r"\s", "", text)
+    if ":" in text and _RATIO.fullmatch(text) is not None:
+        bare = _SPACES.sub("", text)
+        return "ratio:" + bare, bare
     if text.startswith(("[\\begin", "(\\begin")) and text.endswith(("}]", "})")):
         text = text[1:-1].strip()  # \left[ \begin{array} ... \end{array} \right]
     matrix = _MATRIX.match(text)
@@ -119,7 +125,7 @@ def structure(text: str, level: int) -> tuple[str, str]:
             return f"tuple:{text[0]}{inner}{text[-1]}", f"{text[0]}{shown}{text[-1]}"
     if "\\\\" in text and "\\begin" not in text:
         text = text.replace("\\\\", " , ")  # lines
-    if not _is_grouped_number(text):
+    if ("," in text or ";" in text) and not _is_grouped_number(text):
         parts = _split(text, ",;")
         if len(parts) > 1:
             named = _assigned(parts, level)
@@ -261,19 +267,18 @@ def _inequality(text: str, marks: list[re.Match[str]]) -> tuple[str, str]:
 
 
 def _scalar(text: str) -> tuple[str, str]:
-    if text.replace(" ", "") in ("\\infty", "+\\infty", "infinity", "inf", "oo"):
-        return "infinity:+", "\\infty"
-    if text.replace(" ", "") in ("-\\infty", "-infinity", "-inf", "-oo"):
-        return "infinity:-", "-\\infty"
-    if _is_grouped_number(text):
-        text = text.replace(",", "").replace(" ", "")
-    text = (
-        re.sub(r"(?<=\d)\s+(?=\d{3}\b)(?!\d{3}\s*/)", "", text) if re.fullmatch(r"\d{1,3}(?: \d{3})+", text) else text
-    )
-    text = re.sub(r"(?<=\d)[eE]([-+]?\d+)", r"\\cdot 10^{\1}", text)
-    text = _INTEGER_FUNCTION.sub(_integer_function, text)
-    repeating = _REPEATING.fullmatch(text.replace(" ", ""))
-    if repeating is not None:
+    bare = text.replace(" ", "")
+    if bare in _INFINITE:
+        return _INFINITE[bare]
+    if "," in text and _is_grouped_number(text):
+        text = bare.replace(",", "")
+    if " " in text and _SPACED.fullmatch(text) is not None:
+        text = _SPACED_GAP.sub("", text)
+    if "e" in text or "E" in text:
+        text = _EXPONENT.sub(r"\\cdot 10^{\1}", text)
+    if "," in text:
+        text = _INTEGER_FUNCTION.sub(_integer_function, text)
+    if "..." in text and (repeating := _REPEATING.fullmatch(text.replace(" ", ""))) is not None:
         text = _repeating(repeating)
     if PROSE.search(text):
         raise Unreadable("words")
@@ -282,6 +287,13 @@ def _scalar(text: str) -> tuple[str, str]:
     return scalar_key(value), digits if 0 < len(digits) <= MAX_ANSWER_CHARS // 2 else compact(text)
 
 
+_INFINITE = {
+    **dict.fromkeys(("\\infty", "+\\infty", "infinity", "inf", "oo"), ("infinity:+", "\\infty")),
+    **dict.fromkeys(("-\\infty", "-infinity", "-inf", "-oo"), ("infinity:-", "-\\infty")),
+}
+_SPACED = re.compile(r"\d{1,3}(?: \d{3})+")
+_SPACED_GAP = re.compile(r"(?<=\d)\s+(?=\d{3}\b)(?!\d{3}\s*/)")
+_EXPONENT = re.compile(r"(?<=\d)[eE]([-+]?\d+)")
 _INTEGER_FUNCTION = re.compile(
     r"\\?(?P<name>gcd|lcm|max|min)\s*[({]\s*(?P<numbers>-?\d{1,30}(?:\s*,\s*-?\d{1,30}){1,9})\s*[)}]"
 )

@@ -33,11 +33,11 @@ def bench(overrides: Sequence[str], json_file: Path | None, out: Console, err: C
             progress.update(task, description=text)
             part = text.partition(":")[0]
             if not err.is_terminal and part != shown:  # a line per part is enough for a log
-                err.print(f"measuring {part} ...", highlight=False)
+                err.print(f"measuring {part} ...")
             shown = part
 
         def remark(text: str) -> None:
-            err.print(text, highlight=False, markup=False)
+            err.print(text)
 
         result = run_bench(settings, note, remark)
     out.print(results_table(result))

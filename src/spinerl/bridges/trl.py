@@ -39,6 +39,7 @@ from spinerl.engine.loading import held_weights, load_tokenizer, resolve_name
 from spinerl.engine.rollouts import rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
+from spinerl.lines import one_line
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.maths import (
     exact_kl,
@@ -757,7 +758,7 @@ def main(args: Sequence[str] | None = None) -> None:
         accelerator = _run_from(list(sys.argv[1:] if args is None else args), rank)
     except SpinerlError as error:
         if rank == 0 or not isinstance(error, InputError):  # what is refused, every process refuses
-            print(f"spinerl: {error}", file=sys.stderr, flush=True)
+            print(f"spinerl: {one_line(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     # What wraps the model must go before the process group it holds: as the group's last owner it would wait, holding
     # the interpreter's lock, for a thread of gloo's that needs the lock.

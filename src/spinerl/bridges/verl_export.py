@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,6 +26,7 @@ from spinerl.engine.gguf import require_folder
 from spinerl.engine.loading import load_tokenizer, open_settings, resolve_name
 from spinerl.errors import InputError
 from spinerl.schedule import question_order
+from spinerl.templates import TemplateFaultError, apply_template
 from spinerl.types import Question
 
 __all__ = ["BRIDGE", "Exported", "Prompting", "check_config", "export", "no_reward", "overrides", "question_row"]
@@ -335,23 +335,12 @@ def _prompting(
 
 
 def _as_verl(form: Prompting, index: int, tokenizer: Any) -> list[int] | None:
-    """The ids that verl makes of a question's messages, by its way of calling the chat template; None: it fails."""
-    template = {} if form.template is None else {"chat_template": form.template}
-    if form.options.keys() & {"add_generation_prompt", "tokenize", "tools", "return_dict"}:
-        return None  # verl gives these itself
+    """The ids that verl makes of a question's messages, by its way of using the chat template; None: it fails."""
     try:
-        found = tokenizer.apply_chat_template(
-            list(form.messages[index]),
-            tools=None,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **template,
-            **form.options,
-        )
-    except (jinja2.TemplateError, TypeError):
+        text = apply_template(tokenizer, form.messages[index], form.options, form.template)
+    except TemplateFaultError:
         return None
-    return list(found)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _micro_batches(rows: int, tokens: int, anchored: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from spinerl.config import allow_plugins, named_code
 from spinerl.errors import InputError, RunError
 from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.runs import write_json, write_text
+from spinerl.terminal import PlainConsole
 
 __all__ = ["compare", "tables_of"]
 
@@ -42,16 +43,16 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
         overwrite: whether runs begun with other settings are started again.
         allow: whether the code that recipes name may run (`spinerl.config.allow_plugins`).
     """
-    console = console or Console(soft_wrap=True, emoji=False)
+    console = console or PlainConsole()
     comparison = plan(args)
-    _open_code(comparison, allow, lambda line: console.print(line, highlight=False, markup=False))
+    _open_code(comparison, allow, console.print)
     with _locked(comparison.out):
         found = states(comparison, overwrite)
         todo: list[tuple[Task, State]] = [
             (task, found[task.folder]) for task in comparison.tasks if found[task.folder] != "done"
         ]
         done = len(comparison.tasks) - len(todo)
-        console.print(f"{comparison.out}: {len(comparison.tasks)} runs, {done} done", highlight=False)
+        console.print(f"{comparison.out}: {len(comparison.tasks)} runs, {done} done")
         failures: list[Failure] = []
         if todo:
             jobs = min(comparison.keys.jobs or _cores(comparison.tasks), len(todo))
@@ -66,8 +67,8 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
         _write(comparison, tables, outcomes, notes, args)
     print_tables(console, tables)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
-    console.print(f"page: {comparison.out / 'comparison.html'}", highlight=False)
+        console.print(note)
+    console.print(f"page: {comparison.out / 'comparison.html'}")
     if failures:
         raise RunError(
             f"{len(failures)} of {len(comparison.tasks)} runs failed; the first, {failures[0][0].label}: "

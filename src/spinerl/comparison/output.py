@@ -21,11 +21,11 @@ __all__ = ["as_csv", "as_json", "as_markdown", "mark", "print_tables"]
 def print_tables(console: Console, tables: Sequence[Table]) -> None:
     """Print each table under its title, in as many pieces as the screen needs, and then its sentences."""
     for table in tables:
-        console.print(f"\n{table.title}", style="bold", markup=False, highlight=False)
+        console.print(f"\n{table.title}", style="bold")
         for piece in _pieces(table, console.width):
-            console.print(_piece(table, piece), soft_wrap=False, highlight=False)
+            console.print(_piece(table, piece), soft_wrap=False)
         for sentence in table.sentences:
-            console.print(sentence, markup=False, highlight=False)
+            console.print(sentence)
 
 
 def _piece(table: Table, columns: Sequence[Column]) -> RichTable:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from spinerl.comparison.plan import Task
@@ -24,7 +23,7 @@ class Live:
         self._rows: dict[Path, TaskID] = {}
         self._accuracy: dict[Path, float | None] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[figures]}"),
@@ -33,7 +32,7 @@ class Live:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._all = self._progress.add_task("[bold]runs", total=num_tasks, completed=num_done, figures="")
+        self._all = self._progress.add_task("runs", total=num_tasks, completed=num_done, figures="")
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -44,7 +43,7 @@ class Live:
 
     def started(self, task: Task) -> None:
         steps = max(1, task.config.steps)
-        self._rows[task.folder] = self._progress.add_task(f"  {escape(task.label)}", total=steps, figures="starting")
+        self._rows[task.folder] = self._progress.add_task(f"  {task.label}", total=steps, figures="starting")
 
     def heard(self, task: Task, message: Mapping[str, Any]) -> None:
         row = self._rows[task.folder]
@@ -55,7 +54,7 @@ class Live:
         elif "evaluated" in message:
             self._accuracy[task.folder] = message["accuracy"]
         elif "note" in message and message["note"].startswith("skipped"):
-            self._console.print(f"{task.label}: {message['note']}", highlight=False, markup=False)
+            self._console.print(f"{task.label}: {message['note']}")
 
     def ended(self, task: Task, failure: str | None) -> None:
         self._progress.remove_task(self._rows.pop(task.folder))
@@ -67,4 +66,4 @@ class Live:
             said = f"greedy Pass@1 {100 * accuracy:.1f} %"
         else:
             said = "done"
-        self._console.print(f"[{self._done}/{self._num}] {task.label}: {said}", highlight=False, markup=False)
+        self._console.print(f"[{self._done}/{self._num}] {task.label}: {said}")

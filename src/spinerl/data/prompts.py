@@ -6,12 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-import jinja2
-
 from spinerl.answers.strip import opens_thought
 from spinerl.config import PromptConfig
 from spinerl.data.images import parts_of
 from spinerl.errors import InputError
+from spinerl.templates import (
+    MAX_PROMPT_CHARS,
+    TOKEN_CHARS,
+    TemplateFaultError,
+    TextTokenizer,
+    apply_template,
+    name_of,
+)
 from spinerl.types import ImageRef, Question
 
 __all__ = [
@@ -40,18 +46,6 @@ INSTRUCTIONS: dict[str, str] = {
 
 
 _END_TOKENS = 32  # of a prompt: the opening of a thought fits in them
-
-
-class TextTokenizer(Protocol):
-    """The part of a transformers tokenizer that prompts need."""
-
-    chat_template: Any
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-
-    def decode(self, token_ids: Any) -> Any: ...
 
 
 class PromptVision(Protocol):
@@ -130,12 +124,24 @@ def render_prompt(
     >>> len(render_prompt(Question("1", "2"), tokenizer, PromptConfig(instruction="")))
     3
     """
+    text = render_text(question, tokenizer, prompt, kind=kind, vision=vision)
+    return _ids_of(text, question, tokenizer, prompt, vision)
+
+
+def _ids_of(
+    text: str, question: Question, tokenizer: TextTokenizer, prompt: PromptConfig, vision: PromptVision | None
+) -> tuple[int, ...]:
+    """The ids of a rendered prompt."""
     if question.images and vision is None:
         raise InputError(
             f"question {question.id!r} shows an image, and this model only reads text: choose a vision-language model "
             "(model=tiny-vlm is one), or leave images out with data.columns.images=null"
         )
-    text = render_text(question, tokenizer, prompt, kind=kind, vision=vision)
+    if len(text) > MAX_PROMPT_CHARS:
+        raise InputError(
+            f"the prompt of question {question.id!r} has {len(text):,} characters, over {MAX_PROMPT_CHARS:,}; shorten "
+            "the question, prompt.system or prompt.examples"
+        )
     if question.images:
         assert vision is not None
         if not _uses_template(tokenizer, prompt, vision):
@@ -147,8 +153,8 @@ def render_prompt(
     if _uses_template(tokenizer, prompt, vision):
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
-    bare = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if len(ids) > bare and ids[-1] == getattr(tokenizer, "eos_token_id", None):
+    added = list(tokenizer("", add_special_tokens=True)["input_ids"])
+    if added and ids[-1] == added[-1] == getattr(tokenizer, "eos_token_id", None):
         ids.pop()
     return tuple(ids)
 
@@ -163,6 +169,7 @@ def render_all(
 ) -> Rendered:
     """The questions whose prompts fit `prompt.max_tokens`, their prompts, and the number of the others.
 
+    A text of over 256 characters for each of those tokens does not fit, whatever the tokenizer, and is not tokenized.
     Raises InputError when questions were given and none fits.
 
     >>> from transformers import AutoTokenizer
@@ -177,7 +184,11 @@ def render_all(
     shortest = None
     num_too_long = 0
     for question in questions:
-        ids = render_prompt(question, tokenizer, prompt, kind=kind, vision=vision)
+        text = render_text(question, tokenizer, prompt, kind=kind, vision=vision)
+        if not question.images and len(text) > TOKEN_CHARS * prompt.max_tokens:
+            num_too_long += 1
+            continue
+        ids = _ids_of(text, question, tokenizer, prompt, vision)
         if len(ids) > prompt.max_tokens:
             num_too_long += 1
             shortest = len(ids) if shortest is None else min(shortest, len(ids))
@@ -187,8 +198,9 @@ def render_all(
         prompts.append(ids)
     if num_too_long and not kept:
         raise InputError(
-            f"all {num_too_long} prompts are longer than prompt.max_tokens={prompt.max_tokens}; "
-            f"the shortest has {shortest} tokens: raise prompt.max_tokens"
+            f"all {num_too_long} prompts are longer than prompt.max_tokens={prompt.max_tokens}; the shortest has "
+            f"{shortest or f'over {TOKEN_CHARS * prompt.max_tokens:,} characters and so more'} tokens: raise "
+            "prompt.max_tokens"
         )
     return Rendered(tuple(kept), tuple(prompts), num_too_long)
 
@@ -246,14 +258,11 @@ def _system_of(question: Question, prompt: PromptConfig) -> str:
 
 
 def _templated(tokenizer: TextTokenizer, prompt: PromptConfig, messages: Sequence[Any], template: Any) -> str:
-    options = {"add_generation_prompt": True, **prompt.template_options, "tokenize": False}
-    if template is not None:
-        options["chat_template"] = template
     try:
-        return tokenizer.apply_chat_template(list(messages), **options)
-    except jinja2.TemplateError as error:
+        return apply_template(tokenizer, messages, prompt.template_options, template)
+    except TemplateFaultError as error:
         raise InputError(
-            f"the tokenizer's chat template refuses these messages ({error}); see prompt.system, "
+            f"the chat template of {name_of(tokenizer)} refuses these messages ({error}); see prompt.system, "
             "prompt.examples and prompt.template_options, or set prompt.chat_template=off"
         ) from None
 

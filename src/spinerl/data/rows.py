@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any
@@ -24,6 +24,13 @@ from spinerl.solutions import final_answer
 from spinerl.types import ImageRef, Question
 
 __all__ = ["RowReader", "RowResult", "gold_letter", "parse_choices", "plain_text"]
+
+MAX_TEXT_CHARS = 1_000_000
+"""A longer question, option or gold answer is a fault of its row: no model reads so much."""
+MAX_NAME_CHARS = 1000
+"""A longer id or subject is one too."""
+MAX_PACKED_CHARS = 100_000
+"""Options written as text, in JSON or Python, are read up to here."""
 
 PLACE = re.compile(r"\{([^{}]+)\}")
 OPTION_MARK = re.compile(r"^\s*\(?([A-Za-z])\s*[).:]\s*")
@@ -124,6 +131,7 @@ class RowReader:
                 return RowResult(skipped="empty question")
             row_id = self._id(row, cells)
             labels, options = self._choices(cells)
+            _check_size((text, *options, *(said for _, said in turns)))
             if self.definition.shuffle_choices:
                 order = sorted(range(len(options)), key=lambda i: _hash(f"{row_id}/{i}"))
                 labels, options = tuple(LETTERS[: len(order)]), tuple(options[i] for i in order)
@@ -141,7 +149,7 @@ class RowReader:
                 id=row_id,
                 text=text,
                 choices=options,
-                subject=_text_cell(_lookup(cells, self.subject), self.subject) or None if self.subject else None,
+                subject=self._subject(cells),
                 answer_kind=kind,
                 images=images,
                 turns=turns,
@@ -192,10 +200,15 @@ class RowReader:
     def _id(self, row: SourceRow, cells: Mapping[str, Any]) -> str:
         if self.id is None:
             return str(row.number)
-        value = _text_cell(_lookup(cells, self.id), self.id).strip()
+        value = _text_cell(_lookup(cells, self.id), self.id, MAX_NAME_CHARS).strip()
         if not value:
             raise BadCellError(f"column {self.id!r} is empty; every row needs an id, or set data.columns.id to another")
         return value
+
+    def _subject(self, cells: Mapping[str, Any]) -> str | None:
+        if not self.subject:
+            return None
+        return _text_cell(_lookup(cells, self.subject), self.subject, MAX_NAME_CHARS) or None
 
     def _choice_cell(self, cells: Mapping[str, Any]) -> Any:
         if len(self.choices) == 1:
@@ -375,15 +388,26 @@ def plain_text(cell: Any) -> str | None:
     raise BadCellError(f"must be text or a number, found {type(cell).__name__}")
 
 
-def _text_cell(cell: Any, name: str) -> str:
+def _text_cell(cell: Any, name: str, most: int = MAX_TEXT_CHARS) -> str:
     try:
         text = plain_text(cell) or ""
+        if len(text) > most:
+            raise BadCellError(f"has {len(text):,} characters, over {most:,}: shorten it, or leave the row out")
         text.encode()
     except BadCellError as error:
         raise BadCellError(f"column {name!r} {error}") from None
     except UnicodeEncodeError:
         raise BadCellError(f"column {name!r} holds half a character (a lone surrogate); write it again") from None
     return text
+
+
+def _check_size(texts: Iterable[str]) -> None:
+    size = sum(map(len, texts))
+    if size > MAX_TEXT_CHARS:
+        raise BadCellError(
+            f"the question with its options and earlier messages has {size:,} characters, over {MAX_TEXT_CHARS:,}: "
+            "shorten it, or leave the row out"
+        )
 
 
 def _is_blank(cell: Any) -> bool:
@@ -414,6 +438,11 @@ def _first_of(names: Sequence[str], columns: Sequence[str]) -> str | None:
 def _unpack(text: str) -> Any:
     if not text.strip():
         return None
+    if len(text) > MAX_PACKED_CHARS:
+        raise BadCellError(
+            f"options are text of {len(text):,} characters, over {MAX_PACKED_CHARS:,}: give them as a list; "
+            "see data.columns.choices"
+        )
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,8 @@ def _parquet_rows(path: Path) -> list[SourceRow]:
 def _json_problem(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
+    if "digits" in str(error):
+        return f"a whole number of over {sys.get_int_max_str_digits():,} digits: write it as text"
     return str(error)
 
 

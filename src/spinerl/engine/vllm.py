@@ -38,6 +38,7 @@ from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.update import score_with_mass
 from spinerl.errors import DivergedError, InputError, MissingExtraError, RunError, SpinerlError
+from spinerl.lines import one_line
 from spinerl.maths import masked_mean
 from spinerl.pipes import python_command, python_environment
 from spinerl.seeding import seed_of
@@ -461,7 +462,7 @@ def main(args: Sequence[str] | None = None) -> None:
         require_vllm()
         model = _whole_folder(ModelConfig(name=args[0]))
     except SpinerlError as error:
-        print(f"spinerl: {error}", file=sys.stderr)
+        print(f"spinerl: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # the address at which workers receive weights
     fixed = ["--host", "127.0.0.1", "--logprobs-mode", "processed_logprobs", "--worker-extension-cls", _EXTENSION]

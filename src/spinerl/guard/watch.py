@@ -24,6 +24,7 @@ from spinerl.hooks import ask_differently
 from spinerl.lines import read_text
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
+from spinerl.templates import TOKEN_CHARS
 from spinerl.types import Question, StepRecord
 
 __all__ = ["Guard", "GuardOutcome"]
@@ -73,25 +74,12 @@ class Guard:
         perturb = find(PERTURBATIONS, self._keys.perturbation, "guard.perturbation")
         others = []
         if self._keys.perturbation != "none":
-            others = [self._asked_differently(one, perturb, render) for one in probed]
+            others = [_ask_differently(question, perturb, render, config) for question in probed]
         self._probe = open_probe(loaded, probed, [prompts[i] for i in asked], config, equivalence, others)
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
         self._diverged: str | None = None  # why the run ended where its numbers were finite no more
-
-    def _asked_differently(
-        self, question: Question, perturb: Callable[[str], str], render: Callable[[Question], tuple[int, ...]]
-    ) -> tuple[int, ...]:
-        """The prompt of a question whose text is perturbed."""
-        name, limit = self._keys.perturbation, self._config.prompt.max_tokens
-        prompt = render(replace(question, text=ask_differently(question, perturb, name)))
-        if len(prompt) > limit:
-            raise InputError(
-                f"guard.perturbation={name} on question {question.id!r}: its prompt has {len(prompt)} tokens then, and "
-                f"prompt.max_tokens={limit}"
-            )
-        return prompt
 
     def begin(self, done: int, last: int) -> int:
         """Look at the probe questions before step 1; or remember what the files say of the steps up to `done`.
@@ -268,3 +256,24 @@ class Guard:
             return False
         model.load_state_dict(self._open_again().model.state_dict())
         return True
+
+
+def _ask_differently(
+    question: Question,
+    perturb: Callable[[str], str],
+    render: Callable[[Question], tuple[int, ...]],
+    config: Config,
+) -> tuple[int, ...]:
+    """The prompt of a question asked differently; InputError for one over twice as long as a prompt may be."""
+    most = 2 * config.prompt.max_tokens + 64
+    text = ask_differently(question, perturb, config.guard.perturbation)
+    size, unit = len(text), "characters"
+    if size <= TOKEN_CHARS * most:
+        prompt = render(replace(question, text=text))
+        size, unit = len(prompt), "tokens"
+        if size <= most:
+            return prompt
+    raise InputError(
+        f"guard.perturbation={config.guard.perturbation} makes a prompt of {size:,} {unit} of question {question.id!r}"
+        f", over twice prompt.max_tokens={config.prompt.max_tokens}; use another one, or guard.perturbation=none"
+    )
