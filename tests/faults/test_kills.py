@@ -189,6 +189,13 @@ def comparison_contents(out: Path) -> dict[str, Any]:
     found = contents(out)
     page = json.dumps(json.loads((out / "comparison.json").read_text()), indent=1)
     found["comparison.json"] = [line for line in page.replace(str(out), "OUT").splitlines() if "seconds" not in line]
+    for file in out.glob("*/*/compare/figures.json"):
+        figures = json.loads(file.read_text())
+        found[str(file.relative_to(out))] = {
+            part: [name for name in sorted(values) if name.startswith("time/")]
+            + [(name, value) for name, value in sorted(values.items()) if not name.startswith("time/")]
+            for part, values in figures.items()
+        }
     for name in ("comparison.md", "comparison.csv"):
         found[name] = (out / name).stat().st_size > 0
     return found

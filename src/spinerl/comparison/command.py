@@ -162,6 +162,8 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         if not lock.held:
             raise in_use
+        for draft in out.glob(".comparison.*.tmp"):  # of a process that was killed
+            draft.unlink()
         yield
     finally:
         lock.release()
