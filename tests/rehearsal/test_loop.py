@@ -141,6 +141,18 @@ def test_the_decode_loop_waits_once_in_sixteen_tokens(model_folders, how):
     assert not unstated(seen)
 
 
+def test_prompts_that_are_copied_wait_once_a_token(model_folders):
+    """transformers looks at the mask, which there is where prompts have unlike lengths."""
+    config, loaded, prompts = opened(
+        model_folders("qwen3"), "cuda", "rollout.max_new_tokens=4", "engine.disable=[shared-prefix]"
+    )
+    for chosen, expected in (([0, 1], 3), ([0, 0], 0)):  # the first token comes of the prompts' own pass
+        with watch() as seen:
+            sample_responses(loaded, QUESTIONS[:2], [prompts[i] for i in chosen], 2, config.rollout, ("w",))
+        assert len(seen.under("engine.kv_cache.CopyingDecoder.step")) == expected
+        assert not unstated(seen)
+
+
 def test_an_update_reads_its_figures_and_the_norm_only(model_folders):
     config, loaded, prompts = opened(model_folders("qwen3"), "cuda", "group_size=4", "rollout.max_new_tokens=8")
     optimizer = Optimizer(loaded.model.parameters(), config.optim, 2)
