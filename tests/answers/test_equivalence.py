@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -319,26 +320,28 @@ def hostile(count: int) -> list[str]:
     return [makers[i % len(makers)](i) for i in range(count)]
 
 
+def cpu_of_children() -> float:
+    """Processor seconds of all processes below this one that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_a_thousand_hostile_answers_stay_within_the_limits() -> None:
     answers = hostile(1000)
     before = children(os.getpid())
-    start = time.monotonic()
+    spent = cpu_of_children()
     with Equivalence(cpu_s=0.1, memory_mb=300, budget_s=1.0) as equivalence:
         equivalence.equivalent(r"x \ne 1", r"x \ne 2")
-        slowest = 0.0
         for at in range(0, 1000, 100):
             group = [*answers[at : at + 100], "42", "42.0"]
-            began = time.monotonic()
             classes = equivalence.classes(group, "math")
-            slowest = max(slowest, time.monotonic() - began)
             assert classes[-1] is not None
             assert classes[-1] == classes[-2]  # honest answers still vote
         keepers = children(os.getpid()) - before
         assert all(len(children(keeper)) <= 1 for keeper in keepers)
         stats = equivalence.stats
         assert stats["num_timeouts"] > 0
-        assert slowest < 40.0  # the budget, the request it was in, and a busy machine
-    assert time.monotonic() - start < 60.0
+    assert cpu_of_children() - spent < 40.0  # of ten calls: each the budget and the request it was in, and the start
     assert children(os.getpid()) <= before
 
 
