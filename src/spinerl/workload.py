@@ -14,13 +14,15 @@ from transformers import StopStringCriteria
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import next_question
+from spinerl.engine.backend import backend_of
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.loading import LoadedModel, fingerprint, load_model
 from spinerl.engine.vllm import open_sampler, require_vllm
+from spinerl.errors import InputError
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
 
-__all__ = ["Observer", "Workload", "open_workload", "stopping"]
+__all__ = ["Observer", "Workload", "changed_numerics", "check_unchanged", "open_workload", "stopping"]
 
 
 class Observer(Protocol):
@@ -120,6 +122,31 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         return replace(loaded, model=copy.deepcopy(given.model), capabilities=Capabilities(), sampler=None)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
+
+
+def check_unchanged(what: str, facts: Mapping[str, Any], work: Workload) -> None:
+    """InputError if the model or the questions are others than those that `facts`, of a manifest, are of.
+
+    Args:
+        what: is to be resumed.
+    """
+    for part in ("model", "data"):
+        then, now = facts.get(part, {}).get("fingerprint"), work.facts[part]["fingerprint"]
+        if then is not None and then != now:
+            raise InputError(
+                f"{what} cannot be resumed: its {part} {work.facts[part]['name']} has changed since it began "
+                f"({then} then, {now} now)"
+            )
+
+
+def changed_numerics(facts: Mapping[str, Any], loaded: LoadedModel) -> list[str]:
+    """What of this machine rounds otherwise than that on which the manifest `facts` was written, in words."""
+    engine = facts.get("engine", {})
+    return [
+        f"{name} was {engine[name]}, is {value}"
+        for name, value in backend_of(loaded).machine().items()
+        if name in engine and engine[name] != value
+    ]
 
 
 def stopping(loaded: LoadedModel, config: Config) -> LoadedModel:

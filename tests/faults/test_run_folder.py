@@ -223,11 +223,11 @@ def test_one_process_writes_at_a_time(tmp_path):
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
             time.sleep(0.1)
         for more in (["--resume", str(folder)], [*KEYS, f"run={folder}", "--overwrite"]):
-            done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=60)
+            done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=180)
             assert done.returncode == 2, done.stderr
             assert f"is being written by process {first.pid} on" in " ".join(done.stderr.split())
     finally:

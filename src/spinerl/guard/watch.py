@@ -19,6 +19,8 @@ from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
+from spinerl.errors import RunError
+from spinerl.files import quoted
 from spinerl.lines import read_text
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
@@ -90,6 +92,12 @@ class Guard:
         for row in self._run.rows("metrics.jsonl"):
             if since < row["step"] <= done and "label/kept_frac" in row:
                 self._kept.append(row["label/kept_frac"])
+        if done and not (self._looks and self._looks[0]["step"] == 0):
+            raise RunError(
+                f"{self._run.path / 'guard.jsonl'} has lost the look before step 1, without which the guard cannot go on; "
+                f"begin again: delete {self._run.path / 'checkpoints'}, then `spinerl adapt --resume "
+                f"{quoted(self._run.path)}`"
+            )
         if not self._looks:
             self._look_first()
         return self._last_step(done, last)
