@@ -94,12 +94,15 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_bytes(file: Path, data: bytes, *, process: int | None = None) -> None:
-    """Write a file that is either whole or as it was before; what is no file (a pipe, a terminal) is written as it is.
+    """Write a file that is either whole or as it was before; a pipe or a device (/dev/stdout) is written as it is.
+
+    A link is replaced, not followed, unless it is one of the system's.
 
     Args:
         process: this process's number where several may write the file at a time.
     """
-    if kind_of(file, follow=True) not in (None, "a file", "a folder"):
+    of_system = os.path.abspath(file).startswith(("/dev/", "/proc/"))
+    if kind_of(file, follow=of_system) in ("a named pipe", "a socket", "a device"):
         file.write_bytes(data)
         return
     draft = draft_of(file, process=process)
