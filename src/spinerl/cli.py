@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 
-
 class _Commands(TyperGroup):
     """The commands, none of which ends in a traceback for what is no fault of the program."""
 
@@ -136,7 +135,8 @@ def evaluate_command(
         typer.Option(help="write a line per question here as they come, to score or compare later", metavar="FILE"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with an evaluation whose --predictions FILE is unfinished", metavar="FILE")
+        Path | None,
+        typer.Option(help="go on with an evaluation that was writing --predictions FILE", metavar="FILE"),
     ] = None,
     at_once: Annotated[
         int, typer.Option("--at-once", help="questions answered before they are written; 0: by their length", min=0)

@@ -8,6 +8,7 @@ than the recipe does, that method's row wins over the recipe.  `model=X`, `data=
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -1030,4 +1031,7 @@ def explain_value(item: Any) -> str:
 def _slug(name: str) -> str:
     path = Path(name)
     base = path.stem if path.suffix in (".jsonl", ".json", ".parquet") else "-".join(path.parts[-2:])
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"
+    if len(plain.encode()) <= 80:
+        return plain
+    return f"{plain[:16]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"

@@ -16,7 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Draft", "draft_of", "drafts_in", "kind_of", "process_runs", "quoted", "remove", "remove_now", "write_bytes", "write_text"]
+__all__ = [
+    "Draft",
+    "draft_of",
+    "drafts_in",
+    "kind_of",
+    "process_runs",
+    "quoted",
+    "remove",
+    "remove_now",
+    "write_bytes",
+    "write_text",
+]
 
 _DRAFT = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?(?:\.(?P<process>[0-9]+))?\.tmp", re.DOTALL)
 _LONGEST = 200  # bytes of a name that leave space for what a draft's name adds; file systems allow 255

@@ -26,7 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 from spinerl.config import Config, dump_yaml, load_config, read_recipe
 from spinerl.errors import CheckpointError, InputError, RunError, SpinerlError, memory_line
-from spinerl.files import Draft, draft_of, drafts_in, kind_of, process_runs, quoted, remove, remove_now, write_bytes, write_text
+from spinerl.files import (
+    Draft,
+    draft_of,
+    drafts_in,
+    kind_of,
+    process_runs,
+    quoted,
+    remove,
+    remove_now,
+    write_bytes,
+    write_text,
+)
 from spinerl.images import image_key, thumbnail
 from spinerl.lines import read_text
 from spinerl.locks import FolderInUseError, FolderLock
@@ -454,7 +465,9 @@ def explain_failures(path: Path, go_on: str) -> Iterator[None]:
             raise RunError(f"{line}; with more of it, or less else in it, `{go_on}`") from None
         # safetensors and torch report disk errors in classes of their own
         if (isinstance(error, OSError) and error.errno in _DISK) or any(text in str(error) for text in _DISK_TEXTS):
-            why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:120]
+            why = (
+                error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:120]
+            )
             raise RunError(f"cannot write to {path}: {why}; free some space, then `{go_on}`") from None
         raise
 

@@ -15,12 +15,12 @@ from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
+from spinerl.errors import RunError
+from spinerl.files import quoted
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
-from spinerl.errors import RunError
-from spinerl.files import quoted
 from spinerl.lines import read_text
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json

@@ -344,7 +344,9 @@ def _read_lines(path: Path, notes: _Notes, *, in_order: bool = True) -> list[Map
     if in_order:
         wrong = next((b["step"] for a, b in itertools.pairwise(rows) if b["step"] < a["step"]), None)
         if wrong is not None:
-            notes.note(f"{path.name}: step {wrong} comes after a later one; of a step that is there twice the last counts.")
+            notes.note(
+                f"{path.name}: step {wrong} comes after a later one; of a step that is there twice the last counts."
+            )
     return rows
 
 
