@@ -218,7 +218,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     try:
         for row in read_lines(file):
-            found.append(row)  # noqa: PERF402 - those before an error are wanted
+            found.append(row)
     except RunError:
         pass
     return found

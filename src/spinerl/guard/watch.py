@@ -94,8 +94,8 @@ class Guard:
                 self._kept.append(row["label/kept_frac"])
         if done and not (self._looks and self._looks[0]["step"] == 0):
             raise RunError(
-                f"{self._run.path / 'guard.jsonl'} has lost the look before step 1, without which the guard cannot go on; "
-                f"begin again: delete {self._run.path / 'checkpoints'}, then `spinerl adapt --resume "
+                f"{self._run.path / 'guard.jsonl'} has lost the look before step 1, which the guard compares with; "
+                f"to begin again, delete {self._run.path / 'checkpoints'}, then `spinerl adapt --resume "
                 f"{quoted(self._run.path)}`"
             )
         if not self._looks:

@@ -345,7 +345,7 @@ def _read_lines(path: Path, notes: _Notes, *, in_order: bool = True) -> list[Map
         wrong = next((b["step"] for a, b in itertools.pairwise(rows) if b["step"] < a["step"]), None)
         if wrong is not None:
             notes.note(
-                f"{path.name}: step {wrong} comes after a later one; of a step that is there twice the last counts."
+                f"{path.name}: step {wrong} comes after a later one; of equal steps the last counts."
             )
     return rows
 
