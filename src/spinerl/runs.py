@@ -99,13 +99,8 @@ class RunFolder:
         """
         path = config.run_folder if path is None else path
         run = cls(path)
+        run.check_free(overwrite)
         try:
-            _check_name(path)
-            kind = kind_of(path, follow=True)
-            if kind not in (None, "a folder"):
-                raise InputError(f"run={path} is {kind}; choose another run=FOLDER")
-            if kind == "a folder" and run._is_taken():
-                run._check_replaceable(overwrite)
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
             run._remove_own_files()
@@ -115,19 +110,38 @@ class RunFolder:
         except InputError:
             run.unlock()
             raise
-        except (OSError, ValueError) as error:
+        except OSError as error:
             run.unlock()
             raise InputError(f"run={path} cannot be written: {_reason(error)}; choose another run=FOLDER") from None
         return run
 
-    def _check_replaceable(self, overwrite: bool) -> None:
-        if not overwrite:
+    def check_free(self, overwrite: bool = False) -> None:
+        """InputError if no new run can be written here, as `create` raises it; nothing is written."""
+        path = self.path
+        try:
+            str(path).encode("utf-8")
+            kind = kind_of(path, follow=True)
+            if kind not in (None, "a folder"):
+                raise InputError(f"run={path} is {kind}; choose another run=FOLDER")
+            parent = path.absolute().parent
+            while kind_of(parent, follow=True) is None:
+                parent = parent.parent
+            if not parent.is_dir():
+                raise InputError(f"run={path} cannot be written: Not a directory: {parent}; choose another run=FOLDER")
+            taken = kind == "a folder" and self._is_taken()
+        except UnicodeEncodeError:  # not all libraries that write there take such a name
             raise InputError(
-                f"run={self.path} exists; continue it with `spinerl adapt --resume {quoted(self.path)}`, replace it "
-                "with --overwrite, or choose another run=FOLDER"
+                f"run={path} cannot be written: its name is no UTF-8 text; choose another run=FOLDER"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"run={path} cannot be written: {_reason(error)}; choose another run=FOLDER") from None
+        if taken and not overwrite:
+            raise InputError(
+                f"run={path} exists; continue it with `spinerl adapt --resume {quoted(path)}`, replace it with "
+                "--overwrite, or choose another run=FOLDER"
             )
-        if not self.is_marked:
-            raise InputError(f"run={self.path} is not a run of spinerl, so --overwrite does not touch it")
+        if taken and not self.is_marked:
+            raise InputError(f"run={path} is not a run of spinerl, so --overwrite does not touch it")
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -410,14 +424,6 @@ def load_learned(model: torch.nn.Module, file: Path) -> None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _check_name(path: Path) -> None:
-    """ValueError for a name that is no text in UTF-8: not all libraries that write there take one."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("its name is no UTF-8 text") from None
 
 
 def _reason(error: Exception) -> str:

@@ -75,6 +75,8 @@ def adapt(
     try:
         if run is not None:
             _take(run)
+        else:
+            RunFolder(folder).check_free(overwrite)  # rather now than after a large model was read
         work = _ready(config, work or open_workload(config, observer))
         config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
         if run is None:

@@ -17,6 +17,7 @@ from spinerl.engine.adapters import base_of, merged
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.errors import InputError
+from spinerl.files import quoted
 from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, Question, Rollout
 
@@ -142,8 +143,12 @@ def resolve_name(name: str) -> str:
         for candidate in (folder, folder / "model"):
             if any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return str(candidate)
+        if (folder / "config.yaml").is_file():
+            raise InputError(
+                f"model={name}: this run has no model yet; `spinerl adapt --resume {quoted(folder)}` goes on with it "
+                "(a run of steps=0 has none)"
+            )
         raise InputError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model")
-        return str(folder)
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         bundled = " or ".join(MODELS)
         raise InputError(f"model={name}: no such folder; give a Hugging Face folder, a hub name, or {bundled}")

@@ -344,9 +344,7 @@ def _read_lines(path: Path, notes: _Notes, *, in_order: bool = True) -> list[Map
     if in_order:
         wrong = next((b["step"] for a, b in itertools.pairwise(rows) if b["step"] < a["step"]), None)
         if wrong is not None:
-            notes.note(
-                f"{path.name}: step {wrong} comes after a later one; of equal steps the last counts."
-            )
+            notes.note(f"{path.name}: step {wrong} comes after a later one; of equal steps the last counts.")
     return rows
 
 
