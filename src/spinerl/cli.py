@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from spinerl import __version__
 from spinerl.config import Config, describe_keys, dump_yaml, load_config
-from spinerl.errors import InputError, SpinerlError
+from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.exits import as_ended, quiet_output, signals_raised, tolerant_output
 
 if TYPE_CHECKING:
@@ -640,8 +640,10 @@ def _print_result(run: RunFolder) -> None:
     from spinerl.report import read_run
 
     data = read_run(run.path)
-    first, last = data.evals[0], data.final_eval
-    assert last is not None
+    last = data.final_eval
+    if last is None:
+        raise RunError(f"{run.path / 'eval.jsonl'} was damaged while the run was under way")
+    first = data.evals[0]
     columns = (
         {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )

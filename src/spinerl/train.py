@@ -68,14 +68,12 @@ def adapt(
     """
     folder = config.run_folder if resume is None else resume.path
     config = absolute_paths(resolve(config))  # a run can be continued from any folder
-    check_reward(config.reward)  # a misspelt name is refused now, not after the first evaluation
-    find(SELECTORS, config.forks.selector, "forks.selector")
-    find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
     run = resume
     try:
         if run is not None:
             _take(run)
-        else:
+        _check_functions(config, run)
+        if run is None:
             RunFolder(folder).check_free(overwrite)  # rather now than after a large model was read
         work = _ready(config, work or open_workload(config, observer))
         config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
@@ -98,6 +96,19 @@ def adapt(
         if run is not None:
             run.unlock()
     return run
+
+
+def _check_functions(config: Config, run: RunFolder | None) -> None:
+    """Refuse a misspelt name now, not after the first evaluation; of a run that goes on say where it began."""
+    try:
+        check_reward(config.reward)
+        find(SELECTORS, config.forks.selector, "forks.selector")
+        find(VOTE_WEIGHTS, config.vote.weights, "vote.weights")
+    except InputError as error:
+        began = None if run is None else run.manifest.get("folder")
+        if isinstance(began, str) and began != str(Path.cwd()):
+            raise InputError(f"{error}; the run began in {began}, where modules are searched for too") from None
+        raise
 
 
 def _resume_command(run: RunFolder) -> str:

@@ -18,7 +18,8 @@ from tests.e2e.test_guarded_runs import Quiet
 KEYS = [
     "questions_per_step=4", "group_size=2", "threads=1", "rollout.max_new_tokens=2", "answer.truncated=count",
     "eval.samples=0", "checkpoint.every=10", "checkpoint.keep=1", "guard=warn", "guard.every=10", "guard.questions=4",
-    "guard.samples=2", "guard.no_go=0", "log.sample_every=5", "band.weight=0.1", "vote.memory=sum", "eval.max_questions=64",
+    "guard.samples=2", "guard.no_go=0", "log.sample_every=5", "band.weight=0.1", "vote.memory=sum",
+    "eval.max_questions=64",
 ]  # fmt: skip
 
 

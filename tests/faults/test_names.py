@@ -202,3 +202,18 @@ def test_which_values_are_paths(tmp_path, monkeypatch):
 def test_a_path_is_shown_as_it_is_typed(text, shown):
     assert quoted(text) == shown
     assert "\n" not in shown
+
+
+def test_a_run_whose_functions_are_of_another_folder_says_which(tmp_path, capsys, monkeypatch):
+    """No run folder names a folder whose code is run: one has to be there oneself."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    write_finished(here / "run")
+    config = load_config({"reward": "own_rewards_of_mine:brief", "steps": 1})
+    (here / "run" / "config.yaml").write_text(dump_yaml(config))
+    (here / "run" / "manifest.json").write_text(json.dumps({"folder": str(here)}))
+    monkeypatch.chdir(there)
+    code, printed = run_command(["adapt", "--resume", here / "run"], capsys)
+    assert code == 2
+    assert f"cannot be imported: No module named 'own_rewards_of_mine'; the run began in {here}, where" in printed
