@@ -68,7 +68,7 @@ MARK = "# A run of spinerl: its resolved configuration."
 """The first line of a run's config.yaml."""
 
 _OWN = {*STREAMS, "config.yaml", "manifest.json", "report.html", ".lock"}
-_WHOLE = {"model", "best", "compare"}  # folders that are written anew and take the place of those before
+_WHOLE = {"model", "best", "compare"}  # folders that are written as a whole, in place of those before
 _INSIDE = {  # folders to which files and folders are added, and the names of those
     "predictions": re.compile(r"step-[0-9]+\.jsonl"),
     "checkpoints": re.compile(r"step-[0-9]+"),
