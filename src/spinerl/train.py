@@ -88,6 +88,7 @@ def adapt(
             session.start(resume is not None)
             session.train()
             session.finish()
+        return run
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if run is not None:
             error.add_note(f"`{_resume_command(run)}` {run.still}")
@@ -95,7 +96,6 @@ def adapt(
     finally:
         if run is not None:
             run.unlock()
-    return run
 
 
 def _check_functions(config: Config, run: RunFolder | None) -> None:
