@@ -38,7 +38,11 @@ def test_every_reader_keeps_separators_inside_texts(tmp_path, start, end):
 def test_a_run_folder_reads_back_what_it_wrote(tmp_path):
     run = RunFolder.create(load_config(overrides=[f"run={tmp_path / 'r'}", "steps=2"]))
     streams = ("metrics.jsonl", "eval.jsonl", "samples.jsonl", "labels.jsonl", "guard.jsonl", "stream.jsonl")
-    rows = [{"step": step, "id": "q", "question_id": "q", "question": ODD, "label": ODD} for step in (1, 2)]
+    look = {"score": 0.5, "rule": None, "probe/initial_support": 0.5, "probe/concentration": 0.0}
+    asked = {"greedy_correct": None, "majority_correct": None}
+    rows = [
+        {"step": step, "id": "q", "question_id": "q", "question": ODD, "label": ODD, **look, **asked} for step in (1, 2)
+    ]
     for stream in streams:
         run.append(stream, *rows)
         assert run.rows(stream) == rows

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from spinerl.answers import count_vote, default_equivalence
 from spinerl.config import Config, load_config, override
-from spinerl.errors import InputError, short
+from spinerl.errors import InputError, RunError, short
 from spinerl.plugins import register
 from spinerl.report import read_run
 from spinerl.runs import QUESTIONS, RunFolder
@@ -113,8 +113,10 @@ def adapt(
             work = open_workload(config, observer, _given(model, tokenizer, config))
             made = run_adapt(config, observer, work=work)
         data = read_run(made.path)
-        first, final = data.evals[0], data.final_eval
-        assert final is not None  # the last evaluation, or that of the weights which the guard kept
+        final = data.final_eval  # the last evaluation, or that of the weights which the guard kept
+        if final is None:
+            raise RunError(f"{made.path / 'eval.jsonl'} was damaged while the run was under way")
+        first = data.evals[0]
         return Run(
             work.loaded.model,
             work.loaded.tokenizer,

@@ -1,10 +1,8 @@
-"""The commands.  Thin: they parse arguments, call the package, print.
-
-Exit codes: 0 done, 1 failed while running, 2 refused input.
-"""
+"""The commands.  Thin: they parse arguments, call the package, print.  `spinerl.exits` has the exit codes."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from spinerl import __version__
 from spinerl.config import (
@@ -32,6 +31,7 @@ from spinerl.config import (
     value_of,
 )
 from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.exits import as_ended, quiet_output, signals_raised, tolerant_output
 from spinerl.lines import one_line, visible
 from spinerl.recipes import split_args
 from spinerl.terminal import PlainConsole, SafeFormatter
@@ -39,11 +39,30 @@ from spinerl.terminal import PlainConsole, SafeFormatter
 if TYPE_CHECKING:
     from spinerl.evaluation import Evaluation
     from spinerl.runs import RunFolder
+    from spinerl.saved import SavedEvaluation
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """The commands, none of which ends in a traceback for what is no fault of the program."""
+
+    def invoke(self, ctx: Any) -> Any:
+        # Here, not in `main`: typer has ends of its own for some of these, in which nothing is said.
+        try:
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            ended = None if isinstance(error, SpinerlError) else as_ended(error)
+            if ended is None:
+                raise
+            raise ended from None
+        return found
+
+
 app = typer.Typer(
     name="spinerl",
+    cls=_Commands,
     help="Label-free test-time reinforcement learning for language models.",
     no_args_is_help=True,
     add_completion=False,
@@ -117,13 +136,25 @@ def adapt(
 
 @app.command("eval")
 def evaluate_command(
-    first: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="a model, or a file of saved predictions")],
-    second: Annotated[str, typer.Argument(metavar="DATA|MODEL|FILE", help="questions; or what to compare with")],
+    first: Annotated[
+        str | None, typer.Argument(metavar="MODEL|FILE", help="a model, or a file of saved predictions")
+    ] = None,
+    second: Annotated[
+        str | None, typer.Argument(metavar="DATA|MODEL|FILE", help="questions; or what to compare with")
+    ] = None,
     overrides: Overrides = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="write a line per question here, to score or compare later", metavar="FILE")
+        Path | None,
+        typer.Option(help="write a line per question here as they come, to score or compare later", metavar="FILE"),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="go on with an evaluation that was writing --predictions FILE", metavar="FILE"),
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option("--at-once", help="questions answered before they are written; 0: by their length", min=0)
+    ] = 0,
     _verbose: Verbose = False,
 ) -> None:
     """Measure a model on questions, or compare two models, or two files of saved predictions, question by question.
@@ -131,59 +162,107 @@ def evaluate_command(
     A model is a hub name, a folder, a run, a GGUF file, tiny-reasoner, tiny-vlm or smollm2-135m.
 
     Examples: spinerl eval tiny-reasoner tiny/shift-b | spinerl eval tiny-reasoner RUN data=tiny/shift-a |
-    spinerl eval before.jsonl after.jsonl
+    spinerl eval before.jsonl after.jsonl | spinerl eval --resume before.jsonl
     """
-    from spinerl.answers import Equivalence
-    from spinerl.display import comparison_table, difference_lines, subject_table
-    from spinerl.runs import write_json, write_rows
-    from spinerl.scoring import by_subject, compare
+    from spinerl.runs import write_json
 
     _check_writable(json_file, predictions)
     overrides = overrides or []
-    given = [_data_name(one) for one in overrides]
-    two_files = all(Path(name).is_file() and _holds_predictions(Path(name)) for name in (first, second))
-    if not two_files and not any(given):
-        evaluation, config = _evaluate(first, second, overrides)
-        rows = evaluation.predictions
-        out.print(comparison_table({config.model.name: evaluation.metrics}))
-        subjects = list(by_subject(rows, config.eval.confidence, config.seed))
-        if subjects:
-            out.print(subject_table(subjects))
-        figures = {"model": config.model.name, "data": config.data.name, **evaluation.metrics}
-        if subjects:
-            figures["subjects"] = {name: {"num_questions": n, **shares} for name, n, shares in subjects}
-        if predictions is not None:
-            write_rows(predictions, rows)
+    if resume is not None:
+        if first is not None or predictions is not None or at_once:
+            raise InputError("--resume goes on with an evaluation as it was begun: no MODEL, DATA or key=value with it")
+        figures = _evaluate_one(*_resumed_evaluation(resume))
+    elif first is None or second is None:
+        raise InputError("MODEL and DATA are needed (or two files of predictions), or --resume FILE; see --help")
+    elif not _are_predictions(first, second) and not any(map(_data_name, overrides)):
+        figures = _evaluate_one(*_begun(first, second, overrides, predictions, at_once))
     else:
         if predictions is not None:
             raise InputError("--predictions belongs to one model on one data set: evaluate the two one by one")
-        if two_files:
-            from spinerl.scoring import judge, read_predictions
-
-            config = load_config(overrides=overrides)
-            with Equivalence() as equivalence:
-                both = [
-                    [
-                        judge(row, equivalence, config.answer, config.vote, config.seed)
-                        for row in read_predictions(Path(f), config.data.gold_extract)
-                    ]
-                    for f in (first, second)
-                ]
-        else:
-            data = next(name for name in reversed(given) if name)
-            rest = [one for one, name in zip(overrides, given, strict=True) if name is None]
-            results = [_evaluate(model, data, rest) for model in (first, second)]
-            config = results[0][1]
-            both = [evaluation.predictions for evaluation, _ in results]
-            out.print(
-                comparison_table({name: r.metrics for name, (r, _) in zip((first, second), results, strict=True)})
-            )
-        differences = compare(both[0], both[1], config.eval.confidence, config.seed)
-        for line in difference_lines(first, second, differences):
-            out.print(line)
-        figures = {"a": first, "b": second, "paired": {name: asdict(d) for name, d in differences.items()}}
+        figures = _evaluate_two(first, second, overrides)
     if json_file is not None:
         write_json(json_file, figures)
+
+
+def _begun(
+    model: str, data: str, overrides: Sequence[str], predictions: Path | None, at_once: int
+) -> tuple[Config, SavedEvaluation | None]:
+    """The configuration of an evaluation, and where it is written."""
+    if predictions is None:
+        if at_once:
+            raise InputError(f"--at-once {at_once} says how often --predictions FILE is written: name one")
+        return _resolved({"model": model, "data": data, "method": "none"}, overrides), None
+    from spinerl.saved import SavedEvaluation
+
+    saved = SavedEvaluation.begin(predictions, at_once)
+    return _resolved({"model": model, "data": data, "method": "none"}, overrides), saved
+
+
+def _resumed_evaluation(path: Path) -> tuple[Config, SavedEvaluation]:
+    """The same of one that goes on."""
+    from spinerl.saved import SavedEvaluation, unfinished_of
+
+    saved = SavedEvaluation.resume(unfinished_of(path))
+    assert saved.config is not None
+    for line in (saved.dropped, f"going on: {saved.progress}"):
+        if line:
+            err.print(line)
+    return saved.config, saved
+
+
+def _evaluate_one(config: Config, saved: SavedEvaluation | None) -> dict[str, Any]:
+    """Evaluate, print the figures and return them."""
+    from spinerl.display import comparison_table, subject_table
+    from spinerl.runs import explain_failures
+    from spinerl.scoring import by_subject
+
+    try:
+        with contextlib.nullcontext() if saved is None else explain_failures(saved.file, saved.command):
+            evaluation = _evaluate(config, saved)
+            if saved is not None:
+                saved.finish()
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if saved is not None and saved.progress:
+            error.add_note(f"{saved.progress}; `{saved.command}` goes on")
+        raise
+    out.print(comparison_table({config.model.name: evaluation.metrics}))
+    subjects = list(by_subject(evaluation.predictions, config.eval.confidence, config.seed))
+    if subjects:
+        out.print(subject_table(subjects))
+    figures = {"model": config.model.name, "data": config.data.name, **evaluation.metrics}
+    if subjects:
+        figures["subjects"] = {name: {"num_questions": n, **shares} for name, n, shares in subjects}
+    return figures
+
+
+def _evaluate_two(first: str, second: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compare two models, or two files of predictions, print how they differ and return it."""
+    from spinerl.answers import Equivalence
+    from spinerl.display import comparison_table, difference_lines
+    from spinerl.scoring import compare, judge, read_predictions
+
+    if _are_predictions(first, second):
+        config = load_config(overrides=overrides)
+        with Equivalence() as equivalence:
+            both = [
+                [
+                    judge(row, equivalence, config.answer, config.vote, config.seed)
+                    for row in read_predictions(Path(f), config.data.gold_extract)
+                ]
+                for f in (first, second)
+            ]
+    else:
+        data = next(name for one in reversed(overrides) if (name := _data_name(one)))
+        rest = [one for one in overrides if _data_name(one) is None]
+        configs = [_resolved({"model": model, "data": data, "method": "none"}, rest) for model in (first, second)]
+        config = configs[0]
+        results = [_evaluate(one) for one in configs]
+        both = [evaluation.predictions for evaluation in results]
+        out.print(comparison_table({name: r.metrics for name, r in zip((first, second), results, strict=True)}))
+    differences = compare(both[0], both[1], config.eval.confidence, config.seed)
+    for line in difference_lines(first, second, differences):
+        out.print(line)
+    return {"a": first, "b": second, "paired": {name: asdict(d) for name, d in differences.items()}}
 
 
 @app.command("preflight")
@@ -355,9 +434,9 @@ def compare_command(
 
     try:
         compare(args or [], out, overwrite, allow)
-    except KeyboardInterrupt:
-        err.print("spinerl: interrupted; the same command continues the comparison")
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        error.add_note("the same command continues the comparison")
+        raise
 
 
 data_app = typer.Typer(
@@ -458,11 +537,20 @@ def report(
         typer.Option("--out", help="default: RUN/report.html, or report.html for several", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about one run, or several side by side."""
+    """Write one self-contained HTML page about one run, or several side by side.
+
+    Damaged lines and files are left out and named, on the page too; the exit code is then 1.
+    """
     from spinerl.report import write_report
 
     target = out_file or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    out.print(f"report: {write_report(runs, target)}")
+    damage: list[str] = []
+    written = write_report(runs, target, damage.append)
+    for line in damage:
+        err.print(f"damaged: {line}", style="red")
+    out.print(f"report: {written}")
+    if damage:
+        raise typer.Exit(1)
 
 
 @app.command("config")
@@ -535,17 +623,22 @@ def version_option(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: every error of ours is one line on standard error."""
+    tolerant_output()
     try:
         if arguments is None:  # this process is ours: Pythons that libraries start import nothing of the working folder
             os.environ["PYTHONSAFEPATH"] = "1"
         _check_working_folder()
-        app(args=None if arguments is None else list(arguments))
-    except SpinerlError as error:
-        err.print(f"spinerl: {_one_line(error)}", style="red")
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        err.print("spinerl: interrupted; `spinerl adapt --resume RUN` continues a run")
-        raise SystemExit(130) from None
+        with signals_raised():
+            app(args=None if arguments is None else list(arguments))
+    except (SpinerlError, KeyboardInterrupt) as error:
+        ended = error if isinstance(error, SpinerlError) else as_ended(error)
+        assert ended is not None
+        if str(ended):
+            with contextlib.suppress(BrokenPipeError):
+                err.print(f"spinerl: {_one_line(ended)}", style="red")
+        if ended.exit_code == 141:
+            quiet_output()
+        raise SystemExit(ended.exit_code) from None
 
 
 def _one_line(error: SpinerlError) -> str:
@@ -561,19 +654,22 @@ def _check_working_folder() -> None:
         raise InputError(f"the working folder is gone ({error.strerror}); change to another") from None
 
 
-def _evaluate(model: str, data: str, overrides: Sequence[str]) -> tuple[Evaluation, Config]:
+def _evaluate(config: Config, saved: SavedEvaluation | None = None) -> Evaluation:
     from spinerl.display import Display
     from spinerl.evaluation import evaluate_model
 
-    config = _resolved({"model": model, "data": data, "method": "none"}, overrides)
     with Display(err, 0) as display:
-        return evaluate_model(config, display), config
+        return evaluate_model(config, display, record=saved)
 
 
 def _data_name(override: str) -> str | None:
     """The data set that a `data=NAME` override names, else None."""
     key, _, name = override.partition("=")
     return name if key in ("data", "data.name") else None
+
+
+def _are_predictions(*names: str) -> bool:
+    return all(os.path.isfile(name) and _holds_predictions(Path(name)) for name in names)
 
 
 def _holds_predictions(file: Path) -> bool:
@@ -620,8 +716,10 @@ def _print_result(run: RunFolder) -> None:
     from spinerl.report import read_run
 
     data = read_run(run.path)
-    first, last = data.evals[0], data.final_eval
-    assert last is not None
+    last = data.final_eval
+    if last is None:
+        raise RunError(f"{run.path / 'eval.jsonl'} was damaged while the run was under way")
+    first = data.evals[0]
     columns = (
         {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )

@@ -8,6 +8,7 @@ than the recipe does, that method's row wins over the recipe.  `model=X`, `data=
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -916,6 +917,10 @@ def profile_of(model_name: str, depth: int = 8) -> str:
     return model_name
 
 
+# What YAML takes for a line's end, or refuses, as it is: in a text of JSON it stands as an escape.
+_NOT_IN_YAML = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
 class _FaithfulDumper(yaml.SafeDumper):
     """Writes texts with characters that YAML takes for line ends (U+0085) or that steer a terminal in double quotes,
     as escapes: those that YAML writes as they are, `visible` turns into the same escapes."""
@@ -957,13 +962,22 @@ def override(key: str, value: Any) -> str:
     >>> override("rollout.stop", ["###"])
     'rollout.stop=["###"]'
     """
-    text = json.dumps(value, ensure_ascii=False)
-    return f"{key}={_NOT_IN_YAML.sub(lambda found: f'{chr(92)}u{ord(found[0]):04x}', text)}"
+    text = _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return f"{key}={text}"
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """The layer of one `key=value` override; InputError if it is none."""
+    """The layer of one `key=value` override; InputError if it is none.
+
+    Where the key's value is a text, what is written is the text, unless it stands in quotes or is null: a folder may be
+    called 2024, #1 or [x].
+    """
     key, value = split_override(text)
+    raw = text.partition("=")[2]
+    is_null = value is None and raw.strip().lower() in ("", "null", "~")
+    is_section = isinstance(value, Mapping) and key in _HEADLINE
+    if _is_text(key) and not (is_null or is_section or raw[:1] in ("'", '"')):
+        value = raw
     *sections, last = key.split(".")
     if len(sections) > _MAX_SECTIONS:
         raise InputError(f"{short(key, bare=True)}: more than {_MAX_SECTIONS} levels of sections")
@@ -971,6 +985,21 @@ def parse_override(text: str) -> dict[str, Any]:
     for section in reversed(sections):
         layer = {section: layer}
     return layer
+
+
+def _is_text(key: str) -> bool:
+    """Whether the value of a dotted key is a text or null, and nothing else."""
+    section: Any = Config
+    *sections, last = key.split(".")
+    if key in _HEADLINE and key != "guard":
+        sections, last = [key], _HEADLINE[key]
+    for name in sections:
+        field = section.model_fields.get(name) if isinstance(section, type) else None
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return False
+        section = field.annotation
+    field = section.model_fields.get(last)
+    return field is not None and field.annotation in (str, str | None)
 
 
 def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -1170,4 +1199,7 @@ def explain_value(item: Any) -> str:
 def _slug(name: str) -> str:
     path = Path(name)
     base = path.stem if path.suffix in (".jsonl", ".json", ".parquet", ".gguf") else "-".join(path.parts[-2:])
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"
+    if len(plain.encode()) <= 80:
+        return plain
+    return f"{plain[:16]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"

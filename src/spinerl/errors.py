@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +17,7 @@ __all__ = [
     "RunError",
     "SpinerlError",
     "did_you_mean",
+    "memory_line",
     "short",
 ]
 
@@ -74,3 +77,39 @@ def did_you_mean(word: Any, allowed: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+_BYTES = re.compile(r"(?i)(?:tried|unable|failed) to allocate ([0-9]+) bytes")
+_SIZE = re.compile(r"(?i)(?:tried|unable|failed) to allocate ([0-9.]+ [KMGT]iB)")
+_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+    "can't start new thread",
+    "unable to mmap",
+)
+
+
+def memory_line(error: BaseException) -> str | None:
+    """What was asked for, in a line, if the error says that there was not enough memory; else None.
+
+    Python, numpy, torch and the system each say it in their own way, some in errors of any class.
+
+    >>> memory_line(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."))
+    'out of memory: 4.0 GiB were asked for'
+    >>> memory_line(MemoryError("Unable to allocate 7.45 GiB for an array")), memory_line(ValueError("no"))
+    ('out of memory: 7.45 GiB were asked for', None)
+    """
+    text = " ".join(str(error).split())
+    is_full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if not is_full and not any(one in text.lower() for one in _MEMORY_TEXTS):
+        return None
+    if found := _BYTES.search(text):
+        return f"out of memory: {int(found[1]) / 2**30:.1f} GiB were asked for"
+    if found := _SIZE.search(text):
+        return f"out of memory: {found[1]} were asked for"
+    if "thread" in text:
+        return "out of memory or threads: no new thread can be started (see ulimit -u and ulimit -v)"
+    return f"out of memory{f': {text[:120]}' if text else ''}"

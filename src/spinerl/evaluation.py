@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config
@@ -17,11 +17,24 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.memory import is_flip
 from spinerl.scoring import class_correct, judge, over_limit_line, summarise
-from spinerl.step import rollout_metrics
 from spinerl.types import GoldTable, Question, Rollout, StepRecord, Vote
-from spinerl.workload import Observer, open_workload
+from spinerl.workload import Observer, Workload, open_workload
 
-__all__ = ["Evaluation", "evaluate", "evaluate_model", "gold_metrics", "gold_rewards", "label_rows", "stream_rows"]
+__all__ = [
+    "Evaluation",
+    "Part",
+    "Record",
+    "evaluate",
+    "evaluate_model",
+    "gold_metrics",
+    "gold_rewards",
+    "label_rows",
+    "stream_rows",
+]
+
+_MOST_TOKENS = 2**26  # sampled before their texts are judged and the rest is forgotten: about a gigabyte
+_TOKENS_PER_PART = 2**18  # what an interrupted evaluation loses, at most: some minutes on a CPU
+_AS_FAST = 16  # times as much on a device on which this takes less long, and where small batches waste more
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,30 @@ class Evaluation:
     predictions: tuple[dict[str, Any], ...]
 
 
+class Part(NamedTuple):
+    """Some of an evaluation's questions: a judged row each, and sums over their responses (`_sums`)."""
+
+    rows: tuple[dict[str, Any], ...]
+    sums: dict[str, Any]
+
+
+class Record(Protocol):
+    """Where an evaluation is written to, part by part; `spinerl.saved` has the one that `spinerl eval` uses.
+
+    `parts`: those that are there already, in the order of the questions.
+    """
+
+    parts: list[Part]
+
+    def open(self, work: Workload, config: Config, per_part: int) -> int:
+        """Before the first question: take note of what is asked; how many questions make a part."""
+        ...
+
+    def add(self, part: Part) -> None:
+        """The next part was answered."""
+        ...
+
+
 def evaluate(
     loaded: LoadedModel,
     questions: Sequence[Question],
@@ -40,51 +77,134 @@ def evaluate(
     config: Config,
     equivalence: Equivalence,
     on_tokens: Callable[[int], None] | None = None,
+    *,
+    per_part: int = 0,
+    record: Record | None = None,
 ) -> Evaluation:
     """Greedy Pass@1, and over k = `eval.samples` responses avg@k, maj@k and pass@j, with intervals; lengths, entropies.
 
     Accuracy figures are fractions over the questions that have a gold answer and absent when none has.  The
     samples' random streams depend on the seed and the question only: before and after are sampled alike.
+
+    Args:
+        per_part: questions answered at a time; 0: as many as memory allows.
+        record: gets each part when it is answered, and has those that need not be answered any more.
     """
+    questions, prompts = _asked(config, questions), _asked(config, prompts)
+    per_part = per_part or _questions_of(_MOST_TOKENS, config)
+    parts = [] if record is None else list(record.parts)
+    for first in range(per_part * len(parts), len(questions), per_part):
+        chosen = slice(first, first + per_part)
+        part = _answered(loaded, questions[chosen], prompts[chosen], gold, config, equivalence, on_tokens)
+        parts.append(part)
+        if record is not None:
+            record.add(part)
+    rows = [row for part in parts for row in part.rows]
+    figures: dict[str, Any] = {
+        "num_questions": len(questions),
+        "num_gold": sum(row["gold"] is not None for row in rows),
+        **summarise(rows, config.eval.confidence, config.seed),
+        **_described([part.sums for part in parts]),
+    }
+    return Evaluation(figures, tuple(rows))
+
+
+def _asked(config: Config, items: Sequence[Any]) -> Sequence[Any]:
+    return items[: config.eval.max_questions] if config.eval.max_questions else items
+
+
+def _questions_of(num_tokens: int, config: Config) -> int:
+    """How many questions have at most so many tokens of responses; one at least."""
+    return max(1, num_tokens // ((1 + config.eval_samples) * config.rollout.max_new_tokens))
+
+
+def _answered(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    gold: GoldTable,
+    config: Config,
+    equivalence: Equivalence,
+    on_tokens: Callable[[int], None] | None,
+) -> Part:
+    """The questions with their responses, judged."""
     start = time.perf_counter()
-    if config.eval.max_questions:
-        questions, prompts = questions[: config.eval.max_questions], prompts[: config.eval.max_questions]
     greedy = greedy_responses(loaded, questions, prompts, config.rollout, on_tokens)
     k = config.eval_samples
     sampled = None
     if k:
         sampled = sample_responses(loaded, questions, prompts, k, config.rollout, (config.seed, "eval"), on_tokens)
     over_limit = equivalence.stats["num_over_limit"]
-    rows = [
+    rows = tuple(
         judge(_row(i, question, gold, greedy, sampled), equivalence, config.answer, config.vote, config.seed)
         for i, question in enumerate(questions)
-    ]
+    )
+    sums = {"greedy": _sums(greedy), **({} if sampled is None else {"sampled": _sums(sampled)})}
     over_limit = equivalence.stats["num_over_limit"] - over_limit
-    described = rollout_metrics(sampled or greedy)
-    metrics: dict[str, Any] = {
-        "num_questions": len(questions),
-        "num_gold": sum(row["gold"] is not None for row in rows),
-        **summarise(rows, config.eval.confidence, config.seed),
-        **{f"eval/{key}": described[f"rollout/{key}"] for key in ("response_length", "entropy", "truncated_frac")},
-        "eval/greedy_length": rollout_metrics(greedy)["rollout/response_length"],
-        **({"eval/over_limit": over_limit} if over_limit else {}),
-        "eval/num_tokens": sum(int(r.mask.sum()) for r in (greedy, sampled) if r is not None),
-        "time/eval_s": time.perf_counter() - start,
+    return Part(rows, {**sums, "over_limit": over_limit, "seconds": time.perf_counter() - start})
+
+
+def _sums(rollout: Rollout) -> dict[str, float]:
+    return {
+        "responses": len(rollout.mask),
+        "tokens": int(rollout.mask.sum()),
+        "truncated": int((~rollout.finished_mask).sum()),
+        "entropy": float(rollout.entropies.double().masked_fill(~rollout.mask, 0.0).sum()),
     }
-    return Evaluation(metrics, tuple(rows))
 
 
-def evaluate_model(config: Config, observer: Observer | None = None, *, given: LoadedModel | None = None) -> Evaluation:
+def _described(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Lengths (tokens), entropy (nats) and truncation of all parts: of the sampled responses, else of the greedy."""
+
+    def total(kind: str, key: str) -> float:
+        return sum(one[kind][key] for one in sums)
+
+    kind = "sampled" if "sampled" in sums[0] else "greedy"
+    tokens = total(kind, "tokens")
+    over_limit = sum(one["over_limit"] for one in sums)
+    return {
+        "eval/response_length": tokens / total(kind, "responses"),
+        "eval/entropy": total(kind, "entropy") / tokens if tokens else 0.0,
+        "eval/truncated_frac": total(kind, "truncated") / total(kind, "responses"),
+        "eval/greedy_length": total("greedy", "tokens") / total("greedy", "responses"),
+        "eval/num_tokens": tokens + (total("greedy", "tokens") if kind == "sampled" else 0),
+        **({"eval/over_limit": over_limit} if over_limit else {}),
+        "time/eval_s": sum(one["seconds"] for one in sums),
+    }
+
+
+def evaluate_model(
+    config: Config,
+    observer: Observer | None = None,
+    *,
+    given: LoadedModel | None = None,
+    record: Record | None = None,
+) -> Evaluation:
     """Open the configuration's model (or take the one given) and questions, and evaluate.
 
+    Questions are answered in parts, whose size depends on the configuration and the device only; `record` gets each.
     `config` has been through `spinerl.data.resolve`.  Raises InputError.
     """
     work = open_workload(config, observer, given)
+    fast = work.loaded.device.type != "cpu" or work.loaded.sampler is not None
+    per_part = _questions_of(_TOKENS_PER_PART * (_AS_FAST if fast else 1), config)
+    if record is not None:
+        per_part = record.open(work, config, per_part)
     if observer is not None:
         observer.phase("evaluate", 0)
     on_tokens = None if observer is None else observer.tokens
     with Equivalence() as equivalence:
-        found = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence, on_tokens)
+        found = evaluate(
+            work.loaded,
+            work.questions,
+            work.prompts,
+            work.gold,
+            config,
+            equivalence,
+            on_tokens,
+            per_part=per_part,
+            record=record,
+        )
     if observer is not None:
         if said := over_limit_line(found.metrics.get("eval/over_limit", 0)):
             observer.note(said)

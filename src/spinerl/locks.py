@@ -7,7 +7,7 @@ import platform
 import weakref
 from pathlib import Path
 
-__all__ = ["FolderInUseError", "FolderLock"]
+__all__ = ["FolderInUseError", "FolderLock", "lock_file"]
 
 
 class FolderInUseError(Exception):
@@ -24,18 +24,33 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.held = False
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        # Not through a link: what it leads to would be emptied.
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         self.release = weakref.finalize(self, os.close, handle)
         try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = lock_file(handle)
         except BlockingIOError:
             owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
             self.release()
             raise FolderInUseError(owner) from None
-        except (ImportError, OSError):
+        if not held:
             return
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
         self.held = True
+
+
+def lock_file(handle: int) -> bool:
+    """Lock an open file for this process until it is closed; False where the system has no such locks.
+
+    Raises BlockingIOError if another process holds it.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True

@@ -17,19 +17,31 @@ import errno
 import hashlib
 import itertools
 import json
-import math
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spinerl.config import Config, dump_yaml, load_config
-from spinerl.errors import CheckpointError, InputError, RunError
+from spinerl.config import Config, dump_yaml, load_config, read_recipe
+from spinerl.errors import CheckpointError, InputError, RunError, SpinerlError, memory_line
+from spinerl.files import (
+    Draft,
+    draft_of,
+    drafts_in,
+    kind_of,
+    process_runs,
+    quoted,
+    remove,
+    remove_now,
+    write_bytes,
+    write_text,
+)
 from spinerl.images import image_key, thumbnail
-from spinerl.lines import lines_of, read_text
+from spinerl.lines import read_text
 from spinerl.locks import FolderInUseError, FolderLock
+from spinerl.streams import STREAMS, append_rows, json_line, json_text, read_lines, read_rows, type_name
 from spinerl.types import ImageRef
 
 if TYPE_CHECKING:
@@ -40,7 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "QUESTIONS",
     "RunFolder",
-    "explain_disk_errors",
+    "explain_failures",
     "is_intact",
     "read_lines",
     "total_bytes",
@@ -52,23 +64,20 @@ __all__ = [
 _CHECKSUMS = "checksums.json"
 QUESTIONS = "questions.jsonl"  # those of a run that was given a list of them
 
-STREAMS = (
-    "metrics.jsonl",
-    "eval.jsonl",
-    "samples.jsonl",
-    "tokens.jsonl",
-    "stream.jsonl",
-    "labels.jsonl",
-    "guard.jsonl",
-)
-
-
 MARK = "# A run of spinerl: its resolved configuration."
 """The first line of a run's config.yaml."""
 
 _OWN = {*STREAMS, "config.yaml", "manifest.json", "report.html", ".lock"}
-_OWN_FOLDERS = {"predictions", "checkpoints", "model", "best", "images", "compare"}
+_WHOLE = {"model", "best", "compare"}  # folders that are written as a whole, in place of those before
+_INSIDE = {  # folders to which files and folders are added, and the names of those
+    "predictions": re.compile(r"step-[0-9]+\.jsonl"),
+    "checkpoints": re.compile(r"step-[0-9]+"),
+    "images": re.compile(r"[0-9a-f]{16}"),
+}
 """All that a run writes: --overwrite removes nothing else."""
+
+_FACTS = {"model": dict, "data": dict, "engine": dict, "guard": dict}
+"""What of a manifest is read back, and its type."""
 
 
 class RunFolder:
@@ -79,45 +88,81 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     @classmethod
-    def create(cls, config: Config, overwrite: bool = False) -> RunFolder:
+    def create(cls, config: Config, overwrite: bool = False, path: Path | None = None) -> RunFolder:
         """A new folder holding config.yaml, locked.  With `overwrite`, a run's files that are there go, and no others.
 
-        Raises InputError if there is something at the path already (with `overwrite`: something that is not a run), or
-        if another process writes there.
+        Raises InputError if there is something at the path already (with `overwrite`: something that is not a run), if
+        another process writes there, or if it cannot be written.
+
+        Args:
+            path: where, if not where the configuration says.
         """
-        path = config.run_folder
+        path = config.run_folder if path is None else path
         run = cls(path)
-        if path.exists() and (not path.is_dir() or _is_taken(path)):
-            if not overwrite:
-                raise InputError(
-                    f"run={path} exists; continue it with `spinerl adapt --resume {path}`, replace it with "
-                    "--overwrite, or choose another run=FOLDER"
-                )
-            if not run.is_marked:
-                raise InputError(f"run={path} is not a run of spinerl, so --overwrite does not touch it")
+        run.check_free(overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.lock()
-            if overwrite:
-                run._remove_own_files()
+            run._remove_own_files()
+            if (wrong := run._misplaced()) is not None:
+                raise InputError(f"{wrong}; move it away, or choose another run=FOLDER")
             write_text(path / "config.yaml", f"{MARK}\n{dump_yaml(config)}")
+        except InputError:
+            run.unlock()
+            raise
         except OSError as error:
             run.unlock()
-            raise InputError(f"run={path} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"run={path} cannot be written: {_reason(error)}; choose another run=FOLDER") from None
         return run
+
+    def check_free(self, overwrite: bool = False) -> None:
+        """InputError if no new run can be written here, as `create` raises it; nothing is written."""
+        path = self.path
+        try:
+            str(path).encode("utf-8")
+            kind = kind_of(path, follow=True)
+            if kind not in (None, "a folder"):
+                raise InputError(f"run={path} is {kind}; choose another run=FOLDER")
+            parent = path.absolute().parent
+            while kind_of(parent, follow=True) is None:
+                parent = parent.parent
+            if not parent.is_dir():
+                raise InputError(f"run={path} cannot be written: Not a directory: {parent}; choose another run=FOLDER")
+            taken = kind == "a folder" and self._is_taken()
+        except UnicodeEncodeError:  # not all libraries that write there take such a name
+            raise InputError(
+                f"run={path} cannot be written: its name is no UTF-8 text; choose another run=FOLDER"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"run={path} cannot be written: {_reason(error)}; choose another run=FOLDER") from None
+        if taken and not overwrite:
+            raise InputError(
+                f"run={path} exists; continue it with `spinerl adapt --resume {quoted(path)}`, replace it with "
+                "--overwrite, or choose another run=FOLDER"
+            )
+        if taken and not self.is_marked:
+            raise InputError(f"run={path} is not a run of spinerl, so --overwrite does not touch it")
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
         """An existing run; InputError if the path is none."""
-        if not (Path(path) / "config.yaml").is_file():
+        file = Path(path) / "config.yaml"
+        try:
+            kind = kind_of(file, follow=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be opened: {_reason(error)}") from None
+        if kind is None:
             raise InputError(f"{path} is not a run folder: it has no config.yaml")
+        if kind != "a file":
+            raise InputError(f"{path} is not a run folder: its config.yaml is {kind}")
         return cls(Path(path))
 
     @property
     def is_marked(self) -> bool:
         """Whether this is a run's folder for sure, and not one that has a config.yaml of somebody's own."""
         try:
-            if read_text(self.path / "config.yaml").startswith(MARK):
+            file = self.path / "config.yaml"
+            if kind_of(file, follow=True) == "a file" and read_text(file).startswith(MARK):
                 return True
         except (OSError, UnicodeDecodeError):
             pass
@@ -144,42 +189,79 @@ class RunFolder:
 
     def _remove_own_files(self) -> None:
         for entry in self.path.iterdir():
-            if entry.name in _OWN and entry.name != ".lock" and (entry.is_file() or entry.is_symlink()):
-                entry.unlink()
-            elif entry.is_dir() and not entry.is_symlink() and entry.name in _OWN_FOLDERS:
-                shutil.rmtree(entry)
-            elif _is_draft(entry):
-                _remove(entry)
+            is_folder = entry.is_dir() and not entry.is_symlink()
+            if entry.name != ".lock" and entry.name in (_WHOLE | _INSIDE.keys() if is_folder else _OWN):
+                remove(entry)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left of files and folders in the making: drafts of a run's own."""
+        for draft in self._drafts():
+            if draft.process is None or not process_runs(draft.process):
+                remove_now(draft.path)
 
     def remove_leftovers(self, keep: int) -> None:
-        """Remove what a process that was killed left behind: files and folders in the making, and checkpoints that it
-        was about to delete, all but the newest `keep`."""
-        for folder in (self.path, *(self.path / name for name in ("checkpoints", "predictions", "images"))):
-            for entry in folder.glob(".*.tmp"):
-                if folder != self.path or _is_own_draft(entry):
-                    _remove(entry)
+        """Remove the checkpoints that a process that was killed was about to delete: all but the newest `keep`."""
         for old in self._checkpoints()[keep:]:
-            shutil.rmtree(old)
+            remove(old)
+
+    def _drafts(self) -> Iterator[Draft]:
+        yield from drafts_in(self.path, (_OWN | _WHOLE | _INSIDE.keys()).__contains__)
+        for name, own in _INSIDE.items():
+            yield from drafts_in(self.path / name, own.fullmatch)
+
+    def _is_taken(self) -> bool:
+        """Whether the folder holds more than a new run may find there."""
+        free = {QUESTIONS, ".lock", *(draft.path.name for draft in self._drafts())}
+        return any(entry.name not in free for entry in self.path.iterdir())
+
+    def check_places(self) -> None:
+        """RunError if something else is where the run writes: a folder in a file's place, a pipe, a link."""
+        wrong = self._misplaced()
+        if wrong is not None:
+            raise RunError(
+                f"{wrong}; move it away, then `spinerl adapt --resume {quoted(self.path)}` {self.still} (`spinerl "
+                "report` leaves it out as it is)"
+            )
+
+    def _misplaced(self) -> str | None:
+        """What is in the place of a file or folder of the run's, in words; None for nothing."""
+        for name in sorted(_OWN | _WHOLE | _INSIDE.keys()):
+            wanted = "a file" if name in _OWN else "a folder"
+            # Links are followed only where a folder is added to: they may lead to a larger disk.
+            kind = kind_of(self.path / name, follow=name in _INSIDE)
+            if kind not in (None, wanted):
+                return f"{self.path / name} is {kind}, where {wanted} of the run belongs"
+        return None
+
+    @property
+    def still(self) -> str:
+        """From where a resumed run goes on, in words."""
+        found = self._checkpoints()
+        return f"goes on after step {_step_of(found[0])}" if found else "begins again at step 1"
 
     @property
     def config(self) -> Config:
         """The run's resolved configuration, its `run` being where the folder is now."""
-        return load_config(self.path / "config.yaml", [f"run={json.dumps(str(self.path))}"])
+        return load_config({**read_recipe(self.path / "config.yaml"), "run": str(self.path)})
 
     @property
     def manifest(self) -> dict[str, Any]:
         """manifest.json, or {} before it is written.  RunError if it is damaged."""
         file = self.path / "manifest.json"
-        if not file.is_file():
+        if kind_of(file, follow=True) != "a file":
             return {}
         try:
             found = json.loads(read_text(file))
             if not isinstance(found, dict):
                 raise ValueError(f"it holds {type(found).__name__}")
+            for key, kind in _FACTS.items():
+                if key in found and not isinstance(found[key], kind):
+                    raise ValueError(f"`{key}` is {type_name(found[key])}, where an object belongs")
         except (ValueError, RecursionError) as error:
             raise RunError(
                 f"{file} is damaged ({' '.join(str(error).split())[:120]}); delete it, and `spinerl adapt --resume "
-                f"{self.path}` goes on without"
+                f"{quoted(self.path)}` {self.still} without it"
             ) from None
         return found
 
@@ -192,37 +274,48 @@ class RunFolder:
 
         What a crash or a full disk left of a last line goes first.
         """
-        _cut_partial_line(self.path / stream)
-        with (self.path / stream).open("a", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.path / stream, rows)
 
     def keep_image(self, image: ImageRef) -> str:
         """Write a small copy of an image into the run folder, once; its path there."""
         name = f"images/{image_key(image)[:16]}"
         if not (self.path / name).is_file():
             (self.path / "images").mkdir(exist_ok=True)
-            draft = _draft_of(self.path / name)
-            draft.write_bytes(thumbnail(image))
-            draft.replace(self.path / name)
+            write_bytes(self.path / name, thumbnail(image))
         return name
 
     def rows(self, stream: str) -> list[dict[str, Any]]:
         """The whole lines of a stream; a last line cut off by a crash is left out.
 
-        RunError for a damaged line, and for one without the number of its step.
+        RunError for a damaged line, which says what can still be had (`spinerl.streams.read_rows`).
         """
-        rows = []
-        for number, row in enumerate(read_lines(self.path / stream), 1):
-            if not isinstance(row.get("step"), int):
-                raise RunError(f"{self.path / stream}, line {number}: no `step` in it, so it is not of this run")
-            rows.append(row)
-        return rows
+        try:
+            return read_rows(self.path / stream)
+        except RunError as error:
+            raise RunError(
+                f"{error}; delete the line, or what comes from it on: then `spinerl adapt --resume "
+                f"{quoted(self.path)}` {self.still} (`spinerl report` leaves it out as it is)"
+            ) from None
 
     def predictions(self, step: int) -> list[dict[str, Any]]:
-        """The rows of the evaluation after this step, one per question; [] if there was none."""
-        return list(read_lines(self.path / "predictions" / f"step-{step:06d}.jsonl"))
+        """The rows of the evaluation after this step, one per question.
+
+        RunError if they are damaged, or are gone although eval.jsonl has the evaluation.
+        """
+        file = self.path / "predictions" / f"step-{step:06d}.jsonl"
+        try:
+            rows = list(read_lines(file))
+            wrong = next((row for row in rows if not isinstance(row.get("id"), str)), None)
+            if wrong is not None:
+                raise RunError(f"{file} is damaged: `id` is {type_name(wrong.get('id'))}, where a text belongs")
+            if not rows and any(row["step"] == step for row in self.rows("eval.jsonl")):
+                raise RunError(f"{file} is {'empty' if file.exists() else 'missing'}")
+        except RunError as error:
+            raise RunError(
+                f"{error}; delete the line of step {step} in {self.path / 'eval.jsonl'}, and a resumed run evaluates "
+                "again"
+            ) from None
+        return rows
 
     def rewind(self, step: int) -> None:
         """Forget every line written after `step`, so that a resumed run writes it again."""
@@ -255,22 +348,27 @@ class RunFolder:
 
         self.write_folder(f"checkpoints/step-{step:06d}", fill, checksums=True)
         for old in self._checkpoints()[keep:]:
-            shutil.rmtree(old)
+            remove(old)
 
     def load_checkpoint(
-        self, model: torch.nn.Module, optimizer: Optimizer, more: Callable[[Path], object] | None = None
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        more: Callable[[Path], object] | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> dict[str, Any] | None:
         """Restore the newest undamaged checkpoint, `more` taking its own; its state, or None if none was ever written.
 
-        A damaged one (checksums differ, files missing) is renamed to `...damaged` and the one before it is used.
-        Raises CheckpointError if all are damaged.
+        A damaged one (checksums differ, files missing) is renamed to `...damaged`, `note` gets a line about it, and the
+        one before it is used.  Raises CheckpointError if all are damaged.
         """
         import torch
 
         found = self._checkpoints()
         for folder in found:
             if not is_intact(folder):
-                folder.rename(_free_name(folder.with_name(folder.name + ".damaged")))
+                aside = folder.rename(_free_name(folder.with_name(folder.name + ".damaged")))
+                note(f"checkpoint {folder} is damaged: it was set aside as {aside.name}, and the one before it is used")
                 continue
             load_learned(model, folder / "model.safetensors")
             # To the CPU first: the device it was saved from may be another, or full.
@@ -281,7 +379,8 @@ class RunFolder:
             return json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if found:
             raise CheckpointError(
-                f"every checkpoint in {self.path / 'checkpoints'} is damaged; start again with --overwrite"
+                f"every checkpoint in {self.path / 'checkpoints'} is damaged, and was set aside; `spinerl adapt "
+                f"--resume {quoted(self.path)}` once more begins again at step 1"
             )
         return None
 
@@ -291,23 +390,25 @@ class RunFolder:
         `checksums`: with a file of them, by which `is_intact` finds damage.
         """
         target = self.path / name
-        draft = _draft_of(target)
-        shutil.rmtree(draft, ignore_errors=True)
+        draft = draft_of(target)
+        if os.path.lexists(draft):
+            remove_now(draft)
         draft.mkdir(parents=True)
         fill(draft)
         if checksums:
             write_json(draft / _CHECKSUMS, {file.name: _sha256(file) for file in sorted(draft.iterdir())})
-        for file in draft.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)
+        for file in draft.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        remove(target)
         draft.rename(target)
         _sync_folder(target.parent)
 
     def _checkpoints(self) -> list[Path]:
         """Checkpoint folders, newest first."""
-        folders = (self.path / "checkpoints").glob("step-*")
-        return sorted((f for f in folders if f.name.removeprefix("step-").isdigit()), reverse=True)
+        folders = (f for f in (self.path / "checkpoints").glob("step-*") if _INSIDE["checkpoints"].fullmatch(f.name))
+        return sorted(folders, key=_step_of, reverse=True)
 
 
 def save_learned(model: torch.nn.Module, file: Path) -> None:
@@ -328,141 +429,73 @@ def load_learned(model: torch.nn.Module, file: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file of ours; nothing for a missing file, and not a last line without its end.
-
-    RunError for a line that is no JSON object.
-    """
-    if not file.is_file():
-        return
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    for number, line in enumerate(lines_of(whole.decode("utf-8", "replace").removeprefix("\ufeff")), 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise RunError(
-                f"{file}, line {number}, is damaged: {line[:40]!r} is no JSON object; delete the line, or what comes "
-                "from it on"
-            )
-        yield row
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def _cut_partial_line(file: Path) -> None:
-    """Remove what follows the last line feed."""
-    try:
-        with file.open("r+b") as handle:
-            size = handle.seek(0, os.SEEK_END)
-            if not size:
-                return
-            handle.seek(size - 1)
-            if handle.read(1) != b"\n":
-                handle.seek(0)
-                handle.truncate(handle.read().rfind(b"\n") + 1)
-    except FileNotFoundError:
-        pass
-
-
-def _draft_of(path: Path) -> Path:
-    """Where a file or folder is made before it gets its name."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _is_draft(entry: Path) -> bool:
-    """Whether this is what a process that was killed left of a file or folder in the making."""
-    return entry.name.startswith(".") and entry.name.endswith(".tmp")
-
-
-def _is_own_draft(entry: Path) -> bool:
-    """Whether it is one of what a run writes; a report's has a process number too."""
-    name = entry.name[1:].removesuffix(".tmp")
-    return _is_draft(entry) and (name in _OWN | _OWN_FOLDERS or name.startswith("report.html."))
-
-
-def _remove(entry: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it."""
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink()
-
-
-def _is_taken(folder: Path) -> bool:
-    """Whether a folder holds more than a new run may find there."""
-    return any(entry.name not in (QUESTIONS, ".lock") and not _is_draft(entry) for entry in folder.iterdir())
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _free_name(path: Path) -> Path:
     """The path, or where something is there already the same with a number after it."""
     numbers = itertools.count(2)
     free = path
-    while free.exists():
+    while os.path.lexists(free):
         free = path.with_name(f"{path.name}-{next(numbers)}")
     return free
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file that is either whole or as it was before."""
-    draft = _draft_of(file)
-    with draft.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    draft.replace(file)
-
-
 def write_json(file: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_text(file, json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json_text(value))
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSONL atomically."""
-    write_text(file, "".join(_line(row) for row in rows))
+    write_text(file, "".join(map(json_line, rows)))
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_DISK_TEXTS = ("No space left", "File too large", "PytorchStreamWriter", "inline_container", "iostream error")
 
 
 @contextmanager
-def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or failing disk into one line: RunError."""
+def explain_failures(path: Path, go_on: str) -> Iterator[None]:
+    """Turn a full or failing disk, and memory that does not suffice, into one line: RunError.
+
+    Args:
+        path: what is written meanwhile.
+        go_on: the command with which to go on.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            raise RunError(
-                f"cannot write to {path}: {error.strerror}; free some space, then `spinerl adapt --resume {path}`"
-            ) from None
+    except SpinerlError:
         raise
-    except Exception as error:  # safetensors reports disk errors in a class of its own
-        if "No space left" in str(error):
-            raise RunError(
-                f"cannot write to {path}: no space left; free some space, then `spinerl adapt --resume {path}`"
-            ) from None
+    except Exception as error:
+        line = memory_line(error)
+        if line is not None:
+            raise RunError(f"{line}; with more of it, or less else in it, `{go_on}`") from None
+        # safetensors and torch report disk errors in classes of their own
+        if (isinstance(error, OSError) and error.errno in _DISK) or any(text in str(error) for text in _DISK_TEXTS):
+            why = (
+                error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:120]
+            )
+            raise RunError(f"cannot write to {path}: {why}; free some space, then `{go_on}`") from None
         raise
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(row), ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The value with non-finite numbers as None: JSON has no word for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def is_intact(folder: Path) -> bool:
     """Whether the files of a folder that was written with checksums are as they were."""
     try:
+        if kind_of(folder / _CHECKSUMS, follow=True) != "a file":  # a pipe would block
+            return False
         sums = json.loads(read_text(folder / _CHECKSUMS))
-        return all(_sha256(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):
+        return bool(sums) and all(
+            kind_of(folder / name, follow=True) == "a file" and _sha256(folder / name) == digest
+            for name, digest in sums.items()
+        )
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

@@ -25,6 +25,10 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
+    def on_broken_pipe(self) -> None:
+        """The error goes on: `spinerl.exits` says how the command ends, and the console's own way is silent."""
+        raise  # called while the error is handled
+
     def render_str(self, text: str, **options: Any) -> Text:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A text that is printed, or stands in a table, as what it shows here."""
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False, "highlight": False})

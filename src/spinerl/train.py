@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
 import shutil
 import sys
@@ -10,13 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spinerl import __version__
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.data import render_prompt, resolve
@@ -27,21 +26,31 @@ from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.weights import listed, not_finite
-from spinerl.errors import DivergedError, InputError, NonFiniteError
+from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
 from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.files import quoted
 from spinerl.guard.watch import Guard
 from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
+from spinerl.paths import absolute_paths
 from spinerl.permission import open_code
 from spinerl.plan import make_plan
 from spinerl.rounds import Rounds
-from spinerl.runs import RunFolder, explain_disk_errors, total_bytes, write_rows
+from spinerl.runs import RunFolder, explain_failures, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
 from spinerl.scoring import over_limit_line
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows, vote_weights
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
-from spinerl.workload import Observer, Workload, add_configured_adapters, open_workload
+from spinerl.workload import (
+    Observer,
+    Workload,
+    add_configured_adapters,
+    changed_numerics,
+    check_unchanged,
+    open_workload,
+    versions,
+)
 
 __all__ = ["adapt"]
 
@@ -66,32 +75,63 @@ def adapt(
 
     Raises InputError before anything is written, RunError (NonFiniteError, a full disk) while running.
     """
-    config = resolve(config)
-    open_code(config, observer.note)  # a misspelt name is refused now, not after the first evaluation
-    if work is None:
-        work = open_workload(config, observer)
+    folder = config.run_folder if resume is None else resume.path
+    config = absolute_paths(resolve(config))  # a run can be continued from any folder
+    run = resume
+    try:
+        if run is not None:
+            _take(run)
+        _check_functions(config, run, observer)
+        if run is None:
+            RunFolder(folder).check_free(overwrite)  # rather now than after a large model was read
+        work = _ready(config, work or open_workload(config, observer))
+        config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
+        if run is None:
+            run = _begin(config, work, overwrite, folder)
+        else:
+            _check_resumable(run, work, other_numerics)
+        if not run.manifest:  # a new run's, or lost since, or killed before it was written
+            _write_first_manifest(run, work, config)
+            _announce(work, config, observer)
+        with explain_failures(run.path, _resume_command(run)), Equivalence() as equivalence:
+            session = _Session(run, work, config, equivalence, observer)
+            session.start(resume is not None)
+            session.train()
+            session.finish()
+        return run
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if run is not None:
+            error.add_note(f"`{_resume_command(run)}` {run.still}")
+        raise
+    finally:
+        if run is not None:
+            run.unlock()
+
+
+def _check_functions(config: Config, run: RunFolder | None, observer: Observer) -> None:
+    """Refuse a misspelt name now, not after the first evaluation; of a run that goes on say where it began."""
+    try:
+        open_code(config, observer.note)
+    except InputError as error:
+        began = None if run is None else run.manifest.get("folder")
+        if isinstance(began, str) and began != str(Path.cwd()):
+            raise InputError(f"{error}; the run began in {began}, where modules are searched for too") from None
+        raise
+
+
+def _resume_command(run: RunFolder) -> str:
+    return f"spinerl adapt --resume {quoted(run.path)}"
+
+
+def _ready(config: Config, work: Workload) -> Workload:
+    """The workload, its model with the adapters that learn; InputError for a method that it does not suit."""
     if config.reward == "gold" and len(work.gold) < len(work.questions):
         missing = len(work.questions) - len(work.gold)
         raise InputError(
             f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
     add_configured_adapters(work.loaded, config)
-    config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
-    run = resume or _begin(config, work, overwrite)
-    try:
-        if resume:
-            _check_resumable(run, work, other_numerics)
-        if not run.manifest:  # a new run's, or lost since, or killed before it was written
-            _write_first_manifest(run, work, config)
-            _announce(work, config, observer)
-        with explain_disk_errors(run.path), Equivalence() as equivalence:
-            session = _Session(run, work, config, equivalence, observer)
-            session.start(resume is not None)
-            session.train()
-            session.finish()
-    finally:
-        run.unlock()
-    return run
+    return work
 
 
 class _Session:
@@ -115,7 +155,7 @@ class _Session:
         config, work, run = self._config, self._work, self._run
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
-        self._endings.see(run.rows("eval.jsonl")[0]["eval/truncated_frac"])
+        self._endings.see(run.rows("eval.jsonl")[0].get("eval/truncated_frac", 0.0))
         self._said_unselected = False
         ids = [question.id for question in work.questions]
         self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
@@ -200,7 +240,10 @@ class _Session:
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
-        write_report([run.path], run.path / "report.html")
+        try:
+            write_report([run.path], run.path / "report.html")
+        except InputError as error:
+            raise RunError(f"the run is finished, but has no report: {error}; see `spinerl report`") from None
 
     def _step(self, step: int) -> None:
         """One training step, and its lines in the run folder."""
@@ -314,7 +357,10 @@ class _Session:
         """Go back to the newest checkpoint, if there is one."""
         run = self._run
         saved = run.load_checkpoint(
-            self._loaded.model, self._optimizer, lambda folder: [one.load(folder) for one in self._kept]
+            self._loaded.model,
+            self._optimizer,
+            lambda folder: [one.load(folder) for one in self._kept],
+            self._observer.note,
         )
         if saved is not None:
             edges = saved["band_edges"]
@@ -385,10 +431,10 @@ def _selected_nothing(metrics: Mapping[str, Any]) -> bool:
     return metrics.get("fork/fraction") == 0 and metrics.get("rollout/num_tokens", 0) > 0
 
 
-def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
+def _begin(config: Config, work: Workload, overwrite: bool, folder: Path) -> RunFolder:
     """A new run folder, after checking that its checkpoints will fit on the disk."""
-    parent = config.run_folder.absolute()
-    while not parent.exists():
+    parent = folder.absolute()
+    while not os.path.exists(parent):
         parent = parent.parent
     weights = total_bytes(work.loaded.model.parameters())
     copies = (config.guard.mode == "rollback") + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)
@@ -396,10 +442,10 @@ def _begin(config: Config, work: Workload, overwrite: bool) -> RunFolder:
     free = shutil.disk_usage(parent).free
     if config.steps and free < needed:
         raise InputError(
-            f"run={config.run_folder}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some "
+            f"run={folder}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some "
             "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
         )
-    return RunFolder.create(config, overwrite)
+    return RunFolder.create(config, overwrite, folder)
 
 
 def _announce(work: Workload, config: Config, observer: Observer) -> None:
@@ -414,7 +460,7 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
     backend.settle(learns=config.steps > 0)
     run.write_manifest(
         {
-            **_versions(),
+            **versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             **work.facts,
@@ -423,46 +469,45 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             "uses_gold": config.reward == "gold",
             "started": _now(),
             "command": " ".join(sys.argv),
+            "folder": str(Path.cwd()),
         }
     )
 
 
-def _versions() -> dict[str, str]:
-    """Of the packages that compute."""
-    return {"spinerl": __version__, **{name: version(name) for name in ("torch", "transformers")}}
+def _take(run: RunFolder) -> None:
+    """Lock an interrupted run, and clear away what a kill left of files in the making.
 
-
-def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> None:
-    """Lock a run, and check that its model and data are still the same, and that this machine computes as the one did
-    where it began (`other_numerics` allows another)."""
+    InputError for a folder that is no run's, RunError for one that cannot be written as it is.
+    """
     if not run.is_marked:
         raise InputError(
             f"{run.path} has a config.yaml and nothing else of a run; to begin one: `spinerl adapt "
-            f"{run.path / 'config.yaml'} run=FOLDER`"
+            f"{quoted(run.path / 'config.yaml')} run=FOLDER`"
         )
     run.lock()
+    run.check_places()
+    run.sweep()
+
+
+def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> None:
+    """Check that a run's model and data are still the same, and that this machine computes as the one did where it
+    began (`other_numerics` allows another)."""
     manifest = run.manifest
-    for what in ("model", "data"):
-        then, now = manifest.get(what, {}).get("fingerprint"), work.facts[what]["fingerprint"]
-        if then is not None and then != now:
-            raise InputError(
-                f"{run.path} cannot be resumed: its {what} {work.facts[what]['name']} has changed since it began "
-                f"({then} then, {now} now)"
-            )
-    engine = manifest.get("engine", {})
-    then = {**manifest, **engine}
-    changed = [
-        f"{name} was {then[name]}, is {value}"
-        for name, value in {**_versions(), **backend_of(work.loaded).machine()}.items()
-        if name in then and then[name] != value
-    ]
+    check_unchanged(str(run.path), manifest, work)
+    changed = changed_numerics(manifest, work.loaded)
     if changed and not other_numerics:
         raise InputError(
             f"{run.path} would end with other numbers here than where it began ({'; '.join(changed)}); go on all the "
             f"same with `spinerl adapt --resume {run.path} --allow-different-numerics`"
         )
     if not changed:
-        work.loaded.capabilities.restore(engine)
+        try:
+            work.loaded.capabilities.restore(manifest.get("engine", {}))
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise RunError(
+                f"{run.path / 'manifest.json'} is damaged (`engine` is not as it was written); delete it, and "
+                f"`{_resume_command(run)}` {run.still} without it"
+            ) from None
 
 
 def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:

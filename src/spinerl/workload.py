@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import StopStringCriteria
 
-from spinerl import templates
+from spinerl import __version__, templates
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import Rendered, next_question
 from spinerl.engine.adapters import add_adapters
+from spinerl.engine.backend import backend_of
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.context import fit
 from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
@@ -24,7 +26,17 @@ from spinerl.errors import InputError
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
 
-__all__ = ["Observer", "Workload", "add_configured_adapters", "fitting", "open_workload", "stopping"]
+__all__ = [
+    "Observer",
+    "Workload",
+    "add_configured_adapters",
+    "changed_numerics",
+    "check_unchanged",
+    "fitting",
+    "open_workload",
+    "stopping",
+    "versions",
+]
 
 _IDS_SHOWN = 5  # of questions left out
 
@@ -182,6 +194,36 @@ def fitting(loaded: LoadedModel, rendered: Rendered, config: Config) -> tuple[Re
         )
     kept = Rendered(tuple(questions[i] for i in found.kept), tuple(prompts[i] for i in found.kept), len(found.skipped))
     return kept, tuple(notes)
+
+
+def check_unchanged(what: str, facts: Mapping[str, Any], work: Workload) -> None:
+    """InputError if the model or the questions are others than those that `facts`, of a manifest, are of.
+
+    Args:
+        what: is to be resumed.
+    """
+    for part in ("model", "data"):
+        then, now = facts.get(part, {}).get("fingerprint"), work.facts[part]["fingerprint"]
+        if then is not None and then != now:
+            raise InputError(
+                f"{what} cannot be resumed: its {part} {work.facts[part]['name']} has changed since it began "
+                f"({then} then, {now} now)"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    return {"spinerl": __version__, **{name: version(name) for name in ("torch", "transformers")}}
+
+
+def changed_numerics(facts: Mapping[str, Any], loaded: LoadedModel) -> list[str]:
+    """What of this machine rounds otherwise than that on which the manifest `facts` was written, in words."""
+    then = {**facts, **facts.get("engine", {})}
+    return [
+        f"{name} was {then[name]}, is {value}"
+        for name, value in {**versions(), **backend_of(loaded).machine()}.items()
+        if name in then and then[name] != value
+    ]
 
 
 def stopping(loaded: LoadedModel, config: Config) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -302,17 +303,17 @@ def test_a_disk_that_fills_up_while_running_is_one_line(tmp_path, capsys, monkey
     """The log is a link to a device that is always full: the failing write is the system's own."""
     create = RunFolder.create.__func__
 
-    def created(cls, config, overwrite=False):
-        folder = create(cls, config, overwrite)
-        (folder.path / "metrics.jsonl").symlink_to("/dev/full")
+    def created(cls, *arguments):
+        folder = create(cls, *arguments)
+        (folder.path / "samples.jsonl").symlink_to("/dev/full")
         return folder
 
     monkeypatch.setattr(RunFolder, "create", classmethod(created))
     code, _, err = run(["adapt", f"run={tmp_path / 'r'}", "steps=1", "eval.samples=0", *SHORT], capsys)
     assert code == 1
     assert len(err.strip().splitlines()) == 1
+    assert f"cannot write to {tmp_path / 'r'}: {os.strerror(errno.ENOSPC)}; free some space" in err
     assert "--resume" in err
-    assert errno.errorcode[errno.ENOSPC] == "ENOSPC"
 
 
 def test_a_non_finite_loss_stops_before_the_update_and_keeps_the_checkpoint(tmp_path, capsys):

@@ -81,7 +81,9 @@ def test_values_that_are_no_finite_numbers_are_none_and_noted(tmp_path: Path):
     assert [value for _, value in run.series("loss/total")] == [None, None, None, 0.5, None]
     assert run.notes == (
         "metrics.jsonl: 3 values are not finite (first: loss/total at step 1); curves have gaps there.",
+        "metrics.jsonl: 1 value is no number (first: loss/total at step 5); curves have gaps there.",
     )
+    assert run.damage == run.notes[1:]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "eval.jsonl", "samples.jsonl", "manifest.json"])

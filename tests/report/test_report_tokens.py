@@ -45,13 +45,11 @@ def test_first_and_last_logged_step_are_shown(tmp_path: Path):
     )
     assert "1 nats and more\nbefore, step 1: 50.0\u00a0%\nafter, step 3: 0\u00a0%" in forks
     assert "The last bin holds all from 1 nats on." in page.words
-    words = re.findall(r'<mark class="(f\d)" style="font-size:([\d.]+)rem" title="([^"]*)"><bdi>(\w+)<', page.source)
+    words = re.findall(r'<mark class="(f\d) z(\d+)" title="([^"]*)"><bdi>(\w+)<', page.source)
     assert [(style, word) for style, _, _, word in words] == [("f5", "wait"), ("f0", "so"), ("f2", "wait")]
     assert words[0][2] == "token 0, a fork 8 of the 8 times it was seen, mean entropy 2.10 nats"
-    # wait is 8 of 20 forks, then 3 of 15: half the share, so 1 / sqrt 2 of the size over the smallest (0.8 to 2.6)
-    assert [float(size) for _, size, _, _ in words] == pytest.approx(
-        [2.6, 0.8 + 1.8 * 0.25**0.5, 0.8 + 1.8 * 0.5**0.5], abs=0.01
-    )
+    # wait is 8 of 20 forks, then 3 of 15: half the share, so 1 / sqrt 2 of the size over the smallest (8 to 26)
+    assert [int(size) for _, size, _, _ in words] == [round(8 + 18 * share**0.5) for share in (1, 0.25, 0.5)]
     assert "2 different tokens, 50.0 % of the step's forks" in page.words
     assert "never" not in page.words.split("Token entropies")[1].split("Example responses")[0]
 

@@ -28,7 +28,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.evaluation import evaluate
 from spinerl.machine import tune_allocator
 from spinerl.maths import mean_probability, response_means
-from spinerl.runs import RunFolder, explain_disk_errors, write_json, write_rows
+from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
 from spinerl.scoring import judge
 from spinerl.types import GoldTable, Question
 from spinerl.workload import Observer, fitting, stopping
@@ -78,7 +78,7 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
         write_json(folder / "figures.json", figures)
         write_json(folder / "state.json", {"after": after, "fingerprints": prints})
 
-    with explain_disk_errors(run.path):
+    with explain_failures(run.path, "spinerl compare ..."):
         run.write_folder(ASKED, fill)
 
 

@@ -6,7 +6,7 @@ Everything is kept as {seed: {question id: value}}: questions are the unit, seed
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from spinerl.answers import vote
 from spinerl.comparison.plan import NONE, Comparison, Task, elsewhere_file
 from spinerl.comparison.state import ASKED
 from spinerl.config import VoteConfig
+from spinerl.errors import InputError, RunError
 from spinerl.report import RunData, read_run
 from spinerl.report.read import number
-from spinerl.runs import read_lines
+from spinerl.streams import read_lines
 from spinerl.types import Vote
 
 __all__ = ["MethodResult", "Values", "collect", "first_vote", "first_votes"]
@@ -61,15 +62,21 @@ class MethodResult:
     voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
 
 
-def collect(comparison: Comparison, finished: Sequence[Task]) -> dict[str, list[MethodResult]]:
-    """By data set, an outcome per row of the comparison; a row without a finished run is left out."""
+def collect(
+    comparison: Comparison, finished: Sequence[Task], on_damage: Callable[[Task, str], object] | None = None
+) -> dict[str, list[MethodResult]]:
+    """By data set, an outcome per row of the comparison; a row without a finished run is left out.
+
+    So is a run that is damaged: `on_damage` gets it with the reason.  RunError where that is not given.
+    """
     found: dict[str, list[MethodResult]] = {}
     for data in comparison.keys.data:
         outcomes = []
         for row in comparison.rows:
             tasks = [task for task in finished if task.row == row and task.data == data]
-            if tasks:
-                outcomes.append(_outcome(tasks, comparison.keys.samples))
+            outcome = _outcome(tasks, comparison.keys.samples, on_damage)
+            if outcome is not None:
+                outcomes.append(outcome)
         found[data] = outcomes
     return found
 
@@ -98,26 +105,52 @@ def first_vote(row: Mapping[str, Any], num: int, voting: VoteConfig, seed: int) 
     )
 
 
-def _outcome(tasks: Sequence[Task], k: int) -> MethodResult:
+def _outcome(tasks: Sequence[Task], k: int, on_damage: Callable[[Task, str], object] | None) -> MethodResult | None:
+    """A row's runs on one data set, those that can be read; None if there is none."""
+    if not tasks:
+        return None
     config = tasks[0].config
     kind = "adapted" if config.steps else NONE
     uses_gold = config.reward == "gold"
     note = "an upper bound, not a baseline" if uses_gold else "greedy" if kind == NONE else ""
-    runs = [read_run(task.folder) for task in tasks]
-    outcome = MethodResult(
-        tasks[0].row.name, kind, tasks[0].data, note, runs=tuple(runs), uses_gold=uses_gold, voting=config.vote
-    )
-    for task, run in zip(tasks, runs, strict=True):
-        _read_run(outcome, task, run, k)
-    return outcome
+
+    def read(own: Sequence[Task], runs: Sequence[RunData]) -> MethodResult:
+        outcome = MethodResult(
+            tasks[0].row.name, kind, tasks[0].data, note, runs=tuple(runs), uses_gold=uses_gold, voting=config.vote
+        )
+        for task, run in zip(own, runs, strict=True):
+            _read_run(outcome, task, run, k)
+        return outcome
+
+    whole: list[tuple[Task, RunData]] = []
+    for task in tasks:
+        try:
+            run = read_run(task.folder)
+            if run.damage:
+                raise RunError(f"{task.folder / run.damage[0]}")
+            try:
+                read([task], [run])
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise RunError(f"{task.folder} is damaged: its rows are not as they were written ({what})") from None
+            whole.append((task, run))
+        except (RunError, InputError) as error:
+            if on_damage is None:
+                raise
+            on_damage(task, str(error))
+    return read([task for task, _ in whole], [run for _, run in whole]) if whole else None
 
 
 def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
     """Add one seed's run to the outcome."""
     seed, asked = task.seed, task.folder / ASKED
-    assert run.final_eval is not None
+    if run.final_eval is None:
+        raise RunError(f"{task.folder / 'eval.jsonl'} is missing or empty")
     last = run.final_eval["step"]
-    final = _rows(task.folder / "predictions" / f"step-{last:06d}.jsonl")
+    predictions = task.folder / "predictions" / f"step-{last:06d}.jsonl"
+    final = _rows(predictions)
+    if not final:
+        raise RunError(f"{predictions} is missing or empty")
     outcome.right[seed] = _greedy(final)
     course = {row["step"]: value for row in run.evals if (value := number(row.get("eval/pass@1"))) is not None}
     if course:
@@ -154,10 +187,10 @@ def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float 
     """(length, entropy) of the final model's samples; of its greedy responses where none were sampled."""
     try:
         figures = json.loads((asked / "figures.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         figures = {}
-    own = figures.get("votes" if kind == NONE else "samples")
-    if own:
+    own = figures.get("votes" if kind == NONE else "samples") if isinstance(figures, dict) else None
+    if isinstance(own, dict):
         return number(own.get("response_length")), number(own.get("entropy"))
     final = run.final_eval or {}
     return number(final.get("eval/response_length")), number(final.get("eval/entropy"))

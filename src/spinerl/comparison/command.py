@@ -61,8 +61,12 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
                 failures = run_tasks(todo, jobs, comparison.out / "logs", live, command, overwrite)
         failed = {task.folder for task, _ in failures}
         finished = [task for task in comparison.tasks if task.folder not in failed]
+        outcomes = collect(comparison, finished, lambda task, why: failures.append((task, why)))
         notes = _notes(comparison, failures)
-        outcomes = collect(comparison, finished)
+        if not any(outcomes.values()):
+            raise RunError(
+                f"no run of {comparison.out} can be read; the first, {failures[0][0].label}: {failures[0][1]}"
+            )
         tables = tables_of(comparison, outcomes)
         _write(comparison, tables, outcomes, notes, args)
     print_tables(console, tables)
@@ -72,7 +76,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
     if failures:
         raise RunError(
             f"{len(failures)} of {len(comparison.tasks)} runs failed; the first, {failures[0][0].label}: "
-            f"{failures[0][1]}; the same command tries them again"
+            f"{failures[0][1]}; the same command tries again (a damaged run: delete its folder before)"
         )
     return comparison.out
 

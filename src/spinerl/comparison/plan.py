@@ -13,6 +13,7 @@ from spinerl.comparison.keys import Keys, RunOverrides, leaves, read_keys
 from spinerl.config import Config, load_config, override
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
+from spinerl.paths import absolute_paths
 from spinerl.recipes import split_args
 from spinerl.tiny import SUITES, VQA_SUITES
 
@@ -122,7 +123,8 @@ def slug(name: str) -> str:
     """A data set's name as a folder's: "tiny/shift-a" -> "tiny-shift-a"."""
     path = Path(name)
     base = path.stem if path.suffix in (".jsonl", ".json", ".parquet", ".yaml") else name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-.") or "data"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-.") or "data"
+    return plain if len(plain) <= 80 else f"{plain[:60]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
 def elsewhere_file(role: str, name: str) -> str:
@@ -148,7 +150,7 @@ def _config(row: Variant, for_runs: RunOverrides, data: str, seed: int, folder: 
         own.append("steps=0")  # whatever the shared keys ask of the others
     try:
         config = resolve(load_config(overrides=[*for_runs.of(row.method), *row.overrides, *own]))
-        return for_runs.marked(config)
+        return for_runs.marked(absolute_paths(config))
     except InputError as error:
         where = "" if not row.overrides else f" (in variants.{row.name})"
         raise InputError(f"{error}{where}") from None
@@ -161,7 +163,7 @@ def _asking_config(
     overrides = [one for one in (*for_runs.of(method), *extra) if one.partition("=")[0].partition(".")[0] in _ASKING]
     overrides += ["method=none", "steps=0", "eval.samples=0", "eval.max_questions=0", f"seed={seed}"]
     overrides += [override("data.name", data), f"data.max_questions={keys.elsewhere_questions}"]
-    return resolve(load_config(overrides=overrides))
+    return absolute_paths(resolve(load_config(overrides=overrides)))
 
 
 def _after(

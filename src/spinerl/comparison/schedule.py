@@ -22,6 +22,7 @@ from spinerl import errors
 from spinerl.comparison.plan import Task
 from spinerl.comparison.state import State
 from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.exits import Signalled
 from spinerl.lines import lines_of, read_text
 from spinerl.pipes import python_command, python_environment
 
@@ -65,7 +66,7 @@ def run_tasks(
         overwrite: whether a new run takes the place of one in its folder.
     """
     waiting, running, failures = deque(tasks), {}, []
-    heard: queue.SimpleQueue[tuple[Path, dict[str, Any] | None] | None] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[tuple[Path, dict[str, Any] | None] | int] = queue.SimpleQueue()
     logs.mkdir(parents=True, exist_ok=True)
     restore = _interrupts_to(heard)
     try:
@@ -83,8 +84,8 @@ def run_tasks(
                 running[task.folder] = _Child(task, job, logs / f"{task.folder.parent.name}-{task.folder.name}", heard)
                 watcher.started(task)
             news = heard.get()
-            if news is None:
-                raise KeyboardInterrupt
+            if isinstance(news, int):
+                raise KeyboardInterrupt if news == signal.SIGINT else Signalled(news)
             folder, message = news
             child = running[folder]
             if message is None:
@@ -117,16 +118,23 @@ def run_tasks(
 
 
 def _interrupts_to(heard: queue.SimpleQueue[Any]) -> Callable[[], None]:
-    """Let Ctrl-C be news like any other, not an exception anywhere: a child half started would be forgotten.
+    """Let Ctrl-C, SIGTERM and SIGHUP be news like any other, not an exception anywhere: a child half started would be
+    forgotten.
 
     Returns what puts the old ways back.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
-    before = signal.signal(signal.SIGINT, lambda *_: heard.put(None))
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {
+        number: signal.signal(number, lambda number, _: heard.put(number))
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
 
     def restore() -> None:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     return restore
 

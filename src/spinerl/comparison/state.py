@@ -13,6 +13,7 @@ from spinerl.comparison.keys import leaves
 from spinerl.comparison.plan import Comparison, Task
 from spinerl.config import Config
 from spinerl.errors import InputError
+from spinerl.paths import absolute_paths
 from spinerl.runs import RunFolder
 
 __all__ = ["ASKED", "State", "asked", "states"]
@@ -53,9 +54,11 @@ def states(comparison: Comparison, overwrite: bool = False) -> dict[Path, State]
 def asked(folder: Path) -> Mapping[str, Any]:
     """What a run's final model was asked: the request and the questions' fingerprints; {} if nothing was."""
     try:
-        return json.loads((folder / ASKED / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((folder / ASKED / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    sound = isinstance(found, dict) and isinstance(found.get("after"), dict)
+    return found if sound and isinstance(found.get("fingerprints", {}), dict) else {}
 
 
 def _state(task: Task, fingerprints: Mapping[str, str]) -> State:
@@ -78,10 +81,10 @@ def _whole(after: Mapping[str, Any] | None) -> Any:
         return None
     try:
         others = [
-            {**other, "config": Config.model_validate(other["config"]).model_dump(mode="json")}
+            {**other, "config": absolute_paths(Config.model_validate(other["config"])).model_dump(mode="json")}
             for other in after["elsewhere"]
         ]
-    except ValidationError:  # a key is gone since
+    except (ValidationError, KeyError, TypeError):  # a key is gone since, or it is damaged
         return None
     return json.loads(json.dumps({**after, "elsewhere": others}))
 
@@ -92,7 +95,7 @@ def _difference(task: Task, fingerprint: str) -> str | None:
         return None
     run = RunFolder(task.folder)
     try:
-        there = dict(leaves(run.config.model_dump(mode="json")))
+        there = dict(leaves(absolute_paths(run.config).model_dump(mode="json")))
     except InputError as error:
         return f"its config.yaml cannot be read ({error})"
     wanted = dict(leaves(task.config.model_dump(mode="json")))

@@ -33,6 +33,7 @@ from spinerl.engine.weights import (
     weight_files,
 )
 from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.files import quoted
 from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, Question, Rollout
 
@@ -174,6 +175,11 @@ def resolve_name(name: str) -> str:
         for candidate in (folder, folder / "model"):
             if any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return str(candidate)
+        if (folder / "config.yaml").is_file():
+            raise InputError(
+                f"model={name}: this run has no model yet; `spinerl adapt --resume {quoted(folder)}` goes on with it "
+                "(a run of steps=0 has none)"
+            )
     if (file := find_gguf(name)) is not None:
         return str(file)
     if folder.is_dir():

@@ -30,11 +30,12 @@ def rank_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         if not looks or guard is None:
             what = "was not watched: it has no guard.jsonl (guard=off)" if not looks else "is unfinished"
             raise InputError(f"{run.path} {what}; only finished runs with a guard can be ranked")
-        config = run.config
-        facts = run.manifest
-        kinds.add((facts["model"]["fingerprint"], facts["data"]["fingerprint"], config.guard.questions))
-        kept = next((look for look in looks if look["step"] == guard["kept_step"]), best_look(looks))
-        ranked.append({"run": str(run.path), "score": kept["score"], "kept_step": kept["step"], "rule": guard["rule"]})
+        config, facts = run.config, run.manifest
+        prints = (facts.get(part, {}).get("fingerprint") for part in ("model", "data"))
+        kinds.add((*prints, config.guard.questions))
+        kept = next((look for look in looks if look["step"] == guard.get("kept_step")), best_look(looks))
+        rule = guard.get("rule")
+        ranked.append({"run": str(run.path), "score": kept["score"], "kept_step": kept["step"], "rule": rule})
     if len(kinds) > 1:
         raise InputError("the runs differ in model, questions or guard.questions: their scores cannot be compared")
     return sorted(ranked, key=lambda row: -row["score"])

@@ -16,6 +16,7 @@ from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.errors import InputError, RunError
+from spinerl.files import quoted
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
 from spinerl.guard.rules import best_look, judge, look_score
@@ -94,6 +95,12 @@ class Guard:
         for row in self._run.rows("metrics.jsonl"):
             if since < row["step"] <= done and "label/kept_frac" in row:
                 self._kept.append(row["label/kept_frac"])
+        if done and not (self._looks and self._looks[0]["step"] == 0):
+            raise RunError(
+                f"{self._run.path / 'guard.jsonl'} has lost the look before step 1, which the guard compares with; "
+                f"to begin again, delete {self._run.path / 'checkpoints'}, then `spinerl adapt --resume "
+                f"{quoted(self._run.path)}`"
+            )
         if not self._looks:
             self._look_first()
         return self._last_step(done, last)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spinerl.files import kind_of
 from spinerl.report.charts import format_number
 from spinerl.report.groups import Group
 from spinerl.report.read import Response, Sample
@@ -22,6 +23,8 @@ _TOKENS_PER_RESPONSE = 500
 _TOKENS_PER_PAGE = 14_000  # a token costs about 60 bytes; this keeps the page under 2 MB
 _TEXT_SHOWN = 3_000  # characters of a question, or of a response logged without tokens
 _IMAGES_SHOWN = 4  # of one question
+_IMAGE_BYTES = 2**20  # those that a run keeps have some thousands
+_IMAGE_MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff"}
 _HEAT_LEVELS = 6  # .f0 ... .f5 in style.css
 
 
@@ -137,16 +140,20 @@ def _sample_view(sample: Sample | None, role: str, top: float, limit: int) -> _S
         sample=sample,
         when=f"{role}step {sample.step}".capitalize(),
         question=_shortened(sample.question),
-        images=tuple(_data_uri(file) for file in sample.images[:_IMAGES_SHOWN] if file.is_file()),
+        images=tuple(uri for file in sample.images[:_IMAGES_SHOWN] if (uri := _data_uri(file))),
         votes=tuple(
-            (answer, n, n / total, answer == sample.pseudo_label) for answer, n in sample.votes[:_ANSWERS_SHOWN]
+            (answer, n, _share(n, total), answer == sample.pseudo_label) for answer, n in sample.votes[:_ANSWERS_SHOWN]
         ),
         other_votes=f"{len(hidden)} other answers: {format_number(sum(n for _, n in hidden))} votes" if hidden else "",
-        abstained_share=sample.num_abstained / total,
+        abstained_share=_share(sample.num_abstained, total),
         majority=show_percent(sample.majority_frac),
         responses=tuple(_response_view(response, top, limit) for response in sample.responses[:_RESPONSES_SHOWN]),
         left_out=f"{more} more logged responses are not shown." if more > 0 else "",
     )
+
+
+def _share(part: float, total: float) -> float:
+    return min(1.0, max(0.0, part / total))
 
 
 def _response_view(response: Response, top: float, limit: int) -> _ResponseView:
@@ -174,8 +181,16 @@ def _response_view(response: Response, top: float, limit: int) -> _ResponseView:
 
 
 def _data_uri(file: Path) -> str:
+    """A small copy of an image as an address; "" for anything else that is there under its name.
+
+    Links are not followed: a run folder from elsewhere must not bring other files of this machine onto the page.
+    """
+    if kind_of(file) != "a file" or file.stat().st_size > _IMAGE_BYTES:
+        return ""
     data = file.read_bytes()
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    kind = next((name for name, magic in _IMAGE_MAGIC.items() if data.startswith(magic)), None)
+    if kind is None:
+        return ""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

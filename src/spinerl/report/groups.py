@@ -21,6 +21,7 @@ __all__ = [
     "eval_row",
     "first_and_last",
     "group_runs",
+    "last_part",
     "method_of",
     "nested",
     "verdict_of",
@@ -130,7 +131,13 @@ def method_of(run: RunData) -> str:
 
 
 def data_of(run: RunData) -> str:
-    return str(run.setting("data.name") or nested(run.manifest, "data", "name") or "unknown data")
+    """The data set's name; of a file or folder only the last part of its path."""
+    return last_part(str(run.setting("data.name") or nested(run.manifest, "data", "name") or "unknown data"))
+
+
+def last_part(name: str) -> str:
+    """A name, or the last part of an absolute path."""
+    return name.rstrip("/").rpartition("/")[2] or name if name.startswith("/") else name
 
 
 def nested(mapping: Mapping[str, Any], *keys: str) -> Any:

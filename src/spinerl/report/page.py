@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from markupsafe import Markup
 
 from spinerl import __version__
 from spinerl.errors import InputError
+from spinerl.files import draft_of, drafts_in, process_runs, remove_now, write_bytes
 from spinerl.report.charts import draw_chart
 from spinerl.report.curves import charts_of, how_to_read
 from spinerl.report.examples import example_views, heat_legend
@@ -32,37 +32,50 @@ from spinerl.report.words import headline, progress, summary, title
 __all__ = ["fill", "render", "write_html", "write_report"]
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+# Whatever text a run holds: a browser runs our script and no other, takes our style and no other, and loads nothing.
+_POLICY = (
+    "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+
+def write_report(runs: Sequence[Path], out: Path, on_damage: Callable[[str], object] = lambda _: None) -> Path:
     """Write one self-contained HTML file about one or several run folders, and return its path.
 
     The file appears whole or not at all; parent folders are made.  Runs that differ only by `seed` are drawn
-    as their mean and range; a folder given twice counts once.  Raises InputError if `runs` is empty or holds
-    a folder that is no run folder, or if `out` is a folder or cannot be written.
+    as their mean and range; a folder given twice counts once.  What is damaged is left out; the page says so, and
+    `on_damage` gets a line about each part.  Raises InputError if `runs` is empty or holds a folder that is no run
+    folder, or if `out` is a folder or cannot be written.
 
         write_report([Path("runs/spine-tiny-seed0"), Path("runs/ttrl-tiny-seed0")], Path("report.html"))
     """
-    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    folders = list({os.path.realpath(run): Path(run) for run in runs}.values())
     if not folders:
         raise InputError("no run folder given; a report needs at least one")
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; name the file to write, for example {out / 'report.html'}")
-    return write_html(out, render([read_run(folder) for folder in folders]))
+    found = [read_run(folder) for folder in folders]
+    for run in found:
+        for line in run.damage:
+            on_damage(f"{run.folder / line}")
+    return write_html(out, render(found))
 
 
 def write_html(out: Path, html: str) -> Path:
     """Write a page that appears whole or not at all, and return its path; InputError if it cannot be written."""
-    page = html.encode("utf-8", "replace")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    process = os.getpid()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(page)
-        os.replace(temporary, out)
-    except OSError as error:
+        for draft in drafts_in(out.parent, out.name.__eq__):  # of processes that were killed
+            if draft.process is not None and not process_runs(draft.process):
+                remove_now(draft.path)
+        try:
+            write_bytes(out, html.encode("utf-8", "replace"), process=process)
+        finally:
+            draft_of(out, process=process).unlink(missing_ok=True)  # where it could not be written
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot write {out}: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # moved away, or never made
-            temporary.unlink()
     return out
 
 
@@ -103,13 +116,10 @@ def fill(template: str, **values: Any) -> str:
     """A template of this package filled with the values, and with what every page needs: style, script, version."""
     environment = _environment()
     assert environment.loader is not None
-    script = environment.loader.get_source(environment, "script.js")[0]
+    script, style = (environment.loader.get_source(environment, name)[0] for name in ("script.js", "style.css"))
+    policy = Markup(_POLICY).format(script=_digest(script), style=_digest(style))
     return environment.get_template(template).render(
-        version=__version__,
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        css=Markup(environment.loader.get_source(environment, "style.css")[0]),
-        **values,
+        version=__version__, script=Markup(script), css=Markup(style), policy=policy, **values
     )
 
 
@@ -124,6 +134,10 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _finalize(value: Any) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from spinerl.errors import InputError
+from spinerl.files import kind_of
 from spinerl.lines import lines_of, read_text
 from spinerl.recipes import read_yaml
+from spinerl.streams import MOST_STEPS
 
 __all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
 
@@ -25,6 +28,8 @@ _EVIDENCE = (
     "eval.jsonl",
     "manifest.json",
 )  # one of them next to config.yaml makes a run folder
+
+_LARGEST, _SMALLEST = 1e30, 1e-30  # no figure of a run is outside of these; charts could not be drawn
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class RunData:
 
     `config` is the nested resolved configuration, `manifest` the facts of the run ({} if not written yet),
     `metrics` and `evals` the rows by ascending step (a step written twice, as after a resume, counts once and
-    the later row wins), `notes` what a reader must know about damaged or missing parts.
+    the later row wins), `notes` what a reader must know about damaged or missing parts, `damage` those notes that are
+    about damage: about what no run leaves, interrupted or not.
     """
 
     folder: Path
@@ -105,6 +111,7 @@ class RunData:
     looks: tuple[Mapping[str, Any], ...] = ()  # the guard's, by ascending step
     token_counts: tuple[TokenCounts, ...] = ()  # by ascending step
     labels: tuple[Mapping[str, Any], ...] = ()  # labels.jsonl, by ascending step
+    damage: tuple[str, ...] = ()
 
     def series(self, key: str) -> tuple[Point, ...]:
         """The values of one metric by step: from eval.jsonl for an "eval/..." key, from guard.jsonl for a "guard/..."
@@ -165,6 +172,8 @@ class RunData:
 def number(value: Any) -> float | None:
     """The value as a finite float, None for anything else (NaN, infinity, text, booleans, nothing).
 
+    No figure of a run is over 1e30 either; one under 1e-30 is 0.
+
     >>> number(3), number(float("nan")), number("3"), number(True)
     (3.0, None, None, None)
     """
@@ -174,7 +183,24 @@ def number(value: Any) -> float | None:
         result = float(value)
     except OverflowError:
         return None
-    return result if math.isfinite(result) else None
+    if not abs(result) <= _LARGEST:  # nor NaN
+        return None
+    return result if abs(result) >= _SMALLEST else 0.0
+
+
+class _Notes:
+    """What a reader must know, in the order in which it was found."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self.damage: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.all.append(text)
+
+    def damaged(self, text: str) -> None:
+        self.all.append(text)
+        self.damage.append(text)
 
 
 def read_run(folder: Path | str) -> RunData:
@@ -188,68 +214,115 @@ def read_run(folder: Path | str) -> RunData:
     """
     folder = Path(folder)
     config = _read_config(folder)
-    notes: list[str] = []
+    notes = _Notes()
     metrics = _by_step(_read_lines(folder / "metrics.jsonl", notes))
-    evals = _by_step(_read_lines(folder / "eval.jsonl", notes))
+    evals = _by_step(_read_lines(folder / "eval.jsonl", notes, in_order=False))
     samples = _read_samples(folder / "samples.jsonl", notes)
     token_counts = _read_token_counts(folder / "tokens.jsonl", notes)
-    notes += _non_finite(metrics, "metrics.jsonl") + _non_finite(evals, "eval.jsonl")
+    _note_non_finite(metrics, "metrics.jsonl", notes)
+    _note_non_finite(evals, "eval.jsonl", notes)
+    manifest = _read_manifest(folder / "manifest.json", notes)
+    looks = _by_step(_read_lines(folder / "guard.jsonl", notes))
+    labels = _read_lines(folder / "labels.jsonl", notes)
     return RunData(
         folder=folder,
         name=folder.resolve().name,
         config=config,
-        manifest=_read_manifest(folder / "manifest.json", notes),
+        manifest=manifest,
         metrics=metrics,
         evals=evals,
         samples=samples,
-        notes=tuple(notes),
-        looks=_by_step(_read_lines(folder / "guard.jsonl", [])),
+        notes=tuple(notes.all),
+        looks=looks,
         token_counts=token_counts,
-        labels=tuple(_latest(_read_lines(folder / "labels.jsonl", []), lambda row: (row["step"], str(row.get("id"))))),
+        labels=tuple(_latest(labels, lambda row: (row["step"], str(row.get("id"))))),
+        damage=tuple(notes.damage),
     )
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / "config.yaml"
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a run folder: there is no such folder; give the one a run wrote")
-    if not path.is_file():
-        raise InputError(f"{folder} is not a run folder: it has no config.yaml; give the folder a run wrote")
+    try:
+        kind, config_kind = kind_of(folder, follow=True), kind_of(path, follow=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    if kind != "a folder":
+        what = "there is no such folder" if kind is None else f"it is {kind}"
+        raise InputError(f"{folder} is not a run folder: {what}; give the one a run wrote")
+    if config_kind != "a file":
+        what = "it has no config.yaml" if config_kind is None else f"its config.yaml is {config_kind}"
+        raise InputError(f"{folder} is not a run folder: {what}; give the folder a run wrote")
     if not any((folder / name).is_file() for name in _EVIDENCE):
         raise InputError(f"{folder} is not a run folder: it has none of {', '.join(_EVIDENCE)}; has the run started?")
     try:
         config = read_yaml(path)
-    except (OSError, ValueError, yaml.YAMLError, InputError) as error:
+    except (OSError, ValueError, yaml.YAMLError, InputError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise InputError(
             f"{folder} is not a run folder: config.yaml holds {type(config).__name__}, not key: value lines"
         )
-    return config
+    return _with_text_keys(config)
 
 
-def _read_manifest(path: Path, notes: list[str]) -> Mapping[str, Any]:
-    if not path.is_file():
-        notes.append("manifest.json is missing: versions, device and data counts are unknown.")
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, of which a run writes none: a few lines of them can stand for more values than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise ComposerError(None, None, "aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """The value with the keys of its mappings as texts, as those of a run's configuration are."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_there(path: Path, notes: _Notes) -> bool:
+    """Whether there is a file; something else in its place is noted."""
+    kind = kind_of(path, follow=True)
+    if kind not in (None, "a file"):
+        notes.damaged(f"{path.name} is {kind}, not a file: it is left out.")
+    return kind == "a file"
+
+
+def _read_manifest(path: Path, notes: _Notes) -> Mapping[str, Any]:
+    if kind_of(path, follow=True) is None:
+        notes.note("manifest.json is missing: versions, device and data counts are unknown.")
+        return {}
+    if not _is_there(path, notes):
         return {}
     try:
         manifest = json.loads(path.read_bytes().decode("utf-8", "replace"))
     except (OSError, ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
-        notes.append("manifest.json cannot be read: versions, device and data counts are unknown.")
+        notes.damaged("manifest.json cannot be read: versions, device and data counts are unknown.")
         return {}
+    for key in ("model", "data", "guard"):
+        if not isinstance(manifest.get(key, {}), dict):
+            notes.damaged(f"manifest.json: `{key}` is no object: what it should say is unknown.")
+            del manifest[key]
     return manifest
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
-    """The JSON objects of a file that have an integer "step"; bad lines are noted and left out."""
-    if not path.is_file():
+def _read_lines(path: Path, notes: _Notes, *, in_order: bool = True) -> list[Mapping[str, Any]]:
+    """The JSON objects of a file that have a whole number "step"; bad lines are noted and left out.
+
+    `in_order`: whether a step that comes after a later one is noted too; all of them are read.
+    """
+    if not _is_there(path, notes):
         return []
     try:
-        lines = lines_of(read_text(path, errors="replace"))
+        text = read_text(path, errors="replace")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        notes.damaged(f"{path.name} cannot be read ({error.strerror or error}): it is left out.")
+        return []
+    lines, is_cut = lines_of(text), not text.endswith("\n")
     rows: list[Mapping[str, Any]] = []
     bad: list[int] = []
     last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
@@ -261,15 +334,19 @@ def _read_lines(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         step = number(row.get("step")) if isinstance(row, dict) else None
-        if isinstance(row, dict) and step is not None and step == int(step):
+        if isinstance(row, dict) and step is not None and step == int(step) and 0 <= step < MOST_STEPS:
             rows.append({**row, "step": int(step)})
-        elif i == last:
-            notes.append(f"{path.name}: the last line is cut short and left out.")
+        elif i == last and is_cut and row is None:
+            notes.note(f"{path.name}: the last line is cut short and left out.")
         else:
             bad.append(i + 1)
     if bad:
         which = f"line {bad[0]}" if len(bad) == 1 else f"{len(bad)} lines, the first of them line {bad[0]},"
-        notes.append(f"{path.name}: {which} cannot be read and {'is' if len(bad) == 1 else 'are'} left out.")
+        notes.damaged(f"{path.name}: {which} cannot be read and {'is' if len(bad) == 1 else 'are'} left out.")
+    if in_order:
+        wrong = next((b["step"] for a, b in itertools.pairwise(rows) if b["step"] < a["step"]), None)
+        if wrong is not None:
+            notes.note(f"{path.name}: step {wrong} comes after a later one; of equal steps the last counts.")
     return rows
 
 
@@ -284,21 +361,30 @@ def _latest(
     yield from sorted({key(row): row for row in rows}.values(), key=lambda row: row["step"])
 
 
-def _non_finite(rows: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+def _note_non_finite(rows: Iterable[Mapping[str, Any]], name: str, notes: _Notes) -> None:
     bad = [
         (key, row["step"])
         for row in rows
         for key, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and number(value) is None
     ]
-    if not bad:
-        return []
-    key, step = bad[0]
-    count = "1 value is" if len(bad) == 1 else f"{len(bad)} values are"
-    return [f"{name}: {count} not finite (first: {key} at step {step}); curves have gaps there."]
+    if bad:
+        key, step = bad[0]
+        count = "1 value is" if len(bad) == 1 else f"{len(bad)} values are"
+        notes.note(f"{name}: {count} not finite (first: {key} at step {step}); curves have gaps there.")
+    odd = [
+        (key, row["step"])
+        for row in rows
+        for key, value in row.items()
+        if "/" in key and value is not None and not isinstance(value, int | float)
+    ]
+    if odd:
+        key, step = odd[0]
+        count = "1 value is" if len(odd) == 1 else f"{len(odd)} values are"
+        notes.damaged(f"{name}: {count} no number (first: {key} at step {step}); curves have gaps there.")
 
 
-def _read_samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:
+def _read_samples(path: Path, notes: _Notes) -> tuple[Sample, ...]:
     rows = _read_lines(path, notes)
     return tuple(
         _sample(row, path.parent) for row in _latest(rows, lambda row: (row["step"], str(row.get("question_id"))))
@@ -309,7 +395,7 @@ def _sample(row: Mapping[str, Any], folder: Path) -> Sample:
     raw = row.get("votes")
     counted = {str(answer): number(n) for answer, n in raw.items()} if isinstance(raw, dict) else {}
     votes = sorted(((answer, n) for answer, n in counted.items() if n), key=lambda vote: -vote[1])
-    responses = row.get("responses")
+    responses, images = row.get("responses"), row.get("images")
     return Sample(
         step=row["step"],
         question_id=str(row.get("question_id", "?")),
@@ -319,13 +405,13 @@ def _sample(row: Mapping[str, Any], folder: Path) -> Sample:
         votes=tuple(votes),
         num_abstained=int(number(row.get("num_abstained")) or 0),
         responses=tuple(_response(r) for r in responses if isinstance(r, dict)) if isinstance(responses, list) else (),
-        images=tuple(folder / str(name) for name in row.get("images") or () if _is_plain(str(name))),
+        images=tuple(folder / name for name in images if _is_plain(name)) if isinstance(images, list) else (),
     )
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a name stays inside the run folder's images."""
-    return name.startswith("images/") and "/" not in name.removeprefix("images/")
+def _is_plain(name: Any) -> bool:
+    """Whether this is a name, and stays inside the run folder's images."""
+    return isinstance(name, str) and name.startswith("images/") and "/" not in name.removeprefix("images/")
 
 
 def _response(row: Mapping[str, Any]) -> Response:
@@ -348,15 +434,18 @@ def _response(row: Mapping[str, Any]) -> Response:
     )
 
 
-def _read_token_counts(path: Path, notes: list[str]) -> tuple[TokenCounts, ...]:
+def _read_token_counts(path: Path, notes: _Notes) -> tuple[TokenCounts, ...]:
     """The rows of tokens.jsonl whose bins fit together and hold a token."""
-    found = [_token_counts(row) for row in _by_step(_read_lines(path, notes))]
-    return tuple(counts for counts in found if counts is not None)
+    rows = _by_step(_read_lines(path, notes))
+    found = [counts for row in rows if (counts := _token_counts(row)) is not None]
+    if len(found) < len(rows):
+        notes.damaged(f"{path.name}: {len(rows) - len(found)} of {len(rows)} histograms do not fit and are left out.")
+    return tuple(counts for counts in found if any(counts.tokens))
 
 
 def _token_counts(row: Mapping[str, Any]) -> TokenCounts | None:
     edges, tokens, forks = (_numbers(row.get(key)) for key in ("edges", "tokens", "forks"))
-    if not len(edges) == len(tokens) == len(forks) or list(edges) != sorted(set(edges)) or sum(tokens) <= 0:
+    if not len(edges) == len(tokens) == len(forks) or not edges or list(edges) != sorted(set(edges)):
         return None
     words = row.get("words")
     return TokenCounts(

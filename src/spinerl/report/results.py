@@ -16,7 +16,7 @@ from spinerl.report.words import show_interval
 
 __all__ = ["result_tables"]
 
-_ACCURACY = re.compile(r"eval/(pass|avg|maj)@(\d+)$")
+_ACCURACY = re.compile(r"eval/(pass|avg|maj)@([0-9]{1,9})\Z")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from spinerl.report.text import NBSP, show_percent, show_token
 __all__ = ["token_views"]
 
 _WORDS_SHOWN = 60
-_SMALLEST, _LARGEST = 0.8, 2.6  # font sizes, in rem
+_SMALLEST, _LARGEST = 8, 26  # font sizes, in tenths of a rem
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _WordView:
     tail: str  # spaces after it
     title: str
     style: str  # its heat level
-    size: float  # rem
+    size: int  # .z8 ... .z26 in style.css: tenths of a rem
 
 
 @dataclass(frozen=True)
@@ -170,5 +170,5 @@ def _word(word: ForkWord, size: float, top: float) -> _WordView:
         tail,
         f"{id_}a fork {word.forks} of the {word.seen} times it was seen, {entropy}",
         f"f{heat_level(word.entropy or 0.0, top)}",
-        round(_SMALLEST + (_LARGEST - _SMALLEST) * math.sqrt(min(1.0, max(0.0, size))), 2),
+        round(_SMALLEST + (_LARGEST - _SMALLEST) * math.sqrt(min(1.0, max(0.0, size)))),
     )

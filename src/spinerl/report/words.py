@@ -11,6 +11,7 @@ from spinerl.report.groups import (
     data_of,
     eval_row,
     first_and_last,
+    last_part,
     method_of,
     verdict_of,
 )
@@ -42,7 +43,7 @@ def headline(groups: Sequence[Group]) -> list[tuple[str, str]]:
     times = [run.step_seconds for run in runs if run.step_seconds is not None]
     facts = [
         ("Method", shared((method_of(run) for run in runs), "methods")),
-        ("Model", shared((str(run.setting("model.name", "unknown")) for run in runs), "models")),
+        ("Model", shared((last_part(str(run.setting("model.name", "unknown"))) for run in runs), "models")),
         ("Data", shared((data_of(run) for run in runs), "data sets")),
         (
             "Seed" if len(runs) == 1 else "Seeds",
@@ -64,7 +65,8 @@ def progress(run: RunData) -> list[str]:
 def summary(group: Group) -> list[str]:
     """A paragraph's sentences: accuracy, then the dynamics, then a warning where they call for one."""
     sentences = [_accuracy_sentence(group.runs[0]) if len(group.runs) == 1 else _seeds_sentence(group)]
-    if len(group.runs) == 1 and (text := group.runs[0].guard.get("text")):
+    text = group.runs[0].guard.get("text")
+    if len(group.runs) == 1 and isinstance(text, str) and text:
         sentences.append(f"{text[0].upper()}{text[1:]}")
     sentences += [sentence for sentence in (_dynamics_sentence(group), _collapse_sentence(group)) if sentence]
     return sentences
