@@ -58,6 +58,8 @@ def greedy(loaded, tokens=24):
 
 
 def run(capsys, *arguments) -> tuple[int, str]:
+    """(exit code, what was printed) of a command in this process."""
+    capsys.readouterr()
     code = 0
     try:
         main([str(one) for one in arguments])

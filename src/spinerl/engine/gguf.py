@@ -124,11 +124,10 @@ def open_gguf(loader: Any, file: Path, name: str, **options: Any) -> Any:
 def _checked_header(file: Path, name: str) -> Header:
     try:
         with file.open("rb") as stream:
-            begins = stream.read(len(MAGIC)) == MAGIC
-        wrong = None if begins else "is no GGUF file: it does not begin with GGUF"
-        if wrong is None:
-            header = read_header(file)
-            wrong = fault(header)
+            if stream.read(len(MAGIC)) != MAGIC:
+                raise InputError(f"model={name} is no GGUF file: it does not begin with GGUF")
+        header = read_header(file)
+        wrong = fault(header)
     except OSError as error:
         _refuse(name, error.strerror or str(error))
     except (*_UNREADABLE, MemoryError) as error:
