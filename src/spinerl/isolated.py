@@ -223,6 +223,7 @@ def _solve(read_fd: int, write_fd: int, work: Work, settings: dict[str, Any]) ->
                 count.begin()
             signal.setitimer(signal.ITIMER_PROF, cpu_s)
             began = time.process_time()
+            reply: dict[str, Any]
             try:
                 reply = work(request)
             except MemoryError:

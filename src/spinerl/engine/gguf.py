@@ -132,9 +132,10 @@ def _checked_header(file: Path, name: str) -> Header:
         _refuse(name, error.strerror or str(error))
     except (*_UNREADABLE, MemoryError) as error:
         _refuse(name, f"its header is cut off or damaged ({error})")
-    if wrong is not None:
-        raise InputError(f"model={name} {wrong}")
-    return header
+    else:
+        if wrong is not None:
+            raise InputError(f"model={name} {wrong}")
+        return header
 
 
 def _refuse(name: str, reason: str) -> NoReturn:
