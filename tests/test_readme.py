@@ -110,3 +110,10 @@ def test_what_a_row_sets_reads_as_what_it_says(table):
 def test_api_page_is_fresh(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert (ROOT / "docs" / "api.md").read_text() == api_page(), "run `make docs`"
+
+
+def test_every_test_that_the_security_page_names_is_there():
+    page = (ROOT / "docs" / "security.md").read_text()
+    named = set(re.findall(r"`((?:tests/\w+/)?test_\w+\.py)`", page))
+    assert len(named) > 10
+    assert not [name for name in named if not (ROOT / (name if "/" in name else f"tests/faults/{name}")).is_file()]
