@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -145,7 +144,7 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(title=None, show_edge=False, pad_edge=False)
     table.add_column("")
     for name in columns:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     all_metrics = list(columns.values())
     for key, label in _accuracy_keys(all_metrics):
         table.add_row(label, *(format_share(m, key) if key in m else "-" for m in all_metrics))
@@ -214,7 +213,7 @@ def ranking_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
     """Runs by their label-free score, the best first."""
     table = Table("", "run", "score", "step kept", "rule", title=None, show_edge=False, pad_edge=False)
     for rank, row in enumerate(ranked, 1):
-        table.add_row(str(rank), escape(row["run"]), f"{row['score']:.3f}", str(row["kept_step"]), row["rule"] or "")
+        table.add_row(str(rank), row["run"], f"{row['score']:.3f}", str(row["kept_step"]), row["rule"] or "")
     return table
 
 

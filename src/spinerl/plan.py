@@ -316,7 +316,7 @@ def _guarded(config: Config) -> bool:
 def _status(field: str) -> int:
     """A line of Linux's figures on this process, in bytes; 0 elsewhere."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().split("\n")
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
     except (OSError, StopIteration, ValueError):
         return 0

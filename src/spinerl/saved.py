@@ -23,7 +23,7 @@ from spinerl.files import kind_of, quoted
 from spinerl.locks import lock_file
 from spinerl.paths import absolute_paths
 from spinerl.streams import append_rows, read_lines
-from spinerl.workload import Workload, changed_numerics, check_unchanged
+from spinerl.workload import Workload, changed_numerics, check_unchanged, versions
 
 __all__ = ["SavedEvaluation", "unfinished_of"]
 
@@ -152,6 +152,7 @@ class SavedEvaluation:
             "per_part": self._at_once,
             "num_questions": self._num_questions,
             **{key: work.facts[key] for key in ("model", "data")},
+            **versions(),
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
         }
         try:

@@ -105,13 +105,12 @@ def train_step(
     remembered: dict[str, float] = {}
     if memory is not None:
         votes, remembered = memory.vote(rollout, fresh, vote_weights(rollout, config.vote), sampled, equivalence)
-    kinds = [config.answer.kind_of(question.answer_kind) for question in questions]
     void_frac = 0.0
-    if oracle is None:
-        votes, void_frac = void_shared(votes, questions, kinds, config.vote.max_shared, equivalence)
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:
+        kinds = [config.answer.kind_of(question.answer_kind) for question in questions]
+        votes, void_frac = void_shared(votes, questions, kinds, config.vote.max_shared, equivalence)
         all_rewards = give_rewards(RewardContext(config, sampled, policy, anchor, rollout, votes, equivalence))
     rewards = tuple(own[: config.group_size] for own in all_rewards)
     over_limit = equivalence.stats["num_over_limit"] - over_limit
@@ -123,8 +122,8 @@ def train_step(
         truncate = truncation_of(config.rollout, policy) if config.rollout.scored == "truncated" else None
         old_logprobs, _, log_mass = score_with_mass(policy, batch, batch.mask, config.optim, truncate)
         old_logprobs = old_logprobs - log_mass
-    weights = question_weights(votes, questions, config)
-    targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, weights)
+    counts = question_weights(votes, questions, config)
+    targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, counts)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
     groups = torch.arange(len(batch.tokens)).view(len(questions), -1)

@@ -27,7 +27,7 @@ def make_run(tmp_path):
         write_rows(
             folder / "guard.jsonl",
             [
-                {"step": s, "probe/initial_support": x, "probe/concentration": 0.0}
+                {"step": s, "probe/initial_support": x, "probe/concentration": 0.0, "score": x, "rule": None}
                 for s, x in zip(steps, support, strict=True)
             ],
         )

@@ -151,7 +151,7 @@ def test_a_server_listens_to_its_own_machine_only(monkeypatch):
     started: list[list[str]] = []
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")  # which it sets, and which is put back
     monkeypatch.setattr(vllm, "require_vllm", lambda: None)
-    monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setattr(vllm.os, "execve", lambda _, command, __: started.append(command))
     vllm.main(["tiny-reasoner", "--port", "8001"])
     vllm.main(["tiny-reasoner", "--host", "0.0.0.0"])
     hosts = [[command[i + 1] for i, word in enumerate(command) if word == "--host"] for command in started]

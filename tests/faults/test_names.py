@@ -87,9 +87,9 @@ def test_a_run_of_any_name_is_made_resumed_evaluated_and_reported(tmp_path, caps
 
 UNDECODABLE = os.fsdecode(b"run-\xff")
 REFUSED = {
-    "no UTF-8": (["adapt", "steps=0", f"run={UNDECODABLE}"], "its name is no UTF-8 text; choose another run=FOLDER"),
+    "no UTF-8": (["adapt", "steps=0", f"run={UNDECODABLE}"], "is not UTF-8 text"),
     "too long": (["adapt", "steps=0", f"run={'n' * 256}"], "File name too long"),
-    "too long within": (["adapt", "steps=0", f"run={'a/' * 2100}b"], "File name too long"),
+    "too long within": (["adapt", "steps=0", f"run={'a/' * 100}{'b' * 300}"], "File name too long"),
     "a file": (["adapt", "steps=0", "run=file"], "run=file is a file; choose another run=FOLDER"),
     "in a file": (["adapt", "steps=0", "run=file/run"], "Not a directory"),
     "a pipe": (["adapt", "steps=0", "run=pipe"], "run=pipe is a named pipe"),
@@ -109,7 +109,7 @@ REFUSED = {
     "data too long": (["eval", "tiny-reasoner", f"./{'n' * 300}.jsonl"], "File name too long"),
     "score too long": (["score", f"{'n' * 300}.jsonl"], "File name too long"),
     "json in nothing": (["score", "file", "--json", "gone/x.json"], "its folder does not exist"),
-    "config too long": (["config", f"{'n' * 300}.yaml"], "File name too long"),
+    "config too long": (["config", f"{'n' * 300}.yaml"], "does not exist; give a YAML file"),
     "compare in a file": (["compare", "out=file", "steps=1"], "out=file cannot be written"),
     "select nothing": (["select", "gone"], "no such folder"),
     "predictions into a folder": (["eval", "tiny-reasoner", "tiny/shift-a", "--predictions", "run"], "is a folder"),
@@ -214,6 +214,7 @@ def test_a_run_whose_functions_are_of_another_folder_says_which(tmp_path, capsys
     (here / "run" / "config.yaml").write_text(dump_yaml(config))
     (here / "run" / "manifest.json").write_text(json.dumps({"folder": str(here)}))
     monkeypatch.chdir(there)
-    code, printed = run_command(["adapt", "--resume", here / "run"], capsys)
+    code, printed = run_command(["adapt", "--resume", here / "run", "--allow-plugins"], capsys)
     assert code == 2
-    assert f"cannot be imported: No module named 'own_rewards_of_mine'; the run began in {here}, where" in printed
+    assert "No module named 'own_rewards_of_mine'" in printed
+    assert f"; the run began in {here}, where" in printed

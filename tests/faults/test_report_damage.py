@@ -105,9 +105,11 @@ DAMAGE = {
     "config is a pipe": (lambda f: replace(f / "config.yaml", os.mkfifo), 2, "its config.yaml is a named pipe"),
     "config is a folder": (lambda f: replace(f / "config.yaml", Path.mkdir), 2, "its config.yaml is a folder"),
     "config is a bomb": (
-        lambda f: (f / "config.yaml").write_text("a: &a [1]\nb: [*a, *a]\n"),
+        lambda f: (f / "config.yaml").write_text(
+            "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+        ),
         2,
-        "aliases are not read",
+        "more than 10,000 values",
     ),
     "config has odd keys": (lambda f: (f / "config.yaml").write_text("1: a\nnull: b\nc: {2: d}\n"), 0, "report:"),
     "config has odd types": (

@@ -160,7 +160,7 @@ REFUSED = {
     "conversation": "{conversation: []}", "padding": "{padding: true}", "truncation": "{truncation: true}",
     "max_length": "{max_length: 3}", "return_tensors": "{return_tensors: pt}",
     "tokenizer_kwargs": "{tokenizer_kwargs: {}}",
-    "continue_final_message": "{continue_final_message: true}", "a datetime": "{day: 2026-01-01 10:00:00}",
+    "continue_final_message": "{continue_final_message: true}",
     "the key 1": "{levels: {1: a}}",
 }  # fmt: skip
 

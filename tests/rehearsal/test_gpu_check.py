@@ -29,7 +29,7 @@ def test_it_is_rehearsed(main, capsys):
     assert report["machine"]["gpu"] == "rehearsal"
     assert report["resume"]["bit_equal"]
     assert report["waits"]["per_token"] == 1 / 16
-    assert report["waits"]["per_update"] == 2
+    assert report["waits"]["per_update"] == 3
     assert report["exactness"]["float32"]["logprob_max"] < 1e-4
     assert report["greedy"]["equal_tokens_frac"] == 1.0
 

@@ -166,6 +166,7 @@ def test_an_update_reads_its_figures_and_the_norm_only(model_folders):
     assert seen.by_function() == {
         ("to host", "engine.update.Terms.figures"): 1,
         ("to host", "engine.optimizer.Optimizer.step"): 1,
+        ("to host", "engine.weights.all_finite"): 1,
     }
     with watch() as seen:
         score(loaded, batch, batch.mask, config.optim)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.composer import ComposerError
 
 from spinerl.errors import InputError
 from spinerl.files import kind_of
@@ -263,16 +262,6 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"{folder} is not a run folder: config.yaml holds {type(config).__name__}, not key: value lines"
         )
     return _with_text_keys(config)
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases, of which a run writes none: a few lines of them can stand for more values than memory holds."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise ComposerError(None, None, "aliases are not read", event.start_mark)
-        return super().compose_node(parent, index)
 
 
 def _with_text_keys(value: Any) -> Any:
