@@ -108,7 +108,7 @@ def test_an_update_through_onednn_has_the_same_gradient(model_folders, architect
     assert plain.keys() == fast.keys()
     scale = max(float(gradient.abs().max()) for gradient in plain.values())
     for name, gradient in plain.items():
-        assert float((fast[name] - gradient).abs().max()) < 2e-6 * scale, name
+        assert float((fast[name] - gradient).abs().max()) < 4e-6 * scale, name  # float32, sums in another order
     assert found["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-5, abs=1e-7)
     assert not any("forward" in module.__dict__ for module in loaded.model.modules())
 

@@ -147,6 +147,11 @@ def read_only(root: Path) -> None:
     (root / "cache" / "spinerl").chmod(0o700)
 
 
+def few(cases, *names):
+    """All cases, of which only these are part of `make test`."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.faults) for name in cases]
+
+
 # (lines of the compiler, more of the job, the end of doctor's line: there are no loops)
 NO_LOOPS: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "it hangs": (["sleep 300 & wait"], {"SPINERL_NATIVE_SECONDS": "1"}, "was stopped: it took longer than 1 s"),
@@ -196,7 +201,7 @@ def greedy_answers(run: Path, steps: int) -> list[Any]:
     return [json.loads(line)["greedy"]["text"] for lines in rows for line in lines]
 
 
-@pytest.mark.parametrize("case", NO_LOOPS)
+@pytest.mark.parametrize("case", few(NO_LOOPS, "it hangs", "its library crashes", "there is none"))
 def test_a_compiler_that_does_not_do_it(server, libraries, tmp_path, case):
     lines, more, reason = NO_LOOPS[case]
     environment = compiler(tmp_path / "cc", *(line.replace("LIBRARIES", str(libraries)) for line in lines))
@@ -235,7 +240,7 @@ NO_CACHE: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", NO_CACHE)
+@pytest.mark.parametrize("case", few(NO_CACHE, "a link", "read only"))
 def test_a_cache_folder_that_cannot_be_used(server, libraries, tmp_path, case):
     """The library is compiled in a temporary folder, of which nothing stays."""
     prepare, job, reason = NO_CACHE[case]

@@ -80,13 +80,14 @@ def stopped_again(whole: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "environment",
     [
         {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "cores": "1"},
-        pytest.param({"OMP_NUM_THREADS": "3"}, marks=pytest.mark.faults),
-        pytest.param({"OMP_THREAD_LIMIT": "1"}, marks=pytest.mark.faults),
-        pytest.param({"OMP_DYNAMIC": "true", "cores": "1"}, marks=pytest.mark.faults),
+        {"OMP_NUM_THREADS": "3"},
+        {"OMP_THREAD_LIMIT": "1"},
+        {"OMP_DYNAMIC": "true", "cores": "1"},
     ],
     ids=" ".join,
 )

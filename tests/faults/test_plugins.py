@@ -577,6 +577,7 @@ def test_runs_of_a_comparison_import_nothing_of_the_working_folder_but_plugins(t
     assert not marks(tmp_path)
 
 
+@pytest.mark.faults
 def test_a_child_that_ends_itself_is_a_failed_run(tmp_path, monkeypatch):
     (tmp_path / "quits.py").write_text("import os\nos._exit(0)\n")
     monkeypatch.chdir(tmp_path)

@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_is_set_aside_under_a_free_name(half, capsys):
     assert (half / "checkpoints" / "step-000002.damaged-2" / "optimizer.pt").read_bytes() == b"broken"
 
 
-def test_one_process_writes_at_a_time(tmp_path):
+def test_one_process_writes_at_a_time(tmp_path, capsys):
     """A second resume and an --overwrite of a run that goes on are refused, by the name of the process; its death
     frees the folder."""
     folder = tmp_path / "run"
@@ -461,9 +461,9 @@ def test_one_process_writes_at_a_time(tmp_path):
         while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
             time.sleep(0.1)
         for more in (["--resume", str(folder)], [*KEYS, f"run={folder}", "--overwrite"]):
-            done = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=180)
-            assert done.returncode == 2, done.stderr
-            assert f"is being written by process {first.pid} on" in " ".join(done.stderr.split())
+            code, printed = run_command(["adapt", *more], capsys)
+            assert code == 2, printed
+            assert f"is being written by process {first.pid} on" in printed
     finally:
         first.kill()
         first.wait()
