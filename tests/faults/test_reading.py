@@ -165,7 +165,7 @@ MOST_GROWTH = 3.0  # from 50 KB to 100 KB
 
 
 def seconds(call, most: float = 0.4) -> float:
-    """Processor time of a call; the least of three where one takes longer than `most`, as where memory is cleared up."""
+    """Processor time of a call; the least of three where one takes longer than `most` (memory is cleared up)."""
     found = []
     while not found or (found[-1] > most and len(found) < 3):
         began = time.process_time()
