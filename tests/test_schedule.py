@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from spinerl.cli import main
 from spinerl.config import load_config
 from spinerl.errors import InputError
 from spinerl.runs import RunFolder
 from spinerl.schedule import question_order, rank_questions
 from spinerl.train import adapt
+from tests.commands import exit_code
 from tests.e2e.test_guarded_runs import Quiet
 
 
@@ -52,16 +52,8 @@ class StopAt(Quiet):
             raise KeyboardInterrupt
 
 
-def run_command(*arguments):
-    try:
-        main([str(one) for one in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def run(folder, *overrides):
-    return run_command("adapt", f"run={folder}", *TINY, *overrides)
+    return exit_code(["adapt", f"run={folder}", *TINY, *overrides])
 
 
 def test_a_stream_answers_before_it_adapts(tmp_path, capsys):
@@ -123,9 +115,9 @@ def test_questions_of_medium_agreement(tmp_path, capsys):
     config = load_config(overrides=[f"run={tmp_path / 'again'}", *TINY, *keys])
     with pytest.raises(KeyboardInterrupt):
         adapt(config, StopAt(3))
-    assert run_command("adapt", "--resume", tmp_path / "again") == 0
+    assert exit_code(["adapt", "--resume", tmp_path / "again"]) == 0
     assert RunFolder.open(tmp_path / "again").rows("labels.jsonl") == labels
-    assert run_command("adapt", *TINY, *keys, "data.max_agreement=0.2", f"run={tmp_path / 'no'}") == 2
+    assert exit_code(["adapt", *TINY, *keys, "data.max_agreement=0.2", f"run={tmp_path / 'no'}"]) == 2
     assert "is over data.max_agreement" in capsys.readouterr().err.replace("\n", " ")
 
 

@@ -917,10 +917,6 @@ def profile_of(model_name: str, depth: int = 8) -> str:
     return model_name
 
 
-# What YAML takes for a line's end, or refuses, as it is: in a text of JSON it stands as an escape.
-_NOT_IN_YAML = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-
-
 class _FaithfulDumper(yaml.SafeDumper):
     """Writes texts with characters that YAML takes for line ends (U+0085) or that steer a terminal in double quotes,
     as escapes: those that YAML writes as they are, `visible` turns into the same escapes."""

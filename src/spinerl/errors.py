@@ -18,6 +18,7 @@ __all__ = [
     "SpinerlError",
     "did_you_mean",
     "memory_line",
+    "reason_of",
     "short",
 ]
 
@@ -77,6 +78,15 @@ def did_you_mean(word: Any, allowed: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def reason_of(error: BaseException, most: int = 300) -> str:
+    r"""What an error says, on one line of so many characters at most; one that says nothing gives its type.
+
+    >>> reason_of(ValueError("no\n  such thing")), reason_of(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 _BYTES = re.compile(r"(?i)(?:tried|unable|failed) to allocate ([0-9]+) bytes")

@@ -45,11 +45,14 @@ def weigh_votes(rollout: Rollout, name: str) -> list[float]:
         ) from None
 
 
-def weigh_questions(votes: Sequence[Vote], questions: Sequence[Question], name: str) -> list[float]:
-    """What each question counts, at least 0, by the function called `name` (advantage.question_weight).
+def weigh_questions(votes: Sequence[Vote], questions: Sequence[Question], name: str) -> list[float] | None:
+    """What each question counts, at least 0, by the function called `name` (advantage.question_weight); None where all
+    count alike ("equal").
 
     InputError naming a plug-in, the question and what was returned, where that is no such number.
     """
+    if name == "equal":
+        return None
     weigh = find(QUESTION_WEIGHTS, name, "advantage.question_weight")
     weights = []
     for vote, question in zip(votes, questions, strict=True):

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from spinerl.errors import InputError, MissingExtraError
+from spinerl.errors import InputError, MissingExtraError, reason_of
 from spinerl.types import ImageRef
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def open_image(ref: ImageRef, *, question_id: str | None = None, max_pixels: int
             try:
                 image.load()
             except Exception as error:  # a decoder's input is anything at all, and so is what it raises
-                raise _bad(ref, f"is truncated or corrupt ({_line(error)})", "broken image") from None
+                raise _bad(ref, f"is truncated or corrupt ({reason_of(error, 120)})", "broken image") from None
             return upright_rgb(ref, image)
     except BadImageError as error:
         if question_id is None:
@@ -140,7 +140,7 @@ def _start(ref: ImageRef, file: IO[bytes], max_pixels: int) -> tuple[str, ImageF
         try:
             image = factory(file, "")
         except Exception as error:  # as above: the bytes are anyone's
-            raise _bad(ref, f"has a broken {kind} header ({_line(error)})", "broken image") from None
+            raise _bad(ref, f"has a broken {kind} header ({reason_of(error, 120)})", "broken image") from None
         _check_size(ref, image.size, max_pixels)
         return kind, image
     raise _bad(ref, f"is not an image; read are {', '.join(PLUGINS)}", "not an image")
@@ -204,7 +204,9 @@ def upright_rgb(ref: ImageRef, image: Image.Image) -> Image.Image:
             image = paper
         result = image.convert("RGB")
     except (ValueError, OSError) as error:
-        raise _bad(ref, f"has colours that are not read, {image.mode} ({_line(error)})", "broken image") from None
+        raise _bad(
+            ref, f"has colours that are not read, {image.mode} ({reason_of(error, 120)})", "broken image"
+        ) from None
     result.info.clear()
     return result
 
@@ -233,7 +235,3 @@ def shortened(text: str) -> str:
     """A text for a message: its beginning where it is long, its escapes where it has control characters."""
     shown = text if len(text) <= 200 else f"{text[:80]}..."
     return shown if shown.isprintable() else repr(shown)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

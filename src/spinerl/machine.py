@@ -1,17 +1,29 @@
-"""What this machine is and how to make it behave: allocator, threads, devices."""
+"""What this machine is and how to make it behave: allocator, threads, devices, memory of this process."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from spinerl.lines import lines_of, read_text
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["bfloat16_support", "choose_threads", "pick_device", "tune_allocator"]
+__all__ = [
+    "bfloat16_support",
+    "choose_threads",
+    "forget_peak_memory",
+    "peak_resident_bytes",
+    "pick_device",
+    "resident_bytes",
+    "tune_allocator",
+]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 _MADV_HUGEPAGE = 14
@@ -129,3 +141,34 @@ def choose_threads(model: torch.nn.Module, vocabulary: int) -> int:
     best = cores if min(together) < 0.9 * single else 1
     torch.set_num_threads(best)
     return best
+
+
+def resident_bytes() -> int:
+    """Memory of this process now, in bytes; where the system does not say, its peak."""
+    return _status("VmRSS") or peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had, in bytes, since `forget_peak_memory` where the system can do that."""
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
+    import resource  # not on every system
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used
+
+
+def forget_peak_memory() -> None:
+    """Let the peak start again from here, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(key: str) -> int | None:
+    """Bytes on a line of /proc/self/status, None where there is no such file."""
+    try:
+        lines = lines_of(read_text(Path("/proc/self/status")))
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

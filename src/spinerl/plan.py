@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +21,12 @@ from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.guard.probe import pick_probe
+from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes
 from spinerl.permission import open_code
-from spinerl.rewards import Rewards
+from spinerl.rewards import alternating_rewards
 from spinerl.rounds import first_step
 from spinerl.schedule import num_steps, question_order
 from spinerl.step import StepState, cuts_short, needs_anchor, train_step
-from spinerl.types import Question, Vote
 from spinerl.workload import Workload, add_configured_adapters, open_workload
 
 __all__ = ["Measured", "Phase", "Plan", "count_phases", "format_duration", "make_plan", "measure", "open_plan"]
@@ -223,7 +220,7 @@ def measure(work: Workload, config: Config, seconds: float) -> Measured:
             started = time.perf_counter()
             record, _ = train_step(
                 loaded, anchor, optimizer, equivalence, chosen.questions, chosen.prompts, keys, 1, StepState(),
-                oracle=_alternating,
+                oracle=lambda asked, votes: alternating_rewards(len(asked), len(votes[0].classes)),
             )  # fmt: skip
             now = time.perf_counter()
             found.append((record.metrics, questions, allowed, _peak(loaded)))
@@ -261,10 +258,6 @@ class _Still(Optimizer):
     def step(self) -> dict[str, float]:
         self.zero_grad()
         return {}
-
-
-def _alternating(questions: Sequence[Question], votes: Sequence[Vote]) -> Rewards:
-    return tuple(tuple(float(j % 2) for j in range(len(one.classes))) for _, one in zip(questions, votes, strict=True))
 
 
 def _extended(
@@ -313,20 +306,11 @@ def _guarded(config: Config) -> bool:
     return config.guard.mode != "off" and config.steps > 0
 
 
-def _status(field: str) -> int:
-    """A line of Linux's figures on this process, in bytes; 0 elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().split("\n")
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-    except (OSError, StopIteration, ValueError):
-        return 0
-
-
 def _held(loaded: LoadedModel) -> int:
     """Bytes that the model's device, or this process, holds now."""
     if loaded.device.type == "cuda":
         return torch.cuda.memory_allocated(loaded.device)
-    return _status("VmRSS:")
+    return resident_bytes()
 
 
 def _reset_peak(loaded: LoadedModel) -> int:
@@ -334,12 +318,11 @@ def _reset_peak(loaded: LoadedModel) -> int:
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
     else:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        forget_peak_memory()
     return _held(loaded)
 
 
 def _peak(loaded: LoadedModel) -> int:
     if loaded.device.type == "cuda":
         return torch.cuda.max_memory_allocated(loaded.device)
-    return _status("VmHWM:")
+    return peak_resident_bytes()

@@ -46,6 +46,7 @@ __all__ = [
     "STEP_REWARDS",
     "RewardContext",
     "Rewards",
+    "alternating_rewards",
     "asked_by",
     "check_reward",
     "give_rewards",
@@ -174,6 +175,15 @@ def give_rewards(context: RewardContext) -> Rewards:
                 "per response"
             ) from None
     return tuple(rewards)
+
+
+def alternating_rewards(questions: int, group_size: int) -> Rewards:
+    """1, 0, 1, 0, ... to each question's responses: no advantage is zero.
+
+    >>> alternating_rewards(1, 3)
+    ((1.0, 0.0, 1.0),)
+    """
+    return (tuple(float(i % 2 == 0) for i in range(group_size)),) * questions
 
 
 def check_reward(name: str) -> None:

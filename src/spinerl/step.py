@@ -51,13 +51,11 @@ __all__ = [
     "cuts_short",
     "freeze_targets",
     "needs_anchor",
-    "question_weights",
     "rollout_metrics",
     "sample",
     "target_metrics",
     "train_step",
     "trained_rows",
-    "vote_weights",
 ]
 
 Scorer = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -104,7 +102,7 @@ def train_step(
     fresh = votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + sampled)
     remembered: dict[str, float] = {}
     if memory is not None:
-        votes, remembered = memory.vote(rollout, fresh, vote_weights(rollout, config.vote), sampled, equivalence)
+        votes, remembered = memory.vote(rollout, fresh, weigh_votes(rollout, config.vote.weights), sampled, equivalence)
     void_frac = 0.0
     if oracle is not None:
         all_rewards = oracle(questions, votes)
@@ -122,7 +120,7 @@ def train_step(
         truncate = truncation_of(config.rollout, policy) if config.rollout.scored == "truncated" else None
         old_logprobs, _, log_mass = score_with_mass(policy, batch, batch.mask, config.optim, truncate)
         old_logprobs = old_logprobs - log_mass
-    counts = question_weights(votes, questions, config)
+    counts = weigh_questions(votes, questions, config.advantage.question_weight)
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, counts)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
@@ -201,7 +199,7 @@ def count_votes(
 ) -> tuple[Vote, ...]:
     """One vote per question over all of its responses; unparsable and (by default) truncated ones abstain."""
     n = rollout.num_responses
-    weights = vote_weights(rollout, voting)
+    weights = weigh_votes(rollout, voting.weights)
     unfinished = (~rollout.finished_mask).tolist()
     truncated = unfinished if answer.truncated == "abstain" else [False] * len(unfinished)
     return tuple(
@@ -218,17 +216,6 @@ def count_votes(
         )
         for i, question in enumerate(rollout.questions)
     )
-
-
-def vote_weights(rollout: Rollout, voting: VoteConfig) -> list[float]:
-    """What each response's vote weighs, by `vote.weights`; at least 0."""
-    return weigh_votes(rollout, voting.weights)
-
-
-def question_weights(votes: Sequence[Vote], questions: Sequence[Question], config: Config) -> list[float] | None:
-    """What each question's advantages are multiplied by (advantage.question_weight); None where all count alike."""
-    name = config.advantage.question_weight
-    return None if name == "equal" else weigh_questions(votes, questions, name)
 
 
 def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor, torch.Tensor]:

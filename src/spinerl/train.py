@@ -30,6 +30,7 @@ from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
 from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.files import quoted
 from spinerl.guard.watch import Guard
+from spinerl.hooks import weigh_votes
 from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
 from spinerl.paths import absolute_paths
@@ -39,7 +40,7 @@ from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_failures, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
 from spinerl.scoring import over_limit_line
-from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows, vote_weights
+from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
 from spinerl.workload import (
@@ -417,7 +418,7 @@ def _start_memory(
         work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
     )
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
-    memory.start(work.questions, votes, vote_weights(rollout, config.vote), rollout.total_drawn, equivalence)
+    memory.start(work.questions, votes, weigh_votes(rollout, config.vote.weights), rollout.total_drawn, equivalence)
 
 
 def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:
@@ -498,7 +499,7 @@ def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> No
     if changed and not other_numerics:
         raise InputError(
             f"{run.path} would end with other numbers here than where it began ({'; '.join(changed)}); go on all the "
-            f"same with `spinerl adapt --resume {run.path} --allow-different-numerics`"
+            f"same with `{_resume_command(run)} --allow-different-numerics`"
         )
     if not changed:
         try:

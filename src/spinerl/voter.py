@@ -14,8 +14,9 @@ from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
+from spinerl.hooks import weigh_votes
 from spinerl.runs import load_learned, save_learned
-from spinerl.step import count_votes, vote_weights
+from spinerl.step import count_votes
 from spinerl.types import Question, Vote
 
 __all__ = ["SlowVoter"]
@@ -46,7 +47,7 @@ class SlowVoter:
             self._loaded, questions, prompts, config.num_votes, config.rollout, seed, self._on_tokens
         )
         votes = count_votes(rollout, config.answer, config.vote, self._equivalence, seed=config.seed + step)
-        return votes, vote_weights(rollout, config.vote), rollout.total_drawn
+        return votes, weigh_votes(rollout, config.vote.weights), rollout.total_drawn
 
     @torch.no_grad()
     def follow(self, model: torch.nn.Module) -> None:

@@ -22,6 +22,7 @@ from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.context import fit
 from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
 from spinerl.engine.vllm import open_sampler, require_vllm
+from spinerl.engine.weights import listed
 from spinerl.errors import InputError
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.types import GoldTable, Question
@@ -186,11 +187,10 @@ def fitting(loaded: LoadedModel, rendered: Rendered, config: Config) -> tuple[Re
     notes = [] if found.note is None else [found.note]
     if found.skipped:
         ids = [questions[i].id for i in found.skipped]
-        shown = ", ".join(ids[:_IDS_SHOWN]) + (", ..." if len(ids) > _IDS_SHOWN else "")
         notes.insert(
             0,
             f"skipped {len(ids)} question{'s' * (len(ids) != 1)}: of the model's context of {loaded.context} tokens "
-            f"the prompt leaves fewer than {found.least} for a response ({shown})",
+            f"the prompt leaves fewer than {found.least} for a response ({listed(ids, _IDS_SHOWN)})",
         )
     kept = Rendered(tuple(questions[i] for i in found.kept), tuple(prompts[i] for i in found.kept), len(found.skipped))
     return kept, tuple(notes)

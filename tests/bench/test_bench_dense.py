@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from spinerl.bench.dense import dense_loss
-from spinerl.bench.work import alternating_rewards
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import score, update
+from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from spinerl.answers import extract_answer
-from spinerl.cli import main
 from spinerl.comparison.plan import Task, plan
 from spinerl.comparison.schedule import run_tasks
 from spinerl.comparison.state import states
 from spinerl.errors import InputError
 from spinerl.scoring import read_predictions
+from tests.commands import exit_code
 
 SHORT = [
     "data=tiny/shift-a", "data.max_questions=4", "steps=2", "questions_per_step=2", "group_size=2", "eval.every=1",
@@ -30,11 +30,7 @@ SHORT = [
 
 def run(arguments, capsys) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of one command."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as exit_:
-        code = exit_.code or 0
+    code = exit_code(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spinerl.cli import main
 from spinerl.errors import NonFiniteError
 from spinerl.runs import RunFolder
+from tests.commands import exit_code
 
 SHORT = ["questions_per_step=2", "group_size=2", "rollout.max_new_tokens=12", "data.max_questions=4", "threads=1"]
 SHORT += ["guard=warn"]  # random models never agree, and would not be adapted at all
@@ -25,11 +25,7 @@ SHORT += ["guard=warn"]  # random models never agree, and would not be adapted a
 
 def run(arguments, capsys) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of one command."""
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as exit_:
-        code = exit_.code or 0
+    code = exit_code(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -16,13 +16,13 @@ pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
 
 import gguf
 
-from spinerl.cli import main
 from spinerl.config import load_config
 from spinerl.engine.loading import load_model, load_tokenizer, save_model
 from spinerl.engine.sampler import greedy_responses
 from spinerl.errors import InputError, MissingExtraError
 from spinerl.types import Question
 from spinerl.workload import open_workload
+from tests.faults.commands import run_command
 from tests.gguf_files import ARCHITECTURES, write_folder, write_gguf
 from tests.models import write_model
 
@@ -58,15 +58,9 @@ def greedy(loaded, tokens=24):
 
 
 def run(capsys, *arguments) -> tuple[int, str]:
-    """(exit code, what was printed) of a command in this process."""
+    """(exit code, what was printed) of a command in this process, and nothing of what was before."""
     capsys.readouterr()
-    code = 0
-    try:
-        main([str(one) for one in arguments])
-    except SystemExit as exit_:
-        code = exit_.code or 0
-    printed = capsys.readouterr()
-    return code, " ".join((printed.out + printed.err).split())
+    return run_command(arguments, capsys)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

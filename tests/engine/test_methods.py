@@ -18,10 +18,11 @@ from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import update
 from spinerl.evaluation import gold_rewards
+from spinerl.hooks import weigh_questions
 from spinerl.memory import Memories
 from spinerl.methods import LOSSES, METHODS
 from spinerl.rewards import RewardContext, give_rewards
-from spinerl.step import StepState, freeze_targets, question_weights, rollout_metrics, sample, trained_rows
+from spinerl.step import StepState, freeze_targets, rollout_metrics, sample, trained_rows
 from spinerl.types import Question
 from tests.engine.test_update import gradient
 from tests.models import compute_norms_in_float64
@@ -392,7 +393,7 @@ def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
         expected = [list(own) for own in rewards]
     for own, theirs in zip(rewards, expected, strict=True):
         assert own == pytest.approx(theirs, abs=1e-6)
-    weights = question_weights(votes, QUESTIONS, config)
+    weights = weigh_questions(votes, QUESTIONS, config.advantage.question_weight)
     targets, _ = freeze_targets(anchor, batch, rewards, old, entropies, config, StepState(), weights)
     advantages = brute_advantages(method, [list(own) for own in rewards], rollout)
     for (row, t), value in advantages.items():
@@ -471,7 +472,7 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
             rollout, votes, rewards, batch, old, entropies = rolled_out(
                 config, policy, anchor, prompts, equivalence, step, memory
             )
-            weights = question_weights(votes, QUESTIONS, config)
+            weights = weigh_questions(votes, QUESTIONS, config.advantage.question_weight)
             targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state, weights)
             figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
             figures.pop("loss/log_ratio_max")  # rounding noise

@@ -10,11 +10,11 @@ import shutil
 import pytest
 import yaml
 
-from spinerl.cli import main
 from spinerl.config import dump_yaml, load_config
 from spinerl.lines import one_line, visible
 from spinerl.terminal import PlainConsole, SafeFormatter
 from spinerl.tiny import model_path
+from tests.commands import exit_code
 
 HOSTILE = (
     "\x1b[2J\x1b]8;;http://x\x07link\x1b]8;;\x07[red]r[/] [/] :100: 2:100:3 \u202eback \x9b31m \u2066i\u2069 \x00\x7f"
@@ -29,11 +29,7 @@ NAME_SHOWN = "n\\x1b[2J[red]:100:\\u202e"
 
 def run_command(arguments, capsys) -> tuple[int, str, str]:
     """(exit code, output, errors) of a command in this process."""
-    code = 0
-    try:
-        main([str(one) for one in arguments])
-    except SystemExit as exit_:
-        code = exit_.code or 0
+    code = exit_code(arguments)
     printed = capsys.readouterr()
     for text in printed:
         assert visible(text) == text

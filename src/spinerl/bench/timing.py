@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from spinerl.lines import lines_of, read_text
+from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes
 
 __all__ = ["Patience", "figures", "interleave", "peak_memory", "ratios", "seconds_of"]
 
@@ -101,10 +98,10 @@ def peak_memory(work: Callable[[], object], device: str = "cpu") -> int:
         work()
         torch.cuda.synchronize()
         return max(_PAGE, torch.cuda.max_memory_allocated() - before)
-    _forget_peak()
-    before = _resident()
+    forget_peak_memory()
+    before = resident_bytes()
     work()
-    return max(_PAGE, _peak_resident() - before)
+    return max(_PAGE, peak_resident_bytes() - before)
 
 
 def _wait(device: str) -> None:
@@ -112,31 +109,3 @@ def _wait(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-def _forget_peak() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from here
-
-
-def _status(key: str) -> int | None:
-    """Bytes on a line of /proc/self/status, None where there is no such file."""
-    try:
-        lines = lines_of(read_text(Path("/proc/self/status")))
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
-
-
-def _resident() -> int:
-    return _status("VmRSS") or _peak_resident()
-
-
-def _peak_resident() -> int:
-    peak = _status("VmHWM")
-    if peak is not None:
-        return peak
-    import resource  # not on every system
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else 1024 * used

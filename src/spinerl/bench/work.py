@@ -18,10 +18,11 @@ from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import update
+from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Batch, Question, Rollout, Targets
 
-__all__ = ["Job", "Work", "alternating_rewards", "bench_config", "open_work"]
+__all__ = ["Job", "Work", "bench_config", "open_work"]
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,3 @@ def open_work(job: Job, lengths: str = "equal", overrides: Sequence[str] = ()) -
     questions, prompts = random_questions(loaded.tokenizer, settings, settings.questions, settings.prompt_tokens)
     optimizer = Optimizer(loaded.model.parameters(), config.optim, 1)
     return Work(loaded, questions, prompts, config, optimizer)
-
-
-def alternating_rewards(questions: int, group_size: int) -> tuple[tuple[float, ...], ...]:
-    """1, 0, 1, 0, ... to each question's responses: no advantage is zero.
-
-    >>> alternating_rewards(1, 3)
-    ((1.0, 0.0, 1.0),)
-    """
-    return (tuple(float(i % 2 == 0) for i in range(group_size)),) * questions

@@ -39,6 +39,7 @@ from spinerl.engine.loading import held_weights, load_tokenizer, resolve_name
 from spinerl.engine.rollouts import rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
+from spinerl.hooks import weigh_questions
 from spinerl.lines import one_line
 from spinerl.machine import choose_threads, tune_allocator
 from spinerl.maths import (
@@ -55,7 +56,6 @@ from spinerl.step import (
     StepState,
     count_votes,
     freeze_targets,
-    question_weights,
     rollout_metrics,
     target_metrics,
     trained_rows,
@@ -449,7 +449,7 @@ class SpineTrainer(GRPOTrainer):
             entropies,
             config,
             self._state,
-            question_weights(votes, rollout.questions, config),
+            weigh_questions(votes, rollout.questions, config.advantage.question_weight),
         )
         self._note(
             {

@@ -35,6 +35,7 @@ from spinerl.config import Config, allow_plugins, load_config
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError
+from spinerl.hooks import weigh_questions
 from spinerl.maths import masked_mean, response_means
 from spinerl.rewards import RewardContext, give_rewards
 from spinerl.step import (
@@ -42,7 +43,6 @@ from spinerl.step import (
     correct_mismatch,
     count_votes,
     freeze_targets,
-    question_weights,
     rollout_metrics,
     target_metrics,
     trained_rows,
@@ -191,7 +191,7 @@ def freeze_step(
             raise RunError("anchor.weight is set, but verl ran no reference model: export the recipe again")
         _, anchor_logprobs, _ = trained_rows(replace(rollout, logprobs=anchor_logprobs), config)
         scorer = partial(_looked_up, anchor_logprobs)
-    of_questions = question_weights(votes, rollout.questions, config)
+    of_questions = weigh_questions(votes, rollout.questions, config.advantage.question_weight)
     targets, state = freeze_targets(scorer, batch, rewards, old_logprobs, entropies, config, state, of_questions)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     difference, most = mismatch.get("mismatch/logprob_diff", 0.0), config.vllm.max_mismatch

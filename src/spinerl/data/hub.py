@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from spinerl.errors import InputError, did_you_mean
+from spinerl.errors import InputError, did_you_mean, reason_of
 
 __all__ = ["open_folder", "open_hub"]
 
@@ -30,7 +30,7 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
         with _offline_if_unreachable():
             return datasets.load_dataset(name, config, split=wanted)
     except DatasetNotFoundError as error:
-        text = _line(error)
+        text = reason_of(error)
         if "gated" in text.lower():
             hint = "accept its conditions on its hub page, then log in with `hf auth login`"
             raise InputError(f"hub data set {name} is gated: {hint}; {local}{_also(note)}") from None
@@ -40,7 +40,7 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
         raise InputError(f"hub data set {name} is out of reach: {why}; {local}{_also(note)}") from None
     except (ValueError, RuntimeError, OSError) as error:
         key = "data.config" if "onfig" in str(error) else "data.split" if "split" in str(error) else "data.path"
-        raise InputError(f"hub data set {name} cannot be read: {_line(error)}; see {key}") from None
+        raise InputError(f"hub data set {name} cannot be read: {reason_of(error)}; see {key}") from None
 
 
 def open_folder(folder: Path, config: str | None, split: str | None, *, split_asked: bool, config_asked: bool) -> Any:
@@ -65,7 +65,7 @@ def open_folder(folder: Path, config: str | None, split: str | None, *, split_as
         with _quiet():
             found = {str(name): part for name, part in datasets.load_dataset(str(folder), chosen).items()}
     except (DatasetNotFoundError, ValueError, RuntimeError, OSError) as error:
-        message = f"folder {folder} cannot be read as a data set: {_line(error)}; set data.path to another copy"
+        message = f"folder {folder} cannot be read as a data set: {reason_of(error)}; set data.path to another copy"
         raise InputError(message) from None
     wanted = split or "test"
     if wanted in found:
@@ -140,10 +140,6 @@ def _offline_if_unreachable() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _also(note: str) -> str:

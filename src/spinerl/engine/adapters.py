@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spinerl.config import LoraConfig
 from spinerl.engine.weights import PICKLES, find_file, listed, not_finite, read_json, read_shapes
-from spinerl.errors import InputError, MissingExtraError, did_you_mean
+from spinerl.errors import InputError, MissingExtraError, did_you_mean, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,7 +116,7 @@ def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
             adapted: Any = peft.PeftModel.from_pretrained(model, folder)
             wanted = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
         except Exception as error:  # whatever peft raises is a fault of the files
-            raise InputError(_misfit(folder, " ".join(str(error).split())[:300] or type(error).__name__)) from error
+            raise InputError(_misfit(folder, reason_of(error))) from error
     missing = sorted(name for name in wanted if name not in held)
     if missing:
         raise InputError(

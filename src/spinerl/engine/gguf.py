@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from spinerl.engine.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
-from spinerl.errors import InputError, MissingExtraError
+from spinerl.errors import InputError, MissingExtraError, reason_of
 
 __all__ = ["PACKAGED", "find_gguf", "open_gguf", "packaged_file", "require_folder"]
 
@@ -118,7 +118,7 @@ def open_gguf(loader: Any, file: Path, name: str, **options: Any) -> Any:
     except torch.OutOfMemoryError:
         raise
     except _UNREADABLE as error:
-        _refuse(name, " ".join(str(error).split())[:300] or type(error).__name__)
+        _refuse(name, reason_of(error))
 
 
 def _checked_header(file: Path, name: str) -> Header:

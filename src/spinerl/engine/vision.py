@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, Pro
 from transformers.utils.hub import cached_file
 
 from spinerl.engine.transfer import to_device
-from spinerl.errors import InputError
+from spinerl.errors import InputError, reason_of
 from spinerl.images import image_key, open_image
 from spinerl.types import ImagePrompt, ImageRef, ShownImages
 
@@ -169,8 +169,7 @@ class Vision:
                 text=[text], images=[self.pictures(images)], return_tensors="pt", add_special_tokens=False
             )
         except (ValueError, TypeError, IndexError, StopIteration) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise InputError(f"the model's processor refuses {len(images)} image(s): {reason}") from None
+            raise InputError(f"the model's processor refuses {len(images)} image(s): {reason_of(error)}") from None
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
     def pictures(self, images: Sequence[ImageRef]) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from spinerl.config import ModelConfig
-from spinerl.errors import InputError
+from spinerl.errors import InputError, reason_of
 
 __all__ = [
     "Shapes",
@@ -95,7 +96,7 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(f"it holds {type(found).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
-        reason = _fault(file) or f"it is no JSON ({_one_line(error)}); download it again"
+        reason = _fault(file) or f"it is no JSON ({reason_of(error, 200)}); download it again"
         raise InputError(f"{file} cannot be read: {reason}") from None
     return found
 
@@ -152,7 +153,7 @@ def read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
                 names = tensors.keys()
                 shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
         except (SafetensorError, OSError, ValueError) as error:
-            reason = _fault(file) or f"damaged ({_one_line(error)}); download it again"
+            reason = _fault(file) or f"damaged ({reason_of(error, 200)}); download it again"
             raise InputError(f"{file} cannot be read: {reason}") from None
     return shapes
 
@@ -165,7 +166,7 @@ def no_larger_than(shapes: Shapes, config: ModelConfig, packed: bool = False) ->
     Args:
         packed: whether a number of the weights stands for several (quantized ones).
     """
-    held = sum(map(_numel, shapes.values()))
+    held = sum(map(math.prod, shapes.values()))
     most = (16 if packed else 2) * held + _SOME
     total = 0
 
@@ -318,10 +319,6 @@ def fault_in(folder: str) -> str | None:
     return None
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _pattern(name: str) -> str:
     """The name with * in place of numbers between dots."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
@@ -341,10 +338,3 @@ def _have(names: Sequence[Any]) -> str:
 
 def _shown(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
-
-
-def _numel(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
