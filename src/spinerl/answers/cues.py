@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["CONCLUDES", "DECIMAL_COMMA", "Cue", "concluding_cue", "cues", "letter_cues"]
+__all__ = ["DECIMAL_COMMA", "Cue", "concluding_cue", "cues", "letter_cues"]
 
 # language: nouns of rank 1, nouns of rank 2, links.  The longest form of a language is tried first.
 _EUROPEAN = {
@@ -67,15 +67,18 @@ _EN = re.compile(
     rf"|(?P<gap>{_EN_GAP})(?P<link>\s*\*{{0,2}}\s*:\s*\*{{0,2}}|\b(?:{_EN_LINKS})(?![A-Za-z'’])\s*:?|=))",
     re.I,
 )
-# the cues of other languages need one of these; a text without them is not searched for them
-_STEMS = re.compile(
-    r"antw|ergebnis|l[öo]sung|option|resultat|r[ée]pons|solution|r[ée]sult|respuest|respost|rispost|risult|soluz"
-    r"|soluci|solu[çc]|opci|op[çc]|opzi|altern|choix"
-    r"|valeur|valor|oploss|optie|odpow|rozwi|wynik|opcja|cevap|yan[ıi]t|sonu|se[çc]en|đáp|đap|câu|kết|jawab|hasil"
-    r"|solusi|ответ|решение|результат|вариант"
-    r"|उत्तर|जवाब|परिणाम|हल|\bwert\b|auswahl|antwoord",
-    re.I,
-)
+# each cue of a language holds one of these, folded; a text without them is not searched
+_EN_STEMS = (
+    "ans", "olut", "result", "opt", "cho", "tatement", "one", "letter", "respon", "alternat", "conclu", "verd",
+    "agnos", "####",
+)  # fmt: skip
+_STEMS = (
+    "antw", "ergebnis", "lösung", "losung", "auswahl", "wert", "option", "resultat", "répons", "repons",
+    "solution", "résult", "result", "choix", "valeur", "respuest", "soluci", "opci", "altern", "valor", "respost",
+    "soluç", "soluc", "opç", "opc", "rispost", "soluz", "risult", "opzi", "antwoord", "oploss", "optie", "odpow",
+    "rozwi", "wynik", "opcja", "cevap", "yanit", "sonu", "seçen", "secen", "đáp", "đap", "câu", "kết", "jawab",
+    "hasil", "solusi", "ответ", "решение", "результат", "вариант", "उत्तर", "जवाब", "परिणाम", "हल",
+)  # fmt: skip
 _OTHERS = tuple(
     (
         language,
@@ -194,10 +197,7 @@ _CONCLUDING = re.compile(
     r"|portanto|logo|assim|ent[ãa]o|no total|em conclus[ãa]o|quindi|dunque|pertanto|perci[òo]|in totale|infine|итак"
     r"|следовательно|поэтому|таким образом|значит|всего)\b"
     r"|综上|因此|所以|故|总之|總之|可得|于是|因此|したがって|よって|ゆえに|つまり|따라서|그러므로|결국|إذن|لذلك|وبالتالي|∴|\\therefore",
-    re.I,
 )
-CONCLUDES = _CONCLUDING
-"""Words that introduce a concluding statement."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,13 @@ def cues(text: str, limit: int = 64) -> list[Cue]:
     [('result is', 2), ('respuesta es', 1)]
     """
     found: list[Cue] = []
-    for match in reversed(list(_EN.finditer(text))):
+    folded = text.casefold().replace("ı", "i").replace("\u0307", "")  # as patterns that ignore case read i
+    for match in reversed(list(_EN.finditer(text)) if any(stem in folded for stem in _EN_STEMS) else []):
         if (cue := _english(text, match)) is not None:
             found.append(cue)
         if len(found) == limit:
             break
-    tables = list(_OTHERS) if _STEMS.search(text) else []
+    tables = list(_OTHERS) if any(stem in folded for stem in _STEMS) else []
     tables += list(_EASTERN) if _EASTERN_SCRIPT.search(text) else []
     for language, pattern in tables:
         for match in list(pattern.finditer(text))[-limit:]:
@@ -293,5 +294,5 @@ def letter_cues(text: str, limit: int = 64) -> list[Cue]:
 
 def concluding_cue(sentence: str) -> str:
     """The concluding words of a sentence ("Therefore"), or ""."""
-    match = _CONCLUDING.search(sentence)
-    return match[0] if match else ""
+    match = _CONCLUDING.search(sentence.lower())  # three times as fast as a pattern that ignores case
+    return (sentence[match.start() : match.end()] or match[0]) if match else ""

@@ -72,6 +72,7 @@ _NUMERAL = re.compile(
     r"|\*\*)\s?[({]?\s?(?P<power_digits>[-+−–]?\d{1,4})\s?[)}]?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})))?"
     rf"(?P<scale>{_SCALE}{{1,2}}|[kK](?![A-Za-z\d])|(?<=\d)(?:[MB]|mn|bn|tn)(?![A-Za-z\d]))?"
 )
+_BETWEEN = re.compile(r"[=;?<>](?=[^=;?<>]*\d)")  # no number holds these signs: another may follow
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _REMAINDER = re.compile(r"\s*,?\s*(?:with |and )?(?:a )?(?:remainder|rest)\b|\s?[rR]\s?\d+\b|\s*余\s*\d|:\d")
 _SHORT_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "mn": 10**6, "bn": 10**9, "tn": 10**12}
@@ -98,17 +99,8 @@ def numerals(text: str) -> Iterator[Numeral]:
     >>> [n.shown for n in numerals("2 1/2 cups, 1 250 000 people, $1.5 million, 3.2 × 10^6, ₹1,20,000")]
     ['5/2', '1250000', '1500000', '3200000', '120000']
     """
-    position = 0
-    while (match := _NUMERAL.search(text, position)) is not None:
-        position = match.end()
-        if match["mixed"] and not _is_proper(match["mixed"]):  # two numbers side by side
-            first = re.match(r"\d+", match["mixed"])
-            assert first is not None
-            position = match.start("mixed") + first.end()
-            yield Numeral(match.start(), position, first[0], Fraction(first[0]), False)
-            continue
-        numeral = _numeral(text, match)
-        if numeral is not None:
+    for match, end in _matches(text):
+        if (numeral := _numeral(text, match, end)) is not None:
             yield numeral
 
 
@@ -119,8 +111,12 @@ def first_numeral(text: str) -> Numeral | None:
 
 def last_numeral(text: str) -> Numeral | None:
     """The last number of a text, or None."""
-    found = list(numerals(text))
-    return found[-1] if found else None
+    starts = [match.end() for match in _BETWEEN.finditer(text)]
+    for start in (*starts[-1:], 0):
+        for match, end in reversed(list(_matches(text, start))):
+            if (numeral := _numeral(text, match, end)) is not None:
+                return numeral
+    return None
 
 
 def scale_of(words: str) -> int:
@@ -139,7 +135,19 @@ def _eastern(word: str) -> int:
     return product
 
 
-def _numeral(text: str, match: re.Match[str]) -> Numeral | None:
+def _matches(text: str, position: int = 0) -> Iterator[tuple[re.Match[str], int]]:
+    """What looks like a number, and where it ends: of two numbers side by side ("10 3/4 5/2") the first ends early."""
+    while (match := _NUMERAL.search(text, position)) is not None:
+        position = match.end()
+        if match["mixed"] and not _is_proper(match["mixed"]):
+            position = match.start("mixed") + len(match["mixed"].split()[0])
+        yield match, position
+
+
+def _numeral(text: str, match: re.Match[str], end: int) -> Numeral | None:
+    if end < match.end():
+        first = match["mixed"].split()[0]
+        return Numeral(match.start(), end, first, Fraction(first), False)
     if match.end() - match.start() > MAX_DIGITS:
         return None
     part = match.groupdict()
