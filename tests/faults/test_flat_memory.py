@@ -57,5 +57,6 @@ def test_nothing_grows_with_the_steps(tmp_path, num_questions, steps):
     between = steps - 20
     assert late[0] <= early[0], "tensors are kept"
     assert late[1] - early[1] <= 40 * between, "objects are kept: more than a few per question met"
-    assert late[2] == early[2], "files stay open"
+    # two more at most: pipes to the process that compares answers, which starts at the first answer that needs it
+    assert late[2] <= early[2] + 2, "files stay open"
     assert late[3] - early[3] <= 8 + 0.05 * between, "memory grows"
