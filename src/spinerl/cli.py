@@ -627,6 +627,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if arguments is None:  # this process is ours: Pythons that libraries start import nothing of the working folder
             os.environ["PYTHONSAFEPATH"] = "1"
+            os.environ.pop("OMP_DYNAMIC", None)  # as many threads as a run has, on a busy machine too
         _check_working_folder()
         with signals_raised():
             app(args=None if arguments is None else list(arguments))

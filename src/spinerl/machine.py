@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spinerl.errors import InputError
 from spinerl.lines import lines_of, read_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "peak_resident_bytes",
     "pick_device",
     "resident_bytes",
+    "set_threads",
     "tune_allocator",
 ]
 
@@ -100,8 +102,6 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    from spinerl.errors import InputError
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -110,6 +110,28 @@ def pick_device(name: str) -> str:
         reason = str(error).partition("\n")[0]
         raise InputError(f"model.device={name} is not available ({reason}); use model.device=auto") from None
     return name
+
+
+def set_threads(threads: int) -> None:
+    """Give torch this many CPU threads.
+
+    Raises InputError where the environment has OpenMP start fewer: oneDNN's matmuls then leave out a part of
+    their results and report nothing.
+    """
+    import torch
+
+    most, reason = _thread_limit()
+    if most is not None and threads > most:
+        raise InputError(f"threads={threads}, but {reason} in the environment has OpenMP start fewer: unset it")
+    torch.set_num_threads(threads)
+
+
+def _thread_limit() -> tuple[int | None, str]:
+    """(most threads that OpenMP is sure to start, because of what); None: as many as it is asked for."""
+    if os.environ.get("OMP_DYNAMIC", "").strip().casefold() in ("true", "1"):  # as many as it likes
+        return 1, f"OMP_DYNAMIC={os.environ['OMP_DYNAMIC']}"
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return (int(limit) if limit.isdecimal() and int(limit) else None), f"OMP_THREAD_LIMIT={limit}"
 
 
 def choose_threads(model: torch.nn.Module, vocabulary: int) -> int:
@@ -122,6 +144,10 @@ def choose_threads(model: torch.nn.Module, vocabulary: int) -> int:
     import torch
 
     cores = torch.get_num_threads()
+    most, _ = _thread_limit()
+    if most is not None and most < cores:
+        cores = most
+        torch.set_num_threads(cores)
     if cores == 1 or sum(p.numel() for p in model.parameters()) > 50_000_000:
         return cores
     ids = torch.arange(64 * 16).view(64, 16) % vocabulary

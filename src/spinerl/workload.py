@@ -24,7 +24,7 @@ from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.engine.weights import listed
 from spinerl.errors import InputError
-from spinerl.machine import choose_threads, tune_allocator
+from spinerl.machine import choose_threads, set_threads, tune_allocator
 from spinerl.types import GoldTable, Question
 
 __all__ = [
@@ -102,7 +102,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
     loaded = replace(given, settings=config.engine) if given else load_model(config.model, config.engine)
     if config.threads:
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
     elif loaded.device.type == "cpu":
         choose_threads(loaded.model, loaded.vocab_size)
     if config.rollout.sampler == "vllm":

@@ -86,7 +86,6 @@ def stopped_again(whole: Path, folder: Path) -> Path:
     [
         {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "cores": "1"},
         {"OMP_NUM_THREADS": "3"},
-        {"OMP_THREAD_LIMIT": "1"},
         {"OMP_DYNAMIC": "true", "cores": "1"},
     ],
     ids=" ".join,
@@ -98,6 +97,20 @@ def test_fewer_cores_change_nothing(two_threads, tmp_path, environment):
     assert code == 0, printed
     assert "after step 1" in printed
     same(run, two_threads)
+
+
+def test_openmp_that_starts_fewer_threads_is_refused(two_threads, tmp_path):
+    """oneDNN's results are then wrong, and it reports nothing."""
+    run = stopped_again(two_threads, tmp_path / "run")
+    code, printed = command("adapt", "--resume", run, OMP_THREAD_LIMIT="1")
+    assert (code, printed) == (
+        2, "spinerl: threads=2, but OMP_THREAD_LIMIT=1 in the environment has OpenMP start fewer: unset it"
+    )  # fmt: skip
+    assert [row["step"] for row in RunFolder(run).rows("metrics.jsonl")] == [1, 2]
+    new = tmp_path / "new"
+    code, printed = command("adapt", *KEYS, "steps=1", "data.max_questions=2", f"run={new}", OMP_THREAD_LIMIT="1")
+    assert code == 0, printed
+    assert RunFolder(new).manifest["engine"]["threads"] == 1
 
 
 def edit_manifest(run: Path, *keys: str, value: object) -> None:

@@ -45,17 +45,15 @@ def main() -> int:
 
 def _run(given: dict[str, Any], note: Any) -> dict[str, Any]:
     module, _, name = TASKS[given["task"]].partition(":")
-    import torch
-
     from spinerl.bench.settings import Settings
     from spinerl.bench.work import Job
-    from spinerl.machine import tune_allocator
+    from spinerl.machine import set_threads, tune_allocator
 
     if given["tune"]:
         tune_allocator()
     settings = Settings.model_validate(given["settings"])
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        set_threads(settings.threads)
     job = Job(settings, Path(given["scratch"]), note, given["options"])
     return getattr(importlib.import_module(module), name)(job)
 

@@ -41,7 +41,7 @@ from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
 from spinerl.hooks import weigh_questions
 from spinerl.lines import one_line
-from spinerl.machine import choose_threads, tune_allocator
+from spinerl.machine import choose_threads, set_threads, tune_allocator
 from spinerl.maths import (
     exact_kl,
     log_distribution,
@@ -777,7 +777,7 @@ def _run_from(args: Sequence[str], rank: int) -> Accelerator:
     tune_allocator()
     disable_progress_bar()
     if config.threads:
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
     trainer = SpineTrainer.of(config, trl=trl, callbacks=[_Lines(folder / "metrics.jsonl")])
     trainer.remove_callback(PrinterCallback)
     accelerator = trainer.accelerator

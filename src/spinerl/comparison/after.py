@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spinerl.answers import Equivalence
 from spinerl.comparison.forcing import forced_responses
 from spinerl.comparison.plan import elsewhere_file
@@ -26,7 +24,7 @@ from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.sampler import sample_responses
 from spinerl.evaluation import evaluate
-from spinerl.machine import tune_allocator
+from spinerl.machine import set_threads, tune_allocator
 from spinerl.maths import mean_probability, response_means
 from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
 from spinerl.scoring import judge
@@ -43,7 +41,7 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
     config = run.config
     tune_allocator()
     if config.threads:
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
     adapted = (run.path / "model").is_dir()
     loaded = load_model(config.model.model_copy(update={"name": str(run.path)} if adapted else {}))
     prints: dict[str, str] = {}

@@ -66,8 +66,8 @@ def _state(task: Task, fingerprints: Mapping[str, str]) -> State:
         if task.folder.exists() and (not task.folder.is_dir() or any(task.folder.iterdir())):
             raise InputError(f"{task.folder} is in the way: it is not a run folder (no config.yaml in it)")
         return "new"
-    if "finished" not in RunFolder(task.folder).manifest:
-        return "interrupted"
+    if "finished" not in RunFolder(task.folder).manifest or not (task.folder / "report.html").is_file():
+        return "interrupted"  # the report is what a run writes last
     state = asked(task.folder)
     same = _whole(state.get("after")) == _whole(task.after) and all(
         fingerprints.get(name) == value for name, value in state.get("fingerprints", {}).items()
