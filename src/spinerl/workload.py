@@ -113,6 +113,8 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     )
     skipped = {**data.skipped, **({"prompt too long": rendered.num_too_long} if rendered.num_too_long else {})}
     if observer is not None:
+        for note in data.notes:
+            observer.note(note)
         for reason, count in skipped.items():
             observer.note(f"skipped {count} question{'s' * (count != 1)}: {reason}")
         for note in loaded.notes:

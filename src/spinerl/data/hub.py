@@ -43,9 +43,18 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
         raise InputError(f"hub data set {name} cannot be read: {reason_of(error)}; see {key}") from None
 
 
-def open_folder(folder: Path, config: str | None, split: str | None, *, split_asked: bool, config_asked: bool) -> Any:
-    """The split of the data set in a local folder, as a `datasets.Dataset`.
+def open_folder(
+    folder: Path,
+    config: str | None,
+    split: str | None,
+    *,
+    split_asked: bool,
+    config_asked: bool,
+    encoding: str | None = None,
+) -> Any:
+    """The split of the data set in a local folder, as a `datasets.Dataset`; of one that `save_to_disk` wrote too.
 
+    All cells of CSV files are texts, in the encoding that is given (None: UTF-8).
     A folder without the configuration or split that a definition names, but with only one there is, gives
     that one: copies are often plain files.  What the user asked for by key must be there. Raises InputError
     listing the configurations or splits there are.
@@ -54,19 +63,50 @@ def open_folder(folder: Path, config: str | None, split: str | None, *, split_as
     from datasets.exceptions import DatasetNotFoundError
 
     try:
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return _saved(folder, split, split_asked)
         names = datasets.get_dataset_config_names(str(folder))
         chosen = config if config in names else None
         if chosen is None and config is not None and (folder / config).is_dir() and not config_asked:
-            return open_folder(folder / config, None, split, split_asked=split_asked, config_asked=False)
+            inner = folder / config
+            return open_folder(inner, None, split, split_asked=split_asked, config_asked=False, encoding=encoding)
         if chosen is None and (config_asked or len(names) > 1):
             what = f"no configuration {config!r}" if config else "several configurations"
             near = did_you_mean(config, names) if config else ""
             raise InputError(f"{folder} has {what}{near}; there are {', '.join(names)}: set data.config")
         with _quiet():
-            found = {str(name): part for name, part in datasets.load_dataset(str(folder), chosen).items()}
+            options = _csv_options(datasets.load_dataset_builder(str(folder), chosen), encoding)
+            loaded = datasets.load_dataset(str(folder), chosen, **options)
     except (DatasetNotFoundError, ValueError, RuntimeError, OSError) as error:
         message = f"folder {folder} cannot be read as a data set: {reason_of(error)}; set data.path to another copy"
         raise InputError(message) from None
+    return _split_of({str(name): part for name, part in loaded.items()}, folder, split, split_asked)
+
+
+def _saved(folder: Path, split: str | None, split_asked: bool) -> Any:
+    """The split of what `save_to_disk` wrote: one data set, or several by their splits."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (KeyError, TypeError, AttributeError, AssertionError, FileNotFoundError) as error:
+        raise ValueError(f"save_to_disk left it incomplete, or it was changed: {reason_of(error)}") from None
+    if isinstance(found, datasets.DatasetDict):
+        splits = {str(name): part.with_format(None) for name, part in found.items()}
+        return _split_of(splits, folder, split, split_asked)
+    return _split_of({str(found.split or "train"): found.with_format(None)}, folder, split, split_asked)
+
+
+def _csv_options(builder: Any, encoding: str | None) -> dict[str, Any]:
+    """What makes pandas read every cell of a CSV file as the text that it is; {} for other files."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    if not isinstance(builder.config, CsvConfig):
+        return {}
+    return {"dtype": str, "keep_default_na": False, "na_filter": False, "encoding": encoding}
+
+
+def _split_of(found: dict[str, Any], folder: Path, split: str | None, split_asked: bool) -> Any:
     wanted = split or "test"
     if wanted in found:
         return found[wanted]
