@@ -15,6 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from spinerl.config import DataConfig
 from spinerl.data import check, load_data, reading_of
 from spinerl.errors import InputError
 from spinerl.paths import absolute_paths
@@ -139,7 +140,7 @@ def test_so_does_a_folder(load, expected, tmp_path, kind):
         assert len(load(f"data={folder}", "data.split=train")[0].questions) == 1
 
 
-def test_class_labels_are_their_names_in_files_as_in_folders(load, tmp_path):
+def test_class_labels_are_their_names_in_files_as_in_folders(tmp_path):
     features = datasets.Features(
         {"question": datasets.Value("string"), "answer": datasets.ClassLabel(names=["no", "yes"])}
     )
@@ -148,19 +149,13 @@ def test_class_labels_are_their_names_in_files_as_in_folders(load, tmp_path):
     dataset.to_parquet(tmp_path / "rows.parquet")
     (arrow,) = (tmp_path / "set").glob("*.arrow")
     for path in (tmp_path / "set", tmp_path / "rows.parquet", arrow):
-        gold = load_data_of(path)[1]
-        assert dict(gold) == {"0": "no", "1": "yes", "2": "no"}
-
-
-def load_data_of(path):
-    from spinerl.config import DataConfig
-
-    return load_data(DataConfig(name=str(path)))
+        assert dict(load_data(DataConfig(name=str(path)))[1]) == {"0": "no", "1": "yes", "2": "no"}
 
 
 def test_a_text_file_holds_a_question_per_line(load_text, jsonl, configure):
     questions, gold = load_text("\ufeffWhat is 2, 3?\r\n\n \t\n\"Why?\"\n")
-    same = load_data(configure(f"data={jsonl([{'question': 'What is 2, 3?'}, {'question': '\"Why?\"'}])}").data)[0]
+    path = jsonl([{"question": "What is 2, 3?"}, {"question": '"Why?"'}])
+    same = load_data(configure(f"data={path}").data)[0]
     assert questions.fingerprint == same.fingerprint
     assert dict(questions.skipped) == {"empty question": 2}
     assert dict(gold) == {}

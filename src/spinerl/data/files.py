@@ -115,7 +115,8 @@ class DataFile:
             return (
                 f"{self.label} is not text in {self.encoding} ({error.reason}); data.encoding says how it is encoded"
             )
-        line = next((n for n, line in enumerate(self.binary(), start=1) if not _is_utf8(line)), None)
+        with self.binary() as lines:
+            line = next((n for n, line in enumerate(lines, start=1) if not _is_utf8(line)), None)
         where = f"line {line} holds byte 0x{error.object[error.start]:02x}" if line else error.reason
         how = "data.encoding=cp1252 (Windows) or latin-1 reads it, or " if self.hint else ""
         return f"{self.label}: files must be UTF-8 text, and {where}; {how}write it again as UTF-8"

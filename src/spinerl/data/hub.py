@@ -50,11 +50,10 @@ def open_folder(
     *,
     split_asked: bool,
     config_asked: bool,
-    encoding: str | None = None,
 ) -> Any:
     """The split of the data set in a local folder, as a `datasets.Dataset`; of one that `save_to_disk` wrote too.
 
-    All cells of CSV files are texts, in the encoding that is given (None: UTF-8).
+    Of CSV files a list of their paths: `datasets` would make numbers of texts like "007", and nothing of "NA".
     A folder without the configuration or split that a definition names, but with only one there is, gives
     that one: copies are often plain files.  What the user asked for by key must be there. Raises InputError
     listing the configurations or splits there are.
@@ -68,19 +67,18 @@ def open_folder(
         names = datasets.get_dataset_config_names(str(folder))
         chosen = config if config in names else None
         if chosen is None and config is not None and (folder / config).is_dir() and not config_asked:
-            inner = folder / config
-            return open_folder(inner, None, split, split_asked=split_asked, config_asked=False, encoding=encoding)
+            return open_folder(folder / config, None, split, split_asked=split_asked, config_asked=False)
         if chosen is None and (config_asked or len(names) > 1):
             what = f"no configuration {config!r}" if config else "several configurations"
             near = did_you_mean(config, names) if config else ""
             raise InputError(f"{folder} has {what}{near}; there are {', '.join(names)}: set data.config")
         with _quiet():
-            options = _csv_options(datasets.load_dataset_builder(str(folder), chosen), encoding)
-            loaded = datasets.load_dataset(str(folder), chosen, **options)
+            found = _csv_files(datasets.load_dataset_builder(str(folder), chosen))
+            found = found or datasets.load_dataset(str(folder), chosen)
     except (DatasetNotFoundError, ValueError, RuntimeError, OSError) as error:
         message = f"folder {folder} cannot be read as a data set: {reason_of(error)}; set data.path to another copy"
         raise InputError(message) from None
-    return _split_of({str(name): part for name, part in loaded.items()}, folder, split, split_asked)
+    return _split_of({str(name): part for name, part in found.items()}, folder, split, split_asked)
 
 
 def _saved(folder: Path, split: str | None, split_asked: bool) -> Any:
@@ -97,13 +95,14 @@ def _saved(folder: Path, split: str | None, split_asked: bool) -> Any:
     return _split_of({str(found.split or "train"): found.with_format(None)}, folder, split, split_asked)
 
 
-def _csv_options(builder: Any, encoding: str | None) -> dict[str, Any]:
-    """What makes pandas read every cell of a CSV file as the text that it is; {} for other files."""
+def _csv_files(builder: Any) -> dict[str, list[Path]]:
+    """The files by split of a data set of CSV files that says no types for their columns; {} for others."""
     from datasets.packaged_modules.csv.csv import CsvConfig
 
-    if not isinstance(builder.config, CsvConfig):
+    config = builder.config
+    if not isinstance(config, CsvConfig) or config.features is not None:
         return {}
-    return {"dtype": str, "keep_default_na": False, "na_filter": False, "encoding": encoding}
+    return {name: [Path(file) for file in files] for name, files in (config.data_files or {}).items()}
 
 
 def _split_of(found: dict[str, Any], folder: Path, split: str | None, split_asked: bool) -> Any:

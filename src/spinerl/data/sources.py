@@ -15,7 +15,7 @@ from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, suite_of
 from spinerl.data.files import ENDINGS, kind_by_name, look_at
 from spinerl.data.standard_input import kept_input
-from spinerl.data.tables import SourceRow, Table, read_table
+from spinerl.data.tables import SourceRow, Table, joined, read_table
 from spinerl.errors import InputError, did_you_mean
 
 __all__ = ["open_file", "open_table", "suite_gold"]
@@ -95,8 +95,10 @@ def _open_local(path: Path, data: DataConfig, definition: Definition | None, key
         data.split,
         config_asked=data.config not in (None, own.config),
         split_asked=data.split not in (None, own.split),
-        encoding=None if data.encoding == "auto" else data.encoding,
     )
+    if isinstance(dataset, list):
+        tables = [open_file(file, key=key, encoding=data.encoding) for file in dataset]
+        return joined(tables, str(path), path)
     return _of_dataset(dataset, str(path), path)
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from spinerl.errors import InputError, memory_line, reason_of
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["SourceRow", "Table", "name_list", "read_table"]
+__all__ = ["SourceRow", "Table", "joined", "name_list", "read_table"]
 
 _BATCH_ROWS = 200
 """Rows of a Parquet or Arrow file that are in memory at a time."""
@@ -65,6 +65,27 @@ def read_table(file: DataFile, source: str) -> Table:
     empty or not of its kind, some of it only while the rows are read.
     """
     return _READERS[file.kind](file, source)
+
+
+def joined(tables: Sequence[Table], source: str, folder: Path) -> Table:
+    """The rows of several files of flat cells, one after the other; InputError where their columns differ."""
+    first = tables[0]
+    other = next((table for table in tables if set(table.columns) != set(first.columns)), None)
+    if other is not None:
+        raise InputError(
+            f"{source}: {first.source} has the columns {name_list(first.columns)}, {other.source} has "
+            f"{name_list(other.columns)}; make them the same, or name one file"
+        )
+
+    def rows(wanted: Sequence[str]) -> Iterator[SourceRow]:
+        number = 0
+        for table in tables:
+            for row in table.read(wanted):
+                where = f"{Path(table.source).name}, {row.where}" if len(tables) > 1 else row.where
+                yield replace(row, where=where, number=number)
+                number += 1
+
+    return Table(source, first.columns, folder, rows, first.reading, first.flat)
 
 
 def name_list(names: Iterable[Any], most: int = 30) -> str:
