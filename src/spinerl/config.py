@@ -29,10 +29,10 @@ from spinerl.recipes import parse_yaml, read_recipe
 from spinerl.templates import TEMPLATE_OPTIONS_TAKEN
 
 __all__ = [
+    "FILE_ENDING",
     "PLUGIN_KEYS",
     "PROFILES",
     "RENAMED",
-    "FILE_ENDING",
     "STANDARD_INPUT",
     "SWITCHES",
     "Config",
@@ -151,9 +151,7 @@ class DataConfig(_Section):
         description="how the file's text is encoded, as latin-1 or cp1252; auto: UTF-8, or by its byte order mark",
     )
     path: str | None = Field(default=None, description="local file or folder to read instead of the hub's")
-    gold: str | None = Field(
-        default=None, description="a separate file of {id, answer} rows, for evaluation only"
-    )
+    gold: str | None = Field(default=None, description="a separate file of {id, answer} rows, for evaluation only")
     gold_extract: Literal["auto", "none", "hash", "boxed"] = Field(
         default="auto",
         description="how a gold answer is found in its cell: hash: after the last ####; boxed: in the last \\boxed{}; "

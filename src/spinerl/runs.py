@@ -223,9 +223,7 @@ class RunFolder:
     def _is_taken(self) -> bool:
         """Whether the folder holds more than a new run may find there."""
         free = {".lock", *(draft.path.name for draft in self._drafts())}
-        return any(
-            entry.name not in free and not _QUESTIONS.fullmatch(entry.name) for entry in self.path.iterdir()
-        )
+        return any(entry.name not in free and not _QUESTIONS.fullmatch(entry.name) for entry in self.path.iterdir())
 
     def check_places(self) -> None:
         """RunError if something else is where the run writes: a folder in a file's place, a pipe, a link."""

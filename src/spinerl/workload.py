@@ -138,6 +138,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
             "num_questions": len(questions),
             "num_gold": len(gold),
             "skipped": skipped,
+            "notes": list(data.notes),
         },
         "device": str(loaded.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

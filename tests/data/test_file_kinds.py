@@ -1,4 +1,4 @@
-"""Questions from files of every kind: the same questions whatever they came in, and one line for what cannot be read."""
+"""Questions from files of every kind: the same whatever they came in, and one line for what cannot be read."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_class_labels_are_their_names_in_files_as_in_folders(tmp_path):
 
 
 def test_a_text_file_holds_a_question_per_line(load_text, jsonl, configure):
-    questions, gold = load_text("\ufeffWhat is 2, 3?\r\n\n \t\n\"Why?\"\n")
+    questions, gold = load_text('\ufeffWhat is 2, 3?\r\n\n \t\n"Why?"\n')
     path = jsonl([{"question": "What is 2, 3?"}, {"question": '"Why?"'}])
     same = load_data(configure(f"data={path}").data)[0]
     assert questions.fingerprint == same.fingerprint
@@ -223,7 +223,7 @@ def test_an_encoding_can_be_named(load_text, refused, tmp_path):
     load_text(text.encode("utf-16-le"), "data.encoding=utf-16-le", name="rows.csv")
     assert "set data.encoding=utf-16-le" in refused(f"data={tmp_path / 'rows.csv'}")
     for name in ("klingon", "hex", "unicode_escape", "a\0b"):
-        with pytest.raises(InputError, match="data.encoding=.*unknown; allowed: auto, utf-8"):
+        with pytest.raises(InputError, match=r"data\.encoding=.*unknown; allowed: auto, utf-8"):
             load_text(text, f"data.encoding={name}")
 
 
@@ -351,7 +351,7 @@ def test_standard_input_is_known_by_its_content_and_read_once(monkeypatch, load,
         assert questions.notes == (f"standard input read as {reading}; data.format=KIND says otherwise",)
 
 
-def test_other_texts_on_standard_input(monkeypatch, configure, load):
+def test_other_texts_on_standard_input(monkeypatch, configure):
     def texts(content, *overrides):
         monkeypatch.setattr(sys, "stdin", Piped(content.encode()))
         return [question.text for question in load_data(configure("data=-", *overrides).data)[0].questions]

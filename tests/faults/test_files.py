@@ -16,9 +16,11 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+import spinerl
 from spinerl.config import DataConfig
 from spinerl.data import files, load_data
 from tests.faults.commands import SMALL, run_command, run_lines
+from tests.faults.test_exit_codes import stopping_after
 
 GOOD = b'{"question": "2 + 3?"}\n' * 200
 HEAD = b"question,answer\n"
@@ -103,6 +105,12 @@ DAMAGED = {
     "early.csv": (HEAD + b'a,1\n"b" c,2\n', "line 3: a quote closes before its cell ends"),
     "markup.csv": (b"[bold]a,[link=x]b\n1,2\n", "has no column 'question'; there are [bold]a, [link=x]b: set"),
     "steering.csv": (b"\x1b[31m,b\n1,2\n", "has no column 'question'; there are '\\x1b[31m', b: set"),
+    "long.csv": (
+        HEAD + b"9" * 2_000_000 + b",1\n",
+        "line 2: column 'question' has 2,000,000 characters, over 1,000,000",
+    ),
+    "long.txt.gz": (gzip.compress(b"a\n" + b"9" * 2_000_000), "line 2: column 'question' has 2,000,000 characters"),
+    "long.arrow": (arrow({"question": ["a", "9" * 2_000_000]}), "row 1: column 'question' has 2,000,000 characters"),
     "wide.csv": (HEAD + b"a,1,2\n", "line 2: 3 cells where the header names 2 columns"),
     "16.csv": ("question,answer\na,1\n".encode("utf-16-le"), "looks like UTF-16 without its mark: set data.encoding="),
     "16.txt": (b"\xff\xfea\x00b", "is not text in utf-16"),
@@ -130,7 +138,7 @@ def test_a_damaged_file_is_one_line(name, tmp_path, capsys):
 
 
 def test_what_looks_like_a_formula_or_markup_is_only_text(tmp_path, capsys):
-    texts = ["=HYPERLINK(\"http://x\")", "@SUM(1)", "+1", "-2", "[bold]2[/bold]?", "{{ 7 * 7 }}", "NaN", "null"]
+    texts = ['=HYPERLINK("http://x")', "@SUM(1)", "+1", "-2", "[bold]2[/bold]?", "{{ 7 * 7 }}", "NaN", "null"]
     (tmp_path / "rows.csv").write_text("question\n" + "".join('"' + t.replace('"', '""') + '"\n' for t in texts))
     found, _ = load_data(DataConfig(name=str(tmp_path / "rows.csv")))
     assert [question.text for question in found.questions] == texts
@@ -273,6 +281,23 @@ def test_a_run_keeps_what_standard_input_held_and_goes_on_from_it(tmp_path, monk
     assert "has changed since it began" in printed
 
 
+def test_an_evaluation_of_standard_input_goes_on_with_the_same_questions(tmp_path, monkeypatch, capsys):
+    data, file = b"question,answer\n1+2=,3\n2+2=,4\n", tmp_path / "p.jsonl"
+    ask = ["eval", "tiny-reasoner", "-", "eval.samples=0", "rollout.max_new_tokens=8", "threads=1"]
+    monkeypatch.setattr(sys, "stdin", Piped(data))
+    with stopping_after(1, KeyboardInterrupt()):
+        code, _ = run_command([*ask, "--at-once", "1", "--predictions", file], capsys)
+    assert code == 130
+    monkeypatch.setattr(sys, "stdin", Piped(data.replace(b"2+2", b"3+3")))
+    code, printed = run_command(["eval", "--resume", file], capsys)
+    assert code == 2
+    assert "cannot be resumed: its data - has changed since it began" in printed
+    monkeypatch.setattr(sys, "stdin", Piped(data))
+    code, printed = run_command(["eval", "--resume", file], capsys)
+    assert code == 0, printed
+    assert [json.loads(line)["gold"] for line in file.read_text().splitlines()] == ["3", "4"]
+
+
 def test_the_other_doors_take_standard_input_too(tmp_path, monkeypatch, capsys):
     data = b"question,answer\n1+2=,3\n2+2=,4\n"
     common = ["rollout.max_new_tokens=8", "threads=1"]
@@ -288,6 +313,9 @@ def test_the_other_doors_take_standard_input_too(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", Piped(data))
         code, printed = run_command(command, capsys)
         assert code == 0, (name, printed)
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(data))
+    found = spinerl.evaluate("tiny-reasoner", tmp_path / "rows.csv.gz", threads=1, **{"rollout.max_new_tokens": 8})
+    assert [row["gold"] for row in found.predictions] == ["3", "4"]
     for command in (["compare", "data=-", "methods=none"], ["adapt", "data.target=-", "data.order=nearest"]):
         monkeypatch.setattr(sys, "stdin", Piped(data))
         code, lines = run_lines(command, capsys)

@@ -13,7 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spinerl.config import STANDARD_INPUT, Config, explain_value, named_by_file, override, parse_override, read_recipe, split_override
+from spinerl.config import (
+    STANDARD_INPUT,
+    Config,
+    explain_value,
+    named_by_file,
+    override,
+    parse_override,
+    read_recipe,
+    split_override,
+)
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, METHODS
 

@@ -1,5 +1,5 @@
-"""Which columns hold what, where no key names them: the question, the gold answer, the options; and what to offer for one
-not there."""
+"""Which columns hold what, where no key names them: the question, the gold answer, the options; and what to offer for
+one that is not there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ QUESTION_RANKS = (
 """Names of question columns in public data sets, the likeliest first; those of a rank are equally likely."""
 GOLD_RANKS = (
     ("answer",),
-    ("gold", "goldanswer", "correctanswer", "finalanswer", "expectedanswer", "referenceanswer", "groundtruth", "answerkey"),
+    (
+        "gold",
+        "goldanswer",
+        "correctanswer",
+        "finalanswer",
+        "expectedanswer",
+        "referenceanswer",
+        "groundtruth",
+        "answerkey",
+    ),
     ("solution",),
     ("label", "target"),
 )

@@ -9,10 +9,11 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from spinerl.data.guesses import kind_of_text
 from spinerl.errors import InputError, reason_of
 from spinerl.files import kind_of
 
@@ -45,7 +46,7 @@ _MAGIC = {
     b"ARROW1": "arrow",
     b"\xff\xff\xff\xff": "arrow",  # a stream of Arrow record batches, as `datasets` writes them
     b"PK\x03\x04": "a ZIP archive (Excel's files are some)",
-    b"BZh": "bzip2 data",
+    b"BZh91AY&SY": "bzip2 data",
     b"\xfd7zXZ": "xz data",
     b"%PDF": "a PDF file",
     b"\xd0\xcf\x11\xe0": "an Excel file",
@@ -72,7 +73,7 @@ class DataFile:
     kind: str
     compression: str | None = None
     encoding: str = "utf-8"
-    head: bytes = b""
+    head: bytes = field(default=b"", repr=False)
     hint: bool = True
 
     @property
@@ -86,7 +87,7 @@ class DataFile:
         if self.compression is None:
             return self.path.open("rb")
         if self.compression == "gzip":
-            source: Any = gzip.open(self.path, "rb")
+            source: Any = gzip.GzipFile(self.path, "rb")
         else:
             import pyarrow
 
@@ -112,9 +113,7 @@ class DataFile:
 
     def _not_text(self, error: UnicodeDecodeError) -> str:
         if self.encoding != "utf-8":
-            return (
-                f"{self.label} is not text in {self.encoding} ({error.reason}); data.encoding says how it is encoded"
-            )
+            return f"{self.label} is not text in {self.encoding} ({error.reason}); data.encoding says how it is encoded"
         with self.binary() as lines:
             line = next((n for n, line in enumerate(lines, start=1) if not _is_utf8(line)), None)
         where = f"line {line} holds byte 0x{error.object[error.start]:02x}" if line else error.reason
@@ -211,8 +210,6 @@ def look_at(
         return DataFile(path, label, kind, compression, head=head)
     encoding = _encoding_of(head, label, encoding, hint)
     if not kind:
-        from spinerl.data.guesses import kind_of_text
-
         kind = kind_of_text(head.decode(encoding, "replace").removeprefix("\ufeff"))
     return DataFile(path, label, kind, compression, encoding, head, hint)
 
@@ -266,9 +263,10 @@ def _encoding_of(head: bytes, label: str, encoding: str, hint: bool) -> str:
         return marked
     even, odd = head[::2].count(0), head[1::2].count(0)
     if even + odd > len(head) // 8:
-        order = "utf-16-le" if odd > 4 * even else "utf-16-be" if even > 4 * odd else None
-        what = f"looks like UTF-16 without its mark: {'set data.encoding=' + order if hint else 'use UTF-8'}"
-        raise InputError(f"{label} {what if order else 'is no text: it holds NUL bytes'}")
+        order = "utf-16-le" if odd > 4 * even else "utf-16-be" if even > 4 * odd else ""
+        how = f"set data.encoding={order}" if hint else "write it again as UTF-8"
+        what = f"looks like UTF-16 without its mark: {how}" if order else "is no text: it holds NUL bytes"
+        raise InputError(f"{label} {what}")
     return "utf-8"
 
 

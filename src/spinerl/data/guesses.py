@@ -22,7 +22,7 @@ def kind_of_text(head: str) -> str:
     A list is JSON, and so is an object that does not end on its line; other objects are lines of JSON.  A first line
     that names a column of questions is a header.  All else is a question per line.
 
-    >>> [kind_of_text(text) for text in ('[{"question": "2 + 3?"}]', '{"question": "2 + 3?"}', 'Question;Answer', 'Why?')]
+    >>> [kind_of_text(text) for text in ('[{"question": "2 + 3?"}]', '{"question": "2 + 3?"}', 'Question;Answer', '?')]
     ['json', 'jsonl', 'csv', 'txt']
     """
     text = head.lstrip()
@@ -47,8 +47,8 @@ def delimiter_of(head: str) -> tuple[str, bool]:
 
     The sign that makes the most columns of the header, and as many of the line after it; a comma where none does.
 
-    >>> delimiter_of("question;answer\\n2 + 3?;5\\n"), delimiter_of("sep=|\\nq|a"), delimiter_of("question\\n1, 2 or 3?")
-    ((';', False), ('|', True), (',', False))
+    >>> [delimiter_of(text) for text in ("question;answer\\n2 + 3?;5\\n", "sep=|\\nq|a", "question\\n1, 2 or 3?")]
+    [(';', False), ('|', True), (',', False)]
     """
     lines = [line for line in re.split(r"\r\n|\r|\n", head) if line.strip()][:2] or [""]
     said = _SEPARATOR_LINE.fullmatch(lines[0])

@@ -200,9 +200,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None, vision: Prompt
         what = f"{num_shown} questions show images, and model={config.model.name} only reads text: no run would start"
         findings.append(Finding("warning", "all rows", what))
     findings += _whole_set(found, ids, num_rows - num_filtered)
-    return Report(
-        found.table.source, num_rows, kinds.total(), num_gold, dict(kinds), tuple(findings), found.reading
-    )
+    return Report(found.table.source, num_rows, kinds.total(), num_gold, dict(kinds), tuple(findings), found.reading)
 
 
 def _prompt_fault(

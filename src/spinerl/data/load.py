@@ -58,8 +58,8 @@ class Scan:
     def notes(self) -> tuple[str, ...]:
         """What was guessed, a line each."""
         piped = self.data.name == STANDARD_INPUT and self.data.path is None and self.data.format == "auto"
-        own = (f"{self.table.reading}; data.format=KIND says otherwise",) if piped else ()
-        return own + self.reader.notes
+        own = (f"standard input read as {self.table.reading}; data.format=KIND says otherwise",)
+        return (own if piped else ()) + self.reader.notes
 
     def outcomes(self) -> Iterator[tuple[SourceRow, RowResult]]:
         """Every row with what it gave; a repeated id is an error of the later row."""

@@ -87,8 +87,8 @@ class RowReader:
         read_gold: bool = True,
         gold_extract: str = "auto",
     ) -> RowReader:
-        """Raises InputError for a named column that is not there, listing those that are, and where several may hold the
-        question."""
+        """Raises InputError for a named column that is not there, listing those that are, and where several columns may
+        hold the question."""
         definition = definition or Definition()
         question = None if definition.template is not None else columns.question or _find_question(table)
         gold, open_gold = columns.gold, []
@@ -268,9 +268,7 @@ class RowReader:
             out = "; data.columns.gold=null reads no gold answers" if self.found_gold and not from_file else ""
             raise BadCellError(f"{error}{out}") from None
 
-    def _gold_text(
-        self, cell: Any, name: str, labels: Sequence[str], options: Sequence[str], kind: str
-    ) -> str | None:
+    def _gold_text(self, cell: Any, name: str, labels: Sequence[str], options: Sequence[str], kind: str) -> str | None:
         if is_chat(cell):  # named by its key: no chat is taken for gold otherwise
             cell = last_reply(cell)
         if _is_blank(cell):
@@ -472,7 +470,8 @@ def _lookup(cells: Mapping[str, Any], name: str) -> Any:
     A column of the whole name wins, and one of a longer beginning over one of a shorter.  Text on the way is read as
     JSON.
 
-    >>> _lookup({"chat": [{"content": "2 + 3?"}], "a.b": 1, "a": {"b": 2}}, "chat.0.content"), _lookup({"a.b": 1}, "a.b")
+    >>> row = {"chat": [{"content": "2 + 3?"}], "a.b": 1, "a": {"b": 2}}
+    >>> _lookup(row, "chat.0.content"), _lookup(row, "a.b")
     ('2 + 3?', 1)
     """
     start = next((part for part in _prefixes(name) if part in cells), None)

@@ -31,7 +31,7 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
         return _open_local(Path(data.path), data, definition, key="data.path")
     if data.name == STANDARD_INPUT:
         table = read_table(kept_input(data), "standard input")
-        return replace(table, folder=Path.cwd(), reading=f"standard input read as {table.reading}")
+        return replace(table, folder=Path.cwd())
     suite = suite_of(data.name)
     if suite is not None and definition is not None and definition.path is not None:
         fresh = tiny.fresh_suite(*suite)
