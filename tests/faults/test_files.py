@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -282,20 +283,23 @@ def test_a_run_keeps_what_standard_input_held_and_goes_on_from_it(tmp_path, monk
 
 
 def test_an_evaluation_of_standard_input_goes_on_with_the_same_questions(tmp_path, monkeypatch, capsys):
-    data, file = b"question,answer\n1+2=,3\n2+2=,4\n", tmp_path / "p.jsonl"
+    data, begun = b"question,answer\n1+2=,3\n2+2=,4\n", tmp_path / "begun"
+    begun.mkdir()
     ask = ["eval", "tiny-reasoner", "-", "eval.samples=0", "rollout.max_new_tokens=8", "threads=1"]
     monkeypatch.setattr(sys, "stdin", Piped(data))
     with stopping_after(1, KeyboardInterrupt()):
-        code, _ = run_command([*ask, "--at-once", "1", "--predictions", file], capsys)
+        code, _ = run_command([*ask, "--at-once", "1", "--predictions", begun / "p.jsonl"], capsys)
     assert code == 130
     monkeypatch.setattr(sys, "stdin", Piped(data.replace(b"2+2", b"3+3")))
-    code, printed = run_command(["eval", "--resume", file], capsys)
+    other = shutil.copytree(begun, tmp_path / "other")  # what stopped it holds the lock in this process
+    code, printed = run_command(["eval", "--resume", other], capsys)
     assert code == 2
     assert "cannot be resumed: its data - has changed since it began" in printed
     monkeypatch.setattr(sys, "stdin", Piped(data))
-    code, printed = run_command(["eval", "--resume", file], capsys)
+    same = shutil.copytree(begun, tmp_path / "same")
+    code, printed = run_command(["eval", "--resume", same], capsys)
     assert code == 0, printed
-    assert [json.loads(line)["gold"] for line in file.read_text().splitlines()] == ["3", "4"]
+    assert [json.loads(line)["gold"] for line in (same / "p.jsonl").read_text().splitlines()] == ["3", "4"]
 
 
 def test_the_other_doors_take_standard_input_too(tmp_path, monkeypatch, capsys):
