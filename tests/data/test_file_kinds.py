@@ -222,6 +222,9 @@ def test_an_encoding_can_be_named(load_text, refused, tmp_path):
     )
     load_text(text.encode("utf-16-le"), "data.encoding=utf-16-le", name="rows.csv")
     assert "set data.encoding=utf-16-le" in refused(f"data={tmp_path / 'rows.csv'}")
+    assert "is not text in utf-16 (UTF-16 stream does not" in refused(
+        f"data={tmp_path / 'rows.csv'}", "data.encoding=utf-16"
+    )
     for name in ("klingon", "hex", "unicode_escape", "a\0b"):
         with pytest.raises(InputError, match=r"data\.encoding=.*unknown; allowed: auto, utf-8"):
             load_text(text, f"data.encoding={name}")

@@ -8,7 +8,7 @@ import io
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -65,7 +65,7 @@ _MARKS = (
 class DataFile:
     """A file of rows: `kind` is one of `ENDINGS`' values, `compression` gzip, zstd or None.
 
-    `label` names it in messages; `hint` is the key to say how its text is encoded.
+    `label` names it in messages; `hint`: whether data.encoding is about it.
     """
 
     path: Path
@@ -102,7 +102,7 @@ class DataFile:
         """Inside, what is wrong with the bytes becomes an InputError."""
         try:
             yield
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise InputError(self._not_text(error)) from None
         except (EOFError, zlib.error, OSError) as error:
             if self.compression is not None:
@@ -111,12 +111,14 @@ class DataFile:
             why = error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
             raise InputError(f"{self.label} cannot be read: {why}") from None
 
-    def _not_text(self, error: UnicodeDecodeError) -> str:
-        if self.encoding != "utf-8":
-            return f"{self.label} is not text in {self.encoding} ({error.reason}); data.encoding says how it is encoded"
-        with self.binary() as lines:
+    def _not_text(self, error: UnicodeError) -> str:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        if self.encoding != "utf-8" or not isinstance(error, UnicodeDecodeError):
+            return f"{self.label} is not text in {self.encoding} ({reason}); data.encoding says how it is encoded"
+        line = None
+        with suppress(OSError, EOFError, zlib.error), self.binary() as lines:  # packed, and also cut short
             line = next((n for n, line in enumerate(lines, start=1) if not _is_utf8(line)), None)
-        where = f"line {line} holds byte 0x{error.object[error.start]:02x}" if line else error.reason
+        where = f"line {line} holds byte 0x{error.object[error.start]:02x}" if line else reason
         how = "data.encoding=cp1252 (Windows) or latin-1 reads it, or " if self.hint else ""
         return f"{self.label}: files must be UTF-8 text, and {where}; {how}write it again as UTF-8"
 
@@ -197,8 +199,6 @@ def look_at(
     if packed and compression is None:
         what = f"it is {magic}: unpack it" if magic else "rename it if it is not compressed"
         raise InputError(f"{label} is no {COMPRESSIONS[packed]} file, as its ending {packed} says: {what}")
-    if compression is not None and kind in ("parquet", "arrow"):
-        raise InputError(f"{label}: only text is read compressed; unpack the {kind} file (it is packed by itself)")
     file = DataFile(path, label, kind, compression, hint=hint)
     with file.explained(), file.binary() as unpacked:
         head = unpacked.read(_HEAD)
@@ -207,7 +207,9 @@ def look_at(
     _check_magic(label, kind, magic)
     kind = kind or magic
     if kind in ("parquet", "arrow"):
-        return DataFile(path, label, kind, compression, head=head)
+        if compression is not None:
+            raise InputError(f"{label}: only text is read compressed; unpack the {kind} file (it is packed by itself)")
+        return DataFile(path, label, kind, head=head)
     encoding = _encoding_of(head, label, encoding, hint)
     if not kind:
         kind = kind_of_text(head.decode(encoding, "replace").removeprefix("\ufeff"))

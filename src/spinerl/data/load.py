@@ -29,7 +29,8 @@ class QuestionSet:
     """Questions in the order of their rows; no answers.
 
     `fingerprint` is a SHA-256 of ids, texts and images: equal for equal questions, whatever file they came from.
-    `skipped` counts rows left out, by reason; `source` says where the rows came from; `notes` what was guessed of it.
+    `skipped` counts rows left out, by reason; `source` says where the rows came from; `notes` what was guessed of it;
+    `guessed_gold` is the column of gold answers that no key names, other than `answer`.
     """
 
     questions: tuple[Question, ...]
@@ -37,6 +38,7 @@ class QuestionSet:
     skipped: Mapping[str, int]
     source: str
     notes: tuple[str, ...] = ()
+    guessed_gold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,14 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
     if len(questions) != data.max_questions:  # else later questions may have the gold
         check_gold_file(found, (question.id for question in questions))
     counts = MappingProxyType(dict(skipped))
-    loaded = QuestionSet(tuple(questions), fingerprint(questions), counts, found.table.source, found.notes)
+    loaded = QuestionSet(
+        tuple(questions),
+        fingerprint(questions),
+        counts,
+        found.table.source,
+        found.notes,
+        found.reader.gold if found.reader.found_gold else None,
+    )
     return loaded, MappingProxyType(gold)
 
 

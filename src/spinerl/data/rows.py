@@ -32,6 +32,8 @@ MAX_NAME_CHARS = 1000
 """A longer id or subject is one too."""
 MAX_PACKED_CHARS = 100_000
 """Options written as text, in JSON or Python, are read up to here."""
+_MAX_FIELDS = 64
+"""Dots in the name of a field; one with more is a column's own name."""
 
 PLACE = re.compile(r"\{([^{}]+)\}")
 OPTION_MARK = re.compile(r"^\s*\(?([A-Za-z])\s*[).:]\s*")
@@ -492,7 +494,7 @@ def _lookup(cells: Mapping[str, Any], name: str) -> Any:
 
 def _prefixes(name: str) -> list[str]:
     """A column's name and what it may be a field of, the longest first: "a.b.c", "a.b", "a"."""
-    parts = name.split(".")
+    parts = name.split(".") if name.count(".") < _MAX_FIELDS else [name]
     return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
