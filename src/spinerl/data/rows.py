@@ -436,8 +436,6 @@ def _text_cell(cell: Any, name: str, most: int = MAX_TEXT_CHARS) -> str:
         text = plain_text(cell) or ""
         if len(text) > most:
             raise BadCellError(f"has {len(text):,} characters, over {most:,}: shorten it, or leave the row out")
-        if "\0" in text:
-            raise BadCellError("holds a NUL character, which no text has; write it again")
         text.encode()
     except BadCellError as error:
         raise BadCellError(f"column {name!r} {error}") from None

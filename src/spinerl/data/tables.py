@@ -23,6 +23,7 @@ __all__ = ["SourceRow", "Table", "joined", "name_list", "read_table"]
 
 _BATCH_ROWS = 200
 """Rows of a Parquet or Arrow file that are in memory at a time."""
+_NUL = "holds a NUL character, as damaged files and those that are no text do; write it again"
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _csv(file: DataFile, source: str) -> Table:
         for _ in range(1 + is_said):
             next(own)
         for number, (line, record) in enumerate(own):
-            problem = _odd_length(record, names, delimiter)
+            problem = _NUL if any("\0" in cell for cell in record) else _odd_length(record, names, delimiter)
             cells = {name: _csv_cell(cell) for name, cell in zip(names, record, strict=False) if name}
             yield SourceRow(f"line {line}", number, None if problem else cells, problem)
 
@@ -246,11 +247,11 @@ def _txt(file: DataFile, source: str) -> Table:
     def rows(_wanted: Sequence[str]) -> Iterator[SourceRow]:
         number = 0
         for line_number, line in enumerate(lines_in(file, "\n"), start=1):
-            text = line.strip()
-            yield SourceRow(f"line {line_number}", number, {"question": text})
+            text, problem = line.strip(), _NUL if "\0" in line else ""
+            yield SourceRow(f"line {line_number}", number, None if problem else {"question": text}, problem)
             number += bool(text)
 
-    if next(iter(rows(())), None) is None or not any(row.cells and row.cells["question"] for row in rows(())):
+    if not any(row.cells is None or row.cells["question"] for row in rows(())):
         raise _empty(file)
     return Table(source, ("question",), file.path.parent, rows, f"{file.reading}, a question per line")
 
