@@ -443,13 +443,14 @@ data_app = typer.Typer(
     help="Look at data sets: the known ones, their first questions, their faults.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
-DataName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="a known data set, a file, or tiny/SUITE")]
+DataName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="a known data set, a file, - or tiny/SUITE")]
 
 
 @data_app.command("list")
 def data_list() -> None:
     """The known data sets, and where they come from."""
     from spinerl.data import list_datasets
+    from spinerl.data.files import ENDINGS
     from spinerl.tiny import SUITES, VQA_SUITES
     from spinerl.tiny.suite import BUNDLED
 
@@ -462,6 +463,7 @@ def data_list() -> None:
         notes = " ".join(str(row[key]) for key in ("licence", "note") if row[key])
         table.add_row(row["name"], str(row["rows"]), row["kind"], row["hub"], row["split"], notes)
     out.print(table)
+    out.print(f"Or a file ({', '.join(ENDINGS)}; of text also .gz and .zst), - for standard input, or a folder.")
 
 
 @data_app.command("show")
@@ -471,11 +473,12 @@ def data_show(
     rows: Annotated[int, typer.Option("-n", help="how many questions", min=1)] = 3,
 ) -> None:
     """The first questions as the model will see them, its chat template applied."""
-    from spinerl.data import preview
+    from spinerl.data import preview, reading_of
     from spinerl.engine.loading import load_tokenizer
     from spinerl.engine.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
+    out.print(f"read as {reading_of(config)}", style="dim")
     for row in preview(config, load_tokenizer(config.model), rows, load_processor(config.model)):
         gold = "none" if row.gold is None else row.gold
         tokens = "" if row.num_tokens is None else f" · {row.num_tokens} tokens"
@@ -494,7 +497,8 @@ def data_check(name: DataName, overrides: Overrides = None) -> None:
 
     config = _resolved({"data": name}, overrides or [])
     found = check(config, load_tokenizer(config.model), load_processor(config.model))
-    for line in found.lines():
+    summary, *findings = found.lines()
+    for line in (summary, f"read as {found.reading}", *findings):
         out.print(line)
     if not found.ok:
         raise typer.Exit(1)

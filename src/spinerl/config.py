@@ -8,6 +8,7 @@ than the recipe does, that method's row wins over the recipe.  `model=X`, `data=
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import logging
@@ -28,9 +29,11 @@ from spinerl.recipes import parse_yaml, read_recipe
 from spinerl.templates import TEMPLATE_OPTIONS_TAKEN
 
 __all__ = [
+    "FILE_ENDING",
     "PLUGIN_KEYS",
     "PROFILES",
     "RENAMED",
+    "STANDARD_INPUT",
     "SWITCHES",
     "Config",
     "allow_plugins",
@@ -59,6 +62,7 @@ _UNLISTED: dict[str, Any] = {"listed": False}
 PLUGIN_KEYS = ("reward", "vote.weights", "forks.selector", "guard.perturbation", "advantage.question_weight")
 """Keys that may name a function of the user's own, as `module:function`."""
 
+_NOT_OF_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined")  # encodings of pieces of text
 _MAX_NUMBER = 2**63 - 1
 _MAX_SECTIONS = 32
 
@@ -109,10 +113,11 @@ class LoraConfig(_Section):
 class ColumnsConfig(_Section):
     id: str | None = Field(default=None, description="row id; null: column `id` if there, else the row number")
     question: str | None = Field(
-        default=None, description="the question's text; null: `question`, or the data set's own"
+        default=None, description="the question's text; null: `question`, `problem`, ... (docs/data.md)"
     )
     gold: str | None = Field(
-        default="auto", description="gold answer, for evaluation only; auto: `answer` if there; null: none"
+        default="auto",
+        description="gold answer, for evaluation only; auto: `answer`, `solution`, ... if there; null: none",
     )
     choices: str | list[str] | None = Field(
         default="auto",
@@ -126,15 +131,27 @@ class ColumnsConfig(_Section):
     )
 
 
+FILE_ENDING = re.compile(r"\.(?:jsonl|ndjson|json|csv|tsv|txt|parquet|arrow|feather|gguf)(?:\.(?:gz|zst))?$", re.I)
+"""Of a file that names a data set or a model: what a run folder's name leaves out."""
+STANDARD_INPUT = "-"
+"""As the name of a data set: questions come from standard input."""
+
+
 class DataConfig(_Section):
     name: str = Field(
         default="tiny/shift-a",
-        description="tiny/SUITE, tiny-vqa/SUITE, a file, a benchmark, a hub data set, or a definition (docs/data.md)",
+        description="tiny/SUITE, tiny-vqa/SUITE, a file, - for standard input, a benchmark, a hub data set, or a "
+        "definition (docs/data.md)",
+    )
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"] = Field(
+        default="auto", description="what the file holds; auto: by its ending, of standard input by its content"
+    )
+    encoding: str = Field(
+        default="auto",
+        description="how the file's text is encoded, as latin-1 or cp1252; auto: UTF-8, or by its byte order mark",
     )
     path: str | None = Field(default=None, description="local file or folder to read instead of the hub's")
-    gold: str | None = Field(
-        default=None, description="a separate JSONL file of {id, answer} rows, for evaluation only"
-    )
+    gold: str | None = Field(default=None, description="a separate file of {id, answer} rows, for evaluation only")
     gold_extract: Literal["auto", "none", "hash", "boxed"] = Field(
         default="auto",
         description="how a gold answer is found in its cell: hash: after the last ####; boxed: in the last \\boxed{}; "
@@ -172,6 +189,18 @@ class DataConfig(_Section):
     def by_agreement(self) -> bool:
         """Whether questions are chosen by their latest votes."""
         return self.min_agreement > 0.0 or self.max_agreement < 1.0
+
+    @field_validator("encoding")
+    @classmethod
+    def _text_encoding(cls, name: str) -> str:
+        try:
+            "".encode("utf-8" if name == "auto" else name)  # refuses what encodes no text, as hex
+            known = name == "auto" or codecs.lookup(name).name.replace("-", "_") not in _NOT_OF_FILES
+        except (LookupError, ValueError):
+            known = False
+        if not known:
+            raise ValueError("unknown; allowed: auto, utf-8, latin-1, cp1252, utf-16, ... (Python's text encodings)")
+        return name
 
 
 class ExampleConfig(_Section):
@@ -1120,6 +1149,7 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             config.data.min_agreement <= config.data.max_agreement,
             f"data.min_agreement={config.data.min_agreement} is over data.max_agreement={config.data.max_agreement}",
         ),
+        (config.data.target != STANDARD_INPUT, "data.target=-: only data=- reads standard input; name a file"),
         (
             not config.data.by_agreement or (config.rollout.reuse == 1 and not config.stream.on),
             "data.min_agreement and data.max_agreement need questions that come again with fresh votes: not with "
@@ -1194,7 +1224,8 @@ def explain_value(item: Any) -> str:
 
 def _slug(name: str) -> str:
     path = Path(name)
-    base = path.stem if path.suffix in (".jsonl", ".json", ".parquet", ".gguf") else "-".join(path.parts[-2:])
+    stem = FILE_ENDING.sub("", path.name)
+    base = stem if stem != path.name else "stdin" if name == STANDARD_INPUT else "-".join(path.parts[-2:])
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in base).strip("-") or "data"
     if len(plain.encode()) <= 80:
         return plain

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spinerl.config import Config, DataConfig, describe_keys
+from spinerl.config import STANDARD_INPUT, Config, DataConfig, describe_keys
 from spinerl.data.definitions import definition_of, suite_of
 from spinerl.tiny import MODELS
 
@@ -53,7 +53,7 @@ def _make_absolute(config: Config, key: str, changed: dict[str, Any]) -> None:
 
 def _is_place(name: str) -> bool:
     """Whether a data set's name is the path of something that is there, and not that of a known data set."""
-    if suite_of(name) is not None or not os.path.exists(name):
+    if suite_of(name) is not None or name == STANDARD_INPUT or not os.path.exists(name):
         return False
     if Path(name).suffix.lower() in (".yaml", ".yml", ".json"):
         return True

@@ -8,7 +8,7 @@ tokens.jsonl    a line per logged step: its token entropies as a histogram, its 
 labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl  a line per look at the probe
 stream.jsonl    with stream.on: a line per question, answered before it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
-report.html              questions.jsonl  the questions, where a list of them was given
+report.html              questions.*    the questions, where a list of them or standard input was given
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ __all__ = [
 
 _CHECKSUMS = "checksums.json"
 QUESTIONS = "questions.jsonl"  # those of a run that was given a list of them
+_QUESTIONS = re.compile(r"questions\.[a-z]+(\.(gz|zst))?")  # those of one that read them from standard input, too
 
 MARK = "# A run of spinerl: its resolved configuration."
 """The first line of a run's config.yaml."""
@@ -88,7 +89,13 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     @classmethod
-    def create(cls, config: Config, overwrite: bool = False, path: Path | None = None) -> RunFolder:
+    def create(
+        cls,
+        config: Config,
+        overwrite: bool = False,
+        path: Path | None = None,
+        write_questions: Callable[[], None] | None = None,
+    ) -> RunFolder:
         """A new folder holding config.yaml, locked.  With `overwrite`, a run's files that are there go, and no others.
 
         Raises InputError if there is something at the path already (with `overwrite`: something that is not a run), if
@@ -96,6 +103,7 @@ class RunFolder:
 
         Args:
             path: where, if not where the configuration says.
+            write_questions: writes the file of questions that the configuration names, into the folder.
         """
         path = config.run_folder if path is None else path
         run = cls(path)
@@ -106,6 +114,8 @@ class RunFolder:
             run._remove_own_files()
             if (wrong := run._misplaced()) is not None:
                 raise InputError(f"{wrong}; move it away, or choose another run=FOLDER")
+            if write_questions is not None:
+                write_questions()
             write_text(path / "config.yaml", f"{MARK}\n{dump_yaml(config)}")
         except InputError:
             run.unlock()
@@ -212,8 +222,8 @@ class RunFolder:
 
     def _is_taken(self) -> bool:
         """Whether the folder holds more than a new run may find there."""
-        free = {QUESTIONS, ".lock", *(draft.path.name for draft in self._drafts())}
-        return any(entry.name not in free for entry in self.path.iterdir())
+        free = {".lock", *(draft.path.name for draft in self._drafts())}
+        return any(entry.name not in free and not _QUESTIONS.fullmatch(entry.name) for entry in self.path.iterdir())
 
     def check_places(self) -> None:
         """RunError if something else is where the run writes: a folder in a file's place, a pipe, a link."""
@@ -242,8 +252,13 @@ class RunFolder:
 
     @property
     def config(self) -> Config:
-        """The run's resolved configuration, its `run` being where the folder is now."""
-        return load_config({**read_recipe(self.path / "config.yaml"), "run": str(self.path)})
+        """The run's resolved configuration, its `run` being where the folder is now, and so are questions in it."""
+        found = load_config({**read_recipe(self.path / "config.yaml"), "run": str(self.path)})
+        moved = self.path / Path(found.data.name).name
+        if _QUESTIONS.fullmatch(moved.name) and moved.is_file() and not os.path.exists(found.data.name):
+            data = found.data.model_copy(update={"name": str(moved.absolute())})
+            found = found.model_copy(update={"data": data})
+        return found
 
     @property
     def manifest(self) -> dict[str, Any]:

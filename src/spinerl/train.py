@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from spinerl.answers import Equivalence
-from spinerl.config import Config
+from spinerl.config import STANDARD_INPUT, Config
 from spinerl.data import render_prompt, resolve
+from spinerl.data.standard_input import copy_name, write_copy
 from spinerl.endings import EndWatch
 from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
@@ -88,7 +89,8 @@ def adapt(
         work = _ready(config, work or open_workload(config, observer))
         config = config.model_copy(update={"threads": torch.get_num_threads()})  # a sum's last bit may depend on it
         if run is None:
-            run = _begin(config, work, overwrite, folder)
+            config, write_questions = _own_questions(config, work, folder)
+            run = _begin(config, work, overwrite, folder, write_questions)
         else:
             _check_resumable(run, work, other_numerics)
         if not run.manifest:  # a new run's, or lost since, or killed before it was written
@@ -432,7 +434,9 @@ def _selected_nothing(metrics: Mapping[str, Any]) -> bool:
     return metrics.get("fork/fraction") == 0 and metrics.get("rollout/num_tokens", 0) > 0
 
 
-def _begin(config: Config, work: Workload, overwrite: bool, folder: Path) -> RunFolder:
+def _begin(
+    config: Config, work: Workload, overwrite: bool, folder: Path, write_questions: Callable[[], None] | None
+) -> RunFolder:
     """A new run folder, after checking that its checkpoints will fit on the disk."""
     parent = folder.absolute()
     while not os.path.exists(parent):
@@ -446,7 +450,18 @@ def _begin(config: Config, work: Workload, overwrite: bool, folder: Path) -> Run
             f"run={folder}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some "
             "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
         )
-    return RunFolder.create(config, overwrite, folder)
+    return RunFolder.create(config, overwrite, folder, write_questions)
+
+
+def _own_questions(config: Config, work: Workload, folder: Path) -> tuple[Config, Callable[[], None] | None]:
+    """The configuration of a run that keeps what standard input held, and what writes it there; else as it is, None."""
+    if config.data.name != STANDARD_INPUT or config.data.path is not None:
+        return config, None
+    file = folder.absolute() / copy_name(config.data)
+    update: dict[str, Any] = {"name": str(file)}
+    if config.data.image_folder is None and any(question.images for question in work.questions):
+        update["image_folder"] = os.getcwd()
+    return config.model_copy(update={"data": config.data.model_copy(update=update)}), partial(write_copy, file)
 
 
 def _announce(work: Workload, config: Config, observer: Observer) -> None:

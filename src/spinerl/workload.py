@@ -100,6 +100,11 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     if config.prompt.chat_template != "off":
         templates.prepare()  # it starts while the model is read
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
+    if config.reward == "gold" and data.guessed_gold is not None:
+        raise InputError(
+            f"method={config.method} learns from gold answers, which a guess is not for: if they are in column "
+            f"{data.guessed_gold!r}, say so with data.columns.gold={data.guessed_gold}"
+        )
     loaded = replace(given, settings=config.engine) if given else load_model(config.model, config.engine)
     if config.threads:
         set_threads(config.threads)
@@ -113,6 +118,8 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     )
     skipped = {**data.skipped, **({"prompt too long": rendered.num_too_long} if rendered.num_too_long else {})}
     if observer is not None:
+        for note in data.notes:
+            observer.note(note)
         for reason, count in skipped.items():
             observer.note(f"skipped {count} question{'s' * (count != 1)}: {reason}")
         for note in loaded.notes:
@@ -136,6 +143,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
             "num_questions": len(questions),
             "num_gold": len(gold),
             "skipped": skipped,
+            "notes": list(data.notes),
         },
         "device": str(loaded.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

@@ -102,12 +102,12 @@ def test_a_definition_that_says_its_kind_has_no_options_unless_it_names_them(jso
         (["solution", "answer"], None),
     ],
 )
-def test_a_solution_is_never_offered_as_the_question(columns, offered, jsonl, configure):
+def test_a_solution_is_never_offered_in_place_of_a_named_question(columns, offered, jsonl, configure):
     said = offer("data.columns.question", "question", columns)
     assert said == (f' (did you mean "{offered}"?)' if offered else "")
     path = jsonl([dict.fromkeys(columns, "x")])
     with pytest.raises(InputError) as refused:
-        load_data(configure(f"data={path}").data)
+        load_data(configure(f"data={path}", "data.columns.question=question").data)
     assert f"no column 'question'{said}; there are" in str(refused.value)
     assert "set data.columns.question" in str(refused.value)
 

@@ -234,7 +234,7 @@ def test_bad_gold_files_are_refused(load, jsonl, rows, message):
         ([{"question": "a", "answer": ["1"]}], [], "line 1: column 'answer' must be text"),
         (
             [{"problem": "a"}],
-            [],
+            ["data.columns.question=question"],
             r"no column 'question' \(did you mean \"problem\"\?\); there are problem: set data\.columns\.question",
         ),
         ([{"questions": "a"}], [], r"no column 'question' \(did you mean \"questions\"\?\)"),
@@ -274,8 +274,9 @@ def test_bad_rows_are_refused_in_one_line(load, jsonl, rows, overrides, message)
     ("word", "message"),
     [
         ("data=nothing.jsonl", "data=nothing.jsonl: there is no such file"),
-        ("data=rows.csv", r"neither a file nor a known data set"),
-        ("data=a/b/c.txt", "no such file or folder; a hub data set is written owner/name"),
+        ("data=rows.csv", "data=rows.csv: there is no such file; give a .jsonl, "),
+        ("data=rows.xls", r"neither a file nor a known data set"),
+        ("data=a/b/c", "no such file or folder; a hub data set is written owner/name"),
         ("data=math-50", r'did you mean "math-500"\?'),
         ("data=shift-a", r'did you mean "tiny/shift-a"\?'),
         ("data=my.yaml", "data=my.yaml: there is no such definition file"),
@@ -301,9 +302,9 @@ def test_missing_sources_are_refused(load, word, message, monkeypatch, tmp_path)
         ("rows.json", "[3]", "row 0: a row must be an object"),
         ("rows.json", "[]", "is empty"),
         ("rows.parquet", "PAR", "not a readable Parquet file"),
-        ("rows.csv", "a,b", r"files of type \.csv are not read"),
+        ("rows.xml", "a,b", r"files of type \.xml are not read"),
         ("rows", "a,b", "files without an ending are not read"),
-        ("rows.jsonl", b"\xff\xfe", "must be UTF-8"),
+        ("rows.jsonl", b"\xff\xfa", "must be UTF-8"),
     ],
 )
 def test_files_of_another_format_are_refused(load, tmp_path, name, content, message):

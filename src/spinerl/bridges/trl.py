@@ -360,7 +360,8 @@ class SpineTrainer(GRPOTrainer):
         )
         trainer = cls(folder, args, questions, prompts, tokenizer, **others)
         skipped = {**data.skipped, "prompt too long": rendered.num_too_long}
-        trainer.notes = tuple(f"skipped {count} questions: {reason}" for reason, count in skipped.items() if count)
+        said = (f"skipped {count} questions: {reason}" for reason, count in skipped.items() if count)
+        trainer.notes = (*data.notes, *said)
         if config.guard.mode != "off":
             trainer.notes += ("without a guard, which TRL's loop does not have",)
         return trainer

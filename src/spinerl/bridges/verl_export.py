@@ -178,7 +178,7 @@ def export(config: Config, folder: Path, *, overwrite: bool = False) -> Exported
     script.write_text(_script(command), encoding="utf-8")
     script.chmod(0o755)
     skipped = {**data.skipped, "prompt too long": rendered.num_too_long}
-    notes = [f"skipped {count} questions: {reason}" for reason, count in skipped.items() if count]
+    notes = [*data.notes, *(f"skipped {count} questions: {reason}" for reason, count in skipped.items() if count)]
     if guarded:
         notes.append("without a guard, which verl's loop does not have")
     if architecture.model_type in _CHATML and tokenizer.convert_tokens_to_ids("<|im_end|>") is None:

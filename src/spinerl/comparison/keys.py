@@ -13,7 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from spinerl.config import Config, explain_value, named_by_file, override, parse_override, read_recipe, split_override
+from spinerl.config import (
+    STANDARD_INPUT,
+    Config,
+    explain_value,
+    named_by_file,
+    override,
+    parse_override,
+    read_recipe,
+    split_override,
+)
 from spinerl.errors import InputError, did_you_mean
 from spinerl.methods import ALIASES, METHODS
 
@@ -147,7 +156,7 @@ def _sort(given: Iterable[tuple[str, Any]], own: dict[str, Any]) -> list[str]:
     for key, value in given:
         top, _, rest = key.partition(".")
         if key in ("data", "data.name"):
-            own["data"] = value
+            own["data"] = STANDARD_INPUT if value == [None] else value  # which YAML reads "-" as
         elif top == "data" or (top in Config.model_fields and top not in _OWN):
             for_runs.append(override(key, value))
         elif top in Keys.model_fields:

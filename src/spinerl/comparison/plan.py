@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spinerl.comparison.keys import Keys, RunOverrides, leaves, read_keys
-from spinerl.config import Config, load_config, override
+from spinerl.config import FILE_ENDING, STANDARD_INPUT, Config, load_config, override
 from spinerl.data import load_data, resolve
 from spinerl.errors import InputError
 from spinerl.paths import absolute_paths
@@ -90,6 +90,8 @@ def plan(args: Sequence[str]) -> Comparison:
     """
     recipe, rest = split_args(args)
     keys, for_runs = read_keys(recipe, rest)
+    if STANDARD_INPUT in keys.data:
+        raise InputError("data=-: a comparison reads its questions many times; write standard input to a file")
     rows = _rows(keys)
     elsewhere = {data: _elsewhere(keys, data) for data in keys.data}
     out = Path(keys.out or Path("runs") / f"compare-{_out_name(recipe, rows, keys)}")
@@ -122,7 +124,8 @@ def plan(args: Sequence[str]) -> Comparison:
 def slug(name: str) -> str:
     """A data set's name as a folder's: "tiny/shift-a" -> "tiny-shift-a"."""
     path = Path(name)
-    base = path.stem if path.suffix in (".jsonl", ".json", ".parquet", ".yaml") else name
+    stem = path.stem if path.suffix == ".yaml" else FILE_ENDING.sub("", path.name)
+    base = stem if stem != path.name else name
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", base).strip("-.") or "data"
     return plain if len(plain) <= 80 else f"{plain[:60]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 

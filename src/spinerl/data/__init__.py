@@ -6,7 +6,7 @@
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, resolve
 from spinerl.data.images import parts_of
-from spinerl.data.inspect import Finding, PreviewRow, Report, check, list_datasets, preview
+from spinerl.data.inspect import Finding, PreviewRow, Report, check, list_datasets, preview, reading_of
 from spinerl.data.load import QuestionSet, load_data
 from spinerl.data.prompts import (
     PromptVision,
@@ -36,6 +36,7 @@ __all__ = [
     "load_data",
     "parts_of",
     "preview",
+    "reading_of",
     "render_all",
     "render_prompt",
     "render_text",

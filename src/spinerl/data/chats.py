@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BadChatError", "is_chat", "read_chat"]
+__all__ = ["BadChatError", "is_chat", "last_reply", "read_chat"]
 
 ROLES = {
     "system": "system",
@@ -54,6 +54,17 @@ def read_chat(cell: Any) -> tuple[tuple[tuple[str, str], ...], str]:
     if last is None:
         raise BadChatError("none of its messages is a user's, so that there is no question")
     return tuple(messages[:last]), messages[last][1].strip()
+
+
+def last_reply(cell: Any) -> str | None:
+    """The text of a chat's last message where it is an assistant's, else None.
+
+    >>> last_reply([{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}])
+    '5'
+    """
+    role_key, text_key = _keys(cell[-1]) or KEYS[0]
+    is_reply = ROLES.get(str(cell[-1][role_key]).lower()) == "assistant" and isinstance(cell[-1][text_key], str)
+    return cell[-1][text_key] if is_reply else None
 
 
 def _keys(message: Mapping[str, Any]) -> tuple[str, str] | None:

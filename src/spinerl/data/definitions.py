@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from spinerl.lines import read_text
 __all__ = ["Definition", "definition_of", "read_definition", "resolve", "resolve_data", "suite_of"]
 
 FAMILIES = ("tiny", "tiny-vqa")  # bundled questions: of text, and of images
+_MOST_BYTES = 256 * 1024  # of a definition in JSON; larger files hold rows
 Kind = Literal["auto", "math", "number", "choice", "yesno", "text"]
 
 
@@ -85,7 +87,7 @@ def definition_of(data: DataConfig) -> Definition | None:
         if not Path(data.name).is_file():
             raise InputError(f"data={data.name}: there is no such definition file; see docs/data.md for one")
         return _from_file(read_recipe(data.name), data.name)
-    if suffix == ".json" and Path(data.name).is_file():
+    if suffix == ".json" and os.path.isfile(data.name):
         raw = _json_object(Path(data.name))
         return _from_file(raw, data.name) if raw is not None else None
     for name, raw in BENCHMARKS.items():
@@ -198,8 +200,10 @@ def _from_file(raw: Mapping[str, Any], name: str) -> Definition:
 def _json_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file if it is a definition: it names its rows' place, and that with a word."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            return None
         value = json.loads(read_text(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # the reader of rows says what is wrong with the file
     is_definition = isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("hub", "path"))
     return value if is_definition else None

@@ -43,9 +43,17 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
         raise InputError(f"hub data set {name} cannot be read: {reason_of(error)}; see {key}") from None
 
 
-def open_folder(folder: Path, config: str | None, split: str | None, *, split_asked: bool, config_asked: bool) -> Any:
-    """The split of the data set in a local folder, as a `datasets.Dataset`.
+def open_folder(
+    folder: Path,
+    config: str | None,
+    split: str | None,
+    *,
+    split_asked: bool,
+    config_asked: bool,
+) -> Any:
+    """The split of the data set in a local folder, as a `datasets.Dataset`; of one that `save_to_disk` wrote too.
 
+    Of CSV files a list of their paths: `datasets` would make numbers of texts like "007", and nothing of "NA".
     A folder without the configuration or split that a definition names, but with only one there is, gives
     that one: copies are often plain files.  What the user asked for by key must be there. Raises InputError
     listing the configurations or splits there are.
@@ -54,6 +62,8 @@ def open_folder(folder: Path, config: str | None, split: str | None, *, split_as
     from datasets.exceptions import DatasetNotFoundError
 
     try:
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return _saved(folder, split, split_asked)
         names = datasets.get_dataset_config_names(str(folder))
         chosen = config if config in names else None
         if chosen is None and config is not None and (folder / config).is_dir() and not config_asked:
@@ -63,10 +73,39 @@ def open_folder(folder: Path, config: str | None, split: str | None, *, split_as
             near = did_you_mean(config, names) if config else ""
             raise InputError(f"{folder} has {what}{near}; there are {', '.join(names)}: set data.config")
         with _quiet():
-            found = {str(name): part for name, part in datasets.load_dataset(str(folder), chosen).items()}
+            found = _csv_files(datasets.load_dataset_builder(str(folder), chosen))
+            found = found or datasets.load_dataset(str(folder), chosen)
     except (DatasetNotFoundError, ValueError, RuntimeError, OSError) as error:
         message = f"folder {folder} cannot be read as a data set: {reason_of(error)}; set data.path to another copy"
         raise InputError(message) from None
+    return _split_of({str(name): part for name, part in found.items()}, folder, split, split_asked)
+
+
+def _saved(folder: Path, split: str | None, split_asked: bool) -> Any:
+    """The split of what `save_to_disk` wrote: one data set, or several by their splits."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (KeyError, TypeError, AttributeError, AssertionError, FileNotFoundError) as error:
+        raise ValueError(f"save_to_disk left it incomplete, or it was changed: {reason_of(error)}") from None
+    if isinstance(found, datasets.DatasetDict):
+        splits = {str(name): part.with_format(None) for name, part in found.items()}
+        return _split_of(splits, folder, split, split_asked)
+    return _split_of({str(found.split or "train"): found.with_format(None)}, folder, split, split_asked)
+
+
+def _csv_files(builder: Any) -> dict[str, list[Path]]:
+    """The files by split of a data set of CSV files that says no types for their columns; {} for others."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    config = builder.config
+    if not isinstance(config, CsvConfig) or config.features is not None:
+        return {}
+    return {name: [Path(file) for file in files] for name, files in (config.data_files or {}).items()}
+
+
+def _split_of(found: dict[str, Any], folder: Path, split: str | None, split_asked: bool) -> Any:
     wanted = split or "test"
     if wanted in found:
         return found[wanted]

@@ -18,7 +18,7 @@ from spinerl.errors import InputError
 from spinerl.images import image_facts
 from spinerl.types import ImageRef, Question
 
-__all__ = ["Finding", "PreviewRow", "Report", "check", "list_datasets", "preview"]
+__all__ = ["Finding", "PreviewRow", "Report", "check", "list_datasets", "preview", "reading_of"]
 
 _LONGEST = 200  # the limit of the processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL
 
@@ -57,6 +57,8 @@ class Report:
     num_gold: int
     kinds: dict[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    reading: str = ""
+    """How the rows are read: format, encoding, columns."""
 
     @property
     def ok(self) -> bool:
@@ -127,6 +129,16 @@ def preview(
     return rows
 
 
+def reading_of(config: Config) -> str:
+    """How the rows of a data set are read: format, encoding, columns.  Raises as `load_data`.
+
+    >>> reading_of(Config())
+    'jsonl, utf-8: question from question, id from id'
+    """
+    config = resolve(config)
+    return scan(config.data, config.answer.kind).reading
+
+
 def check(config: Config, tokenizer: TextTokenizer | None = None, vision: PromptVision | None = None) -> Report:
     """Goes through every row and says all that is wrong, where `load_data` stops at the first.
 
@@ -188,7 +200,7 @@ def check(config: Config, tokenizer: TextTokenizer | None = None, vision: Prompt
         what = f"{num_shown} questions show images, and model={config.model.name} only reads text: no run would start"
         findings.append(Finding("warning", "all rows", what))
     findings += _whole_set(found, ids, num_rows - num_filtered)
-    return Report(found.table.source, num_rows, kinds.total(), num_gold, dict(kinds), tuple(findings))
+    return Report(found.table.source, num_rows, kinds.total(), num_gold, dict(kinds), tuple(findings), found.reading)
 
 
 def _prompt_fault(

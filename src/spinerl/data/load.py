@@ -11,11 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from spinerl.config import DataConfig
+from spinerl.config import STANDARD_INPUT, DataConfig
 from spinerl.data.definitions import Definition, definition_of, resolve_data, suite_of
 from spinerl.data.images import ImageReader
 from spinerl.data.rows import RowReader, RowResult, plain_text
-from spinerl.data.sources import SourceRow, Table, open_file, open_table, suite_gold
+from spinerl.data.sources import open_file, open_table, suite_gold
+from spinerl.data.tables import SourceRow, Table
 from spinerl.errors import InputError
 from spinerl.images import image_key
 from spinerl.types import GoldTable, ImageRef, Question
@@ -28,13 +29,16 @@ class QuestionSet:
     """Questions in the order of their rows; no answers.
 
     `fingerprint` is a SHA-256 of ids, texts and images: equal for equal questions, whatever file they came from.
-    `skipped` counts rows left out, by reason; `source` says where the rows came from.
+    `skipped` counts rows left out, by reason; `source` says where the rows came from; `notes` what was guessed of it;
+    `guessed_gold` is the column of gold answers that no key names, other than `answer`.
     """
 
     questions: tuple[Question, ...]
     fingerprint: str
     skipped: Mapping[str, int]
     source: str
+    notes: tuple[str, ...] = ()
+    guessed_gold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ class Scan:
     table: Table
     reader: RowReader
     gold_cells: Mapping[str, Any] | None
+
+    @property
+    def reading(self) -> str:
+        """How the rows are read, for people: format, encoding, columns."""
+        return f"{self.table.reading}: {self.reader.taken}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed, a line each."""
+        piped = self.data.name == STANDARD_INPUT and self.data.path is None and self.data.format == "auto"
+        own = (f"standard input read as {self.table.reading}; data.format=KIND says otherwise",)
+        return (own if piped else ()) + self.reader.notes
 
     def outcomes(self) -> Iterator[tuple[SourceRow, RowResult]]:
         """Every row with what it gave; a repeated id is an error of the later row."""
@@ -108,10 +124,16 @@ def load_data(data: DataConfig, *, answer_kind: str = "auto") -> tuple[QuestionS
         raise InputError(f"{found.table.source} gives no question ({reasons}); see data.columns.question{first_fault}")
     if len(questions) != data.max_questions:  # else later questions may have the gold
         check_gold_file(found, (question.id for question in questions))
-    return (
-        QuestionSet(tuple(questions), fingerprint(questions), MappingProxyType(dict(skipped)), found.table.source),
-        MappingProxyType(gold),
+    counts = MappingProxyType(dict(skipped))
+    loaded = QuestionSet(
+        tuple(questions),
+        fingerprint(questions),
+        counts,
+        found.table.source,
+        found.notes,
+        found.reader.gold if found.reader.found_gold else None,
     )
+    return loaded, MappingProxyType(gold)
 
 
 def scan(data: DataConfig, answer_kind: str = "auto", *, decode: bool = False) -> Scan:

@@ -9,15 +9,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
 from spinerl.config import ColumnsConfig
-from spinerl.data.chats import BadChatError, is_chat, read_chat
-from spinerl.data.columns import find_choices, offer
+from spinerl.data.chats import BadChatError, is_chat, last_reply, read_chat
+from spinerl.data.columns import GOLD_RANKS, QUESTION_RANKS, find_choices, find_column, offer
 from spinerl.data.definitions import Definition
 from spinerl.data.images import ImageReader, place_images
-from spinerl.data.sources import SourceRow, Table, name_list
+from spinerl.data.tables import SourceRow, Table, name_list
 from spinerl.errors import InputError
 from spinerl.images import BadImageError
 from spinerl.solutions import final_answer
@@ -31,6 +32,8 @@ MAX_NAME_CHARS = 1000
 """A longer id or subject is one too."""
 MAX_PACKED_CHARS = 100_000
 """Options written as text, in JSON or Python, are read up to here."""
+_MAX_FIELDS = 64
+"""Dots in the name of a field; one with more is a column's own name."""
 
 PLACE = re.compile(r"\{([^{}]+)\}")
 OPTION_MARK = re.compile(r"^\s*\(?([A-Za-z])\s*[).:]\s*")
@@ -70,6 +73,9 @@ class RowReader:
     kind: str
     gold_extract: str = "auto"
     found_choices: bool = False  # the columns of options were found, and not named
+    found_gold: bool = False  # so was that of gold answers, and it is not `answer`
+    flat: bool = False  # all cells are texts
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -83,16 +89,21 @@ class RowReader:
         read_gold: bool = True,
         gold_extract: str = "auto",
     ) -> RowReader:
-        """Raises InputError for a named column that is not there, listing those that are."""
+        """Raises InputError for a named column that is not there, listing those that are, and where several columns may
+        hold the question."""
         definition = definition or Definition()
-        gold = columns.gold if columns.gold != "auto" else ("answer" if "answer" in table.columns else None)
+        question = None if definition.template is not None else columns.question or _find_question(table)
+        gold, open_gold = columns.gold, []
+        if gold == "auto":
+            open_gold = find_column(GOLD_RANKS, [name for name in table.columns if name != question])
+            gold = open_gold[0] if len(open_gold) == 1 else None
         choices: str | list[str] = columns.choices if columns.choices is not None else []
         found_choices = choices == "auto"
         if found_choices:
             choices = find_choices(table.columns)
         reader = cls(
             id=columns.id if columns.id is not None else ("id" if "id" in table.columns else None),
-            question=(columns.question or "question") if definition.template is None else None,
+            question=question,
             gold=gold if read_gold else None,
             choices=(choices,) if isinstance(choices, str) else tuple(choices),
             subject=columns.subject,
@@ -102,10 +113,13 @@ class RowReader:
             kind=kind,
             gold_extract=gold_extract,
             found_choices=found_choices,
+            found_gold=bool(open_gold) and gold != "answer",
+            flat=table.flat,
+            notes=_notes(None if columns.question else question, open_gold if read_gold else []),
         )
         if table.columns:
             for key, name in reader._named():
-                if name not in table.columns and name.partition(".")[0] not in table.columns:
+                if not any(part in table.columns for part in _prefixes(name)):
                     near = offer(key, name, table.columns)
                     raise InputError(
                         f"{table.source} has no column {name!r}{near}; there are {name_list(table.columns)}: set {key}"
@@ -114,8 +128,20 @@ class RowReader:
 
     def wanted(self) -> set[str]:
         """The columns to read, top level only."""
-        names = {name for _, name in self._named()}
-        return names | {name.partition(".")[0] for name in names}
+        return {part for _, name in self._named() for part in _prefixes(name)}
+
+    @property
+    def taken(self) -> str:
+        """Which columns are taken for what, for people."""
+        named = {
+            "question": self.question or "a template",
+            "gold": self.gold,
+            "choices": " ".join(self.choices),
+            "id": self.id,
+            "subject": self.subject,
+            "images": self.images,
+        }
+        return ", ".join(f"{what} from {name_list([name])}" for what, name in named.items() if name)
 
     def read(self, row: SourceRow, gold: Any = None) -> RowResult:
         """The row's question and gold; `gold` is a cell from a gold file, used instead of a gold column."""
@@ -143,7 +169,7 @@ class RowReader:
                 text += "".join(f"\n{line}" for line in choice_lines(options))
             images: tuple[ImageRef, ...] = ()
             if self.images is not None:
-                images = self.image_reader.read(_lookup(cells, self.images))
+                images = self.image_reader.read(self._cell(cells, self.images))
                 text, images = place_images(text, images, merged=self.definition.merged_images)
             question = Question(
                 id=row_id,
@@ -159,6 +185,15 @@ class RowReader:
         except BadImageError as error:
             return RowResult(error=str(error), reason=error.reason)
         return RowResult(question, answer)
+
+    def _cell(self, cells: Mapping[str, Any], name: str) -> Any:
+        """The cell of a column; where all cells are texts, a list that is written as JSON as that list."""
+        cell = _lookup(cells, name)
+        if self.flat and isinstance(cell, str) and cell.lstrip()[:1] == "[" and len(cell) <= MAX_TEXT_CHARS:
+            value = _from_json(cell)
+            if is_chat(value) or (name == self.images and isinstance(value, list)):
+                return value
+        return cell
 
     def _named(self) -> list[tuple[str, str]]:
         """(configuration key, column) of every column this reader needs."""
@@ -179,7 +214,7 @@ class RowReader:
             text = PLACE.sub(lambda place: _joined(parts[place[1]], place[1]), template)
         else:
             assert self.question is not None
-            cell = _lookup(cells, self.question)
+            cell = self._cell(cells, self.question)
             if is_chat(cell):
                 try:
                     turns, cell = read_chat(cell)
@@ -229,7 +264,15 @@ class RowReader:
         name = "answer" if from_file else self.gold
         if name is None:
             return None
-        cell = _lookup(cells, name)
+        try:
+            return self._gold_text(self._cell(cells, name), name, labels, options, kind)
+        except BadCellError as error:
+            out = "; data.columns.gold=null reads no gold answers" if self.found_gold and not from_file else ""
+            raise BadCellError(f"{error}{out}") from None
+
+    def _gold_text(self, cell: Any, name: str, labels: Sequence[str], options: Sequence[str], kind: str) -> str | None:
+        if is_chat(cell):  # named by its key: no chat is taken for gold otherwise
+            cell = last_reply(cell)
         if _is_blank(cell):
             return None
         if kind == "choice" and options:
@@ -383,7 +426,7 @@ def plain_text(cell: Any) -> str | None:
         return "true" if cell else "false"
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
         return str(int(cell))
-    if isinstance(cell, int | float):
+    if isinstance(cell, int | float | Decimal):
         return str(cell)
     raise BadCellError(f"must be text or a number, found {type(cell).__name__}")
 
@@ -422,13 +465,70 @@ def _joined(cell: Any, name: str) -> str:
 
 
 def _lookup(cells: Mapping[str, Any], name: str) -> Any:
-    """The cell of a column; "a.b" also reaches field b of column a.  None where there is none."""
-    if name in cells:
-        return cells[name]
-    value: Any = cells
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    """The cell of a column; "a.b" also reaches field b of column a, "a.0" its first item.  None where there is none.
+
+    A column of the whole name wins, and one of a longer beginning over one of a shorter.  Text on the way is read as
+    JSON.
+
+    >>> row = {"chat": [{"content": "2 + 3?"}], "a.b": 1, "a": {"b": 2}}
+    >>> _lookup(row, "chat.0.content"), _lookup(row, "a.b")
+    ('2 + 3?', 1)
+    """
+    start = next((part for part in _prefixes(name) if part in cells), None)
+    if start is None:
+        return None
+    value: Any = cells[start]
+    for part in name[len(start) + 1 :].split(".") if start != name else ():
+        if isinstance(value, str):
+            value = _from_json(value)
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and re.fullmatch(r"-?[0-9]{1,6}", part):
+            value = value[int(part)] if -len(value) <= int(part) < len(value) else None
+        else:
+            return None
     return value
+
+
+def _prefixes(name: str) -> list[str]:
+    """A column's name and what it may be a field of, the longest first: "a.b.c", "a.b", "a"."""
+    parts = name.split(".") if name.count(".") < _MAX_FIELDS else [name]
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _from_json(text: str) -> Any:
+    """What a text is as JSON; None where it is none, or too long."""
+    try:
+        return json.loads(text) if len(text) <= MAX_TEXT_CHARS else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _find_question(table: Table) -> str:
+    """The column that holds the questions, where no key names it; InputError where several may."""
+    found = find_column(QUESTION_RANKS, table.columns)
+    if len(found) < 2:
+        return found[0] if found else "question"
+    pair = {name.lower() for name in found} == {"instruction", "input"}
+    both = "; a definition's `template` joins both (docs/data.md)" if pair else ""
+    raise InputError(
+        f"{table.source}: the questions may be in any of the columns {name_list(found)}; say which with "
+        f"data.columns.question={name_list(found[:1])}{both}"
+    )
+
+
+def _notes(question: str | None, gold: Sequence[str]) -> tuple[str, ...]:
+    """What was guessed, a line each; nothing of `question` and `answer`."""
+    said = []
+    if question not in (None, "question"):
+        said.append(f"questions from column {question!r}; data.columns.question=NAME names another")
+    if len(gold) == 1 and gold[0] != "answer":
+        said.append(
+            f"gold answers, for figures only, from column {gold[0]!r}; data.columns.gold=NAME names another, null none"
+        )
+    if len(gold) > 1:
+        said.append(f"no gold answers: columns {name_list(gold)} may all hold them; data.columns.gold=NAME names one")
+    return tuple(said)
 
 
 def _first_of(names: Sequence[str], columns: Sequence[str]) -> str | None:

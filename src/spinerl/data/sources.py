@@ -1,82 +1,52 @@
-"""Where rows come from: files, suites, folders and the hub, all as one `Table` of plain dicts."""
+"""Where rows come from: files, standard input, suites, folders and the hub, all as one `Table` of plain dicts."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spinerl import tiny
-from spinerl.config import DataConfig
+from spinerl.config import STANDARD_INPUT, DataConfig
 from spinerl.data import hub
 from spinerl.data.benchmarks import BENCHMARKS
 from spinerl.data.definitions import Definition, suite_of
+from spinerl.data.files import ENDINGS, kind_by_name, look_at
+from spinerl.data.standard_input import kept_input
+from spinerl.data.tables import SourceRow, Table, joined, read_table
 from spinerl.errors import InputError, did_you_mean
-from spinerl.lines import lines_of, read_text
 
-__all__ = ["SourceRow", "Table", "name_list", "open_file", "open_table", "suite_gold"]
-
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-
-
-@dataclass(frozen=True)
-class SourceRow:
-    """One row: `where` is for people, `number` counts from 0; without `cells`, `problem` says why."""
-
-    where: str
-    number: int
-    cells: Mapping[str, Any] | None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of one source.
-
-    `columns` are all there are; `rows(wanted)` reads at least the wanted ones.  `folder` is where the rows lie and
-    the paths in them start; None on the hub.
-    """
-
-    source: str
-    columns: tuple[str, ...]
-    folder: Path | None
-    _rows: Iterable[SourceRow] | None = None
-    _dataset: Any = None
-
-    def rows(self, wanted: Iterable[str]) -> Iterator[SourceRow]:
-        if self._rows is not None:
-            yield from self._rows
-            return
-        columns = [name for name in self.columns if name in set(wanted)]
-        for number, cells in enumerate(hub.plain_rows(self._dataset, columns)):
-            yield SourceRow(f"row {number}", number, cells)
+__all__ = ["open_file", "open_table", "suite_gold"]
 
 
 def open_table(data: DataConfig, definition: Definition | None) -> Table:
     """The rows that the (resolved) `data` names.
 
-    In this order: data.path, a bundled suite, a file, a definition's place, a folder, a hub data set.
+    In this order: data.path, standard input, a bundled suite, a file, a definition's place, a folder, a hub data set.
     Raises InputError when there is nothing of that name, naming the nearest benchmark or suite.
     """
     if data.path is not None:
         return _open_local(Path(data.path), data, definition, key="data.path")
+    if data.name == STANDARD_INPUT:
+        table = read_table(kept_input(data), "standard input")
+        return replace(table, folder=Path.cwd())
     suite = suite_of(data.name)
     if suite is not None and definition is not None and definition.path is not None:
         fresh = tiny.fresh_suite(*suite)
         if fresh is None:
             return open_file(Path(definition.path), data.name)
         rows = [SourceRow(f"row {number}", number, cells) for number, cells in enumerate(fresh[0])]
-        return Table(data.name, tuple(dict.fromkeys(key for cells in fresh[0] for key in cells)), None, rows)
+        columns = tuple(dict.fromkeys(key for cells in fresh[0] for key in cells))
+        return Table(data.name, columns, None, lambda _wanted: rows, "bundled")
     if definition is not None and definition.path is not None:
         return _open_local(Path(definition.path), data, definition, key=f"path in {data.name}")
     if definition is not None and definition.hub is not None:
         dataset = hub.open_hub(definition.hub, data.config, data.split, definition.licence)
         return _of_dataset(dataset, definition.hub, None)
     path = Path(data.name)
-    if path.suffix.lower() in SUFFIXES or path.exists():
+    if kind_by_name(path) is not None or os.path.lexists(path):
         return _open_local(path, data, definition, key="data")
     owner, slash, name = data.name.partition("/")
     if owner and name and "/" not in name and not data.name.startswith("."):
@@ -91,42 +61,20 @@ def open_table(data: DataConfig, definition: Definition | None) -> Table:
     near = did_you_mean(data.name, known)
     raise InputError(
         f"data={data.name!r} is neither a file nor a known data set{near}; allowed: a file "
-        f"({', '.join(SUFFIXES)}), a folder, a definition (.yaml), owner/name on the hub, {', '.join(known)}"
+        f"({', '.join(ENDINGS)}), - for standard input, a folder, a definition (.yaml), owner/name on the hub, "
+        f"{', '.join(known)}"
     )
 
 
-def open_file(path: Path, source: str | None = None, *, key: str = "data") -> Table:
-    """The rows of a JSONL, JSON or Parquet file.
+def open_file(
+    path: Path, source: str | None = None, *, key: str = "data", kind: str = "auto", encoding: str = "auto"
+) -> Table:
+    """The rows of a file; `spinerl.data.tables.read_table` says how each kind is read.
 
-    JSONL: an object per line, blank lines ignored; a bad line becomes a SourceRow with a `problem`.  JSON: a list
-    of objects, by itself or as the only list of an object.  Raises InputError for a file that is missing, empty
-    or not of its format.
+    Raises InputError for what is missing, no file, empty, or not of its kind.
     """
-    source = source or str(path)
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise InputError(f"{key}={path}: there is no such file; give a {', '.join(SUFFIXES)} file")
-    if suffix not in SUFFIXES:
-        kind = f"of type {suffix}" if suffix else "without an ending"
-        raise InputError(f"{key}={path}: files {kind} are not read; allowed: {', '.join(SUFFIXES)}")
-    try:
-        if suffix == ".parquet":
-            rows = _parquet_rows(path)
-        else:
-            text = read_text(path)
-            rows = _json_rows(text, source) if suffix == ".json" else list(_jsonl_rows(text))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{key}={path} cannot be read: {error}; it must be UTF-8 text") from None
-    if not rows:
-        raise InputError(f"{key}={path} is empty: it must hold at least one row")
-    columns = dict.fromkeys(name for row in rows if row.cells is not None for name in row.cells)
-    return Table(source, tuple(columns), path.parent, rows)
-
-
-def name_list(names: Iterable[Any], most: int = 30) -> str:
-    """Names for a one-line message: "a, b", odd ones quoted, the rest of a long list counted."""
-    shown = [str(name) if str(name).isprintable() and str(name).strip() else repr(name) for name in names]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+    file = look_at(path, f"{key}={path}", kind, encoding, hint=key != "data.gold")
+    return read_table(file, source or str(path))
 
 
 def suite_gold(name: str) -> Path | dict[str, str]:
@@ -138,8 +86,8 @@ def suite_gold(name: str) -> Path | dict[str, str]:
 
 
 def _open_local(path: Path, data: DataConfig, definition: Definition | None, key: str) -> Table:
-    if not path.is_dir():
-        return open_file(path, key=key)
+    if not os.path.isdir(path):
+        return open_file(path, key=key, kind=data.format, encoding=data.encoding)
     own = definition or Definition()
     dataset = hub.open_folder(
         path,
@@ -148,71 +96,19 @@ def _open_local(path: Path, data: DataConfig, definition: Definition | None, key
         config_asked=data.config not in (None, own.config),
         split_asked=data.split not in (None, own.split),
     )
+    if isinstance(dataset, list):
+        tables = [open_file(file, key=key, encoding=data.encoding) for file in dataset]
+        return joined(tables, str(path), path)
     return _of_dataset(dataset, str(path), path)
 
 
 def _of_dataset(dataset: Any, source: str, folder: Path | None) -> Table:
     if len(dataset) == 0:
         raise InputError(f"{source} is empty: the split must hold at least one row; see data.split")
-    return Table(source, tuple(dataset.column_names), folder, None, dataset)
 
+    def rows(wanted: Sequence[str]) -> Iterator[SourceRow]:
+        for number, cells in enumerate(hub.plain_rows(dataset, list(wanted))):
+            yield SourceRow(f"row {number}", number, cells)
 
-def _jsonl_rows(text: str) -> Iterator[SourceRow]:
-    number = 0
-    for line_number, line in enumerate(lines_of(text), start=1):
-        if not line.strip():
-            continue
-        where = f"line {line_number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield SourceRow(where, number, None, f"not valid JSON ({_json_problem(error)})")
-        else:
-            yield _row(where, number, value)
-        number += 1
-
-
-def _json_rows(text: str, source: str) -> list[SourceRow]:
-    if not text.strip():
-        return []
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{source} is not valid JSON ({_json_problem(error)}); a file of one object per line must end in .jsonl"
-        ) from None
-    if isinstance(value, dict):
-        lists = [part for part in value.values() if isinstance(part, list)]
-        if len(lists) != 1:
-            raise InputError(f"{source} must hold a list of objects; found an object with keys {name_list(value)}")
-        value = lists[0]
-    if not isinstance(value, list):
-        raise InputError(f"{source} must hold a list of objects; found {type(value).__name__}")
-    return [_row(f"row {n}", n, cells) for n, cells in enumerate(value)]
-
-
-def _parquet_rows(path: Path) -> list[SourceRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())[:200]}") from None
-    return [SourceRow(f"row {n}", n, cells) for n, cells in enumerate(table.to_pylist())]
-
-
-def _json_problem(error: BaseException) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    if "digits" in str(error):
-        return f"a whole number of over {sys.get_int_max_str_digits():,} digits: write it as text"
-    return str(error)
-
-
-def _row(where: str, number: int, value: Any) -> SourceRow:
-    if isinstance(value, dict):
-        return SourceRow(where, number, value)
-    return SourceRow(
-        where, number, None, f'a row must be an object like {{"question": ...}}, found {type(value).__name__}'
-    )
+    what = "a data set on the hub" if folder is None else "a data set's folder"
+    return Table(source, tuple(dataset.column_names), folder, rows, what)
