@@ -1,0 +1,102 @@
+"""How the commands are shown in help texts, and what is said of a mistake in one: groups, plain texts, one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from spinerl.errors import InputError
+
+__all__ = ["GROUPS", "as_parsed", "as_refused", "command_order", "show_plainly"]
+
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Before": {
+        "init": "write a commented recipe, by asking or from KEY=VALUE",
+        "preflight": "ask once, without updates: are majority labels likely right?",
+        "plan": "how many tokens, how long, how much memory a run takes",
+    },
+    "Adapt": {
+        "adapt": "adapt a model to unlabeled questions; without arguments: the demo",
+        "compare": "methods, data sets and seeds side by side, in one table",
+        "select": "rank finished runs without labels, the best first",
+    },
+    "Measure": {
+        "eval": "measure a model on questions, or compare two, one by one",
+        "score": "read, vote and score saved texts; no model is needed",
+        "report": "one HTML page about one run, or several side by side",
+        "bench": "speed and memory against TRL, generate and a dense update",
+    },
+    "Models and data": {
+        "data": "known data sets, their first questions, their faults",
+        "merge": "a plain model folder of adapters, or of a GGUF file",
+        "export": "write a recipe as a job of another trainer's",
+    },
+    "Set-up": {
+        "config": "the resolved configuration, every key explained, the schema",
+        "doctor": "versions, devices, what is missing, which paths suit a model",
+    },
+}
+"""The commands in `spinerl --help`: by group, each in a line of 80 columns, in this order."""
+
+_OTHERS = "More"
+_MEANT = {"train": "adapt", "run": "adapt", "finetune": "adapt", "test": "eval", "benchmark": "bench", "new": "init"}
+"""What other programs call a command."""
+
+
+def show_plainly(root: Any) -> None:
+    """Give the commands their groups and lines, and let help texts be texts: rich takes `[word]` for a style of its own
+    and leaves it out."""
+    lines = {name: (group, line) for group, rows in GROUPS.items() for name, line in rows.items()}
+    for name, command in root.commands.items():
+        own = getattr(command, "rich_help_panel", None)
+        command.rich_help_panel, line = lines.get(name, (own if isinstance(own, str) else _OTHERS, None))
+        command.short_help = line or command.short_help
+    _escape_texts(root)
+
+
+def _escape_texts(command: Any) -> None:
+    for one in (command, *command.params):
+        for text in ("help", "short_help", "epilog"):
+            if isinstance(value := getattr(one, text, None), str):
+                setattr(one, text, escape(value))
+    for below in getattr(command, "commands", {}).values():
+        _escape_texts(below)
+
+
+def command_order(names: Sequence[str]) -> list[str]:
+    """The commands in the order of `GROUPS`, others after them."""
+    known = [name for rows in GROUPS.values() for name in rows]
+    return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+
+
+def as_parsed(arguments: Sequence[str]) -> list[str]:
+    """The arguments as the parser takes them: `help COMMAND` is `COMMAND --help`, and the shell may be left out after
+    the options of completion.
+
+    >>> as_parsed(["help", "adapt"]), as_parsed(["--show-completion"])
+    (['adapt', '--help'], ['--show-completion', ''])
+    """
+    if list(arguments[:1]) == ["help"]:
+        return [*arguments[1:], "--help"]
+    return [*arguments, ""] if list(arguments) in (["--show-completion"], ["--install-completion"]) else [*arguments]
+
+
+def as_refused(error: BaseException) -> InputError | None:
+    """One line for a mistake in a command line that the parser found, with the help that shows the right one; None for
+    any other error."""
+    if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    said = " ".join(str(error.format_message()).split()).rstrip(".")
+    unknown = re.search(r"No such command '([^']*)'", said)
+    if unknown and (meant := _MEANT.get(unknown[1])):
+        said = f"No such command '{unknown[1]}'. Did you mean '{meant}'?"
+    context: Any = getattr(error, "ctx", None)
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    command = " ".join(["spinerl", *names])
+    return InputError(f"{said}{'' if said.endswith('?') else ';'} `{command} --help` shows what there is")
