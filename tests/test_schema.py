@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from spinerl.choices import FUNCTIONS, fields_of
 from spinerl.comparison.keys import read_keys
-from spinerl.config import RENAMED, SWITCHES, dump_yaml, load_config
+from spinerl.config import RENAMED, SWITCHES, dump_yaml, load_config, value_of
 from spinerl.errors import InputError
 from spinerl.schema import recipe_schema, schema_text
 
@@ -113,7 +113,7 @@ def test_a_text_is_valid_where_a_recipe_of_it_is_taken(name, tmp_path):
 def test_old_names_are_marked():
     for old in (*RENAMED, *SWITCHES):
         section, _, name = old.partition(".")
-        value = {"loss.normaliser": "token", "rollout.engine": "native", "rollout.max_cache_tokens": 9}.get(old, False)
+        value = value_of(load_config(), RENAMED[old]) if old in RENAMED else False
         VALIDATOR.validate({section: {name: value}})
         load_config({section: {name: value}})
         found = [one for one in SCHEMA["$defs"].values() if name in one.get("properties", {})]

@@ -22,7 +22,6 @@ from spinerl.config import (
     PLUGIN_KEYS,
     Config,
     allow_plugins,
-    describe_keys,
     dump_yaml,
     layer_value,
     load_config,
@@ -56,18 +55,18 @@ class _Commands(TyperGroup):
         return command_order(super().list_commands(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _ended_in_a_line():
+        with _ended_in_a_line(ctx):
             return super().parse_args(ctx, as_parsed(args))
 
     def invoke(self, ctx: Any) -> Any:
-        with _ended_in_a_line():
+        with _ended_in_a_line(ctx):
             found = super().invoke(ctx)
             sys.stdout.flush()
         return found
 
 
 @contextlib.contextmanager
-def _ended_in_a_line() -> Iterator[None]:
+def _ended_in_a_line(ctx: Any) -> Iterator[None]:
     """Inside, errors that are not the program's become its own.
 
     Here, not in `main`: typer has ends of its own for some of these, in which nothing is said, or many lines.
@@ -75,7 +74,7 @@ def _ended_in_a_line() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        ended = None if isinstance(error, SpinerlError) else as_refused(error) or as_ended(error)
+        ended = None if isinstance(error, SpinerlError) else as_refused(error, ctx) or as_ended(error)
         if ended is None:
             raise
         raise ended from None
@@ -615,7 +614,9 @@ def report(
 @app.command("config")
 def config_command(
     args: RecipeAndOverrides = None,
-    keys: Annotated[bool, typer.Option("--keys", help="list every key instead")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="list every key instead, or those that begin so: --keys vote")
+    ] = False,
     sources: Annotated[bool, typer.Option("--sources", help="say next to each value where it comes from")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print a JSON Schema of recipes instead")] = False,
 ) -> None:
@@ -630,10 +631,9 @@ def config_command(
         sys.stdout.write(schema_text())
         return
     if keys:
-        table = Table("key", "type", "default", "meaning", show_edge=False)
-        for key, kind, default, description in describe_keys():
-            table.add_row(key, kind, "null" if default is None else str(default), description)
-        out.print(table)
+        from spinerl.usage import print_keys
+
+        print_keys(out, args or [])
         return
     config = _config(args)
     if sources:

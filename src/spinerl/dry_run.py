@@ -43,7 +43,7 @@ def dry_run(config: Config, overwrite: bool = False) -> DryRun:
 
     Raises InputError for the first thing that is wrong, in the words in which the run would be refused.
     """
-    folder = config.run_folder
+    folder, named = config.run_folder, config.data.name
     config = absolute_paths(resolve(config))
     found: list[tuple[str, str]] = []
     open_code(config, lambda line: found.append(("plug-in", line.removeprefix("plug-in "))))
@@ -68,7 +68,7 @@ def dry_run(config: Config, overwrite: bool = False) -> DryRun:
     found = [
         ("model", facts.sentence),
         ("tokenizer", tokens),
-        ("questions", f"{len(questions)} of {config.data.name} ({data.source}), {with_gold}"),
+        ("questions", f"{len(questions)} of {named}, {with_gold}"),
         *(("skipped", f"{num}: {reason}") for reason, num in skipped.items()),
         ("prompts", f"{min(lengths)} to {max(lengths)} tokens, {form}"),
         *(("note", note) for note in notes),

@@ -6,11 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from spinerl.errors import InputError
+from spinerl.config import describe_keys
+from spinerl.errors import InputError, did_you_mean
+from spinerl.sources import shown_value
 
-__all__ = ["GROUPS", "as_parsed", "as_refused", "command_order", "show_plainly"]
+__all__ = ["GROUPS", "as_parsed", "as_refused", "command_order", "print_keys", "show_plainly"]
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Before": {
@@ -84,9 +88,13 @@ def as_parsed(arguments: Sequence[str]) -> list[str]:
     return [*arguments, ""] if list(arguments) in (["--show-completion"], ["--install-completion"]) else [*arguments]
 
 
-def as_refused(error: BaseException) -> InputError | None:
+def as_refused(error: BaseException, root: Any) -> InputError | None:
     """One line for a mistake in a command line that the parser found, with the help that shows the right one; None for
-    any other error."""
+    any other error.
+
+    Args:
+        root: the parser's context of the whole program.
+    """
     if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
         return None
     said = " ".join(str(error.format_message()).split()).rstrip(".")
@@ -94,9 +102,35 @@ def as_refused(error: BaseException) -> InputError | None:
     if unknown and (meant := _MEANT.get(unknown[1])):
         said = f"No such command '{unknown[1]}'. Did you mean '{meant}'?"
     context: Any = getattr(error, "ctx", None)
-    names: list[str] = []
+    names = [root.invoked_subcommand] if context is None and root.invoked_subcommand else []
     while context is not None and context.parent is not None:
         names.insert(0, context.info_name)
         context = context.parent
     command = " ".join(["spinerl", *names])
     return InputError(f"{said}{'' if said.endswith('?') else ';'} `{command} --help` shows what there is")
+
+
+def print_keys(console: Console, starts: Sequence[str]) -> None:
+    """Every key with its type, its default and what it means, or those that begin with one of `starts`.
+
+    A table in a terminal, elsewhere a line per key.  InputError for a start that no key has.
+    """
+    rows = [(key, kind, shown_value(default), description) for key, kind, default, description in describe_keys()]
+    names = [key for key, *_ in rows]
+    for start in starts:
+        if not any(name.startswith(start) for name in names):
+            near = did_you_mean(start, [*names, *(name.partition(".")[0] for name in names)])
+            raise InputError(f"no key begins with {start!r}{near}; `spinerl config --keys` lists them all")
+    rows = [row for row in rows if not starts or row[0].startswith(tuple(starts))]
+    if not console.is_terminal:
+        width = max(len(key) for key, *_ in rows)
+        for key, kind, default, description in rows:
+            console.print(f"{key:{width}}  {kind}, default {default}: {description}")
+        return
+    table = Table(show_edge=False)
+    table.add_column("key", no_wrap=True)
+    for title in ("type", "default", "meaning"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

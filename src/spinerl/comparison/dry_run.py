@@ -27,8 +27,8 @@ __all__ = ["dry_compare"]
 _STATES: Mapping[State, str] = {
     "new": "new",
     "interrupted": "goes on",
-    "unasked": "finished, asked again",
-    "done": "there already",
+    "unasked": "asked again",
+    "done": "done",
 }
 
 
