@@ -17,7 +17,17 @@ from spinerl.config import Config
 from spinerl.methods import ALIASES, LOSSES, METHODS
 from spinerl.tiny import MODELS, SUITES, VQA_SUITES
 
-__all__ = ["DATA_KEYS", "FUNCTIONS", "PATH_KEYS", "fields_of", "literals", "model_names", "suite_names", "values_of"]
+__all__ = [
+    "BENCHMARKS",
+    "DATA_KEYS",
+    "FUNCTIONS",
+    "PATH_KEYS",
+    "fields_of",
+    "literals",
+    "model_names",
+    "suite_names",
+    "values_of",
+]
 
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "reward": (
@@ -37,6 +47,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model.device": ("auto", "cpu", "cuda", "mps"),
     "lora.targets": ("all-linear",),
 }
+
+BENCHMARKS = (
+    "math-500", "amc", "aime-2025", "aime-2024", "gsm8k", "gpqa", "mmlu", "medqa", "pubmedqa", "mathvision", "slake",
+    "medxpertqa-mm",
+)  # fmt: skip
+"""The names in `spinerl.data.BENCHMARKS`, whose package takes longer to import than a shell waits for."""
 
 DATA_KEYS = ("data", "data.name", "data.target")
 """Keys that name a data set."""

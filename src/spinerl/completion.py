@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spinerl.choices import DATA_KEYS, PATH_KEYS, fields_of, literals, model_names, suite_names, values_of
+from spinerl.choices import BENCHMARKS, DATA_KEYS, PATH_KEYS, fields_of, literals, model_names, suite_names, values_of
 from spinerl.errors import InputError
 from spinerl.files import write_text
 from spinerl.lines import read_text, visible
@@ -259,8 +259,6 @@ def _models(begun: str) -> Iterator[Candidate]:
 
 
 def _data(begun: str) -> Iterator[Candidate]:
-    from spinerl.data.benchmarks import BENCHMARKS
-
     yield from (Candidate(name, "bundled") for name in suite_names())
     yield from (Candidate(name, "benchmark") for name in BENCHMARKS)
     yield from _paths(begun, lambda file: file.suffix.lower() in _DATA_SUFFIXES)

@@ -3,6 +3,7 @@ nothing is written."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spinerl.config import Config, ModelConfig
+from spinerl.config import Config
 from spinerl.data import load_data, render_all, resolve
 from spinerl.display import plan_table
 from spinerl.engine.adapters import require_peft
-from spinerl.engine.facts import ModelFacts, model_facts
+from spinerl.engine.facts import model_facts
 from spinerl.engine.loading import load_tokenizer
 from spinerl.engine.processor import load_processor
 from spinerl.engine.vllm import require_vllm
@@ -27,7 +28,7 @@ from spinerl.runs import RunFolder
 from spinerl.train import check_disk, check_gold
 from spinerl.workload import fitting
 
-__all__ = ["DryRun", "check_folder", "check_model", "dry_run", "show_dry_run"]
+__all__ = ["DryRun", "check_writable", "dry_run", "show_dry_run"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ def dry_run(config: Config, overwrite: bool = False) -> DryRun:
     config = absolute_paths(resolve(config))
     found: list[tuple[str, str]] = []
     open_code(config, lambda line: found.append(("plug-in", line.removeprefix("plug-in "))))
-    check_folder(folder, overwrite)
+    _check_folder(folder, overwrite)
     if config.rollout.sampler == "vllm" and config.vllm.url is None:
         require_vllm()
     if config.lora.rank and config.steps:
         require_peft()
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
-    facts, tokens = check_model(config.model)
-    tokenizer, vision = load_tokenizer(config.model), load_processor(config.model)
+    facts, tokenizer = model_facts(config.model), load_tokenizer(config.model)
+    vision = load_processor(config.model)
     rendered = render_all(data.questions, tokenizer, config.prompt, kind=config.answer.kind, vision=vision)
     (questions, prompts, _), notes = fitting(facts, rendered, config)
     num_gold = sum(question.id in gold for question in questions)
@@ -67,7 +68,7 @@ def dry_run(config: Config, overwrite: bool = False) -> DryRun:
     skipped = {**data.skipped, **({"prompt too long": rendered.num_too_long} if rendered.num_too_long else {})}
     found = [
         ("model", facts.sentence),
-        ("tokenizer", tokens),
+        ("tokenizer", f"{len(tokenizer):,} tokens"),
         ("questions", f"{len(questions)} of {named}, {with_gold}"),
         *(("skipped", f"{num}: {reason}") for reason, num in skipped.items()),
         ("prompts", f"{min(lengths)} to {max(lengths)} tokens, {form}"),
@@ -79,19 +80,23 @@ def dry_run(config: Config, overwrite: bool = False) -> DryRun:
     return DryRun(tuple(found), count_phases(config, len(questions)))
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
+def _check_folder(folder: Path, overwrite: bool) -> None:
     """InputError if a new run cannot be written in a folder, or another process writes there."""
     RunFolder(folder).check_free(overwrite)
+    check_writable("run", folder)
     owner = who_holds(folder)
     if owner is not None:
         raise InputError(f"{folder} is being written by {owner}; wait for its end, or stop it")
 
 
-def check_model(config: ModelConfig) -> tuple[ModelFacts, str]:
-    """What a model is, and a line about its tokenizer; InputError where either is missing."""
-    facts = model_facts(config)
-    tokenizer = load_tokenizer(config)
-    return facts, f"{len(tokenizer):,} tokens"
+def check_writable(key: str, folder: Path) -> None:
+    """InputError if the user may not write in a folder, or make it."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "Permission denied" if place.is_dir() else "Not a directory"
+        raise InputError(f"{key}={folder} cannot be written: {why}: {place}; choose another {key}=FOLDER")
 
 
 def show_dry_run(config: Config, args: Sequence[str], console: Console, overwrite: bool = False) -> None:

@@ -229,15 +229,11 @@ def recipe_text(draft: Draft, file: Path, schema: str | None = None) -> str:
     """
     config = draft.config
     known = {key: description for key, *_, description in describe_keys(unlisted=True)}
-    given = [key for key in known if draft.gives(key)]
-    keys = [key for key in _KEYS if key in given or key not in ("run", "lora.rank")]
-    tree: dict[str, Any] = {}
-    for key in (*keys, *(key for key in given if key not in keys)):
-        *sections, last = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = key
+    keys = [key for key in _KEYS if draft.gives(key) or key not in ("run", "lora.rank")]
+    keys += [key for key in known if key not in keys and draft.gives(key)]
+    others = load_config(_nested({key: value_of(config, key) for key in keys}))
+    keys += [key for key in known if value_of(others, key) != value_of(config, key)]  # set under another name
+    tree = _nested({key: key for key in keys})
     name = quoted(file)
     lines = [f"# yaml-language-server: $schema={schema}"] if schema is not None else []
     lines += [
@@ -263,6 +259,18 @@ def recipe_text(draft: Draft, file: Path, schema: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted key, in sections."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return tree
+
+
 def _comment(indent: str, meaning: str, found: str | None) -> list[str]:
     """What a key means, and what was found out about its value, as lines of comments."""
     lines = [part for text in (meaning, found) if text for part in textwrap.wrap(text, _WIDTH - len(indent))]
@@ -272,8 +280,8 @@ def _comment(indent: str, meaning: str, found: str | None) -> list[str]:
 def write_recipe(args: Sequence[str], console: Console, *, overwrite: bool = False, asking: bool = True) -> Path:
     """What `spinerl init [RECIPE.yaml] [KEY=VALUE]...` does; the recipe's path.
 
-    Next to the recipe goes its schema, unless a file of that name is there that is none.  Raises InputError, with
-    nothing written, for a file that is there already, and as `begin`.
+    Next to the recipe goes its schema, unless something else has that name there.  Raises InputError, with nothing
+    written, for a file that exists, and as `begin`.
 
     Args:
         asking: whether to ask where input and output are a terminal.

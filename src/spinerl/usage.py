@@ -95,9 +95,10 @@ def as_refused(error: BaseException, root: Any) -> InputError | None:
     Args:
         root: the parser's context of the whole program.
     """
-    if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+    message = getattr(error, "format_message", None)  # of click's errors, whichever copy of it typer has
+    if message is None or type(error).__name__ == "NoArgsIsHelpError":
         return None
-    said = " ".join(str(error.format_message()).split()).rstrip(".")
+    said = " ".join(str(message()).split()).rstrip(".")
     unknown = re.search(r"No such command '([^']*)'", said)
     if unknown and (meant := _MEANT.get(unknown[1])):
         said = f"No such command '{unknown[1]}'. Did you mean '{meant}'?"

@@ -192,6 +192,7 @@ def test_a_comparison(place, capsys):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["out=good.jsonl"], "out=good.jsonl cannot be written: Not a directory"),
         (["methods=spin"], "neither a method nor a variant"),
         (["data=nowhere.jsonl"], "there is no such file"),
         (["model=./nowhere"], "no such folder or file"),
@@ -199,7 +200,7 @@ def test_a_comparison(place, capsys):
     ],
 )
 def test_a_comparison_that_is_refused(overrides, said, place, capsys):
-    code, out, err = run(["compare", "--dry-run", "out=c", *overrides], capsys)
+    code, out, err = run(["compare", "--dry-run", "out=c", "methods=ttrl", *overrides], capsys)
     assert (code, out.count("│")) == (2, 0)
     assert said in err
     assert not (place / "c").exists()

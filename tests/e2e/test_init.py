@@ -38,6 +38,7 @@ OVERRIDES = [
     ["model=tiny-vlm", "loss=dapo", "guard=off", "vote.memory=sum", "vote.memory_start=4"],
     ["method=none", "rollout.stop=['#', \"it's\"]", "prompt.template_options={a: [1, {b: null}]}"],
     ["method=prefix-tree", "prompt.system=two\nlines: # of text", "lora.rank=2", "optim.lr=1e-6"],
+    ["loss.normaliser=response", "optim.trim=false", "rollout.max_cache_tokens=99"],
     ["engine.disable=[cpu, trim]", "prompt.examples=[{question: a, answer: b}]", "eval.every=2"],
 ]
 

@@ -14,8 +14,10 @@ from spinerl.comparison.plan import NONE, Comparison, Task, plan
 from spinerl.comparison.state import State, states
 from spinerl.config import Config, ModelConfig
 from spinerl.data import load_data
-from spinerl.dry_run import check_model
+from spinerl.dry_run import check_writable
 from spinerl.engine.adapters import require_peft
+from spinerl.engine.facts import model_facts
+from spinerl.engine.loading import load_tokenizer
 from spinerl.engine.vllm import require_vllm
 from spinerl.errors import InputError
 from spinerl.locks import who_holds
@@ -40,8 +42,8 @@ def dry_compare(args: Sequence[str], console: Console, overwrite: bool = False, 
     comparison = plan(args)
     notes: list[str] = []
     open_named_code(comparison, allow, notes.append)
-    owner = who_holds(comparison.out)
-    if owner is not None:
+    check_writable("out", comparison.out)
+    if who_holds(comparison.out) is not None:
         raise InputError(f"out={comparison.out} is in use: another `spinerl compare` runs there; wait for it")
     found = states(comparison, overwrite)
     sizes = _sizes(comparison)
@@ -50,8 +52,8 @@ def dry_compare(args: Sequence[str], console: Console, overwrite: bool = False, 
         config = task.config
         if config.model not in seen:
             seen.append(config.model)
-            facts, tokens = check_model(config.model)
-            console.print(f"model: {facts.sentence}; tokenizer of {tokens}")
+            facts, tokenizer = model_facts(config.model), load_tokenizer(config.model)
+            console.print(f"model: {facts.sentence}; tokenizer of {len(tokenizer):,} tokens")
         if config.rollout.sampler == "vllm" and config.vllm.url is None:
             require_vllm()
         if config.lora.rank and config.steps:

@@ -71,8 +71,11 @@ def model_facts(config: ModelConfig) -> ModelFacts:
     whole, adapters = whole_model(config)
     device = pick_device(config.device)
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
-    shapes = _shapes(whole)
+    gguf = Path(resolve_name(whole.name))
+    shapes: Shapes | None = None if gguf.is_file() else _shapes(whole)
     settings: Any = open_settings(whole, None if shapes is None else len(shapes))
+    if gguf.is_file():  # its header is sound now
+        shapes = {name: tensor.shape for name, tensor in read_header(gguf).tensors.items()}
     parameters = None if shapes is None else sum(map(math.prod, shapes.values()))
     vocabulary = int(settings.get_text_config().vocab_size)
     return ModelFacts(
@@ -82,11 +85,8 @@ def model_facts(config: ModelConfig) -> ModelFacts:
 
 
 def _shapes(config: ModelConfig) -> Shapes | None:
-    """The shapes of a whole model's weights; None for a hub name of which not all are in the cache."""
-    source = Path(resolve_name(config.name))
-    if source.is_file():
-        return {name: tensor.shape for name, tensor in read_header(source).tensors.items()}
-    if source.is_dir():
+    """The shapes of the weights in a folder or the hub's cache; None for a hub name of which not all are there."""
+    if Path(resolve_name(config.name)).is_dir():
         return held_weights(config)[1]
     single = _cached(config, "model.safetensors")
     if single is not None:
