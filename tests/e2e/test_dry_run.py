@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from spinerl.comparison.plan import plan
 from spinerl.config import load_config
 from spinerl.data import load_data
+from spinerl.engine.facts import count
 from spinerl.engine.loading import load_model
 from spinerl.locks import FolderLock, who_holds
 from spinerl.plan import count_phases
@@ -141,6 +142,43 @@ def test_the_number_of_parameters_is_that_of_the_model(model_folders, vision_mod
     save_file(half, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert model_facts(load_config(overrides=[f"model={tmp_path}"]).model).parameters == facts.parameters
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_model_of_the_hub_whose_weights_are_elsewhere(place, capsys, monkeypatch):
+    """Its cache holds what `config.json` and tokenizer are; then its weights too."""
+    from spinerl.tiny import model_path
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "cache"))
+    snapshot = place / "cache/models--own--tiny/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text("abc")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (snapshot / name).write_bytes((model_path() / name).read_bytes())
+    arguments = ["adapt", "--dry-run", "model=own/tiny", "data=good.jsonl"]
+    assert "own/tiny: qwen3, weights not on this machine yet, float32" in run(arguments, capsys)[1]
+    (snapshot / "model.safetensors").write_bytes((model_path() / "model.safetensors").read_bytes())
+    assert "own/tiny: qwen3, 851.7 k parameters, float32" in run(arguments, capsys)[1]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_gguf_file(place, capsys):
+    pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
+    from tests.gguf_files import write_folder, write_gguf
+    from tests.models import write_model
+
+    (place / "folder").mkdir()
+    file = write_gguf(write_folder("qwen2", place / "folder", write_model), place / "m.gguf")
+    held = sum(tensor.numel() for tensor in load_file(place / "folder/model.safetensors").values())
+    capsys.readouterr()
+    code, out, _ = run(["adapt", "--dry-run", f"model={file}", "data=good.jsonl"], capsys)
+    assert code == 0
+    assert f"qwen2, {count(held)} parameters" in out
+    file.write_bytes(file.read_bytes()[:2000])
+    code, _, err = run(["adapt", "--dry-run", f"model={file}", "data=good.jsonl"], capsys)
+    assert code == 2
+    assert "cut off or damaged" in err
 
 
 def test_a_comparison(place, capsys):
