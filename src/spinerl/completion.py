@@ -386,7 +386,7 @@ def answer(root: Any, shell: str, arguments: Sequence[str]) -> Iterator[str]:
         left_out = len(_split_line(kept)[0][-1]) if kept else 0
         for one in found:
             value = one.value[left_out:]
-            yield (value if is_quoted else _escaped(value)) + " " * (not one.goes_on)
+            yield value if is_quoted else _escaped(value) + " " * (not one.goes_on)  # bash closes the quotes
         return
     *words, begun = arguments or [""]
     for one in complete(root, words, begun):
