@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,6 @@ from spinerl.config import (
     PLUGIN_KEYS,
     Config,
     allow_plugins,
-    describe_keys,
     dump_yaml,
     layer_value,
     load_config,
@@ -35,6 +34,7 @@ from spinerl.exits import as_ended, quiet_output, signals_raised, tolerant_outpu
 from spinerl.lines import one_line, visible
 from spinerl.recipes import split_args
 from spinerl.terminal import PlainConsole, SafeFormatter
+from spinerl.usage import as_parsed, as_refused, command_order, show_plainly
 
 if TYPE_CHECKING:
     from spinerl.evaluation import Evaluation
@@ -47,17 +47,37 @@ __all__ = ["app", "main"]
 class _Commands(TyperGroup):
     """The commands, none of which ends in a traceback for what is no fault of the program."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        show_plainly(self)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return command_order(super().list_commands(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _ended_in_a_line(ctx):
+            return super().parse_args(ctx, as_parsed(args))
+
     def invoke(self, ctx: Any) -> Any:
-        # Here, not in `main`: typer has ends of its own for some of these, in which nothing is said.
-        try:
+        with _ended_in_a_line(ctx):
             found = super().invoke(ctx)
             sys.stdout.flush()
-        except (Exception, KeyboardInterrupt) as error:
-            ended = None if isinstance(error, SpinerlError) else as_ended(error)
-            if ended is None:
-                raise
-            raise ended from None
         return found
+
+
+@contextlib.contextmanager
+def _ended_in_a_line(ctx: Any) -> Iterator[None]:
+    """Inside, errors that are not the program's become its own.
+
+    Here, not in `main`: typer has ends of its own for some of these, in which nothing is said, or many lines.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        ended = None if isinstance(error, SpinerlError) else as_refused(error, ctx) or as_ended(error)
+        if ended is None:
+            raise
+        raise ended from None
 
 
 app = typer.Typer(
@@ -75,9 +95,9 @@ _LONGEST_LINE = 4000  # characters of an error
 
 RecipeAndOverrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE.yaml] [KEY=VALUE]...", help="a recipe file, then overrides"),
+    typer.Argument(metavar="RECIPE.yaml|KEY=VALUE", help="a recipe file, then overrides"),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="configuration overrides")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="configuration overrides")]
 
 
 def _log_to_terminal(verbose: bool) -> bool:
@@ -100,6 +120,30 @@ AllowPlugins = Annotated[
     bool,
     typer.Option("--allow-plugins", help="run the code that the recipe or the run folder names (docs/extending.md)"),
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="check everything and show what would run; read no weights, write nothing")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")]
+
+
+@app.command("init")
+def init_command(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE.yaml|KEY=VALUE", help="the file to write (recipe.yaml), then its keys"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file if it exists")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="ask nothing: what is not given has its default")] = False,
+) -> None:
+    """Write a recipe in which every key is explained.  In a terminal it asks for what is not given.
+
+    Model and data are looked at first.  Next to the recipe goes a schema, with which editors complete and check it.
+
+    Examples: spinerl init | spinerl init mine.yaml model=FOLDER data=questions.jsonl method=ttrl
+    """
+    from spinerl.new_recipe import write_recipe
+
+    write_recipe(args or [], out, overwrite=overwrite, asking=not yes)
 
 
 @app.command()
@@ -114,6 +158,7 @@ def adapt(
         ),
     ] = False,
     allow: AllowPlugins = False,
+    dry: DryRun = False,
     _verbose: Verbose = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
@@ -122,10 +167,17 @@ def adapt(
     """
     from spinerl.display import Display
 
+    if dry and resume is not None:
+        raise InputError("--dry-run looks at a run that has not begun; `spinerl report RUN` shows one that has")
     run, config = (None, _config(args)) if resume is None else _resumed(resume, args or [], overwrite)
+    config = allow_plugins(config, allow)
+    if dry:
+        from spinerl.dry_run import show_dry_run
+
+        show_dry_run(config, args or [], out, overwrite)
+        return
     from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
-    config = allow_plugins(config, allow)
     try:
         with Display(out, config.steps) as display:
             finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
@@ -143,7 +195,7 @@ def evaluate_command(
         str | None, typer.Argument(metavar="DATA|MODEL|FILE", help="questions; or what to compare with")
     ] = None,
     overrides: Overrides = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    json_file: JsonFile = None,
     predictions: Annotated[
         Path | None,
         typer.Option(help="write a line per question here as they come, to score or compare later", metavar="FILE"),
@@ -270,7 +322,7 @@ def preflight_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a hub name, a folder, a GGUF file, or a model's name")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="questions; answers in it are not looked at")],
     overrides: Overrides = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Before adapting: ask once, without updates, and say whether labels by majority are likely to be right.
 
@@ -294,7 +346,7 @@ def preflight_command(
 
 @app.command("select")
 def select_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders, or folders that hold some")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run folders, or folders that hold some")],
     json_file: Annotated[Path | None, typer.Option("--json", help="write the ranking here", metavar="FILE")] = None,
 ) -> None:
     """Rank finished runs without labels, the best first.
@@ -318,7 +370,7 @@ def plan_command(
     seconds: Annotated[
         float, typer.Option("--seconds", help="how long to measure; 0: only count", min=0.0, max=3600.0)
     ] = 30.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    json_file: JsonFile = None,
     allow: AllowPlugins = False,
     _verbose: Verbose = False,
 ) -> None:
@@ -370,7 +422,7 @@ def merge(
 
 @app.command()
 def score(
-    file: Annotated[Path, typer.Argument(help="JSONL rows {id, responses: [text, ...], gold?, kind?}")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL rows {id, responses: [text, ...], gold?, kind?}")],
     overrides: Overrides = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write a row per line of FILE (.jsonl: as lines)", metavar="OUT")
@@ -422,6 +474,7 @@ def compare_command(
     args: RecipeAndOverrides = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start runs again whose settings changed")] = False,
     allow: AllowPlugins = False,
+    dry: DryRun = False,
 ) -> None:
     """Run methods side by side, every one on every data set with every seed, and write one table and one page.
 
@@ -430,6 +483,11 @@ def compare_command(
     Examples: spinerl compare methods=ttrl,spine data=tiny/shift-a seeds=0,1,2 | spinerl compare
     configs/studies/ablation.yaml | spinerl compare configs/studies/methods.yaml jobs=1 out=runs/mine
     """
+    if dry:
+        from spinerl.comparison.dry_run import dry_compare
+
+        dry_compare(args or [], out, overwrite, allow)
+        return
     from spinerl.comparison import compare
 
     try:
@@ -535,7 +593,7 @@ def export_verl(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="run folders")],
     out_file: Annotated[
         Path | None,
         typer.Option("--out", help="default: RUN/report.html, or report.html for several", metavar="FILE"),
@@ -560,18 +618,26 @@ def report(
 @app.command("config")
 def config_command(
     args: RecipeAndOverrides = None,
-    keys: Annotated[bool, typer.Option("--keys", help="list every key instead")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="list every key instead, or those that begin so: --keys vote")
+    ] = False,
     sources: Annotated[bool, typer.Option("--sources", help="say next to each value where it comes from")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print a JSON Schema of recipes instead")] = False,
 ) -> None:
     """Print the resolved configuration, or explain every key.
 
-    Examples: spinerl config method=ttrl | spinerl config configs/paper/qwen3-1.7b.yaml --sources
+    Examples: spinerl config method=ttrl | spinerl config configs/paper/qwen3-1.7b.yaml --sources | spinerl config
+    --schema > spinerl.schema.json
     """
+    if schema:
+        from spinerl.schema import schema_text
+
+        sys.stdout.write(schema_text())
+        return
     if keys:
-        table = Table("key", "type", "default", "meaning", show_edge=False)
-        for key, kind, default, description in describe_keys():
-            table.add_row(key, kind, "null" if default is None else str(default), description)
-        out.print(table)
+        from spinerl.usage import print_keys
+
+        print_keys(out, args or [])
         return
     config = _config(args)
     if sources:
@@ -586,7 +652,7 @@ def config_command(
 @app.command("bench")
 def bench_command(
     overrides: Overrides = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here", metavar="FILE")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure speed and memory: a step against TRL, the rollout against generate, the update against a dense one.
 
@@ -603,7 +669,7 @@ def bench_command(
 @app.command()
 def doctor(
     model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="the model whose faster paths to check")
+        str, typer.Argument(metavar="MODEL", help="the model whose faster paths to check")
     ] = "tiny-reasoner",
 ) -> None:
     """Show versions, devices, what is missing, and which faster paths suit a model, and why."""
@@ -619,15 +685,34 @@ def doctor(
 @app.callback(invoke_without_command=True)
 def version_option(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    install: Annotated[
+        str | None,
+        typer.Option("--install-completion", help="let bash, zsh or fish complete commands and keys", metavar="SHELL"),
+    ] = None,
+    show: Annotated[
+        str | None, typer.Option("--show-completion", help="print the script that does so", metavar="SHELL")
+    ] = None,
 ) -> None:
     if version:
         out.print(__version__)
+        raise typer.Exit()
+    if install is not None or show is not None:
+        from spinerl import completion
+
+        if show is not None:
+            sys.stdout.write(completion.script(show or completion.this_shell()))
+        else:
+            for line in completion.install(install or completion.this_shell()):
+                out.print(line)
         raise typer.Exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: every error of ours is one line on standard error."""
     tolerant_output()
+    if arguments is None and "_SPINERL_COMPLETE" in os.environ:  # a shell asks what may follow (`spinerl.completion`)
+        _complete(os.environ["_SPINERL_COMPLETE"], sys.argv[1:])
+        return
     try:
         if arguments is None:  # this process is ours: Pythons that libraries start import nothing of the working folder
             os.environ["PYTHONSAFEPATH"] = "1"
@@ -644,6 +729,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if ended.exit_code == 141:
             quiet_output()
         raise SystemExit(ended.exit_code) from None
+
+
+def _complete(shell: str, arguments: Sequence[str]) -> None:
+    """Answer a shell.  It shows no errors: where one is raised, there is nothing to complete."""
+    from spinerl.completion import answer
+
+    try:
+        for line in answer(typer.main.get_command(app), shell, arguments):
+            sys.stdout.write(f"{line}\n")
+    except Exception:
+        if os.environ.get("SPINERL_STRICT"):
+            raise
 
 
 def _one_line(error: SpinerlError) -> str:

@@ -669,8 +669,8 @@ class Config(_Section):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: one or all, whichever is faster")
     reward: str = Field(
         default="majority",
-        description="majority, leave-one-out, frequency, empo, ttrv, evol, entropy, self-certainty, similarity, "
-        "constant, reference, none, gold, or module:function",
+        description="majority, leave-one-out, frequency, empo, ttrv, evol, scrl, dare, entropy, self-certainty, "
+        "similarity, constant, reference, none, gold, or module:function",
     )
     prompt: PromptConfig = PromptConfig()
     answer: AnswerConfig = AnswerConfig()

@@ -7,7 +7,7 @@ import platform
 import weakref
 from pathlib import Path
 
-__all__ = ["FolderInUseError", "FolderLock", "lock_file"]
+__all__ = ["FolderInUseError", "FolderLock", "lock_file", "who_holds"]
 
 
 class FolderInUseError(Exception):
@@ -30,7 +30,7 @@ class FolderLock:
         try:
             held = lock_file(handle)
         except BlockingIOError:
-            owner = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+            owner = _owner(handle)
             self.release()
             raise FolderInUseError(owner) from None
         if not held:
@@ -38,6 +38,25 @@ class FolderLock:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
         self.held = True
+
+
+def who_holds(folder: Path) -> str | None:
+    """The process that holds a folder's lock, in words; None for none.  Writes nothing."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return None
+    try:
+        lock_file(handle)
+    except BlockingIOError:
+        return _owner(handle)
+    finally:
+        os.close(handle)
+    return None
+
+
+def _owner(handle: int) -> str:
+    return os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
 
 
 def lock_file(handle: int) -> bool:

@@ -25,7 +25,7 @@ from spinerl.config import (
 )
 from spinerl.methods import METHODS
 
-__all__ = ["list_sources", "source_lines", "trailing_comments"]
+__all__ = ["list_sources", "shown_value", "source_lines", "trailing_comments"]
 
 _COMMENT = re.compile(r"[,\]}\s]*\s#+\s*(.*)")
 _VALUE_COLUMN = 32  # longer values push their own source to the right, and no other line's
@@ -87,7 +87,7 @@ def source_lines(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
     >>> source_lines([("steps", 8, "ours"), ("optim.lr", 1e-6, "default")])
     ['steps     8        ours', 'optim.lr  1.0e-06  default']
     """
-    shown = [(key, _shown(value), source) for key, value, source in rows]
+    shown = [(key, shown_value(value), source) for key, value, source in rows]
     key_width = max(len(key) for key, *_ in shown)
     value_width = min(_VALUE_COLUMN, max(len(value) for _, value, _ in shown))
     return [f"{key:<{key_width}}  {value:<{value_width}}  {source}".rstrip() for key, value, source in shown]
@@ -134,7 +134,7 @@ def _nearest(comments: Mapping[str, str], key: str) -> str | None:
     return "; ".join(dict.fromkeys(text for name, text in comments.items() if name.startswith(f"{key}."))) or None
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value as YAML, on one line."""
     if isinstance(value, list):
         value = [item.model_dump() if hasattr(item, "model_dump") else item for item in value]

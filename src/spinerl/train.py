@@ -54,7 +54,7 @@ from spinerl.workload import (
     versions,
 )
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "check_disk", "check_gold"]
 
 _SMALL_MODEL = 50_000_000  # parameters up to which a run is begun without measuring first how long it will take
 _WORDS_LOGGED = 60  # tokens that are most often forks, in a row of tokens.jsonl
@@ -128,13 +128,18 @@ def _resume_command(run: RunFolder) -> str:
 
 def _ready(config: Config, work: Workload) -> Workload:
     """The workload, its model with the adapters that learn; InputError for a method that it does not suit."""
-    if config.reward == "gold" and len(work.gold) < len(work.questions):
-        missing = len(work.questions) - len(work.gold)
+    check_gold(config, len(work.questions), len(work.gold))
+    add_configured_adapters(work.loaded, config)
+    return work
+
+
+def check_gold(config: Config, num_questions: int, num_gold: int) -> None:
+    """InputError for a method that learns from gold answers where questions have none."""
+    if config.reward == "gold" and num_gold < num_questions:
+        missing = num_questions - num_gold
         raise InputError(
             f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
-    add_configured_adapters(work.loaded, config)
-    return work
 
 
 class _Session:
@@ -438,10 +443,15 @@ def _begin(
     config: Config, work: Workload, overwrite: bool, folder: Path, write_questions: Callable[[], None] | None
 ) -> RunFolder:
     """A new run folder, after checking that its checkpoints will fit on the disk."""
+    check_disk(config, folder, total_bytes(work.loaded.model.parameters()))
+    return RunFolder.create(config, overwrite, folder, write_questions)
+
+
+def check_disk(config: Config, folder: Path, weights: int) -> None:
+    """InputError where a run's checkpoints, of a model of so many bytes, will not fit on the disk."""
     parent = folder.absolute()
     while not os.path.exists(parent):
         parent = parent.parent
-    weights = total_bytes(work.loaded.model.parameters())
     copies = (config.guard.mode == "rollback") + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)
     needed = weights * (1 + copies) + 10 * 2**20
     free = shutil.disk_usage(parent).free
@@ -450,7 +460,6 @@ def _begin(
             f"run={folder}: {free / 2**30:.1f} GiB free, about {needed / 2**30:.1f} GiB needed; free some "
             "space, choose another run=FOLDER, or keep fewer checkpoints (checkpoint.keep, checkpoint.every=0)"
         )
-    return RunFolder.create(config, overwrite, folder, write_questions)
 
 
 def _own_questions(config: Config, work: Workload, folder: Path) -> tuple[Config, Callable[[], None] | None]:

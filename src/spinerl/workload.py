@@ -169,7 +169,17 @@ def add_configured_adapters(loaded: LoadedModel, config: Config) -> None:
         loaded.capabilities.clear()
 
 
-def fitting(loaded: LoadedModel, rendered: Rendered, config: Config) -> tuple[Rendered, tuple[str, ...]]:
+class Limits(Protocol):
+    """What of a model limits its prompts: `LoadedModel`, or the facts of one that is not loaded."""
+
+    @property
+    def context(self) -> int | None: ...
+
+    @property
+    def num_embeddings(self) -> int: ...
+
+
+def fitting(loaded: Limits, rendered: Rendered, config: Config) -> tuple[Rendered, tuple[str, ...]]:
     """The questions whose prompts fit into the model's context together with a response (`spinerl.engine.context.fit`),
     how many do not, and what is worth a line: which those are, and whether responses will be cut short.
 

@@ -23,7 +23,7 @@ def bench(overrides: Sequence[str], json_file: Path | None, out: Console, err: C
     Raises InputError for refused overrides, RunError at the end if a measurement failed.
     """
     settings = load_settings(overrides)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("starting", total=None)
         shown = ""

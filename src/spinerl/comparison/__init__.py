@@ -6,7 +6,17 @@ compare(["methods=ttrl,spine", "data=tiny/shift-a", "seeds=0,1,2"])
 
 from __future__ import annotations
 
-from spinerl.comparison.command import compare
-from spinerl.comparison.plan import Comparison, plan
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Comparison", "compare", "plan"]
+if TYPE_CHECKING:
+    from spinerl.comparison.command import compare
+
+__all__ = ["compare"]
+
+
+def __getattr__(name: str) -> Any:  # `spinerl.comparison.keys` needs nothing of what `compare` imports
+    if name != "compare":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from spinerl.comparison.command import compare
+
+    return compare

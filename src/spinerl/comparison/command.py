@@ -26,7 +26,7 @@ from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.runs import write_json, write_text
 from spinerl.terminal import PlainConsole
 
-__all__ = ["compare", "tables_of"]
+__all__ = ["compare", "open_named_code", "tables_of"]
 
 REFERENCE = "ttrl"
 """The row that others are compared with besides no adaptation, if it is among them."""
@@ -45,7 +45,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
     """
     console = console or PlainConsole()
     comparison = plan(args)
-    _open_code(comparison, allow, console.print)
+    open_named_code(comparison, allow, console.print)
     with _locked(comparison.out):
         found = states(comparison, overwrite)
         todo: list[tuple[Task, State]] = [
@@ -129,7 +129,7 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
     return notes + [f"FAILED and left out: {task.label}: {why}" for task, why in failures]
 
 
-def _open_code(comparison: Comparison, allow: bool, note: Callable[[str], None]) -> None:
+def open_named_code(comparison: Comparison, allow: bool, note: Callable[[str], None]) -> None:
     """Find and permit what the runs name of code that is not ours, before the first of them starts."""
     named = {str(named_code(task.config)): task.config for task in comparison.tasks if named_code(task.config)}
     if not named:

@@ -69,10 +69,18 @@ def _state(task: Task, fingerprints: Mapping[str, str]) -> State:
     if "finished" not in RunFolder(task.folder).manifest or not (task.folder / "report.html").is_file():
         return "interrupted"  # the report is what a run writes last
     state = asked(task.folder)
+    fingerprints = {**fingerprints, **_by_path(task, fingerprints)}
     same = _whole(state.get("after")) == _whole(task.after) and all(
         fingerprints.get(name) == value for name, value in state.get("fingerprints", {}).items()
     )
     return "done" if same else "unasked"
+
+
+def _by_path(task: Task, fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprints of a task's questions by the names in its configurations: those of files are absolute paths."""
+    others = {one["config"]["data"]["name"]: one["name"] for one in task.after["elsewhere"]}
+    names = {task.config.data.name: task.data, **others}
+    return {name: fingerprints[given] for name, given in names.items() if given in fingerprints}
 
 
 def _whole(after: Mapping[str, Any] | None) -> Any:

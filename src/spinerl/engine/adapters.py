@@ -27,6 +27,7 @@ __all__ = [
     "base_of",
     "learned_nothing",
     "merged",
+    "require_peft",
     "save_adapters",
 ]
 
@@ -41,7 +42,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, seed: int, *, train_v
 
     Raises MissingExtraError without peft, InputError where `lora.targets` names no linear layer.
     """
-    _require_peft()
+    require_peft()
     import peft
 
     targets = _targets(model, lora.targets, train_vision)
@@ -106,7 +107,7 @@ def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
 
     Raises InputError for adapters that are pickles, damaged, incomplete, not finite, or of another model.
     """
-    _require_peft()
+    require_peft()
     import peft
 
     held = _held_adapters(folder)
@@ -201,6 +202,6 @@ def _targets(model: PreTrainedModel, wanted: str, train_vision: bool) -> list[st
     return linear
 
 
-def _require_peft() -> None:
+def require_peft() -> None:
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError("LoRA needs peft, and it is not installed: pip install 'spinerl[lora]'")
