@@ -85,6 +85,8 @@ class Display:
         if self._clock is not None:
             self._clock.begin(name, now)
         self._progress.update(self._task, description=name)
+        if self._clock is None:  # no steps: the bar is the phase's
+            self._progress.update(self._task, completed=0, total=100)
         if not self._live and name == "evaluate":
             self._say("evaluating ...")
 
@@ -95,7 +97,8 @@ class Display:
         meter.add(count, finished, now)
         if self._live:
             if now - meter.began > 0.5:
-                self._progress.update(self._task, figures=f"{self._latest}  {meter.line()}".strip())
+                done = {} if self._clock is not None else {"completed": 100 * meter.share}
+                self._progress.update(self._task, figures=f"{self._latest}  {meter.line()}".strip(), **done)
         elif now - max(meter.began, self._said) >= _SECONDS_BETWEEN:
             left = None if self._clock is None else self._clock.seconds_left(now)
             whole = "" if left is None else f"; the run: left {format_clock(left)}"
@@ -107,7 +110,8 @@ class Display:
         self._latest = f"{step_figures(metrics)}  {metrics['time/tokens_per_s']:6,.0f} tokens/s"
         if self._clock is not None:
             self._clock.step(step, num_steps, now)
-            self._latest += f"  left {format_clock(self._clock.seconds_left(now) or 0)}"
+            left = self._clock.seconds_left(now)
+            self._latest += "" if left is None else f"  left {format_clock(left)}"
         self._progress.update(self._task, completed=step, total=max(1, num_steps), figures=self._latest)
         if not self._live:
             self._say(f"step {step}/{num_steps}  {self._latest}")

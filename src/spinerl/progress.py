@@ -11,6 +11,7 @@ from spinerl.config import Config
 __all__ = ["Meter", "RunClock", "format_clock"]
 
 _RECENT = 11  # steps whose median stands for those to come
+_HASTE = 0.95  # share done at which the tokens are sampled that the phases before let expect
 _KNOWN_FRAC, _KNOWN = 0.25, 2000  # finished responses, a share or a number, from which on a phase's end can be foreseen
 
 
@@ -18,8 +19,9 @@ class Meter:
     """One phase that samples `num_responses` of at most `total_tokens` tokens in all; 0 for what is not known.
 
     The share done is that of the finished responses, or that of the tokens where it is larger: of the most there can be,
-    or of what is likely by `mean_length`, the tokens of a response in the phases before (0: not known).  Seconds are of
-    any clock that does not go back.
+    or of what is likely.  That is by the tokens sampled for each finished response, once enough have finished, before
+    that by `mean_length`, a response's tokens in the phases before (0: not known).  Seconds are of any clock that does
+    not go back.
     """
 
     def __init__(
@@ -28,7 +30,9 @@ class Meter:
         self.name = name
         self.num_responses = num_responses
         self.num_tokens, self.num_finished = 0, 0
-        self._total, self._likely = total_tokens, mean_length * num_responses
+        self._total, self._likely = total_tokens, mean_length * num_responses / _HASTE
+        self._known = min(_KNOWN, _KNOWN_FRAC * num_responses)
+        self._is_measured = False
         self._first: tuple[float, float, int] | None = None  # when the first tokens came, share and tokens then
         self._now = self.began = now
 
@@ -37,6 +41,10 @@ class Meter:
         self.num_tokens += num_tokens
         self.num_finished += num_finished
         self._now = now
+        if num_finished and self.num_finished >= self._known > 0:
+            likely = self.num_tokens / self.num_finished * self.num_responses
+            self._likely = min(self._likely, likely) if self._is_measured else likely
+            self._is_measured = True
         if self._first is None:  # what went before, reading prompts and compiling, does not come again
             self._first = now, self.share, self.num_tokens
 
@@ -48,11 +56,12 @@ class Meter:
             for done, whole in (
                 (self.num_finished, self.num_responses),
                 (self.num_tokens, self._total),
-                (0.95 * self.num_tokens, self._likely),
+                (self.num_tokens, self._likely),
             )
             if whole
         ]
-        return min(1.0, max(shares, default=0.0))
+        most = 0.99 if self.num_finished < self.num_responses else 1.0
+        return min(most, max(shares, default=0.0))
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,8 +73,7 @@ class Meter:
     @property
     def seconds_left(self) -> float | None:
         """Of the sampling; None while too few responses have finished to foresee it."""
-        foreseen = self._likely or self.num_finished >= min(_KNOWN, _KNOWN_FRAC * self.num_responses) > 0
-        if self._first is None or not foreseen:
+        if self._first is None or not self._likely:
             return None
         began, share, _ = self._first
         if self.share <= share or self._now <= began:
@@ -99,8 +107,7 @@ class Meter:
 class RunClock:
     """How long the rest of a run takes: what steps, evaluations and looks took, times those that are to come.
 
-    A step to come takes the median of the latest, the first left out as soon as there are others: it pays for what is
-    compiled and allocated.  Evaluations and looks at the guard's probe come at the intervals that the configuration
+    A step to come takes the median of the latest but for the first, which pays for what is compiled and allocated.  Evaluations and looks at the guard's probe come at the intervals that the configuration
     says; `took`: seconds of these, by name, in a run that goes on.
     """
 
@@ -128,6 +135,8 @@ class RunClock:
         """A step of `num_steps` has ended; what is due after it is still to come."""
         self.end(now)
         took = self._took["step"]
+        if len(took) < 2 and step < num_steps:
+            return
         left = (num_steps - step) * statistics.median(took[1:][-_RECENT:] or took)
         for name, every in self._every.items():
             if self._took[name]:
@@ -135,7 +144,7 @@ class RunClock:
         self._left = left, now
 
     def seconds_left(self, now: float) -> float | None:
-        """Of the run; None before a step has ended."""
+        """Of the run; None before two steps have ended."""
         if self._left is None:
             return None
         left, then = self._left

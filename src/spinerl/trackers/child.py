@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,15 @@ def main() -> None:
     say = messages()
     orders = _Orders()
     try:
-        _serve(name, run, done, orders, say)
-        say(done=True)
-    except BaseException as error:  # of a package that is not ours: whatever it is, the run goes on
-        say(failed=reason_of(error))
-        if not isinstance(error, InputError):
-            sys.excepthook(*sys.exc_info())  # into the log
-    sys.stderr.flush()
-    _end_all()
+        try:
+            _serve(name, run, done, orders, say)
+            say(done=True)
+        except BaseException as error:  # of a package that is not ours: whatever it is, the run goes on
+            traceback.print_exc()  # into the log
+            sys.stderr.flush()
+            say(failed=reason_of(error))
+    finally:
+        _end_all()
 
 
 def _serve(name: str, run: Path, done: int, orders: _Orders, say: Any) -> None:

@@ -109,7 +109,7 @@ class Trackers:
                 self._observer.note(f"track={child.name}: {message['note']}")
         if child.failure is not None and not child.said:
             child.said = True
-            self._observer.note(f"track={child.name}: {child.failure}; the run goes on without it")
+            self._observer.note(f"track={child.name}: {child.failure}; {child.log} may say more")
 
 
 class _Child:
@@ -121,9 +121,9 @@ class _Child:
         self.said = False
         self._is_done = False
         self._heard = b""
-        folder = run / FOLDER / name
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("ab") as log:
+        self.log = run / FOLDER / name / "log.txt"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*python_command("spinerl.trackers.child"), name, str(run.absolute()), str(done)],
                 stdin=subprocess.PIPE,
@@ -152,19 +152,18 @@ class _Child:
 
     def words(self) -> list[dict[str, Any]]:
         """What it has said since the last time, without waiting; `failure` is set where it has ended."""
-        try:
+        is_open = True
+        with contextlib.suppress(BlockingIOError):
             while data := os.read(self._stdout.fileno(), 4096):
                 self._heard += data
-        except BlockingIOError:
-            pass
-        else:  # closed: it has ended
-            if not self._is_done and self.failure is None:
-                self.failure = f"its process has ended (exit code {self._process.wait()})"
+            is_open = False
         *lines, self._heard = self._heard.split(b"\n")
         messages = [json.loads(line) for line in lines]
         for message in messages:
             self._is_done |= "done" in message
             self.failure = message.get("failed", self.failure)
+        if not (is_open or self._is_done or self.failure):
+            self.failure = "its process was killed or has crashed"
         return messages
 
     def last_words(self, deadline: float) -> list[dict[str, Any]]:

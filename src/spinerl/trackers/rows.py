@@ -139,8 +139,8 @@ def _look(step: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
     row = rows[-1]
     said = (("verdict", "reason"), ("rule", "why"))
     texts = [f"{row[what]}: {row.get(why, '')}" for what, why in said if row.get(what)]
-    score = _numbers({"guard/score": row.get("score")})
-    return Entry(step, {**score, **_numbers(row)}, {"guard/verdict": "; ".join(texts)} if texts else {})
+    signals = {key: value for key, value in row.items() if not key.startswith("label/")}  # a step's have these names
+    return Entry(step, _numbers({**signals, "guard/score": row.get("score")}), {"guard/verdict": "; ".join(texts)} if texts else {})
 
 
 def _answers(step: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
