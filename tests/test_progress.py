@@ -15,7 +15,7 @@ from tests.faults.commands import SMALL, run_command
 
 
 def course(lengths, at_once, step_s=0.05, warm_up=5.0):
-    """(time, tokens, finished) of sampling responses of these lengths, so many at once, the others entering as they end."""
+    """(time, tokens, finished) of sampling responses of these lengths, so many at once; others enter as they end."""
     waiting, active, now, events = list(lengths), [], warm_up, []
     while waiting or active:
         while waiting and len(active) < at_once:
@@ -39,7 +39,10 @@ def test_the_time_left_of_a_phase_is_foreseen_within_a_factor_of_three(spread, a
             seen.append((meter.seconds_left + 1) / (end - now + 1))
     assert seen or spread == 0
     assert all(1 / 3 < ratio < 3 for ratio in seen[:1])
-    assert all(1 / 5 < ratio < 3 for ratio in seen), (min(seen), max(seen))  # the last responses have the batch to themselves
+    assert all(1 / 5 < ratio < 3 for ratio in seen), (
+        min(seen),
+        max(seen),
+    )  # the last responses have the batch to themselves
     assert meter.share == 1
     assert meter.num_tokens == sum(lengths)
 
@@ -63,7 +66,7 @@ def test_known_lengths_tell_the_end_of_a_phase_from_its_beginning():
 def ran(config, evaluation, first, step, look, last):
     """(estimate, truth) after each step of a run whose parts take so many seconds."""
     clock, now = RunClock(config), 0.0
-    said, ends = [], []
+    said = []
 
     def phase(name, seconds):
         nonlocal now
@@ -83,8 +86,7 @@ def ran(config, evaluation, first, step, look, last):
             phase("guard", look)
         if number == last or (config.eval.every and number % config.eval.every == 0):
             phase("evaluate", evaluation)
-    ends = [(left, now - then) for then, left in said]
-    return ends
+    return [(left, now - then) for then, left in said]
 
 
 @pytest.mark.parametrize("every", [0, 7])
@@ -159,7 +161,11 @@ def test_all_events_of_a_run_as_lines_of_json(tmp_path, capsys, monkeypatch):
     assert exit_code(["adapt", *keys, "--log-format", "json", f"run={run}"]) == 0
     said = lines_of_json(capsys)
     of = {name: [one for one in said if one["event"] == name] for name in {one["event"] for one in said}}
-    for event, stream, field in (("step", "metrics", "metrics"), ("evaluation", "eval", "metrics"), ("guard", "guard", "look")):
+    for event, stream, field in (
+        ("step", "metrics", "metrics"),
+        ("evaluation", "eval", "metrics"),
+        ("guard", "guard", "look"),
+    ):
         rows = [json.loads(line) for line in (run / f"{stream}.jsonl").read_text().splitlines()]
         assert [one[field] for one in of[event]] == rows, event
     assert {one["phase"] for one in of["phase"]} >= {"evaluate", "step", "guard votes", "guard"}

@@ -730,7 +730,9 @@ def _observer(
     if run is not None:
         with contextlib.suppress(SpinerlError):  # damaged: the run itself says so
             for name, stream, key in (("evaluate", "eval", "time/eval_s"), ("guard", "guard", "time/look_s")):
-                took |= {name: row[key] for row in run.rows(f"{stream}.jsonl") if isinstance(row.get(key), float)}
+                for row in run.rows(f"{stream}.jsonl"):
+                    if isinstance(row.get(key), float):
+                        took[name] = row[key]
     return JsonLines(config, took) if as_json else Display(console, config, quiet=quiet, took=took)
 
 

@@ -38,8 +38,8 @@ _SECONDS_BETWEEN = 10.0  # lines about a phase under way, where there is no term
 class Display:
     """The commands' observer.  Use as a context manager.
 
-    On a terminal a live line; elsewhere a line per step and evaluation, and in between, in phases that take long, a line
-    every ten seconds.  `quiet`: only what is wrong.  `took`: as for `RunClock`.
+    On a terminal a live line; elsewhere a line per step and evaluation, and in phases that take long a line every ten
+    seconds.  `quiet`: only what is wrong.  `took`: as for `RunClock`.
     """
 
     def __init__(

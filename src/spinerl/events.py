@@ -1,4 +1,4 @@
-"""`--log-format json`: everything that happens as a line of JSON on standard output.  docs/commands.md lists the events."""
+"""`--log-format json`: all that happens, as lines of JSON on standard output.  docs/commands.md lists the events."""
 
 from __future__ import annotations
 

@@ -18,15 +18,13 @@ _KNOWN_FRAC, _KNOWN = 0.25, 2000  # finished responses, a share or a number, fro
 class Meter:
     """One phase that samples `num_responses` of at most `total_tokens` tokens in all; 0 for what is not known.
 
-    The share done is that of the finished responses, or that of the tokens where it is larger: of the most there can be,
-    or of what is likely.  That is by the tokens sampled for each finished response, once enough have finished, before
-    that by `mean_length`, a response's tokens in the phases before (0: not known).  Seconds are of any clock that does
-    not go back.
+    The share done is that of the finished responses, or that of the tokens where it is larger: of the most there can
+    be, or of what is likely, by the tokens sampled for each finished response once enough have finished, before that by
+    `mean_length`, a response's tokens in the phases before (0: not known).  Seconds are of any clock that does not go
+    back.
     """
 
-    def __init__(
-        self, name: str, total_tokens: int, num_responses: int, now: float, mean_length: float = 0.0
-    ) -> None:
+    def __init__(self, name: str, total_tokens: int, num_responses: int, now: float, mean_length: float = 0.0) -> None:
         self.name = name
         self.num_responses = num_responses
         self.num_tokens, self.num_finished = 0, 0
@@ -107,8 +105,9 @@ class Meter:
 class RunClock:
     """How long the rest of a run takes: what steps, evaluations and looks took, times those that are to come.
 
-    A step to come takes the median of the latest but for the first, which pays for what is compiled and allocated.  Evaluations and looks at the guard's probe come at the intervals that the configuration
-    says; `took`: seconds of these, by name, in a run that goes on.
+    A step to come takes the median of the latest but for the first, which pays for what is compiled and allocated.
+    Evaluations and looks at the guard's probe come at the intervals that the configuration says; `took`: seconds of
+    these, by name, in a run that goes on.
     """
 
     def __init__(self, config: Config, took: Mapping[str, float] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What each tracker's store holds, read with its own reader where it has one: {name: {step: [values]}} of the scalars."""
+"""What each tracker's store holds, by its own reader where it has one; of the scalars {name: {step: [values]}}."""
 
 from __future__ import annotations
 

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import spinerl
 from spinerl.trackers import observer as trackers
+from tests.commands import exit_code
 from tests.faults.commands import run_command
 from tests.trackers.stores import READERS, mlflow_client, tensorboard_events, trackio_rows, wandb_rows
 
@@ -34,8 +36,8 @@ SINGLE = {"tensorboard"}  # what holds float32
 
 
 @pytest.fixture(autouse=True)
-def offline(tmp_path_factory, monkeypatch):
-    """Nothing leaves this machine, and trackio's own folder is not the user's."""
+def offline(monkeypatch):
+    """Nothing leaves this machine."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKIO_SPACE_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -74,8 +76,23 @@ def has_step(name: str, run: Path, step: int) -> bool:
         return False
 
 
+STOPPED = """
+import os, signal, sys
+import spinerl
+
+class Stop:
+    def on_step(self, metrics):
+        if metrics["step"] == 5:  # the trackers know of 4 steps
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+folder, names, *words = sys.argv[1:]
+keys = dict(word.split("=") for word in words)
+spinerl.adapt("tiny-reasoner", "tiny/shift-a", run=folder, track=names.split(","), callbacks=[Stop()], **keys)
+"""
+
+
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory) -> Path:
+def resumed(tmp_path_factory) -> Iterator[Path]:
     """A run with all trackers, killed after they had step 4, its last checkpoint being of step 3, and resumed."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
@@ -85,24 +102,28 @@ def resumed(tmp_path_factory) -> Path:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         process = subprocess.Popen(
-            [sys.executable, "-m", "spinerl.cli", "adapt", *SMALL, "steps=6", "checkpoint.every=3",
-             f"track={','.join(NAMES)}", f"run={run}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        metrics = run / "metrics.jsonl"
-        until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 4, "step 4")
-        os.kill(process.pid, signal.SIGSTOP)
-        assert metrics.read_text().count("\n") < 6, "the run was stopped too late"
-        for name in NAMES:
-            until(lambda name=name: has_step(name, run, 4), f"step 4 in {name}")
-        started = children_of(process.pid)
+            [sys.executable, "-c", STOPPED, run, ",".join(NAMES), *SMALL, "steps=6", "checkpoint.every=3"]
+        )
+        try:
+            for name in NAMES:
+                until(lambda name=name: has_step(name, run, 4), f"step 4 in {name}")
+            started = children_of(process.pid)
+        finally:
+            process.kill()
+            process.wait()
+        assert len(rows_of(run, "metrics.jsonl")) == 5
         assert len(started) >= len(NAMES)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        until(lambda: not any(Path(f"/proc/{one}").exists() for one in started), "the end of the trackers", 20)
-        assert spinerl.cli.main(["adapt", "--resume", str(run), "--quiet"]) is None
+        until(lambda: not any(map(is_alive, started)), "the end of the trackers", 20)
+        assert exit_code(["adapt", "--resume", run, "--quiet"]) == 0
         assert len(rows_of(run, "metrics.jsonl")) == 6
         yield run
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -202,7 +223,14 @@ def test_trackio_has_texts_tables_and_histograms(resumed):
 # ---- trackers that fail ----
 
 QUESTIONS = ["What is 2 + 3?", "What is 4 + 4?"]
-KEYS = {"steps": 3, "group_size": 2, "questions_per_step": 2, "threads": 1, "rollout.max_new_tokens": 12, "guard": "off"}
+KEYS = {
+    "steps": 3,
+    "group_size": 2,
+    "questions_per_step": 2,
+    "threads": 1,
+    "rollout.max_new_tokens": 12,
+    "guard": "off",
+}
 
 
 class Signals:

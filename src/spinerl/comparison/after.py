@@ -25,9 +25,10 @@ from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.sampler import sample_responses
-from spinerl.evaluation import evaluate
+from spinerl.evaluation import begin_evaluation, evaluate
 from spinerl.machine import tune_allocator
 from spinerl.maths import mean_probability, response_means
+from spinerl.observer import Observer
 from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
 from spinerl.scoring import judge
 from spinerl.types import GoldTable, Question

@@ -48,7 +48,8 @@ class Guard:
     """Watches one run, and says where it ends.
 
     `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt;
-    `note` gets what is worth a line, `observer` the rest; `open_again` reads the initial model once more, should its kept weights be lost.
+    `note` gets what is worth a line, `observer` the rest; `open_again` reads the initial model once more, should its
+    kept weights be lost.
     """
 
     def __init__(

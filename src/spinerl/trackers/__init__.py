@@ -93,7 +93,9 @@ def check_installed(names: Sequence[str]) -> None:
         package, _ = TRACKERS[name]
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:  # a folder of data may have a package's name, as `wandb` makes one
-            raise MissingExtraError(f"track={name} needs {package}, and it is not installed: pip install 'spinerl[{name}]'")
+            raise MissingExtraError(
+                f"track={name} needs {package}, and it is not installed: pip install 'spinerl[{name}]'"
+            )
 
 
 def open_tracker(name: str, run: Tracked) -> Tracker:

@@ -1,4 +1,4 @@
-"""MLflow: a run in the experiment `track.project`, where MLFLOW_TRACKING_URI says or in mlflow.db next to the run folder.
+"""MLflow: a run in the experiment `track.project`, at MLFLOW_TRACKING_URI or in mlflow.db next to the run folder.
 
 MLflow cannot take a metric back.  A run that goes on reads what is there, and adds what is not: a step that was
 logged before a kill and is repeated after it keeps the values that it had.  What is no metric is an artifact by step,
@@ -75,7 +75,9 @@ class Mlflow:
     def write(self, entry: Entry) -> None:
         now = int(1000 * time.time())
         named = ((name.replace("@", "_at_"), value) for name, value in entry.scalars.items())
-        metrics = [Metric(name, value, now, entry.step) for name, value in named if (name, entry.step) not in self._there]
+        metrics = [
+            Metric(name, value, now, entry.step) for name, value in named if (name, entry.step) not in self._there
+        ]
         for part in _parts(metrics):
             self._client.log_batch(self._id, metrics=part)
         for name, table in entry.tables.items():

@@ -140,7 +140,11 @@ def _look(step: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
     said = (("verdict", "reason"), ("rule", "why"))
     texts = [f"{row[what]}: {row.get(why, '')}" for what, why in said if row.get(what)]
     signals = {key: value for key, value in row.items() if not key.startswith("label/")}  # a step's have these names
-    return Entry(step, _numbers({**signals, "guard/score": row.get("score")}), {"guard/verdict": "; ".join(texts)} if texts else {})
+    return Entry(
+        step,
+        _numbers({**signals, "guard/score": row.get("score")}),
+        {"guard/verdict": "; ".join(texts)} if texts else {},
+    )
 
 
 def _answers(step: int, rows: Sequence[Mapping[str, Any]]) -> Entry:

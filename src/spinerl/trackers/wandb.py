@@ -1,8 +1,8 @@
 """Weights & Biases: a run in `track.project`, online or, with WANDB_MODE=offline, in RUN/trackers/wandb/wandb.
 
 Each entry is a row of the run's history, its number being the entry's place in the run; charts are drawn over `step`.
-A run that goes on has the same id.  Offline, its store is written again from the run folder, in place of the one before,
-so that `wandb sync` sends each step once; a server cannot take rows back, so rows that it has already are not sent.
+A run that goes on has the same id.  Offline, its store is written again from the run folder, in place of the one
+before, so that `wandb sync` sends each step once; a server cannot take rows back, so what it has is not sent again.
 """
 
 from __future__ import annotations
