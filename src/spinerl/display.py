@@ -97,8 +97,8 @@ class Display:
         meter.add(count, finished, now)
         if self._live:
             if now - meter.began > 0.5:
-                done = {} if self._clock is not None else {"completed": 100 * meter.share}
-                self._progress.update(self._task, figures=f"{self._latest}  {meter.line()}".strip(), **done)
+                done = None if self._clock is not None else 100 * meter.share
+                self._progress.update(self._task, completed=done, figures=f"{self._latest}  {meter.line()}".strip())
         elif now - max(meter.began, self._said) >= _SECONDS_BETWEEN:
             left = None if self._clock is None else self._clock.seconds_left(now)
             whole = "" if left is None else f"; the run: left {format_clock(left)}"

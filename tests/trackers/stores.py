@@ -38,8 +38,14 @@ def wandb_rows(run: Path) -> list[dict[str, Any]]:
     for data in _leveldb_log(file.read_bytes()):
         record = Record.FromString(data)
         if record.HasField("history"):
-            items = record.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                *outer, last = item.nested_key or [item.key]
+                place = row
+                for key in outer:
+                    place = place.setdefault(key, {})
+                place[last] = json.loads(item.value_json)
+            rows.append(row)
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import trackio
+import trackio  # pyright: ignore[reportMissingImports] - not in every environment
 
 from spinerl.trackers import Tracked
 from spinerl.trackers.rows import Entry

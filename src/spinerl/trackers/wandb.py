@@ -16,6 +16,7 @@ from typing import Any
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
 
+import numpy as np
 import wandb
 
 from spinerl.trackers import Tracked
@@ -63,7 +64,7 @@ class Wandb:
             return
         row: dict[str, Any] = {_STEP: entry.step, **entry.scalars, **entry.texts}
         for name, one in entry.histograms.items():
-            row[name] = wandb.Histogram(np_histogram=(list(one.counts), list(one.edges)))
+            row[name] = wandb.Histogram(np_histogram=(np.array(one.counts), np.array(one.edges)))
         for name, table in entry.tables.items():
             row[name] = wandb.Table(
                 columns=list(table.columns), data=[list(line) for line in table.rows], allow_mixed_types=True
