@@ -368,6 +368,8 @@ def plan_command(
     from spinerl.runs import write_json
 
     _check_writable(json_file)
+    if seconds:
+        err.print(f"measuring for about {seconds:.0f} s ...")
     plan = open_plan(allow_plugins(_config(args), allow), seconds)
     out.print(plan_table(plan))
     for line in plan.lines():

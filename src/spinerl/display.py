@@ -32,6 +32,7 @@ __all__ = [
     "subject_table",
 ]
 
+_BEGINS = {"evaluate": "evaluating ...", "plan": "measuring how long the run will take ..."}
 _SECONDS_BETWEEN = 10.0  # lines about a phase under way, where there is no terminal
 
 
@@ -87,8 +88,8 @@ class Display:
         self._progress.update(self._task, description=name)
         if self._clock is None:  # no steps: the bar is the phase's
             self._progress.update(self._task, completed=0, total=100)
-        if not self._live and name == "evaluate":
-            self._say("evaluating ...")
+        if not self._live and name in _BEGINS:
+            self._say(_BEGINS[name])
 
     def tokens(self, count: int, finished: int = 0) -> None:
         meter, now = self._meter, time.monotonic()
@@ -98,7 +99,8 @@ class Display:
         if self._live:
             if now - meter.began > 0.5:
                 done = None if self._clock is not None else 100 * meter.share
-                self._progress.update(self._task, completed=done, figures=f"{self._latest}  {meter.line()}".strip())
+                said = f"{self._latest}  {100 * meter.share:.0f} %" if meter.name == "step" else meter.line()
+                self._progress.update(self._task, completed=done, figures=said)
         elif now - max(meter.began, self._said) >= _SECONDS_BETWEEN:
             left = None if self._clock is None else self._clock.seconds_left(now)
             whole = "" if left is None else f"; the run: left {format_clock(left)}"

@@ -15,8 +15,8 @@ class Observer(Protocol):
     def phase(self, name: str, total_tokens: int, num_responses: int = 0) -> None:
         """A phase that samples so many responses, and at most this many tokens, begins; 0 where it is not known.
 
-        "evaluate", "step", "start votes", "guard votes", "guard" (a look at its probe), "preflight", or of `compare`
-        what a model is asked afterwards.
+        "plan", "evaluate", "step", "start votes", "guard votes", "guard" (a look at its probe), "preflight", or of
+        `compare` what a model is asked afterwards.
         """
         ...
 

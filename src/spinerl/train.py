@@ -465,6 +465,7 @@ def _announce(work: Workload, config: Config, observer: Observer) -> None:
     """Say what the run will take, where it is long enough for a measurement (log.plan)."""
     large = work.facts["model"]["num_parameters"] > _SMALL_MODEL
     if config.steps and (config.log.plan == "on" or (config.log.plan == "auto" and large)):
+        observer.phase("plan", 0)
         observer.note(make_plan(work, config).sentence)
 
 

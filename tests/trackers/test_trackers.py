@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,7 +94,15 @@ spinerl.adapt("tiny-reasoner", "tiny/shift-a", run=folder, track=names.split(","
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory) -> Iterator[Path]:
+def proxy() -> Iterator[socket.socket]:
+    """Where whatever wants to go out ends up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, proxy) -> Iterator[Path]:
     """A run with all trackers, killed after they had step 4, its last checkpoint being of step 3, and resumed."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
@@ -101,6 +111,9 @@ def resumed(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        patch.delenv("NO_PROXY", raising=False)
         process = subprocess.Popen(
             [sys.executable, "-c", STOPPED, run, ",".join(NAMES), *SMALL, "steps=6", "checkpoint.every=3"]
         )
@@ -147,6 +160,11 @@ def test_a_store_holds_the_figures_of_the_run_each_step_once(resumed, name):
         repeated = name in CANNOT_FORGET and key.startswith("time/") and step > 3
         close = pytest.approx(value, rel=1e-6 if name in SINGLE else 1e-12, abs=1e-12)
         assert repeated or got[key, step] == [close], (key, step)
+
+
+def test_nothing_was_sent(resumed, proxy):
+    with pytest.raises(BlockingIOError):
+        proxy.accept()
 
 
 def verdict(run: Path) -> str:
@@ -281,6 +299,21 @@ def test_a_tracker_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert code == 0
     assert printed.count("track=wandb:") == 1
     assert len(rows_of(tmp_path / "run", "metrics.jsonl")) == 2
+
+
+def test_a_tracker_whose_folder_is_a_link_writes_nothing_there(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    from tests.faults.commands import SMALL as TINY
+
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    assert exit_code(["adapt", *TINY, "steps=1", "track=tensorboard", f"run={run}"]) == 0
+    shutil.rmtree(run / "trackers" / "tensorboard")
+    elsewhere.mkdir()
+    (run / "trackers" / "tensorboard").symlink_to(elsewhere)
+    code, printed = run_command(["adapt", "--resume", run], capsys)
+    assert code == 0
+    assert "tensorboard is a symbolic link, where a folder of the run belongs" in printed
+    assert not list(elsewhere.iterdir())
 
 
 def test_a_package_that_is_not_there_is_refused_with_its_extra(tmp_path, capsys, monkeypatch):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from spinerl.errors import InputError, reason_of
-from spinerl.files import kind_of
 from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.pipes import messages
 from spinerl.trackers import Tracked, open_tracker
@@ -80,10 +79,7 @@ def main() -> None:
 
 
 def _serve(name: str, run: Path, done: int, orders: _Orders, say: Any) -> None:
-    folder = Path(os.path.abspath(run / "trackers" / name))
-    for place in (folder.parent, folder):
-        if kind_of(place) != "a folder":
-            raise InputError(f"{place} is {kind_of(place)}, where a folder belongs")
+    folder = run / "trackers" / name
     _lock(folder)
     sizes, end = orders.wait()
     tracker = open_tracker(name, Tracked(folder, done, flat_config(run), lambda text: say(note=text)))

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from spinerl.config import Config
 from spinerl.errors import reason_of
+from spinerl.files import kind_of
 from spinerl.observer import Observer
 from spinerl.pipes import python_command, python_environment
 from spinerl.runs import RunFolder
@@ -123,6 +124,9 @@ class _Child:
         self._heard = b""
         self.log = run / FOLDER / name / "log.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        for place, wanted in ((run / FOLDER, "a folder"), (self.log.parent, "a folder"), (self.log, "a file")):
+            if (kind := kind_of(place)) not in (None, wanted):  # a link may lead anywhere
+                raise OSError(f"{place} is {kind}, where {wanted} of the run belongs")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*python_command("spinerl.trackers.child"), name, str(run.absolute()), str(done)],
