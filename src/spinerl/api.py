@@ -9,6 +9,7 @@ it).  Questions are a file, a data set's name, or a list: of texts, or of dicts 
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from spinerl.guard.forecast import Forecast
 
 __all__ = ["Run", "adapt", "compare", "evaluate", "preflight", "vote"]
+
+_LOG = logging.getLogger(__name__)
 
 Questions = str | Path | Sequence[str | Mapping[str, Any]]
 
@@ -257,11 +260,14 @@ class _Callbacks:
             if method is not None:
                 method(*given)
 
-    def phase(self, name: str, total_tokens: int) -> None: ...
+    def phase(self, name: str, total_tokens: int, num_responses: int = 0) -> None: ...
 
-    def tokens(self, count: int) -> None: ...
+    def tokens(self, count: int, finished: int = 0) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def look(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None:
+        _LOG.info("%s", text)
 
     def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:  # noqa: ARG002 - the observers' common shape
         self._tell("on_step", dict(metrics))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.table import Table
@@ -30,6 +30,7 @@ from spinerl.config import (
     value_of,
 )
 from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.events import JsonLines, say_event
 from spinerl.exits import as_ended, quiet_output, signals_raised, tolerant_output
 from spinerl.lines import one_line, visible
 from spinerl.recipes import split_args
@@ -37,6 +38,9 @@ from spinerl.terminal import PlainConsole, SafeFormatter
 from spinerl.usage import as_parsed, as_refused, command_order, show_plainly
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spinerl.display import Display
     from spinerl.evaluation import Evaluation
     from spinerl.runs import RunFolder
     from spinerl.saved import SavedEvaluation
@@ -116,6 +120,13 @@ Verbose = Annotated[
 ]
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only the result, and errors")]
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option("--log-format", help="json: all that happens, and the result, as lines of JSON (docs/commands.md)"),
+]
+
+
 AllowPlugins = Annotated[
     bool,
     typer.Option("--allow-plugins", help="run the code that the recipe or the run folder names (docs/extending.md)"),
@@ -159,31 +170,33 @@ def adapt(
     ] = False,
     allow: AllowPlugins = False,
     dry: DryRun = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
     _verbose: Verbose = False,
 ) -> None:
     """Adapt a model to unlabeled questions.  Without arguments: the demo.
 
     Examples: spinerl adapt | spinerl adapt method=ttrl seed=1 | spinerl adapt model=FOLDER data=questions.jsonl
     """
-    from spinerl.display import Display
+    as_json = _is_json(log_format, quiet)
+    with _errors_as_events(as_json):
+        if dry and resume is not None:
+            raise InputError("--dry-run looks at a run that has not begun; `spinerl report RUN` shows one that has")
+        run, config = (None, _config(args)) if resume is None else _resumed(resume, args or [], overwrite)
+        config = allow_plugins(config, allow)
+        if dry:
+            from spinerl.dry_run import show_dry_run
 
-    if dry and resume is not None:
-        raise InputError("--dry-run looks at a run that has not begun; `spinerl report RUN` shows one that has")
-    run, config = (None, _config(args)) if resume is None else _resumed(resume, args or [], overwrite)
-    config = allow_plugins(config, allow)
-    if dry:
-        from spinerl.dry_run import show_dry_run
+            show_dry_run(config, args or [], out, overwrite)
+            return
+        from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
 
-        show_dry_run(config, args or [], out, overwrite)
-        return
-    from spinerl.train import adapt as run_adapt  # seconds of imports, which a misspelt key need not wait for
-
-    try:
-        with Display(out, config.steps) as display:
-            finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
-    except SystemExit as error:  # a library's, or the model's own code: no model was written
-        raise RunError(f"the run was ended from inside: something in it called exit({error.code!r})") from None
-    _print_result(finished)
+        try:
+            with _observer(out, as_json, quiet, config, run) as display:
+                finished = run_adapt(config, display, resume=run, overwrite=overwrite, other_numerics=other_numerics)
+        except SystemExit as error:  # a library's, or the model's own code: no model was written
+            raise RunError(f"the run was ended from inside: something in it called exit({error.code!r})") from None
+        _print_result(finished, quiet, as_json)
 
 
 @app.command("eval")
@@ -207,6 +220,8 @@ def evaluate_command(
     at_once: Annotated[
         int, typer.Option("--at-once", help="questions answered before they are written; 0: by their length", min=0)
     ] = 0,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
     _verbose: Verbose = False,
 ) -> None:
     """Measure a model on questions, or compare two models, or two files of saved predictions, question by question.
@@ -220,20 +235,38 @@ def evaluate_command(
 
     _check_writable(json_file, predictions)
     overrides = overrides or []
+    shown = _Shown(_is_json(log_format, quiet), quiet)
+    with _errors_as_events(shown.as_json):
+        figures = _evaluated(first, second, overrides, predictions, resume, at_once, shown)
+    if json_file is not None:
+        write_json(json_file, figures)
+
+
+def _evaluated(
+    first: str | None,
+    second: str | None,
+    overrides: Sequence[str],
+    predictions: Path | None,
+    resume: Path | None,
+    at_once: int,
+    shown: _Shown,
+) -> dict[str, Any]:
+    """Evaluate as the arguments say, print the figures and return them."""
     if resume is not None:
         if first is not None or predictions is not None or at_once:
             raise InputError("--resume goes on with an evaluation as it was begun: no MODEL, DATA or key=value with it")
-        figures = _evaluate_one(*_resumed_evaluation(resume))
+        figures = _evaluate_one(*_resumed_evaluation(resume, shown), shown)
     elif first is None or second is None:
         raise InputError("MODEL and DATA are needed (or two files of predictions), or --resume FILE; see --help")
     elif not _are_predictions(first, second) and not any(map(_data_name, overrides)):
-        figures = _evaluate_one(*_begun(first, second, overrides, predictions, at_once))
+        figures = _evaluate_one(*_begun(first, second, overrides, predictions, at_once), shown)
     else:
         if predictions is not None:
             raise InputError("--predictions belongs to one model on one data set: evaluate the two one by one")
-        figures = _evaluate_two(first, second, overrides)
-    if json_file is not None:
-        write_json(json_file, figures)
+        figures = _evaluate_two(first, second, overrides, shown)
+    if shown.as_json:
+        say_event("end", **figures)
+    return figures
 
 
 def _begun(
@@ -250,7 +283,7 @@ def _begun(
     return _resolved({"model": model, "data": data, "method": "none"}, overrides), saved
 
 
-def _resumed_evaluation(path: Path) -> tuple[Config, SavedEvaluation]:
+def _resumed_evaluation(path: Path, shown: _Shown) -> tuple[Config, SavedEvaluation]:
     """The same of one that goes on."""
     from spinerl.saved import SavedEvaluation, unfinished_of
 
@@ -258,11 +291,11 @@ def _resumed_evaluation(path: Path) -> tuple[Config, SavedEvaluation]:
     assert saved.config is not None
     for line in (saved.dropped, f"going on: {saved.progress}"):
         if line:
-            err.print(line)
+            shown.say(line)
     return saved.config, saved
 
 
-def _evaluate_one(config: Config, saved: SavedEvaluation | None) -> dict[str, Any]:
+def _evaluate_one(config: Config, saved: SavedEvaluation | None, shown: _Shown) -> dict[str, Any]:
     """Evaluate, print the figures and return them."""
     from spinerl.display import comparison_table, subject_table
     from spinerl.runs import explain_failures
@@ -270,24 +303,25 @@ def _evaluate_one(config: Config, saved: SavedEvaluation | None) -> dict[str, An
 
     try:
         with contextlib.nullcontext() if saved is None else explain_failures(saved.file, saved.command):
-            evaluation = _evaluate(config, saved)
+            evaluation = _evaluate(config, shown, saved)
             if saved is not None:
                 saved.finish()
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if saved is not None and saved.progress:
             error.add_note(f"{saved.progress}; `{saved.command}` goes on")
         raise
-    out.print(comparison_table({config.model.name: evaluation.metrics}))
     subjects = list(by_subject(evaluation.predictions, config.eval.confidence, config.seed))
-    if subjects:
-        out.print(subject_table(subjects))
+    if not shown.as_json:
+        out.print(comparison_table({config.model.name: evaluation.metrics}))
+        if subjects:
+            out.print(subject_table(subjects))
     figures = {"model": config.model.name, "data": config.data.name, **evaluation.metrics}
     if subjects:
         figures["subjects"] = {name: {"num_questions": n, **shares} for name, n, shares in subjects}
     return figures
 
 
-def _evaluate_two(first: str, second: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _evaluate_two(first: str, second: str, overrides: Sequence[str], shown: _Shown) -> dict[str, Any]:
     """Compare two models, or two files of predictions, print how they differ and return it."""
     from spinerl.answers import Equivalence
     from spinerl.display import comparison_table, difference_lines
@@ -308,11 +342,12 @@ def _evaluate_two(first: str, second: str, overrides: Sequence[str]) -> dict[str
         rest = [one for one in overrides if _data_name(one) is None]
         configs = [_resolved({"model": model, "data": data, "method": "none"}, rest) for model in (first, second)]
         config = configs[0]
-        results = [_evaluate(one) for one in configs]
+        results = [_evaluate(one, shown) for one in configs]
         both = [evaluation.predictions for evaluation in results]
-        out.print(comparison_table({name: r.metrics for name, r in zip((first, second), results, strict=True)}))
+        if not shown.as_json:
+            out.print(comparison_table({name: r.metrics for name, r in zip((first, second), results, strict=True)}))
     differences = compare(both[0], both[1], config.eval.confidence, config.seed)
-    for line in difference_lines(first, second, differences):
+    for line in difference_lines(first, second, differences) if not shown.as_json else ():
         out.print(line)
     return {"a": first, "b": second, "paired": {name: asdict(d) for name, d in differences.items()}}
 
@@ -335,7 +370,7 @@ def preflight_command(
     from spinerl.runs import write_json
 
     _check_writable(json_file)
-    with Display(err, 0) as display:
+    with Display(err) as display:
         expected, figures = preflight(load_config({"model": model, "data": data}, overrides or []), display)
     out.print(preflight_table(figures))
     colour = {"go": "green", "caution": "yellow", "no-go": "red"}[expected.verdict]
@@ -385,6 +420,8 @@ def plan_command(
     from spinerl.runs import write_json
 
     _check_writable(json_file)
+    if seconds:
+        err.print(f"measuring for about {seconds:.0f} s ...")
     plan = open_plan(allow_plugins(_config(args), allow), seconds)
     out.print(plan_table(plan))
     for line in plan.lines():
@@ -756,11 +793,57 @@ def _check_working_folder() -> None:
         raise InputError(f"the working folder is gone ({error.strerror}); change to another") from None
 
 
-def _evaluate(config: Config, saved: SavedEvaluation | None = None) -> Evaluation:
+class _Shown(NamedTuple):
+    """What `spinerl eval` prints: lines of JSON, or with `quiet` nothing but the result."""
+
+    as_json: bool
+    quiet: bool
+
+    def say(self, line: str) -> None:
+        if self.as_json:
+            say_event("note", text=line)
+        elif not self.quiet:
+            err.print(line)
+
+
+def _is_json(log_format: str, quiet: bool) -> bool:
+    if quiet and log_format == "json":
+        raise InputError("--quiet and --log-format json exclude each other: one prints little, the other everything")
+    return log_format == "json"
+
+
+@contextlib.contextmanager
+def _errors_as_events(as_json: bool) -> Iterator[None]:
+    """Of lines of JSON the last one says what ended the command, as the line on standard error does."""
+    try:
+        yield
+    except (SpinerlError, KeyboardInterrupt, OSError, MemoryError) as error:
+        ended = error if isinstance(error, SpinerlError) else as_ended(error)
+        if as_json and ended is not None and ended.exit_code != 141:
+            say_event("error", text=one_line(str(ended)), exit_code=ended.exit_code)
+        raise
+
+
+def _observer(
+    console: Console, as_json: bool, quiet: bool, config: Config | None = None, run: RunFolder | None = None
+) -> Display | JsonLines:
+    """Who shows what happens; `run`: the one that goes on."""
     from spinerl.display import Display
+
+    took = {}
+    if run is not None:
+        with contextlib.suppress(SpinerlError):  # damaged: the run itself says so
+            for name, stream, key in (("evaluate", "eval", "time/eval_s"), ("guard", "guard", "time/look_s")):
+                for row in run.rows(f"{stream}.jsonl"):
+                    if isinstance(row.get(key), float):
+                        took[name] = row[key]
+    return JsonLines(config, took) if as_json else Display(console, config, quiet=quiet, took=took)
+
+
+def _evaluate(config: Config, shown: _Shown, saved: SavedEvaluation | None = None) -> Evaluation:
     from spinerl.evaluation import evaluate_model
 
-    with Display(err, 0) as display:
+    with _observer(err, shown.as_json, shown.quiet) as display:
         return evaluate_model(config, display, record=saved)
 
 
@@ -813,7 +896,7 @@ def _resolved(recipe: Mapping[str, Any] | str | None, overrides: Sequence[str]) 
     return resolve(load_config(recipe, overrides))
 
 
-def _print_result(run: RunFolder) -> None:
+def _print_result(run: RunFolder, quiet: bool, as_json: bool) -> None:
     from spinerl.display import comparison_table, stream_lines
     from spinerl.report import read_run
 
@@ -822,6 +905,13 @@ def _print_result(run: RunFolder) -> None:
     if last is None:
         raise RunError(f"{run.path / 'eval.jsonl'} was damaged while the run was under way")
     first = data.evals[0]
+    if as_json:
+        places = {"run": str(run.path), "report": str(run.path / "report.html")}
+        guard = data.manifest.get("guard", {})
+        say_event("end", **places, before=first, after=last, guard=guard, finished=data.manifest.get("finished"))
+        return
+    if quiet and data.guard:
+        out.print(data.guard["text"])
     columns = (
         {"before": first} if first["step"] == last["step"] else {"before": first, f"after {last['step']} steps": last}
     )

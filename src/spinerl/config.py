@@ -656,6 +656,23 @@ class LogConfig(_Section):
     )
 
 
+def _names(value: Any) -> Any:
+    """A list of names also as one text with commas; `none`, `off` and null are the empty list."""
+    if value in (None, False, "none", "off"):
+        return []
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+class TrackConfig(_Section):
+    to: Annotated[list[Literal["tensorboard", "wandb", "trackio", "mlflow"]], BeforeValidator(_names)] = Field(
+        default=[], description="experiment trackers that show the run, or none (docs/trackers.md)"
+    )
+    name: str | None = Field(default=None, description="the run's name there; null: its folder's")
+    project: str | None = Field(
+        default=None, description="project, or MLflow's experiment; null: as the tracker's environment says, or spinerl"
+    )
+
+
 class Config(_Section):
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
@@ -691,6 +708,7 @@ class Config(_Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    track: TrackConfig = TrackConfig()
     _code_from: dict[str, str] = PrivateAttr(default_factory=dict)
     _code_allowed: bool = PrivateAttr(default=False)
 
@@ -754,7 +772,7 @@ SWITCHES = {
     "optim.compiled": "compiled",
     "optim.replay": "activation-reuse",
 }
-_HEADLINE = {"model": "name", "data": "name", "guard": "mode"}  # `model=X` is `model.name=X`
+_HEADLINE = {"model": "name", "data": "name", "guard": "mode", "track": "to"}  # `model=X` is `model.name=X`
 
 # What a bundled model needs besides the defaults above, which suit models a thousand times its size.
 # Chosen on tiny/shift-dev and tiny-vqa/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it

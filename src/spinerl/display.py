@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from spinerl.progress import Meter, RunClock, format_clock
 from spinerl.stats import Difference, share_interval
 
 if TYPE_CHECKING:
+    from spinerl.config import Config
     from spinerl.plan import Plan
 
 __all__ = [
     "Display",
     "comparison_table",
     "difference_lines",
-    "format_clock",
     "format_share",
     "plan_table",
     "preflight_table",
@@ -31,20 +32,33 @@ __all__ = [
     "subject_table",
 ]
 
+_BEGINS = {"evaluate": "evaluating ...", "plan": "measuring how long the run will take ..."}
+_SECONDS_BETWEEN = 10.0  # lines about a phase under way, where there is no terminal
+
 
 class Display:
-    """The commands' observer.  Use as a context manager; without a terminal it prints a line per step."""
+    """The commands' observer.  Use as a context manager.
 
-    def __init__(self, console: Console, num_steps: int, first_step: int = 0) -> None:
-        self._console = console
-        self._live = console.is_terminal
-        self._num_steps = num_steps
-        self._done = first_step
-        self._first = first_step
-        self._started = time.monotonic()
-        self._phase_tokens = 0
-        self._phase_started = self._started
+    On a terminal a live line; elsewhere a line per step and evaluation, and in phases that take long a line every ten
+    seconds.  `quiet`: only what is wrong.  `took`: as for `RunClock`.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        config: Config | None = None,
+        *,
+        quiet: bool = False,
+        took: Mapping[str, float] | None = None,
+    ) -> None:
+        self._console, self._quiet = console, quiet
+        self._live = console.is_terminal and not quiet
+        self._clock = None if config is None else RunClock(config, took)
+        self._meter: Meter | None = None
+        self._lengths: dict[str, float] = {}  # tokens of a response, mean, by phase
+        self._said = time.monotonic()
         self._latest = ""
+        num_steps = 0 if config is None else config.steps
         self._progress = Progress(
             TextColumn("[bold]{task.description:9s}"),
             BarColumn(bar_width=24),
@@ -55,7 +69,7 @@ class Display:
             transient=True,
             disable=not self._live,
         )
-        self._task = self._progress.add_task("starting", total=max(1, num_steps), completed=first_step, figures="")
+        self._task = self._progress.add_task("starting", total=max(1, num_steps), figures="")
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -64,43 +78,74 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def phase(self, name: str, total_tokens: int) -> None:  # noqa: ARG002 - the observers' common shape
-        self._phase_tokens, self._phase_started = 0, time.monotonic()
+    def phase(self, name: str, total_tokens: int, num_responses: int = 0) -> None:
+        now = time.monotonic()
+        self._ended(now)
+        length = self._lengths.get(name, 0.0)
+        self._meter = Meter(name, total_tokens, num_responses, now, length)
+        if self._clock is not None:
+            self._clock.begin(name, now)
         self._progress.update(self._task, description=name)
-        if not self._live and name == "evaluate":
-            self._console.print("evaluating ...")
+        if self._clock is None:  # no steps: the bar is the phase's
+            self._progress.update(self._task, completed=0, total=100)
+        if not self._live and name in _BEGINS:
+            self._say(_BEGINS[name])
 
-    def tokens(self, count: int) -> None:
-        self._phase_tokens += count
-        if not self._live:
+    def tokens(self, count: int, finished: int = 0) -> None:
+        meter, now = self._meter, time.monotonic()
+        if meter is None:
             return
-        seconds = time.monotonic() - self._phase_started
-        if seconds > 0.5:
-            rate = self._phase_tokens / seconds
-            self._progress.update(self._task, figures=f"{self._latest}  {self._phase_tokens:,} tokens, {rate:,.0f}/s")
+        meter.add(count, finished, now)
+        if self._live:
+            if now - meter.began > 0.5:
+                done = None if self._clock is not None else 100 * meter.share
+                said = f"{self._latest}  {100 * meter.share:.0f} %" if meter.name == "step" else meter.line()
+                self._progress.update(self._task, completed=done, figures=said)
+        elif now - max(meter.began, self._said) >= _SECONDS_BETWEEN:
+            left = None if self._clock is None else self._clock.seconds_left(now)
+            whole = "" if left is None else f"; the run: left {format_clock(left)}"
+            self._say(f"{meter.name}: {meter.line()}{whole}")
 
     def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
-        self._done = metrics["step"]
-        pace = (time.monotonic() - self._started) / max(1, self._done - self._first)
-        left = pace * (num_steps - self._done)
-        self._latest = (
-            f"{step_figures(metrics)}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  left {format_clock(left)}"
-        )
-        self._progress.update(self._task, completed=self._done, figures=self._latest)
+        step, now = metrics["step"], time.monotonic()
+        self._ended(now)
+        self._latest = f"{step_figures(metrics)}  {metrics['time/tokens_per_s']:6,.0f} tokens/s"
+        if self._clock is not None:
+            self._clock.step(step, num_steps, now)
+            left = self._clock.seconds_left(now)
+            self._latest += "" if left is None else f"  left {format_clock(left)}"
+        self._progress.update(self._task, completed=step, total=max(1, num_steps), figures=self._latest)
         if not self._live:
-            self._console.print(f"step {self._done}/{num_steps}  {self._latest}")
+            self._say(f"step {step}/{num_steps}  {self._latest}")
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
+        self._ended(time.monotonic())
         shares = [f"{label} {format_share(metrics, key)}" for key, label in _accuracy_keys([metrics])] or [
             "no gold answers: accuracy unknown"
         ]
-        self._console.print(f"after step {metrics['step']}: {', '.join(shares)}")
+        self._say(f"after step {metrics['step']}: {', '.join(shares)}")
+
+    def look(self, row: Mapping[str, Any]) -> None:  # noqa: ARG002 - what is wrong comes as a note
+        self._ended(time.monotonic())
 
     def checkpoint(self, folder: Path) -> None:
         """Nothing: a line per checkpoint would say little."""
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        self._say(text)
+
+    def _ended(self, now: float) -> None:
+        """The phase that was under way has ended."""
+        if self._clock is not None:
+            self._clock.end(now)
+        if self._meter is not None and self._meter.num_finished:
+            self._lengths[self._meter.name] = self._meter.num_tokens / self._meter.num_finished
+        self._meter = None
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        if not self._quiet:
+            self._console.print(text)
 
 
 def step_figures(metrics: Mapping[str, Any]) -> str:
@@ -249,10 +294,3 @@ def _accuracy_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
             if name != "pass" or k & (k - 1) == 0:
                 found[key] = "greedy Pass@1" if (name, k) == ("pass", 1) else f"{name}@{k}"
     return list(found.items())
-
-
-def format_clock(seconds: float) -> str:
-    """ "1:05" from 65 seconds, "1:00:05" from 3605."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

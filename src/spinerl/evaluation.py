@@ -6,7 +6,7 @@ One greedy response and k sampled ones per question.  Without gold answers the l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,14 +16,16 @@ from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.memory import is_flip
+from spinerl.observer import Observer
 from spinerl.scoring import class_correct, judge, over_limit_line, summarise
-from spinerl.types import GoldTable, Question, Rollout, StepRecord, Vote
-from spinerl.workload import Observer, Workload, open_workload
+from spinerl.types import GoldTable, OnTokens, Question, Rollout, StepRecord, Vote
+from spinerl.workload import Workload, open_workload
 
 __all__ = [
     "Evaluation",
     "Part",
     "Record",
+    "begin_evaluation",
     "evaluate",
     "evaluate_model",
     "gold_metrics",
@@ -76,7 +78,7 @@ def evaluate(
     gold: GoldTable,
     config: Config,
     equivalence: Equivalence,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
     *,
     per_part: int = 0,
     record: Record | None = None,
@@ -109,6 +111,12 @@ def evaluate(
     return Evaluation(figures, tuple(rows))
 
 
+def begin_evaluation(observer: Observer, num_questions: int, config: Config, name: str = "evaluate") -> None:
+    """Say that an evaluation of so many questions begins, of which eval.max_questions may leave out some."""
+    num_responses = min(config.eval.max_questions or num_questions, num_questions) * (1 + config.eval_samples)
+    observer.phase(name, num_responses * config.rollout.max_new_tokens, num_responses)
+
+
 def _asked(config: Config, items: Sequence[Any]) -> Sequence[Any]:
     return items[: config.eval.max_questions] if config.eval.max_questions else items
 
@@ -125,7 +133,7 @@ def _answered(
     gold: GoldTable,
     config: Config,
     equivalence: Equivalence,
-    on_tokens: Callable[[int], None] | None,
+    on_tokens: OnTokens | None,
 ) -> Part:
     """The questions with their responses, judged."""
     start = time.perf_counter()
@@ -191,7 +199,7 @@ def evaluate_model(
     if record is not None:
         per_part = record.open(work, config, per_part)
     if observer is not None:
-        observer.phase("evaluate", 0)
+        begin_evaluation(observer, len(work.questions), config)
     on_tokens = None if observer is None else observer.tokens
     with Equivalence() as equivalence:
         found = evaluate(

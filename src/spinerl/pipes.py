@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["open_job", "python_command", "python_environment"]
+__all__ = ["messages", "open_job", "python_command", "python_environment"]
 
 
 def python_command(module: str) -> list[str]:
@@ -43,19 +43,25 @@ def python_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
-def open_job() -> tuple[dict[str, Any], Callable[..., None]]:
-    """(the job, `say`): the first line of standard input, and what writes keywords as a line of standard output.
-
-    What libraries print goes where errors go.  The process ends when its standard input closes, that is with its
-    parent, whatever ended that.
-    """
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def messages() -> Callable[..., None]:
+    """What writes keywords as a line of JSON on standard output; what libraries print there goes where errors go."""
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def say(**message: Any) -> None:
-        messages.write(json.dumps(message) + "\n")
-        messages.flush()
+        lines.write(json.dumps(message) + "\n")
+        lines.flush()
 
+    return say
+
+
+def open_job() -> tuple[dict[str, Any], Callable[..., None]]:
+    """(the job, `say`): the first line of standard input, and `messages`.
+
+    The process ends when its standard input closes, that is with its
+    parent, whatever ended that.
+    """
+    say = messages()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return job, say

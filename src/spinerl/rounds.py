@@ -7,7 +7,7 @@ learn so.  The responses are part of a checkpoint, since the weights that sample
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from spinerl.config import Config
 from spinerl.errors import CheckpointError
 from spinerl.schedule import question_order
 from spinerl.step import sample
-from spinerl.types import Rollout
+from spinerl.types import OnTokens, Rollout
 from spinerl.workload import Workload
 
 __all__ = ["Rounds", "first_step"]
@@ -51,7 +51,7 @@ class Rounds:
         self._began = 0
         self._held: Rollout | None = None
 
-    def draw(self, step: int, last: int, on_tokens: Callable[[int], None] | None = None) -> tuple[Rollout, int]:
+    def draw(self, step: int, last: int, on_tokens: OnTokens | None = None) -> tuple[Rollout, int]:
         """(the responses of a step, the number of steps since they were sampled); `last` is the run's last step.
 
         The first step of a round counts the tokens of all of its responses as sampled, the others none.

@@ -8,6 +8,7 @@ tokens.jsonl    a line per logged step: its token entropies as a histogram, its 
 labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl  a line per look at the probe
 stream.jsonl    with stream.on: a line per question, answered before it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
+trackers/       a folder per experiment tracker (`track`)
 report.html              questions.*    the questions, where a list of them or standard input was given
 """
 
@@ -69,7 +70,7 @@ MARK = "# A run of spinerl: its resolved configuration."
 """The first line of a run's config.yaml."""
 
 _OWN = {*STREAMS, "config.yaml", "manifest.json", "report.html", ".lock"}
-_WHOLE = {"model", "best", "compare"}  # folders that are written as a whole, in place of those before
+_WHOLE = {"model", "best", "compare", "trackers"}  # folders that are written as a whole, in place of those before
 _INSIDE = {  # folders to which files and folders are added, and the names of those
     "predictions": re.compile(r"step-[0-9]+\.jsonl"),
     "checkpoints": re.compile(r"step-[0-9]+"),

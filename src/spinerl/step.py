@@ -42,7 +42,7 @@ from spinerl.maths import (
 )
 from spinerl.memory import Memories
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
-from spinerl.types import Batch, Question, Rollout, StepRecord, Targets, Vote
+from spinerl.types import Batch, OnTokens, Question, Rollout, StepRecord, Targets, Vote
 
 __all__ = [
     "StepState",
@@ -79,7 +79,7 @@ def train_step(
     config: Config,
     step: int,
     state: StepState,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
     oracle: Callable[[Sequence[Question], Sequence[Vote]], Rewards] | None = None,
     draw: Callable[[], tuple[Rollout, int]] | None = None,
     memory: Memories | None = None,
@@ -157,7 +157,7 @@ def sample(
     prompts: Sequence[tuple[int, ...]],
     config: Config,
     step: int,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Rollout:
     """Responses side by side, or as a tree; with certainties if something needs them."""
     seed = (config.seed, "train", step)

@@ -28,12 +28,13 @@ from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
-from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.evaluation import begin_evaluation, evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
 from spinerl.files import quoted
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
 from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
 from spinerl.memory import Memories
+from spinerl.observer import Observer
 from spinerl.paths import absolute_paths
 from spinerl.permission import open_code
 from spinerl.plan import make_plan
@@ -42,10 +43,11 @@ from spinerl.runs import RunFolder, explain_failures, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
 from spinerl.scoring import over_limit_line
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows
+from spinerl.trackers import check_installed
+from spinerl.trackers.observer import Trackers
 from spinerl.types import ImagePrompt, StepRecord, Vote
 from spinerl.voter import SlowVoter
 from spinerl.workload import (
-    Observer,
     Workload,
     add_configured_adapters,
     changed_numerics,
@@ -84,6 +86,7 @@ def adapt(
         if run is not None:
             _take(run)
         _check_functions(config, run, observer)
+        check_installed(config.track.to)
         if run is None:
             RunFolder(folder).check_free(overwrite)  # rather now than after a large model was read
         work = _ready(config, work or open_workload(config, observer))
@@ -96,8 +99,12 @@ def adapt(
         if not run.manifest:  # a new run's, or lost since, or killed before it was written
             _write_first_manifest(run, work, config)
             _announce(work, config, observer)
-        with explain_failures(run.path, _resume_command(run)), Equivalence() as equivalence:
-            session = _Session(run, work, config, equivalence, observer)
+        with (
+            explain_failures(run.path, _resume_command(run)),
+            Equivalence() as equivalence,
+            Trackers(run, config, observer) as tracked,
+        ):
+            session = _Session(run, work, config, equivalence, tracked)
             session.start(resume is not None)
             session.train()
             session.finish()
@@ -146,7 +153,7 @@ class _Session:
     """One run from where it is to its end."""
 
     def __init__(
-        self, run: RunFolder, work: Workload, config: Config, equivalence: Equivalence, observer: Observer
+        self, run: RunFolder, work: Workload, config: Config, equivalence: Equivalence, observer: Trackers
     ) -> None:
         self._run, self._work, self._config = run, work, config
         self._equivalence, self._observer = equivalence, observer
@@ -161,6 +168,8 @@ class _Session:
     def start(self, resumed: bool) -> None:
         """Evaluate the initial model, and bring everything to where the run is: its beginning, or its checkpoint."""
         config, work, run = self._config, self._work, self._run
+        if not resumed:
+            self._observer.begin(0)
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
         self._endings.see(run.rows("eval.jsonl")[0].get("eval/truncated_frac", 0.0))
@@ -186,6 +195,7 @@ class _Session:
         self._kept = [one for one in (self._rounds, self._memory, self._voter) if one is not None]
         if resumed:
             self._restore()
+            self._observer.begin(self._done)
         if self._memory is not None and config.vote.memory_start and not self._done:
             _start_memory(self._memory, work.only(self._ranks), config, self._equivalence, run, self._observer)
         if self._guard is not None:
@@ -260,7 +270,8 @@ class _Session:
         pool = self._pool(step)
         places = question_order(len(pool), self._per_step, step, order, config.seed, config.stream.on)
         chosen = work.only([pool[place] for place in places])
-        observer.phase("step", len(places) * config.num_votes * config.rollout.max_new_tokens)
+        asked_for = len(places) * config.num_votes
+        observer.phase("step", asked_for * config.rollout.max_new_tokens, asked_for)
         asked = _answer_first(chosen, config, self._equivalence) if config.stream.on else ()
         record, self._state = train_step(
             self._loaded,
@@ -355,6 +366,7 @@ class _Session:
             render,
             note,
             self._open_again,
+            self._observer,
         )
         self._ranks = [place for place in self._ranks if place not in guard.held_out]
         if not self._ranks:
@@ -393,8 +405,7 @@ class _Session:
         run, work, config = self._run, self._work, self._config
         if any(row["step"] == step for row in run.rows("eval.jsonl")):
             return
-        num_questions = config.eval.max_questions or len(work.questions)
-        self._observer.phase("evaluate", num_questions * (1 + config.eval_samples) * config.rollout.max_new_tokens)
+        begin_evaluation(self._observer, len(work.questions), config)
         result = evaluate(
             work.loaded, work.questions, work.prompts, work.gold, config, self._equivalence, self._observer.tokens
         )
@@ -420,7 +431,8 @@ def _start_memory(
         num_tokens = sum(sum(row["lengths"][:num]) for row in drawn)
         memory.start(work.questions, votes, [1.0] * (num * len(votes)), num_tokens, equivalence)
         return
-    observer.phase("start votes", len(work.questions) * num * config.rollout.max_new_tokens)
+    num_responses = len(work.questions) * num
+    observer.phase("start votes", num_responses * config.rollout.max_new_tokens, num_responses)
     rollout = sample_responses(
         work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
     )
@@ -477,6 +489,7 @@ def _announce(work: Workload, config: Config, observer: Observer) -> None:
     """Say what the run will take, where it is long enough for a measurement (log.plan)."""
     large = work.facts["model"]["num_parameters"] > _SMALL_MODEL
     if config.steps and (config.log.plan == "on" or (config.log.plan == "auto" and large)):
+        observer.phase("plan", 0)
         observer.note(make_plan(work, config).sentence)
 
 

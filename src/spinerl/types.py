@@ -9,7 +9,7 @@ like), that is softmax(logits / temperature).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -24,6 +24,7 @@ __all__ = [
     "GoldTable",
     "ImagePrompt",
     "ImageRef",
+    "OnTokens",
     "Question",
     "Remembered",
     "Rollout",
@@ -32,6 +33,9 @@ __all__ = [
     "Targets",
     "Vote",
 ]
+
+OnTokens = Callable[[int, int], object]
+"""Called while responses are sampled: tokens sampled and responses finished since the last call."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Its weights are an exponential moving average of those that learn, as in mean-te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.hooks import weigh_votes
 from spinerl.runs import load_learned, save_learned
 from spinerl.step import count_votes
-from spinerl.types import Question, Vote
+from spinerl.types import OnTokens, Question, Vote
 
 __all__ = ["SlowVoter"]
 
@@ -32,7 +32,7 @@ class SlowVoter:
         loaded: LoadedModel,
         config: Config,
         equivalence: Equivalence,
-        on_tokens: Callable[[int], None] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> None:
         """`loaded`: a copy of the unadapted model, which is changed."""
         self._loaded, self._config, self._equivalence, self._on_tokens = loaded, config, equivalence, on_tokens

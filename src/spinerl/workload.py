@@ -1,4 +1,4 @@
-"""A model and the questions it can be asked, ready to run; and the observer of what happens meanwhile."""
+"""A model and the questions it can be asked, ready to run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,10 +24,10 @@ from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.engine.weights import listed
 from spinerl.errors import InputError
 from spinerl.machine import choose_threads, set_threads, tune_allocator
+from spinerl.observer import Observer
 from spinerl.types import GoldTable, Question
 
 __all__ = [
-    "Observer",
     "Workload",
     "add_configured_adapters",
     "changed_numerics",
@@ -40,34 +39,6 @@ __all__ = [
 ]
 
 _IDS_SHOWN = 5  # of questions left out
-
-
-class Observer(Protocol):
-    """Called for what happens; changes nothing.  `spinerl.display` is the one the commands use."""
-
-    def phase(self, name: str, total_tokens: int) -> None:
-        """A phase that samples at most this many tokens begins: "evaluate" or "step"."""
-        ...
-
-    def tokens(self, count: int) -> None:
-        """So many tokens were sampled."""
-        ...
-
-    def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
-        """A line of metrics.jsonl was written."""
-        ...
-
-    def evaluation(self, metrics: Mapping[str, Any]) -> None:
-        """A line of eval.jsonl was written."""
-        ...
-
-    def checkpoint(self, folder: Path) -> None:
-        """A checkpoint was written to this folder."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class Script:
 
     def __init__(self, shares):
         self.shares = iter(shares)
+        self.num_asked = 2
 
     def ask(self, *_):
         return {"probe/initial_support": next(self.shares), "probe/concentration": 0.0}
@@ -40,7 +41,7 @@ def make_guard(tmp_path, monkeypatch, equivalence):
         said, rendered, asked = [], [], []
 
         def open_script(*args):
-            asked.extend(args[-1])
+            asked.extend(args[5])  # perturbed
             return Script(shares)
 
         def render(question):

@@ -106,6 +106,7 @@ _LOOP = Loop(
         "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
         "tree": "TRL samples responses side by side",
         "log": "this loop writes metrics.jsonl only",
+        "track": "TRL has trackers of its own: trl.report_to=wandb",
         "rollout": "TRL samples the responses, and has no such setting",
         "vllm": "TRL has arguments of its own for vLLM: trl.use_vllm=true, trl.vllm_mode=server, ...",
         "optim": "it belongs to the native engine",

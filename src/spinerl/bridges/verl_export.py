@@ -58,6 +58,7 @@ _LOOP = Loop(
         "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
         "tree": "responses are sampled side by side there",
         "log": "verl has loggers of its own: trainer.logger, trainer.rollout_data_dir",
+        "track": "verl has loggers of its own: trainer.logger",
         "rollout": "vLLM under verl samples the responses, and has no such setting",
         "optim": "it belongs to the native engine",
         "vllm": "verl has settings of its own for vLLM; append them to run.sh: actor_rollout_ref.rollout.KEY=VALUE",

@@ -23,13 +23,14 @@ from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.sampler import sample_responses
-from spinerl.evaluation import evaluate
+from spinerl.evaluation import begin_evaluation, evaluate
 from spinerl.machine import set_threads, tune_allocator
 from spinerl.maths import mean_probability, response_means
+from spinerl.observer import Observer
 from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
 from spinerl.scoring import judge
 from spinerl.types import GoldTable, Question
-from spinerl.workload import Observer, fitting, stopping
+from spinerl.workload import fitting, stopping
 
 __all__ = ["ask_afterwards"]
 
@@ -53,19 +54,20 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
             saved: dict[str, list[dict[str, Any]]] = {}
             for key in ("samples", "votes"):
                 if after.get(key):
-                    observer.phase(key, after[key] * len(own.questions) * config.rollout.max_new_tokens)
+                    asked = after[key] * len(own.questions)
+                    observer.phase(key, asked * config.rollout.max_new_tokens, asked)
                     saved[key], figures[key] = _sampled(own, after[key], equivalence, observer)
                     write_rows(folder / f"{key}.jsonl", saved[key])
             if num := after.get("synthesis"):
-                observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens)
+                observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens, len(own.questions))
                 rows = _synthesized(own, saved["votes"], num, equivalence, observer)
                 write_rows(folder / "synthesis.jsonl", rows)
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
                 write_rows(folder / "forced.jsonl", _forced(own, forcing, equivalence, observer))
             for other in after["elsewhere"]:
-                observer.phase(other["role"], 0)
                 there = _Asked(loaded, Config.model_validate(other["config"]), prints)
+                begin_evaluation(observer, len(there.questions), there.config, other["role"])
                 for note in there.notes:
                     observer.note(f"{other['name']}: {note}")
                 result = evaluate(

@@ -8,6 +8,7 @@ that is with its parent, whatever ended that: a run can be killed at any moment 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 from spinerl.display import step_figures
 from spinerl.errors import SpinerlError
 from spinerl.pipes import open_job
+from spinerl.progress import Meter
 
 __all__ = ["main"]
+
+_SECONDS_BETWEEN = 2.0  # messages about a phase under way
 
 
 def main() -> int:
@@ -37,18 +41,31 @@ class _Teller:
 
     def __init__(self, say: Callable[..., None]) -> None:
         self._say = say
+        self._meter: Meter | None = None
+        self._said = 0.0
 
-    def phase(self, name: str, total_tokens: int) -> None:  # noqa: ARG002 - the observers' common shape
+    def phase(self, name: str, total_tokens: int, num_responses: int = 0) -> None:
+        self._meter = Meter(name, total_tokens, num_responses, time.monotonic())
+        self._said = time.monotonic()
         self._say(phase=name)
 
-    def tokens(self, count: int) -> None:
-        """Nothing: a line per token would cost more than it is worth."""
+    def tokens(self, count: int, finished: int = 0) -> None:
+        """A line now and then: one per call would cost more than it is worth."""
+        now = time.monotonic()
+        if self._meter is not None:
+            self._meter.add(count, finished, now)
+            if now - self._said >= _SECONDS_BETWEEN:
+                self._said = now
+                self._say(phase=self._meter.name, progress=self._meter.line())
 
     def step(self, metrics: Mapping[str, Any], num_steps: int) -> None:
         self._say(step=metrics["step"], num_steps=num_steps, figures=step_figures(metrics))
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
         self._say(evaluated=metrics["step"], accuracy=metrics.get("eval/pass@1"))
+
+    def look(self, row: Mapping[str, Any]) -> None:
+        """Nothing: the run's last words have it."""
 
     def checkpoint(self, folder: Path) -> None:
         """Nothing: a comparison does not show them."""
@@ -65,7 +82,11 @@ def _run(job: Mapping[str, Any], teller: _Teller) -> None:
 
     folder = Path(job["folder"])
     if job["state"] == "new":
-        adapt(Config.model_validate(job["config"]), teller, overwrite=job["overwrite"])
+        config = Config.model_validate(job["config"])
+        if config.track.name is None:  # its folder is called after data and seed only
+            name = f"{folder.parent.name}/{folder.name}"
+            config = config.model_copy(update={"track": config.track.model_copy(update={"name": name})})
+        adapt(config, teller, overwrite=job["overwrite"])
     elif job["state"] == "interrupted":
         run = RunFolder.open(folder)
         # Whoever started this process has permitted what these name, and seen that the folder's keys are the same.

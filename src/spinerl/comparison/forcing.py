@@ -7,14 +7,14 @@ tokens allowed.  s1 does so inside its thinking delimiters; here the whole respo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from spinerl.config import RolloutConfig
 from spinerl.engine.context import limits_within
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses
-from spinerl.types import Question
+from spinerl.types import OnTokens, Question
 
 __all__ = ["Forced", "forced_responses"]
 
@@ -39,7 +39,7 @@ def forced_responses(
     cue: str,
     answer: str,
     answer_tokens: int,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> list[tuple[str, bool, int]]:
     """(text, truncated, tokens written by the model) per question; cues are in the text and not in the count.
 

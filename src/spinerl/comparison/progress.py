@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from spinerl.comparison.plan import Task
 
 __all__ = ["Live"]
 
+_SECONDS_BETWEEN = 60.0  # lines about runs under way, where there is no terminal
+
 
 class Live:
     """The watcher of `run_tasks`.  Use as a context manager."""
@@ -21,6 +24,7 @@ class Live:
         self._console = console
         self._num, self._done = num_tasks, num_done
         self._rows: dict[Path, TaskID] = {}
+        self._said = time.monotonic()
         self._accuracy: dict[Path, float | None] = {}
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -49,12 +53,21 @@ class Live:
         row = self._rows[task.folder]
         if "step" in message:
             self._progress.update(row, completed=message["step"], figures=message["figures"])
-        elif "phase" in message and message["phase"] != "step":
-            self._progress.update(row, figures=message["phase"])
+        elif "phase" in message and (message["phase"] != "step" or "progress" in message):
+            self._progress.update(row, figures=f"{message['phase']} {message.get('progress', '')}".strip())
+            self._report(task, message)
         elif "evaluated" in message:
             self._accuracy[task.folder] = message["accuracy"]
         elif "note" in message and message["note"].startswith("skipped"):
             self._console.print(f"{task.label}: {message['note']}")
+
+    def _report(self, task: Task, message: Mapping[str, Any]) -> None:
+        """Without a terminal, a line about a task that has been in one phase for long."""
+        now = time.monotonic()
+        if "progress" not in message or self._console.is_terminal or now - self._said < _SECONDS_BETWEEN:
+            return
+        self._said = now
+        self._console.print(f"{task.label}: {message['phase']}: {message['progress']}")
 
     def ended(self, task: Task, failure: str | None) -> None:
         self._progress.remove_task(self._rows.pop(task.folder))

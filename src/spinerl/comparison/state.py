@@ -24,8 +24,8 @@ State = Literal["new", "interrupted", "unasked", "done"]
 ASKED = "compare"
 """The folder inside a run folder for what its final model was asked."""
 
-# A run may be continued with another number of threads; where it lives says nothing about it.
-_FREE = ("threads", "run")
+# A run may be continued with another number of threads; where it lives and who is shown it say nothing about it.
+_FREE = ("threads", "run", "track.to", "track.name", "track.project")
 
 
 def states(comparison: Comparison, overwrite: bool = False) -> dict[Path, State]:

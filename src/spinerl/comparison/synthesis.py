@@ -7,14 +7,14 @@ prompt.reference_question is set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.rewards import reference_prompt
-from spinerl.types import Question
+from spinerl.types import OnTokens, Question
 
 __all__ = ["Synthesis", "synthesized_responses"]
 
@@ -34,7 +34,7 @@ def synthesized_responses(
     prompts: Sequence[tuple[int, ...]],
     drafts: Sequence[Sequence[str]],
     config: Config,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> list[Synthesis]:
     """One response per question, sampled with config.rollout after reading the question's drafts.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +35,7 @@ from spinerl.engine.weights import (
 from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.files import quoted
 from spinerl.machine import pick_device
-from spinerl.types import ImagePrompt, Question, Rollout
+from spinerl.types import ImagePrompt, OnTokens, Question, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ class Sampler(Protocol):
         rollout: RolloutConfig,
         seed: tuple[object, ...] | None,
         limits: Sequence[int],
-        on_tokens: Callable[[int], None] | None,
+        on_tokens: OnTokens | None,
     ) -> Rollout:
         """As `spinerl.engine.sampler.sample_responses`; `seed` None takes the likeliest tokens."""
         ...

@@ -11,7 +11,7 @@ the model computes meanwhile is the backend's business (`spinerl.engine.backend`
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
@@ -28,7 +28,7 @@ from spinerl.engine.shared_prefix import SharedDecoder
 from spinerl.engine.transfer import to_device
 from spinerl.errors import DivergedError, InputError
 from spinerl.seeding import seed_of
-from spinerl.types import Question, Rollout
+from spinerl.types import OnTokens, Question, Rollout
 
 __all__ = ["greedy_responses", "sample_responses"]
 
@@ -45,7 +45,7 @@ def sample_responses(
     num_responses: int,
     rollout: RolloutConfig,
     seed: tuple[object, ...],
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
     *,
     certainties: bool = False,
     limits: Sequence[int] | None = None,
@@ -62,7 +62,7 @@ def sample_responses(
 
     Args:
         seed: names the random streams; equal seeds give equal responses.
-        on_tokens: called with the number of tokens sampled, now and then, for progress displays.
+        on_tokens: called now and then, for progress displays.
         certainties: whether to record the self-certainty of every token's distribution too.
         limits: the most tokens of a response to each question, in place of `rollout.max_new_tokens` and not over it.
         steps_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
@@ -88,7 +88,7 @@ def greedy_responses(
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
     rollout: RolloutConfig,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
     *,
     steps_per_check: int | None = None,
 ) -> Rollout:
@@ -121,7 +121,7 @@ def _respond(
     num_responses: int,
     rollout: RolloutConfig,
     params: _SamplingParams,
-    on_tokens: Callable[[int], None] | None,
+    on_tokens: OnTokens | None,
     steps_per_check: int | None,
     keep_activations: bool = False,
 ) -> Rollout:
@@ -132,7 +132,7 @@ def _respond(
     with loaded.acting(), torch.inference_mode(), path.running(), decoding as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, decoder.shares_prompts)
         loop = _Loop(loaded, decoder, queue, rollout, params, path)
-        sampled_steps = loop.run(steps, on_tokens or (lambda _: None))
+        sampled_steps = loop.run(steps, on_tokens or (lambda *_: None))
         kept = path.activations()
     rolled_out = _assembled(loaded, questions, prompts, num_responses, sampled_steps)
     return replace(
@@ -262,11 +262,12 @@ class _Loop:
         self._end_ids = to_device(torch.tensor(loaded.end_ids, dtype=torch.int64), loaded.device)
         self._stop = _stop_criterion(loaded, (*rollout.stop, *loaded.stop_texts))
         self._rows, self._known = self._new_rows([])
+        self._num_admitted = 0
 
-    def run(self, steps_per_check: int, on_tokens: Callable[[int], None]) -> list[_Step]:
+    def run(self, steps_per_check: int, on_tokens: OnTokens) -> list[_Step]:
         """Sample until every response is finished."""
         done: list[_Step] = []
-        reported = 0
+        reported, num_finished = 0, 0
         logits = self._admit(None)
         while logits is not None:
             # A check falls where the next row reaches its limit, so that no row is sampled past it.
@@ -281,10 +282,11 @@ class _Loop:
             tokens = self._drop_finished(done[-1].tokens)
             logits = self._admit(self._step(tokens) if len(tokens) else None)
             if due:
-                on_tokens(count)
-                reported = len(done)
+                finished = self._num_admitted - int(self._known.active.sum())
+                on_tokens(count, finished - num_finished)
+                reported, num_finished = len(done), finished
         if reported < len(done):
-            on_tokens(self._check(done[reported:]))
+            on_tokens(self._check(done[reported:]), self._num_admitted - num_finished)
         return done
 
     def _check(self, steps: Sequence[_Step]) -> int:
@@ -323,6 +325,7 @@ class _Loop:
             return logits
         numbers = [question * num_responses + j for question in taken for j in range(num_responses)]
         rows, known = self._new_rows(numbers)
+        self._num_admitted += len(numbers)
         self._rows, self._known = self._rows.joined(rows), self._known.joined(known)
         new = self._decoder.admit([self._queue.prompts[question] for question in taken], num_responses)
         new = new.repeat_interleave(num_responses, 0)

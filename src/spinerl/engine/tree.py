@@ -7,14 +7,14 @@ Source: ETTRL's ETMR (arXiv 2508.11356).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
-from spinerl.types import Question, Rollout
+from spinerl.types import OnTokens, Question, Rollout
 
 __all__ = ["branch_points", "tree_responses"]
 
@@ -25,7 +25,7 @@ def tree_responses(
     prompts: Sequence[tuple[int, ...]],
     config: Config,
     seed: tuple[object, ...],
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
     certainties: bool = False,
 ) -> Rollout:
     """M (1 + K B) responses to each question: M = `tree_bases` from the prompt, then B new ones at each of their K

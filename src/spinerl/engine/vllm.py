@@ -42,7 +42,7 @@ from spinerl.lines import one_line
 from spinerl.maths import masked_mean
 from spinerl.pipes import python_command, python_environment
 from spinerl.seeding import seed_of
-from spinerl.types import Batch, ImagePrompt, Question, Rollout
+from spinerl.types import Batch, ImagePrompt, OnTokens, Question, Rollout
 
 __all__ = ["TakesWeights", "VllmSampler", "main", "open_sampler", "require_vllm"]
 
@@ -78,7 +78,7 @@ class _Side(Protocol):
 
     def take(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None: ...
 
-    def ask(self, requests: Sequence[_Request], on_tokens: Callable[[int], None]) -> list[list[_Response]]: ...
+    def ask(self, requests: Sequence[_Request], on_tokens: OnTokens) -> list[list[_Response]]: ...
 
     def rest(self) -> None: ...
 
@@ -116,7 +116,7 @@ class VllmSampler:
         rollout: RolloutConfig,
         seed: tuple[object, ...] | None,
         limits: Sequence[int],
-        on_tokens: Callable[[int], None] | None,
+        on_tokens: OnTokens | None,
     ) -> Rollout:
         """As `sample_responses`, or greedy where `seed` is None.  Equal seeds give equal responses of one engine on one
         machine, as far as vLLM's batches do not change rounding; other ones than our own sampler's.
@@ -138,7 +138,7 @@ class VllmSampler:
             )
             for question, prompt, limit in zip(questions, prompts, limits, strict=True)
         ]
-        answered = self._side.ask(requests, on_tokens or (lambda _: None))
+        answered = self._side.ask(requests, on_tokens or (lambda *_: None))
         self._side.rest()
         responses = [response for group in answered for response in group]
         record = rollout_of(
@@ -257,7 +257,7 @@ class _InProcess:
             self._llm.reset_mm_cache()
             self._llm.llm_engine.reset_encoder_cache()
 
-    def ask(self, requests: Sequence[_Request], on_tokens: Callable[[int], None]) -> list[list[_Response]]:
+    def ask(self, requests: Sequence[_Request], on_tokens: OnTokens) -> list[list[_Response]]:
         self._wake()
         prompts = [self._prompt(request.prompt) for request in requests]
         whole = importlib.import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY
@@ -272,7 +272,7 @@ class _InProcess:
                     number = int(output.request_id)
                     _check_prompt(requests[number].prompt, output.prompt_token_ids)
                     found[number] = [_response(one) for one in sorted(output.outputs, key=lambda one: one.index)]
-                    on_tokens(sum(len(response.tokens) for response in found[number]))
+                    on_tokens(sum(len(response.tokens) for response in found[number]), len(found[number]))
         return [found[i] for i in range(len(requests))]
 
     def rest(self) -> None:
@@ -318,7 +318,7 @@ class _Server:
             self._call("/collective_rpc", {"method": "take_weights", "args": [str(file)]})
         self._call("/reset_prefix_cache", {})
 
-    def ask(self, requests: Sequence[_Request], on_tokens: Callable[[int], None]) -> list[list[_Response]]:
+    def ask(self, requests: Sequence[_Request], on_tokens: OnTokens) -> list[list[_Response]]:
         def one(request: _Request) -> list[_Response]:
             body = {"model": self._model, "prompt": list(request.prompt), "return_token_ids": True, **request.settings}
             choices = self._call("/v1/completions", body)["choices"]
@@ -332,7 +332,7 @@ class _Server:
         try:
             for responses in pool.map(one, requests):
                 found.append(responses)
-                on_tokens(sum(len(response.tokens) for response in responses))
+                on_tokens(sum(len(response.tokens) for response in responses), len(responses))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return found

@@ -15,9 +15,10 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
 from spinerl.guard.signals import concentration
+from spinerl.observer import Observer
 from spinerl.permission import open_code
 from spinerl.step import count_votes, rollout_metrics
-from spinerl.workload import Observer, open_workload
+from spinerl.workload import open_workload
 
 __all__ = ["preflight"]
 
@@ -34,7 +35,13 @@ def preflight(
     asked = pick_probe(len(work.questions), config.guard.preflight_questions or len(work.questions))
     work = work.only(asked)
     seed = (config.seed, "preflight")
-    rollout = sample_responses(work.loaded, work.questions, work.prompts, config.num_votes, config.rollout, seed)
+    num_responses = len(work.questions) * config.num_votes
+    if observer is not None:
+        observer.phase("preflight", num_responses * config.rollout.max_new_tokens, num_responses)
+    on_tokens = None if observer is None else observer.tokens
+    rollout = sample_responses(
+        work.loaded, work.questions, work.prompts, config.num_votes, config.rollout, seed, on_tokens
+    )
     with Equivalence() as equivalence:
         votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
         labels = [one.pseudo_label for one in votes]

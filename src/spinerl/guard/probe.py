@@ -23,7 +23,7 @@ from spinerl.guard.signals import concentration, refused_share, same_answers
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of
 from spinerl.step import count_votes
-from spinerl.types import Batch, Question, Rollout, Vote
+from spinerl.types import Batch, OnTokens, Question, Rollout, Vote
 
 __all__ = ["Probe", "open_probe", "pick_probe"]
 
@@ -49,7 +49,14 @@ class Probe:
     length: float  # tokens of its responses, mean
     perturbed: tuple[tuple[int, ...], ...] = ()  # the prompts of the same questions asked differently; () for none
 
-    def ask(self, loaded: LoadedModel, config: Config, equivalence: Equivalence) -> dict[str, Any]:
+    @property
+    def num_asked(self) -> int:
+        """Prompts of one look."""
+        return len(self.prompts) + len(self.perturbed)
+
+    def ask(
+        self, loaded: LoadedModel, config: Config, equivalence: Equivalence, on_tokens: OnTokens | None = None
+    ) -> dict[str, Any]:
         """The signals of the model as it is now.
 
         probe/initial_agreement: questions whose greedy answer is the initial majority's, of those that had one.
@@ -63,7 +70,7 @@ class Probe:
         probe/length_ratio, probe/truncated_frac: of the greedy responses; the length over that of the initial samples.
         """
         both = self.questions + (self.questions if self.perturbed else ())
-        rollout = greedy_responses(loaded, both, self.prompts + self.perturbed, config.rollout)
+        rollout = greedy_responses(loaded, both, self.prompts + self.perturbed, config.rollout, on_tokens)
         now = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
         size = len(self.questions)
         said = [one.answers[0] if one.classes[0] is not None else None for one in now]
@@ -100,6 +107,7 @@ def open_probe(
     config: Config,
     equivalence: Equivalence,
     perturbed: Sequence[tuple[int, ...]] = (),
+    on_tokens: OnTokens | None = None,
 ) -> Probe:
     """Let the initial model vote, with `guard.samples` responses to each question.
 
@@ -107,7 +115,7 @@ def open_probe(
     """
     kept = fit([len(prompt) for prompt in perturbed], config.rollout.max_new_tokens, loaded.context).kept
     perturbed = [prompt if i in kept else prompts[i] for i, prompt in enumerate(perturbed)]
-    rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, ("guard",))
+    rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, ("guard",), on_tokens)
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=0)
     first = _first_of_each(rollout, config.rollout.temperature)
     logprobs, _ = score(loaded, first, first.mask, config.optim)

@@ -23,10 +23,11 @@ from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.hooks import ask_differently
 from spinerl.lines import read_text
+from spinerl.observer import Observer
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json
 from spinerl.templates import TOKEN_CHARS
-from spinerl.types import Question, StepRecord
+from spinerl.types import OnTokens, Question, StepRecord
 
 __all__ = ["Guard", "GuardOutcome"]
 
@@ -47,7 +48,8 @@ class Guard:
     """Watches one run, and says where it ends.
 
     `loaded` is the initial model when this is made, and the adapted one later; `render` makes a question's prompt;
-    `note` gets what is worth a line; `open_again` reads the initial model once more, should its kept weights be lost.
+    `note` gets what is worth a line, `observer` the rest; `open_again` reads the initial model once more, should its
+    kept weights be lost.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Guard:
         render: Callable[[Question], tuple[int, ...]],
         note: Callable[[str], None],
         open_again: Callable[[], LoadedModel] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._open_again = open_again
+        self._observer = observer
         self._run = run
         self._loaded = loaded
         self._config = config
@@ -76,7 +80,9 @@ class Guard:
         others = []
         if self._keys.perturbation != "none":
             others = [_ask_differently(question, perturb, render, config) for question in probed]
-        self._probe = open_probe(loaded, probed, [prompts[i] for i in asked], config, equivalence, others)
+        own_prompts = [prompts[i] for i in asked]
+        on_tokens = self._begin("guard votes", len(own_prompts) * self._keys.samples)
+        self._probe = open_probe(loaded, probed, own_prompts, config, equivalence, others, on_tokens)
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
@@ -225,13 +231,23 @@ class Guard:
 
     def _look(self, step: int, figures: dict[str, Any]) -> None:
         started = time.perf_counter()
-        seen = self._probe.ask(self._loaded, self._config, self._equivalence)
+        on_tokens = self._begin("guard", self._probe.num_asked)
+        seen = self._probe.ask(self._loaded, self._config, self._equivalence, on_tokens)
         score = look_score(seen | figures, self._looks)
         row = {"step": step, "score": score, **seen, **figures, "time/look_s": time.perf_counter() - started}
         self._looks.append(row)
         verdict = judge(self._looks, self._keys)
         row |= {"rule": verdict.rule, "why": verdict.reason} if verdict else {"rule": None}
         self._run.append("guard.jsonl", row)
+        if self._observer is not None:
+            self._observer.look(row)
+
+    def _begin(self, name: str, num_responses: int) -> OnTokens | None:
+        """Say that so many responses are about to be sampled; what hears how far they are."""
+        if self._observer is None:
+            return None
+        self._observer.phase(name, num_responses * self._config.rollout.max_new_tokens, num_responses)
+        return self._observer.tokens
 
     def _save(self, step: int) -> None:
         """Keep the present weights as the best."""
