@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -240,9 +240,8 @@ def _line(error: Exception, repo: str) -> SpinerlError:
     if isinstance(error, TransportError | OSError | ConnectionError):
         why = without_token(reason_of(error, 200))
         return RunError(f"the connection to the hub ({host()}) failed ({why}); the same command tries again")
-    cause: Any = error.__cause__
-    if isinstance(cause, Exception) and (status_of(cause) is not None or isinstance(cause, TransportError)):
-        return _line(cause, repo)
+    if isinstance(error.__cause__, Exception):  # the library wraps what a file's upload raises
+        return _line(error.__cause__, repo)
     return RunError(f"the upload to {repo} failed: {without_token(reason_of(error))}")
 
 

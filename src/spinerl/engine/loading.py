@@ -208,7 +208,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, config, "its tokenizer")
     except InputError:
         source = resolve_name(config.name)
-        if Path(source).is_file() or find_file(source, "tokenizer.json", config.revision) is not None:
+        if not Path(source).is_dir() or find_file(source, "tokenizer.json") is not None:
             raise
     if tokenizer is None or len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         raise InputError(
