@@ -51,7 +51,8 @@ def changed(loaded, **settings):
 def test_what_is_written_is_read_as_the_same_model(folders, architecture, tmp_path):
     expected = opened(folders(architecture))
     written = export_gguf(expected, tmp_path / "model.gguf", "f32", "mine", {"license": "mit"})
-    assert written == (written.size, "f32", ())
+    assert written.size == (tmp_path / "model.gguf").stat().st_size
+    assert [("(NFC)" in note) for note in written.notes] == [True] * (architecture == "qwen2")  # its tokenizer's own
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     found = opened(tmp_path / "model.gguf")
     assert greedy(found) == greedy(expected)
@@ -64,6 +65,8 @@ def test_what_is_written_is_read_as_the_same_model(folders, architecture, tmp_pa
     assert found.tokenizer.chat_template == expected.tokenizer.chat_template
     fields = read_header(tmp_path / "model.gguf").fields
     assert (fields["general.name"], fields["general.license"]) == ("mine", "mit")
+    if architecture == "qwen3":  # transformers does not read the size of its heads
+        return
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)  # on its own
     plain = torch.tensor([[3, 40, 50, 60, 70]])
     assert torch.equal(again(plain).logits, expected.model(plain).logits)
@@ -91,10 +94,10 @@ def test_every_type_holds_what_its_blocks_can(folders, tmp_path, kind):
     for name, parameter in source.model.named_parameters():
         values, expected = found.model.get_parameter(name), parameter.detach()
         if expected.ndim > 1 and kind == "q8_0":
-            assert expected.shape[-1] % 32 == 0
-            blocks = expected.reshape(-1, 32)
-            scale = (blocks.abs().amax(1, keepdim=True) / 127).half().float()  # of Q8_0, by its definition
-            assert ((values.reshape(-1, 32) - blocks).abs() <= scale * 0.5001 + 127 * 2e-4 * scale).all(), name
+            blocks = gguf.quants.quantize(expected.numpy(), gguf.GGMLQuantizationType.Q8_0)
+            assert (values - expected).abs().max() < expected.abs().max() / 100
+            if not name.endswith(("q_proj.weight", "k_proj.weight")):  # whose rows are in another order there
+                assert np.array_equal(values.detach().numpy(), gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0))
         elif expected.ndim > 1:
             dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
             assert torch.equal(values, expected.to(dtype).float()), name
@@ -140,21 +143,21 @@ def test_positions_come_back(folders, tmp_path, rope):
     assert greedy(found) == greedy(source)
 
 
-def tokenizer(pre_tokenizer, *, normalizer=None, bos=False, ignore_merges=False, **marks) -> PreTrainedTokenizerFast:
+def tokenizer(pre_tokenizer, *, normalizer=None, adds=None, ignore_merges=False, **marks) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with special tokens, which splits texts so."""
     vocab = dict(merging_tokenizer().get_vocab())
     core = Tokenizer(models.BPE(vocab=vocab, merges=MERGES, ignore_merges=ignore_merges))
     core.pre_tokenizer, core.decoder = pre_tokenizer, decoders.ByteLevel()
     if normalizer is not None:
         core.normalizer = normalizer
-    if bos:
+    if adds is not None:
         core.post_processor = processors.TemplateProcessing(
-            single="<|user|> $A", pair="<|user|> $A <|user|> $B", special_tokens=[("<|user|>", vocab["<|user|>"])]
+            single=adds, special_tokens=[(token, vocab[token]) for token in ("<|user|>", "<|end|>")]
         )
     specials = ["<|user|>", "<|assistant|>", "<|system|>", "<|im_end|>"]
     made = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>", additional_special_tokens=specials,
-        **({"bos_token": "<|user|>"} if bos else {}),
+        **({"bos_token": "<|user|>"} if adds else {}),
     )  # fmt: skip
     if marks:
         from tokenizers import AddedToken
@@ -180,12 +183,13 @@ BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
     ("made", "name", "note"),
     [
         (lambda: tokenizer(BYTES), "gpt-2", None),
+        (lambda: tokenizer(BYTES, adds="<|user|> $A"), "gpt-2", None),
         (lambda: split("qwen2", normalizer=normalizers.NFC()), "qwen2", "composes letters and their accents (NFC)"),
         (lambda: split("llama-bpe", ignore_merges=True), "llama-bpe", None),
         (lambda: split("tekken"), "tekken", None),
         (lambda: split("gpt-4o"), "gpt-4o", None),
     ],
-    ids=["gpt-2", "qwen2", "llama-bpe", "tekken", "gpt-4o"],
+    ids=["gpt-2", "first token", "qwen2", "llama-bpe", "tekken", "gpt-4o"],
 )
 def test_vocabularies_whose_way_to_split_has_a_name_come_back(folders, tmp_path, made, name, note):
     source = dataclasses.replace(opened(folders("qwen3")), tokenizer=made())
@@ -195,7 +199,7 @@ def test_vocabularies_whose_way_to_split_has_a_name_come_back(folders, tmp_path,
     read = opened(tmp_path / "model.gguf").tokenizer
     for text in (*TEXTS, "I'LL say 12345 <|im_end|>\n\n x"):
         assert read(text).input_ids == source.tokenizer(text).input_ids
-        assert read.decode(read(text).input_ids) == text
+        assert read.decode(read(text, add_special_tokens=False).input_ids) == text
     if name == "llama-bpe":  # a word that is a token is one, whatever the merges
         source.tokenizer.backend_tokenizer.model.ignore_merges = False
         assert read.backend_tokenizer.model.ignore_merges
@@ -225,9 +229,9 @@ REFUSED = {
         lambda one: dataclasses.replace(one, tokenizer=tokenizer(BYTES, lstrip=True)),
         "its token 'the' takes the spaces around it with it",
     ),
-    "a first token": (
+    "a last token": (
         "llama",
-        lambda one: dataclasses.replace(one, tokenizer=tokenizer(BYTES, bos=True)),
+        lambda one: dataclasses.replace(one, tokenizer=tokenizer(BYTES, adds="$A <|end|>")),
         "its tokenizer would split '' otherwise",
     ),
     "several templates": (

@@ -9,6 +9,7 @@ another model is not kept.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,6 @@ KINDS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # kinds of tokens
 _OTHERWISE = "llama.cpp's own converter may: `python convert_hf_to_gguf.py FOLDER` (docs/hub.md)"
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 # Settings that change nothing that a model computes from tokens up to its context.
 _FREE = {
     "architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "dtype",
@@ -89,14 +89,14 @@ def export_gguf(
     draft = draft_of(file)
     try:
         _write(draft, loaded, kind, name, vocabulary, about or {})
-        notes = _check(draft, loaded, vocabulary)
+        notes = tuple(_check(draft, loaded, vocabulary))
         with draft.open("rb") as handle:
             os.fsync(handle.fileno())
         size = draft.stat().st_size
         draft.rename(file)
     finally:
         draft.unlink(missing_ok=True)
-    return Exported(size, kind, tuple(notes))
+    return Exported(size, kind, notes)
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -154,7 +154,7 @@ def _converted(values: torch.Tensor, stored: Any, name: str) -> np.ndarray:
     plain = values.detach().to("cpu", torch.float32).contiguous().numpy()
     if stored == GGMLQuantizationType.F16:
         largest = float(np.abs(plain).max(initial=0.0))
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             raise InputError(f"--type f16 cannot hold the values of {name} (up to {largest:g}); take bf16 or f32")
     return plain if stored == GGMLQuantizationType.F32 else quants.quantize(plain, stored)
 
@@ -221,18 +221,20 @@ def _add_settings(writer: Any, config: Any, vocabulary: _Vocabulary) -> None:
 
 
 def _rope_factors(config: Any) -> torch.Tensor | None:
-    """By what Llama 3's scaling divides each frequency; None for other models."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
+    """By what Llama 3's scaling divides each frequency, by its formula; None for other models."""
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
         return None
-    if any(rope.get(key) != value for key, value in _LLAMA3.items()):
-        _refuse("its positions are scaled as no Llama's are (rope_parameters)")
-    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double()
-    head_dim = 2 * len(scaled)
-    plain = float(rope["rope_theta"]) ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    return (plain / scaled).float()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    powers = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    lengths = 2 * math.pi * float(rope["rope_theta"]) ** powers  # in tokens
+    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = float(rope["original_max_position_embeddings"])
+    share = (original / lengths - low) / (high - low)
+    between = 1 / ((1 - share) / factor + share)
+    one, all_of_it = torch.ones_like(lengths), torch.full_like(lengths, factor)
+    longer = torch.where(lengths > original / low, all_of_it, between)
+    return torch.where(lengths < original / high, one, longer).float()
 
 
 # Tokenizer
