@@ -103,7 +103,7 @@ def adapted_card(
         form = f"The run learned LoRA adapters (rank {config.lora.rank}); here they are added into the model's weights."
     parts = [
         f"# {_escaped(base)} adapted to {_escaped(data)}",
-        f"{what} with spinerl {_escaped(str(manifest.get('spinerl', '')))}. Method: {_code(config.method)}, "
+        f"{what} with spinerl {_escaped(manifest.get('spinerl', ''))}. Method: {_code(config.method)}, "
         f"{_escaped(method.summary)} ({_escaped(method.source)}). {form}".rstrip(),
         f"**Which weights.** {_which(kept, num_steps)}",
         "## What adapting to questions means",
@@ -291,9 +291,9 @@ def _results(config: Config, evals: Sequence[Mapping[str, Any]], kept: int) -> I
     num, gold = before.get("num_questions", 0), before.get("num_gold", 0)
     share = f"{100 * config.eval.confidence:g} % intervals in brackets."
     if gold:
-        yield f"{num} questions, {gold} of them with a gold answer, which was used for these figures only. {share}"
+        yield f"{_escaped(num)} questions, {_escaped(gold)} of them with a gold answer, which was used for these figures only. {share}"
     else:
-        yield f"{num} questions, no gold answers: whether the model got better at them is not known."
+        yield f"{_escaped(num)} questions, no gold answers: whether the model got better at them is not known."
 
 
 def _guard(config: Config, manifest: Mapping[str, Any]) -> str:
@@ -316,9 +316,9 @@ def _settings(config: Config, manifest: Mapping[str, Any], lora: bool) -> str:
         *([("LoRA rank", str(config.lora.rank))] if lora else []),
         ("model at the beginning", f"{_code(shown_name(config.model.name))}, {_code(model.get('fingerprint', '?'))}"),
         *([("its revision", _code(config.model.revision))] if config.model.revision else []),
-        ("questions", f"{data.get('num_questions', '?')}, {_code(data.get('fingerprint', '?'))}"),
-        ("computed in", f"{manifest.get('dtype', '?')} on {str(manifest.get('device', '?')).partition(':')[0]}"),
-        ("versions", ", ".join(f"{name} {_escaped(str(manifest[name]))}" for name in names if name in manifest)),
+        ("questions", f"{_escaped(data.get('num_questions', '?'))}, {_code(data.get('fingerprint', '?'))}"),
+        ("computed in", f"{_escaped(manifest.get('dtype', '?'))} on {_escaped(manifest.get('device', '?'))}"),
+        ("versions", ", ".join(f"{name} {_escaped(manifest[name])}" for name in names if name in manifest)),
     ]
     return _table(("", ""), rows)
 
@@ -439,13 +439,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _escaped(text: str) -> str:
-    r"""A text whose characters mean nothing to Markdown, HTML or a table.
+def _escaped(text: object) -> str:
+    r"""A text, on one line, whose characters mean nothing to Markdown, HTML or a table.
 
     >>> print(_escaped("a|b <script> *x* [y](z)\n# w"))
     a\|b \<script\> \*x\* \[y\](z) \# w
     """
-    return re.sub(r"[\\`*_\[\]<>|&$#~]", r"\\\g<0>", one_line(text))
+    return re.sub(r"[\\`*_\[\]<>|&$#~]", r"\\\g<0>", one_line(str(text)))
 
 
 def _code(value: Any) -> str:
