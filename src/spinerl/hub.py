@@ -30,10 +30,10 @@ from spinerl.errors import reason_of
 __all__ = [
     "LOG_IN",
     "TransportError",
+    "answer_of",
     "host",
     "model_fault",
     "one_try",
-    "said_by",
     "status_of",
     "unreachable",
     "why_away",
@@ -122,17 +122,18 @@ def model_fault(name: str, revision: str | None, file: str = "config.json") -> s
         return f"it has no revision {revision}; see model.revision"
     except RepositoryNotFoundError:
         return f"there is no such model on the hub, or it is private: then {LOG_IN}; {local}"
-    except HfHubHTTPError as error:
-        if (status := status_of(error)) == 401:
-            return f"the hub refuses the request (401): there is no such model, or it is private: then {LOG_IN}; {local}"
-        return f"the hub answers {status} ({said_by(error)}); try again later; {local}"
-    except EntryNotFoundError:
-        if away is None:
+    except (HfHubHTTPError, EntryNotFoundError, OSError, TransportError) as error:
+        if away is not None:
+            return f"{away}, and its cache has no copy; {local}"
+        if isinstance(error, EntryNotFoundError) and status_of(error) is not None:
             return f"it has no {file} on the hub, so it is no model of transformers; {local}"
-        return f"{away}, and its cache has no copy; {local}"
-    except (OSError, TransportError) as error:
-        why = away or f"the hub ({host()}) cannot be asked ({reason_of(error, 120)})"
-        return f"{why}, and its cache has no copy; {local}"
+        asked = error if status_of(error) is not None else error.__cause__ or error
+        status = status_of(asked)
+        if status == 401:
+            return f"the hub refuses the request (401): there is no such model, or it is private: then {LOG_IN}; {local}"
+        if status is not None:
+            return f"the hub answers {answer_of(asked)}; its cache has no copy; try again later; {local}"
+        return f"the hub ({host()}) cannot be asked ({reason_of(asked, 120)}), and its cache has no copy; {local}"
     return None
 
 
@@ -141,10 +142,10 @@ def status_of(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def said_by(error: BaseException) -> str:
-    """The hub's own words about an error, on a line, without the token should they repeat it."""
-    said = getattr(error, "server_message", None) or type(error).__name__
-    return without_token(" ".join(str(said).split())[:200])
+def answer_of(error: BaseException) -> str:
+    """The status of the hub's answer and its own words, on a line, without the token should they repeat it."""
+    said = " ".join(str(getattr(error, "server_message", None) or "").split())
+    return without_token(f"{status_of(error)}{f': {said[:200]}' if said else ''}")
 
 
 def without_token(text: str) -> str:

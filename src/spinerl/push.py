@@ -27,7 +27,7 @@ from huggingface_hub.utils import (
 from spinerl.cards import CARD
 from spinerl.errors import InputError, RunError, SpinerlError, reason_of
 from spinerl.files import kind_of, quoted
-from spinerl.hub import LOG_IN, TransportError, host, one_try, said_by, status_of, why_away, without_token
+from spinerl.hub import LOG_IN, TransportError, answer_of, host, one_try, status_of, why_away, without_token
 from spinerl.runs import RunFolder
 
 __all__ = ["Destination", "Upload", "find_destination", "format_size", "plan_upload", "push"]
@@ -224,19 +224,19 @@ def _explained(repo: str) -> Iterator[None]:
 
 
 def _line(error: Exception, repo: str) -> SpinerlError:
-    status, said = status_of(error), said_by(error)
+    status, answer = status_of(error), answer_of(error)
     if isinstance(error, RevisionNotFoundError):
-        return InputError(f"{repo} has no such revision ({said}); see --revision")
+        return InputError(f"{repo} has no such revision ({answer}); see --revision")
     if status == 401:
-        return InputError(f"the hub refuses the token (401: {said}); {LOG_IN}")
+        return InputError(f"the hub refuses the token ({answer}); {LOG_IN}")
     if status == 403:
-        return InputError(f"the token may not write to {repo} (403: {said}); it needs write access there")
+        return InputError(f"the token may not write to {repo} ({answer}); it needs write access there")
     if status == 404:
-        return InputError(f"{repo} is not on the hub, or the token may not see it (404: {said})")
+        return InputError(f"{repo} is not on the hub, or the token may not see it ({answer})")
     if status in (409, 412):
-        return RunError(f"{repo} was changed by someone else meanwhile ({status}: {said}); push again")
+        return RunError(f"{repo} was changed by someone else meanwhile ({answer}); push again")
     if status is not None:
-        return RunError(f"the hub answers {status} ({said}); nothing was committed, and the same command tries again")
+        return RunError(f"the hub answers {answer}; nothing was committed, and the same command tries again")
     if isinstance(error, TransportError | OSError | ConnectionError):
         why = without_token(reason_of(error, 200))
         return RunError(f"the connection to the hub ({host()}) failed ({why}); the same command tries again")

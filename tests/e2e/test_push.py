@@ -177,7 +177,7 @@ ANSWERS = {
     "a token that may not write": ("preupload", 403, {}, 2, "it needs write access there"),
     "an owner who is not there": ("repos/create", 404, {}, 2, "me/mine is not on the hub, or the token may not see it"),
     "a commit meanwhile": ("commit", 409, {}, 1, "me/mine was changed by someone else meanwhile"),
-    "a card that the hub refuses": ("validate-yaml", 400, {}, 1, "the hub answers 400 (not with [token]"),
+    "a card that the hub refuses": ("validate-yaml", 400, {}, 1, "the hub answers 400: not with [token]"),
     "a failing hub": ("preupload", 500, {}, 1, "the hub answers 500"),
     "failing storage": ("objects", 500, {}, 1, "the hub answers 500"),
     "too many requests": ("whoami", 429, {}, 1, "the hub answers 429"),
