@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names of http.server
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)

@@ -277,8 +277,11 @@ def _results(config: Config, evals: Sequence[Mapping[str, Any]], kept: int) -> I
     if before is None or after is None:
         yield "The run has no evaluation of these weights."
         return
-    rows = [(label, format_share(before, key), format_share(after, key)) for key, label in accuracy_keys([before, after])
-            if key in before and key in after]  # fmt: skip
+    rows = [
+        (label, format_share(before, key), format_share(after, key))
+        for key, label in accuracy_keys([before, after])
+        if key in before and key in after
+    ]
     for key, label, scale, digits, unit in (
         ("eval/majority_frac", "majority fraction", 100, 1, " %"),
         ("eval/abstained_frac", "responses without an answer", 100, 1, " %"),
@@ -291,7 +294,10 @@ def _results(config: Config, evals: Sequence[Mapping[str, Any]], kept: int) -> I
     num, gold = before.get("num_questions", 0), before.get("num_gold", 0)
     share = f"{100 * config.eval.confidence:g} % intervals in brackets."
     if gold:
-        yield f"{_escaped(num)} questions, {_escaped(gold)} of them with a gold answer, which was used for these figures only. {share}"
+        yield (
+            f"{_escaped(num)} questions, {_escaped(gold)} of them with a gold answer, which was used for these figures "
+            f"only. {share}"
+        )
     else:
         yield f"{_escaped(num)} questions, no gold answers: whether the model got better at them is not known."
 
@@ -412,7 +418,7 @@ def _transformers_code(
         lines += ["", f"messages = {asked}", "inputs = tokenizer.apply_chat_template("]
         lines += [f'    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{extra}', ")"]
     elif kind == "text":
-        lines += ["", f"inputs = tokenizer({asked}, return_tensors=\"pt\", return_token_type_ids=False)"]
+        lines += ["", f'inputs = tokenizer({asked}, return_tensors="pt", return_token_type_ids=False)']
     if kind in ("chat", "text"):
         lines += [f"output = model.generate(**inputs, max_new_tokens={config.rollout.max_new_tokens}, do_sample=False)"]
         lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']

@@ -412,7 +412,9 @@ def push_command(
         if out.input("upload? [y/N] ").strip().lower() not in ("y", "yes"):
             raise InputError("nothing was uploaded")
     elif not yes and not to.private:
-        raise InputError(f"{to.repo} is public, and there is no terminal to ask on: confirm with --yes, or use --private")
+        raise InputError(
+            f"{to.repo} is public, and there is no terminal to ask on: confirm with --yes, or use --private"
+        )
     out.print(f"uploaded: {push(upload, to, revision, message, bars=err.is_terminal)}")
 
 
@@ -548,7 +550,9 @@ def data_check(name: DataName, overrides: Overrides = None) -> None:
         raise typer.Exit(1)
 
 
-export_app = typer.Typer(help="Write a recipe as a job of another trainer's, or a model as a file.", no_args_is_help=True)
+export_app = typer.Typer(
+    help="Write a recipe as a job of another trainer's, or a model as a file.", no_args_is_help=True
+)
 app.add_typer(export_app, name="export")
 
 

@@ -130,7 +130,9 @@ def model_fault(name: str, revision: str | None, file: str = "config.json") -> s
         asked = error if status_of(error) is not None else error.__cause__ or error
         status = status_of(asked)
         if status == 401:
-            return f"the hub refuses the request (401): there is no such model, or it is private: then {LOG_IN}; {local}"
+            return (
+                f"the hub refuses the request (401): there is no such model, or it is private: then {LOG_IN}; {local}"
+            )
         if status is not None:
             return f"the hub answers {answer_of(asked)}; its cache has no copy; try again later; {local}"
         return f"the hub ({host()}) cannot be asked ({reason_of(asked, 120)}), and its cache has no copy; {local}"

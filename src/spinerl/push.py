@@ -145,7 +145,7 @@ def _notes(folder: Path, names: set[str], with_report: bool) -> Iterator[str]:
     base = base_of(str(folder)) if "adapter_config.json" in names else None
     if base is not None and Path(base).is_absolute():
         yield (
-            f"these adapters name a folder of this machine as their model ({base}), which others do not have: upload the "
+            f"these adapters name a folder of this machine as their model ({base}), which others lack: upload the "
             "merged model (`spinerl merge`), or correct base_model_name_or_path in adapter_config.json"
         )
     if with_report:

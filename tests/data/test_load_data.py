@@ -316,7 +316,9 @@ def test_files_of_another_format_are_refused(load, tmp_path, name, content, mess
 
 
 def test_the_hub_out_of_reach_names_the_way_out(load):
-    with pytest.raises(InputError, match="hub data set someone/something is out of reach: HF_HUB_OFFLINE is set") as caught:
+    with pytest.raises(
+        InputError, match="hub data set someone/something is out of reach: HF_HUB_OFFLINE is set"
+    ) as caught:
         load("data=someone/something")
     assert str(caught.value).endswith("for a copy on this machine set data.path=FOLDER")
 

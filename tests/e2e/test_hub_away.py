@@ -68,7 +68,8 @@ def test_a_model_of_a_hub_that_is_away_is_one_line_at_once(closed, capsys, tmp_p
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_the_hub_is_tried_once(closed, capsys, monkeypatch):
+@pytest.mark.usefixtures("closed")
+def test_the_hub_is_tried_once(capsys, monkeypatch):
     tried = []
     connect = socket.create_connection
     monkeypatch.setattr(socket, "create_connection", lambda *place: tried.append(place) or connect(*place))
@@ -91,7 +92,8 @@ def test_a_data_set_of_a_hub_that_is_away_is_one_line(closed, capsys):
     assert "set data.path=FOLDER" in said
 
 
-def test_a_copy_in_the_cache_serves(closed, capsys, tmp_path):
+@pytest.mark.usefixtures("closed")
+def test_a_copy_in_the_cache_serves(capsys, tmp_path):
     revision = "a" * 40
     repo = tmp_path / "cache" / "models--Qwen--Qwen3-0.6B"
     shutil.copytree(model_path(), repo / "snapshots" / revision)
@@ -106,8 +108,16 @@ def test_a_copy_in_the_cache_serves(closed, capsys, tmp_path):
 
 # What the hub answers to the request for a file, and what the line says.
 ANSWERS = {
-    "gated": (403, {"X-Error-Code": "GatedRepo"}, "it is gated: accept its conditions on its page on the hub, then log in"),
-    "unknown": (404, {"X-Error-Code": "RepoNotFound"}, "there is no such model on the hub, or it is private: then log in"),
+    "gated": (
+        403,
+        {"X-Error-Code": "GatedRepo"},
+        "it is gated: accept its conditions on its page on the hub, then log in",
+    ),
+    "unknown": (
+        404,
+        {"X-Error-Code": "RepoNotFound"},
+        "there is no such model on the hub, or it is private: then log in",
+    ),
     "no such revision": (404, {"X-Error-Code": "RevisionNotFound"}, "it has no revision main; see model.revision"),
     "no token": (401, {}, "the hub refuses the request (401): there is no such model, or it is private: then log in"),
     "failing": (500, {}, "the hub answers 500; its cache has no copy; try again later"),

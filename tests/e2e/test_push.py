@@ -111,7 +111,16 @@ def test_on_a_terminal_it_asks(runs, server, capsys, monkeypatch, answer, code):
 
 
 # What a folder is given besides the model: none of it is uploaded.
-OTHERS = ("optimizer.pt", "training_args.bin", "model.pt", "data.jsonl", ".env", "notes.txt", "eval.json", "checkpoints/x")
+OTHERS = (
+    "optimizer.pt",
+    "training_args.bin",
+    "model.pt",
+    "data.jsonl",
+    ".env",
+    "notes.txt",
+    "eval.json",
+    "checkpoints/x",
+)
 
 
 def test_only_a_models_own_files_are_uploaded(runs, tmp_path):
@@ -147,7 +156,11 @@ REFUSED = {
     "no weights": (lambda run: (run / "model/model.safetensors").unlink(), ["run"], "run/model holds no model"),
     "no model's folder": (None, ["."], "holds no model: it needs config.json"),
     "the report of a folder": (None, ["run/model", "--with-report"], "--with-report belongs to a run"),
-    "no report": (lambda run: (run / "report.html").unlink(), ["run", "--with-report"], "report.html cannot be uploaded"),
+    "no report": (
+        lambda run: (run / "report.html").unlink(),
+        ["run", "--with-report"],
+        "report.html cannot be uploaded",
+    ),
 }
 
 
@@ -173,7 +186,13 @@ SAID = {"error": f"not with {TOKEN}\nsecond line"}
 # (what the hub answers in place of the usual, exit code, what is said)
 ANSWERS = {
     "a wrong token": ("whoami", 401, {}, 2, "the hub refuses the token (401"),
-    "a token that may not create": ("repos/create", 403, {}, 2, "the token may not write to me/mine (403: not with [token]"),
+    "a token that may not create": (
+        "repos/create",
+        403,
+        {},
+        2,
+        "the token may not write to me/mine (403: not with [token]",
+    ),
     "a token that may not write": ("preupload", 403, {}, 2, "it needs write access there"),
     "an owner who is not there": ("repos/create", 404, {}, 2, "me/mine is not on the hub, or the token may not see it"),
     "a commit meanwhile": ("commit", 409, {}, 1, "me/mine was changed by someone else meanwhile"),
@@ -212,7 +231,7 @@ def test_a_hub_that_is_away_is_one_line(runs, capsys, monkeypatch):
     assert "nothing was uploaded: HF_HUB_OFFLINE is set" in printed
 
 
-def test_a_connection_that_breaks_is_one_line(runs, server, capsys, monkeypatch):
+def test_a_connection_that_breaks_is_one_line(runs, server, capsys):
     server.failing["objects"] = (200, {"Content-Length": "-1"}, {})  # no HTTP: the connection is of no more use
     code, printed = pushed(capsys, runs / "whole", "me/mine", "--yes")
     assert code == 1, printed

@@ -97,7 +97,9 @@ def test_every_type_holds_what_its_blocks_can(folders, tmp_path, kind):
             blocks = gguf.quants.quantize(expected.numpy(), gguf.GGMLQuantizationType.Q8_0)
             assert (values - expected).abs().max() < expected.abs().max() / 100
             if not name.endswith(("q_proj.weight", "k_proj.weight")):  # whose rows are in another order there
-                assert np.array_equal(values.detach().numpy(), gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0))
+                assert np.array_equal(
+                    values.detach().numpy(), gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)
+                )
         elif expected.ndim > 1:
             dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
             assert torch.equal(values, expected.to(dtype).float()), name
@@ -184,7 +186,7 @@ BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
     [
         (lambda: tokenizer(BYTES), "gpt-2", None),
         (lambda: tokenizer(BYTES, adds="<|user|> $A"), "gpt-2", None),
-        (lambda: split("qwen2", normalizer=normalizers.NFC()), "qwen2", "composes letters and their accents (NFC)"),
+        (lambda: split("qwen2", normalizer=normalizers.NFC()), "qwen2", "composes letters and accents (NFC)"),
         (lambda: split("llama-bpe", ignore_merges=True), "llama-bpe", None),
         (lambda: split("tekken"), "tekken", None),
         (lambda: split("gpt-4o"), "gpt-4o", None),
@@ -294,8 +296,10 @@ def test_more_rows_than_tokens_are_filled_up(folders, tmp_path):
 
 def test_the_command_writes_adapters_added_in_and_refuses_in_one_line(folders, tmp_path, capsys):
     pytest.importorskip("peft")
-    keys = ["data=tiny/shift-a", "data.max_questions=2", "questions_per_step=2", "group_size=2", "steps=1", "threads=1",
-            "rollout.max_new_tokens=6", "eval.samples=0", "guard=off", "answer.truncated=count", "optim.lr=1e-2"]  # fmt: skip
+    keys = [
+        "data=tiny/shift-a", "data.max_questions=2", "questions_per_step=2", "group_size=2", "steps=1", "threads=1",
+        "rollout.max_new_tokens=6", "eval.samples=0", "guard=off", "answer.truncated=count", "optim.lr=1e-2",
+    ]  # fmt: skip
     run = tmp_path / "run"
     code, printed = run_command(["adapt", f"model={folders('llama')}", *keys, "lora.rank=2", f"run={run}"], capsys)
     assert code == 0, printed

@@ -1,8 +1,8 @@
 """Writing a model as a GGUF file, the format of llama.cpp, such that reading it back gives the same model.
 
 The pieces are the `gguf` package's: names of tensors, quantization, the file's layout.  Only what is known to come back
-the same is written: the architectures in ARCHITECTURES with byte-level vocabularies that split texts in a way the format
-has a name for.  After writing, settings, tokenizer and the header are read again and compared, and a file that would be
+the same is written: the architectures in ARCHITECTURES, with byte-level vocabularies that split texts in a way the
+format has a name for.  After writing, settings and tokenizer are read again and compared, and a file that would be
 another model is not kept.
 """
 
@@ -18,12 +18,11 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
-from spinerl.config import ModelConfig
 from spinerl.engine.gguf import end_ids_of, missing_packages, open_gguf, split_name
 from spinerl.engine.gguf_header import read_header
 from spinerl.engine.loading import LoadedModel
 from spinerl.errors import InputError, MissingExtraError, did_you_mean
-from spinerl.files import draft_of, quoted
+from spinerl.files import draft_of
 
 __all__ = ["ARCHITECTURES", "KINDS", "Exported", "export_gguf", "kind_of_weights"]
 
@@ -139,7 +138,7 @@ def _write(
 
 
 def _stored_as(shape: Sequence[int], kind: str) -> Any:
-    """The type of a tensor in the file: float32 for vectors, float16 for rows that are no whole blocks, as llama.cpp."""
+    """A tensor's type in the file: float32 for vectors, float16 for rows that are no whole blocks, as in llama.cpp."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     stored = GGMLQuantizationType[KINDS[kind]]
@@ -255,7 +254,11 @@ def _vocabulary(loaded: LoadedModel) -> _Vocabulary:
     backend = getattr(loaded.tokenizer, "backend_tokenizer", None)
     core = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     model = core["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback") or (core.get("decoder") or {}).get("type") != "ByteLevel":
+    if (
+        model.get("type") != "BPE"
+        or model.get("byte_fallback")
+        or (core.get("decoder") or {}).get("type") != "ByteLevel"
+    ):
         _refuse("its tokenizer is not a byte-level BPE, the kind that is written here")
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         _refuse("its tokenizer's BPE has options that have no name there")
@@ -266,7 +269,7 @@ def _vocabulary(loaded: LoadedModel) -> _Vocabulary:
     normalizer = core.get("normalizer")
     if normalizer == {"type": "NFC"}:
         notes.append(
-            "its tokenizer composes letters and their accents (NFC) before it splits a text, and GGUF has no such step: "
+            "its tokenizer composes letters and accents (NFC) before it splits a text, and GGUF has no such step; "
             "texts that are in that form, as nearly all are, read the same"
         )
     elif normalizer is not None:

@@ -130,7 +130,9 @@ def weight_files(config: ModelConfig, source: str, settings: Mapping[str, Any]) 
         _check_name(name, "config.json" if named is not None else "")
         file = file or find_file(source, name, config.revision)
     if file is None:
-        why = None if Path(source).is_dir() or why_away() is None else model_fault(source, config.revision, named or _ONE)
+        why = (
+            None if Path(source).is_dir() or why_away() is None else model_fault(source, config.revision, named or _ONE)
+        )
         if why is not None:
             raise InputError(f"model={config.name}: {why}")
         raise InputError(f"model={config.name}: no {named or _ONE}{pickled(source)}; {_advice(source)}")
