@@ -3,8 +3,9 @@
     python scripts/check_gguf.py [--tokens 64] [--prompts 8] FILE.gguf|smollm2-135m ...
 
 For each: end tokens, context length; our greedy responses against `generate` of the model as transformers reads the
-file by itself (8 prompts, 64 tokens, float32), and against those of the folder that is saved from it.  Exit code 1
-where a token differs.
+file by itself (8 prompts, 64 tokens, float32), against those of the folder that is saved from it, and of a file that is
+written from that (`spinerl export gguf`, float32; in other types it is only said how many agree).  Exit code 1 where a
+token differs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from spinerl.config import Config, load_config, override
+from spinerl.engine.gguf_writer import export_gguf
 from spinerl.engine.loading import LoadedModel, load_model, resolve_name, save_model
 from spinerl.engine.sampler import greedy_responses
 from spinerl.types import Question
@@ -90,13 +92,25 @@ def check(name: str, tokens: int, num_prompts: int) -> bool:
         again = load_model(load_config(overrides=[override("model", folder)]).model, config.engine)
         saved = greedy(again, config, prompts)
         same_prompts = prompts_of(again, num_prompts) == prompts
-    for what, other in (("generate", theirs), ("the saved folder", saved)):
+        files = {}
+        for kind in ("f32", "f16", "bf16", "q8_0"):
+            file = Path(folder) / "written" / f"{kind}.gguf"
+            file.parent.mkdir(exist_ok=True)
+            started = time.monotonic()
+            written = export_gguf(again, file, kind, "check")
+            print(f"  written as {kind}: {written.size:,} bytes in {time.monotonic() - started:.1f} s {written.notes}")
+            read = load_model(load_config(overrides=[override("model", str(file)), "model.dtype=float32"]).model)
+            files[kind] = greedy(read, config, prompts)
+            same_prompts = same_prompts and prompts_of(read, num_prompts) == prompts
+            file.unlink()
+    others = {f"a {kind} file": texts for kind, texts in files.items()}
+    for what, other in {"generate": theirs, "the saved folder": saved, **others}.items():
         equal = sum(a == b for a, b in zip(ours, other, strict=True))
         print(f"  greedy equals {what}: {equal} of {len(ours)} prompts, {sum(map(len, ours))} tokens")
-    print(f"  prompts of the saved folder equal: {same_prompts}")
+    print(f"  prompts of the saved folder and of the files equal: {same_prompts}")
     for row in ours[:3]:
         print(f"    {loaded.tokenizer.decode(row)[:160]!r}")
-    return ours == theirs == saved and same_prompts
+    return ours == theirs == saved == files["f32"] and same_prompts
 
 
 if __name__ == "__main__":

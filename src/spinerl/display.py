@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Display",
+    "accuracy_keys",
     "comparison_table",
     "difference_lines",
     "format_share",
@@ -120,7 +121,7 @@ class Display:
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
         self._ended(time.monotonic())
-        shares = [f"{label} {format_share(metrics, key)}" for key, label in _accuracy_keys([metrics])] or [
+        shares = [f"{label} {format_share(metrics, key)}" for key, label in accuracy_keys([metrics])] or [
             "no gold answers: accuracy unknown"
         ]
         self._say(f"after step {metrics['step']}: {', '.join(shares)}")
@@ -191,7 +192,7 @@ def comparison_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     all_metrics = list(columns.values())
-    for key, label in _accuracy_keys(all_metrics):
+    for key, label in accuracy_keys(all_metrics):
         table.add_row(label, *(format_share(m, key) if key in m else "-" for m in all_metrics))
     for key, label, scale, digits, unit in (
         ("eval/majority_frac", "majority fraction", 100, 1, " %"),
@@ -275,14 +276,14 @@ def difference_lines(a: str, b: str, differences: Mapping[str, Difference]) -> l
 
 def subject_table(subjects: Sequence[tuple[str, int, Mapping[str, Any]]]) -> Table:
     """Accuracies by subject."""
-    keys = _accuracy_keys([figures for *_, figures in subjects])
+    keys = accuracy_keys([figures for *_, figures in subjects])
     table = Table("subject", "questions", *(label for _, label in keys), show_edge=False, pad_edge=False)
     for name, num, figures in subjects:
         table.add_row(name, str(num), *(format_share(figures, key) if key in figures else "-" for key, _ in keys))
     return table
 
 
-def _accuracy_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def accuracy_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(key, label) of the accuracy figures, in reading order; of the many pass@k those at powers of two."""
     found: dict[str, str] = {}
     for metrics in evaluations:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from spinerl.answers import Equivalence
+from spinerl.cards import adapted_card, base_license, write_card
 from spinerl.config import STANDARD_INPUT, Config
 from spinerl.data import render_prompt, resolve
 from spinerl.data.standard_input import copy_name, write_copy
@@ -245,7 +246,8 @@ class _Session:
             broken = not_finite(self._loaded.model.named_parameters())
             if broken:
                 raise NonFiniteError(f"no model is written: weights that are not finite, {listed(broken)}")
-            run.write_folder("model", lambda folder: _save(self._loaded, folder, config))
+            card = adapted_card(config, run.manifest, run.rows("eval.jsonl"), self._last, self._loaded)
+            run.write_folder("model", lambda folder: _save(self._loaded, folder, config, card))
             if learned_nothing(run.path / "model"):
                 folder = run.path / "model"
                 self._observer.note(f"the adapters saved in {folder} learned nothing (all 0): the model is unchanged")
@@ -496,12 +498,14 @@ def _announce(work: Workload, config: Config, observer: Observer) -> None:
 def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> None:
     backend = backend_of(work.loaded)
     backend.settle(learns=config.steps > 0)
+    stated = base_license(config.model)
     run.write_manifest(
         {
             **versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             **work.facts,
+            "model": {**work.facts["model"], **({"license": stated} if stated else {})},
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
             "seed": config.seed,
             "uses_gold": config.reward == "gold",
@@ -548,13 +552,14 @@ def _check_resumable(run: RunFolder, work: Workload, other_numerics: bool) -> No
             ) from None
 
 
-def _save(loaded: LoadedModel, folder: Path, config: Config) -> None:
-    """The adapted model as a Hugging Face folder, or only its adapters."""
+def _save(loaded: LoadedModel, folder: Path, config: Config, card: str) -> None:
+    """The adapted model as a Hugging Face folder, or only its adapters, with its card."""
     if config.lora.rank:
         name = config.model.name
         save_adapters(loaded.model, folder, str(Path(name).resolve()) if Path(name).exists() else name)
     else:
         save_model(loaded, folder)
+    write_card(folder, card)
 
 
 def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFolder) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from datasets.exceptions import DatasetNotFoundError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spinerl.data import check, hub, load_data
+from spinerl import hub as reach
+from spinerl.data import check, load_data
 from spinerl.errors import InputError
 from spinerl.types import Question
 
@@ -316,7 +317,9 @@ def test_files_of_another_format_are_refused(load, tmp_path, name, content, mess
 
 
 def test_the_hub_out_of_reach_names_the_way_out(load):
-    with pytest.raises(InputError, match="hub data set someone/something is out of reach: no conn") as caught:
+    with pytest.raises(
+        InputError, match="hub data set someone/something is out of reach: HF_HUB_OFFLINE is set"
+    ) as caught:
         load("data=someone/something")
     assert str(caught.value).endswith("for a copy on this machine set data.path=FOLDER")
 
@@ -324,7 +327,8 @@ def test_the_hub_out_of_reach_names_the_way_out(load):
 def test_a_hub_whose_name_does_not_resolve_is_not_waited_for(load, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setattr(reach, "getproxies", dict)
+    monkeypatch.setattr(reach, "_found", {})
 
     def unknown(*_):
         raise socket.gaierror("Name or service not known")

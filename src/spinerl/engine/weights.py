@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from spinerl.config import ModelConfig
 from spinerl.errors import InputError, reason_of
+from spinerl.hub import model_fault, one_try, why_away
 
 __all__ = [
     "Shapes",
@@ -83,7 +84,8 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     options = {f"_raise_exceptions_for_{kind}": value for kind, value in quiet.items()}
     try:
-        found = cached_file(source, name, revision=revision or "main", **options)
+        with one_try():
+            found = cached_file(source, name, revision=revision or "main", **options)
     except OSError:
         return None
     return None if found is None else Path(found)
@@ -128,6 +130,11 @@ def weight_files(config: ModelConfig, source: str, settings: Mapping[str, Any]) 
         _check_name(name, "config.json" if named is not None else "")
         file = file or find_file(source, name, config.revision)
     if file is None:
+        why = (
+            None if Path(source).is_dir() or why_away() is None else model_fault(source, config.revision, named or _ONE)
+        )
+        if why is not None:
+            raise InputError(f"model={config.name}: {why}")
         raise InputError(f"model={config.name}: no {named or _ONE}{pickled(source)}; {_advice(source)}")
     if file.suffix != ".json":
         return [file]
