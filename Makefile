@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-real test test-faults test-vllm test-verl check docs build clean
+.PHONY: setup demo demo-real test test-faults test-vllm test-verl test-notebooks check check-files docs notebooks gallery build clean
 
 setup: $(STAMP)
 
@@ -65,18 +65,46 @@ test-verl: .venv-verl/.installed
 
 # Style, types, words, and that no documented figure of the configuration is stale.
 check: setup
-	$(BIN)/ruff check src tests examples scripts/gpu-check
-	$(BIN)/ruff format --check src tests examples scripts/gpu-check
+	$(BIN)/ruff check src tests examples scripts scripts/gpu-check
+	$(BIN)/ruff format --check src tests examples scripts scripts/gpu-check
 	$(BIN)/pyright
 	$(BIN)/python -m spinerl.reference --check
 	$(BIN)/python -m pytest -q tests/test_words.py
 
-# Writes the reference pages that are made from the code.
-docs: setup
+# Files that other programs read: containers, workflows, citation.
+check-files: $(VENV)/.lint
+	$(BIN)/hadolint containers/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+$(VENV)/.lint: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[lint]'
+	touch $@
+
+# Writes the reference pages that are made from the code, then the documentation site, into site/.
+docs: $(VENV)/.docs
 	$(BIN)/python -m spinerl.reference
+	$(BIN)/python scripts/build_site.py
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[docs]'
+	touch $@
+
+# Runs the notebooks as written; `make notebooks` keeps their outputs.
+test-notebooks notebooks: $(VENV)/.notebooks
+	$(BIN)/python scripts/notebooks.py $(if $(filter notebooks,$@),--write) $(ARGS)
+
+$(VENV)/.notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[notebooks]'
+	touch $@
+
+# Takes the pictures of docs/gallery.md again, with a Chromium.  ARGS="--browser PATH" for another.
+gallery: setup
+	$(BIN)/spinerl adapt run=runs/gallery --overwrite
+	$(BIN)/python scripts/gallery.py runs/gallery $(ARGS)
 
 build: setup
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-verl build dist runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-verl build dist site runs .pytest_cache .ruff_cache .hypothesis

@@ -54,7 +54,7 @@ def greedy(loaded: LoadedModel, config: Config, prompts: list[tuple[int, ...]]) 
 
 
 def generated(file: Path, loaded: LoadedModel, prompts: list[tuple[int, ...]], tokens: int) -> list[list[int]]:
-    """What `generate` writes with the weights as transformers alone reads them."""
+    """What `generate` writes with the weights as transformers itself reads them."""
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )

@@ -1,11 +1,12 @@
 """The words that left (CONTRIBUTING.md, "Words") are nowhere in code, tests, pages, recipes and examples."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SUFFIXES = {".py", ".c", ".h", ".html", ".js", ".css", ".md", ".yaml"}
+SUFFIXES = {".py", ".c", ".h", ".html", ".js", ".css", ".md", ".yaml", ".ipynb"}
 TABLE = "| left | use |"
 
 # Where a word that left may stand, and why.  The start of a path; no words: any.
@@ -53,11 +54,13 @@ def pattern(words: list[str]) -> re.Pattern[str]:
 
 def files() -> Iterator[tuple[str, str]]:
     """(path, text) of all that is read by people or machines here, the table left out."""
-    folders = [ROOT / name for name in ("src", "tests", "docs", "examples", "configs")]
+    folders = [ROOT / name for name in ("src", "tests", "docs", "examples", "configs", "notebooks", "scripts")]
     paths = [*ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*"))]
     for path in sorted(paths):
         if path.suffix in SUFFIXES and ".egg-info" not in str(path):
             text = path.read_text(encoding="utf-8")
+            if path.suffix == ".ipynb":  # without its outputs, which hold pictures as text
+                text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
             yield (
                 path.relative_to(ROOT).as_posix(),
                 text.partition(TABLE)[0] if path.name == "CONTRIBUTING.md" else text,

@@ -140,6 +140,7 @@ def test_held_out_questions_are_never_adapted_to(tmp_path):
 def test_runs_are_ranked_by_the_score_of_what_they_kept(tmp_path):
     for seed in (0, 1):
         run(tmp_path / "runs" / f"s{seed}", "steps=2", f"seed={seed}", "guard.no_go=0")
+    run(tmp_path / "runs" / "none", "steps=0", "method=none")  # as `compare` has it
     ranked = rank_runs([tmp_path / "runs"])
     assert len(ranked) == 2
     assert ranked[0]["score"] >= ranked[1]["score"]

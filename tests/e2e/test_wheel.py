@@ -1,4 +1,4 @@
-"""The wheel holds all that a run needs, from any folder."""
+"""The wheel holds all that a run needs, from any folder, and is under 12 MB."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_a_wheel_runs_from_any_folder(tmp_path):
         capture_output=True,
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert wheel.stat().st_size < 12_000_000
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -17,8 +17,9 @@ def rank_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """{run, score, kept_step, rule} of every run, the highest label-free score first.
 
     A run's score is that of the weights it ended with (`spinerl.guard.rules.look_score`).  A folder without a run
-    stands for the runs inside it.  Raises InputError if there is no run, if a run was not watched by the guard or
-    is unfinished, or if runs differ in the probe's questions: then their scores mean different things.
+    stands for the runs inside it that learned, so that one of `spinerl compare` can be given.  Raises InputError if
+    there is no run, if a run was not watched by the guard or is unfinished, or if runs differ in the probe's questions:
+    then their scores mean different things.
     """
     runs = [run for folder in folders for run in _runs_in(Path(folder))]
     if not runs:
@@ -46,4 +47,5 @@ def _runs_in(folder: Path) -> list[RunFolder]:
         return [RunFolder.open(folder)]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    return [RunFolder.open(file.parent) for file in sorted(folder.rglob("config.yaml"))]
+    inside = [RunFolder.open(file.parent) for file in sorted(folder.rglob("config.yaml"))]
+    return [run for run in inside if run.config.steps]
