@@ -87,7 +87,7 @@ def _table(comparison: Comparison, found: Mapping[Path, State], sizes: Mapping[s
     left = [0, 0, 0]
     for task in comparison.tasks:
         state = found[task.folder]
-        responses, tokens = _amount(task, sizes)
+        responses, tokens = _amount(task, sizes, state)
         table.add_row(
             task.row.name, task.data, str(task.seed), _STATES[state], str(task.config.steps), f"{responses:,}",
             f"{tokens:,}",
@@ -99,10 +99,11 @@ def _table(comparison: Comparison, found: Mapping[Path, State], sizes: Mapping[s
     return table
 
 
-def _amount(task: Task, sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
-    """(responses, tokens at most) of a run and of what its final model is asked."""
+def _amount(task: Task, sizes: Mapping[str, tuple[int, int]], state: State) -> tuple[int, int]:
+    """(responses, tokens at most) of a whole run and of what its final model is asked; of the latter, where the run is
+    finished and its model is only asked."""
     num = sizes[task.data][0]
-    phases = count_phases(task.config, num)
+    phases = () if state == "unasked" else count_phases(task.config, num)
     after: Mapping[str, Any] = task.after
     asked = num * (after.get("samples", 0) + after.get("votes", 0) + bool(after.get("synthesis")))
     asked += sum(sizes[one["name"]][0] for one in after["elsewhere"])
