@@ -162,7 +162,8 @@ def test_a_store_holds_the_figures_of_the_run_each_step_once(resumed, name):
         assert repeated or got[key, step] == [close], (key, step)
 
 
-def test_nothing_was_sent(resumed, proxy):
+@pytest.mark.usefixtures("resumed")
+def test_nothing_was_sent(proxy):
     with pytest.raises(BlockingIOError):
         proxy.accept()
 
