@@ -171,6 +171,7 @@ def policy(live: bool) -> str:
     )
 
 
+@cache
 def _source(name: str) -> str:
     environment = _environment()
     assert environment.loader is not None

@@ -20,8 +20,7 @@ from spinerl.watch.progress import render_progress
 
 __all__ = ["LivePage", "Page"]
 
-POLL_S = 3.0  # between two questions of an open page
-RELOAD_S = 10  # of a page in a browser without scripts
+_RELOAD_S = 10  # of a page in a browser without scripts
 _PAUSE_S = 2.0  # at least, between two pages made
 _IDLE = 10  # times as long as making a page took, between two pages made
 _LOOK_S = 0.5  # between two looks at the files
@@ -43,10 +42,15 @@ class Page:
 
 
 class LivePage:
-    """The page of a folder that something may be writing to.  Reads only; may be asked by several threads."""
+    """The page of a folder that something may be writing to.  Reads only; may be asked by several threads.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        poll_s: seconds between two questions of an open page.
+    """
+
+    def __init__(self, folder: Path, poll_s: float = 3.0) -> None:
         self.folder = folder
+        self.poll_s = poll_s
         self._lock = threading.Lock()
         self._page: Page | None = None
         self._state: _State = ()
@@ -63,6 +67,8 @@ class LivePage:
             depth, folders = self._folders()
             states = {folder: _state_of(folder) for folder in folders}
             state = (("", depth, len(folders), 0), *(entry for one in states.values() for entry in one))
+            if depth == 2:
+                state += _state_of(self.folder, ("comparison.html",))
             begun = time.monotonic()
             pause = _LOOK_S
             if self._page is None or state != self._state:
@@ -86,7 +92,7 @@ class LivePage:
         waiting = [str(found) for found in read.values() if isinstance(found, InputError)]
         self._number += 1
         tag = f"{self._begun:x}-{self._number}"
-        live = Live(tag, self._said(states), POLL_S, RELOAD_S)
+        live = Live(tag, self._said(states), self.poll_s, _RELOAD_S)
         if not runs:
             html = self._waiting(waiting, live)
         elif is_comparison:
@@ -123,9 +129,9 @@ class LivePage:
         return f"{self.folder}, last written {when}."
 
 
-def _state_of(folder: Path) -> _State:
+def _state_of(folder: Path, names: Sequence[str] = _READ) -> _State:
     found = []
-    for name in _READ:
+    for name in names:
         try:
             status = (folder / name).stat()
         except (OSError, ValueError):

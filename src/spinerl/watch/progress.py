@@ -82,9 +82,8 @@ def _line(name: str, runs: Sequence[RunData], colour: int | None) -> PageLine:
     group = Group(visible(name), tuple(runs), colour or 0)
     before, after = (group.eval_mean(at, "eval/pass@1") for at in (0, -1))
     shown = after or before
-    unfinished = [f"seed {run.setting('seed', '?')}" for run in runs if "finished" not in run.manifest]
-    seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].setting('seed', '?')}"
-    mark = f"{seeds}, {'unfinished: ' + ', '.join(unfinished) if unfinished else 'finished'}"
+    states = ["finished" if "finished" in run.manifest else "unfinished" for run in runs]
+    mark = ", ".join(f"seed {run.setting('seed', '?')} {state}" for run, state in zip(runs, states, strict=True))
     cells = (_steps(runs), _share(before), _share(after), *_last_tenth(group), _time(runs))
     picture = None
     if shown is not None:
