@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import threading
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -14,8 +12,7 @@ from playwright.sync_api import expect
 from spinerl.config import load_config
 from spinerl.report import write_report
 from spinerl.train import adapt
-from spinerl.watch import LivePage, Server
-from tests.browser import chromium, findings, needs_browser, opened
+from tests.browser import chromium, findings, needs_browser, opened, served
 from tests.e2e.test_guarded_runs import Quiet
 from tests.report.synthetic import write_run
 from tests.report.test_comparison_page import write_page
@@ -44,25 +41,13 @@ def browser():
         yield found
 
 
-@contextlib.contextmanager
-def served(folder: Path):
-    with Server(LivePage(folder, poll_s=0.3)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server.address
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, browser):
     """A real run, watched from before it began: its folder, and two screenshots of its first chart on the way."""
     folder = tmp_path_factory.mktemp("live") / "run"
     keys = [
         f"run={folder}", f"steps={STEPS}", "data.max_questions=4", "questions_per_step=2", "group_size=4",
-        "rollout.max_new_tokens=48", "answer.truncated=count", "eval.samples=0", "eval.every=4", "guard=off",
+        "rollout.max_new_tokens=32", "answer.truncated=count", "eval.samples=0", "eval.every=4", "guard=off",
         "log.sample_every=1", "checkpoint.every=0",
     ]  # fmt: skip
     observer, shots = Gated(), []
@@ -105,7 +90,7 @@ def test_a_live_page_follows_a_run(run):
 def test_no_finding_is_serious(run, browser, tmp_path):
     """Light and dark: a real run, several runs side by side, and a comparison."""
     several = [
-        write_run(tmp_path / "runs" / f"{m}-{s}", method=m, seed=s, steps=20, every=10)
+        write_run(tmp_path / "runs" / f"{m}-{s}", method=m, seed=s, steps=10, every=10)
         for m in ("spine", "ttrl")
         for s in (0, 1)
     ]
@@ -116,6 +101,10 @@ def test_no_finding_is_serious(run, browser, tmp_path):
     ):
         with opened(browser, page.as_uri()) as tab:
             assert findings(tab) == [], page.name
+    with served(tmp_path / "nothing") as address, opened(browser, address) as tab:
+        assert findings(tab) == []
+        tab.evaluate("document.querySelector('h1').style.opacity = 0.2")
+        assert [one.split(": ")[:2] for one in findings(tab)] == [[s, "color-contrast"] for s in ("light", "dark")]
 
 
 def test_the_keyboard_reaches_steps_and_values(run, browser, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 from spinerl.report import read_run, write_report
 from spinerl.report.comparison import PageCell, PageLine, PageSection, Range, dynamics, write_comparison
-from tests.browser import chromium, needs_browser
+from tests.browser import chromium, needs_browser, served
 from tests.report.synthetic import write_run
 
 # Each marks the page if it runs, or asks the server.
@@ -160,6 +161,25 @@ def test_no_script_of_a_run_runs_and_nothing_is_asked_for(tmp_path, server, brow
     assert server.asked == []
     assert 'id="tip"' in found, "the page is whole, and its own script ran"
     assert "<title>" not in found.partition('<g class="hits">')[2].partition("</g>")[0], "hover texts are the script's"
+
+
+@needs_browser
+def test_no_script_of_a_run_runs_when_a_live_page_refreshes(tmp_path, server, browser):
+    payloads = [payload.replace("SERVER", server.address) for payload in PAYLOADS]
+    run = hostile_run(tmp_path / "run", payloads)
+    with served(run) as address:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(address)
+        written = page.inner_text("#live-written")
+        for name in ("metrics.jsonl", "manifest.json"):
+            os.utime(run / name, (2e9, 2e9))
+        page.wait_for_selector(f"#live-written:not(:text-is({json.dumps(written)}))", timeout=60_000)
+        assert page.locator(".card").count() > 1
+        page.wait_for_timeout(300)
+        assert page.get_attribute("html", "data-ran") is None
+        context.close()
+    assert server.asked == []
 
 
 def test_nothing_but_our_own_style_and_script_is_allowed(tmp_path):
