@@ -126,9 +126,9 @@ def example_views(groups: Sequence[Group]) -> tuple[float, Examples]:
         for group in groups
         if group.runs[0].samples
     ]
-    seeds = [(run.name, groups[0].style, run) for run in groups[0].runs if run.samples] if len(groups) == 1 else []
+    seeds = [(run.name, groups[0].style, run) for run in groups[0].runs if run.samples] if len(groups) == 1 else runs
     few = len(runs) <= 3
-    abreast = _abreast([*runs, *seeds[1:]], 2 if few else 1)
+    abreast = _abreast(seeds, 2 if few else 1)
     strips_each, moments_each = (3, 4) if len(runs) == 1 and not abreast else (2, 2) if few else (1, 1)
     chosen = [(label, run, _strips(run.samples, strips_each, moments_each)) for label, _, run in runs]
     shown = list(chain(_cards(abreast), *(_cards(strips) for _, _, strips in chosen)))
