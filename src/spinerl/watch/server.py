@@ -160,5 +160,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "spinerl"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: ARG002
+    def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""
