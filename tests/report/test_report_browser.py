@@ -62,7 +62,7 @@ def run(tmp_path_factory, browser):
                 page.locator(".response >> nth=2").locator("summary").click()
                 opened_key = page.locator(".response >> nth=2").get_attribute("data-key")
                 page.locator("#chart-reward").scroll_into_view_if_needed()
-                page.wait_for_timeout(100)
+                assert page.evaluate("scrollY") > 100
                 before = page.evaluate("document.querySelector('#chart-reward').getBoundingClientRect().top")
                 shots.append(page.locator("#chart-reward").screenshot())
             finally:

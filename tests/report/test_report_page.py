@@ -375,7 +375,7 @@ def test_refusals(tmp_path: Path):
     assert not (tmp_path / "x.html").exists()
 
 
-def test_the_report_works_without_torch():
+def test_the_report_and_the_live_page_work_without_torch():
     heavy = ("torch", "transformers", "spinerl.engine", "spinerl.train")
-    code = f"import sys, spinerl.report; sys.exit(any(m in sys.modules for m in {heavy}))"
+    code = f"import sys, spinerl.report, spinerl.watch; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -42,7 +42,8 @@ function restore(part, state) {
 
 // The element that the reader looks at: the last one with an id that begins above the middle of the window.
 function anchor() {
-  const found = [...main.querySelectorAll("h2[id], h3[id], figure[id], .strip[id]")].filter((one) => one.getBoundingClientRect().top < innerHeight / 2);
+  const all = [...main.querySelectorAll("h2[id], h3[id], figure[id], .strip[id]")];
+  const found = all.filter((one) => one.getBoundingClientRect().top < innerHeight / 2);
   const last = found[found.length - 1];
   return last && scrollY > 0 ? [last.id, last.getBoundingClientRect().top] : null;
 }
