@@ -731,6 +731,21 @@ def report(
         raise typer.Exit(1)
 
 
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="a run, a comparison, or a folder of runs")],
+    port: Annotated[int, typer.Option("--port", help="0: any that is free", min=0, max=65535)] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+) -> None:
+    """Show a run in progress: its report in a browser on this machine, which refreshes itself.  Ctrl-C ends it.
+
+    Examples: spinerl watch runs/mine --open | spinerl watch runs/compare-ttrl-spine --port 8100
+    """
+    from spinerl.watch import watch
+
+    watch(folder, port, open_browser, out.print)
+
+
 @app.command("config")
 def config_command(
     args: RecipeAndOverrides = None,

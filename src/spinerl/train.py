@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -33,7 +34,7 @@ from spinerl.evaluation import begin_evaluation, evaluate, gold_metrics, gold_re
 from spinerl.files import quoted
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
-from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
+from spinerl.maths import ENTROPY_EDGES, entropy_histogram, frequent_tokens
 from spinerl.memory import Memories
 from spinerl.observer import Observer
 from spinerl.paths import absolute_paths
@@ -60,7 +61,7 @@ from spinerl.workload import (
 __all__ = ["adapt", "check_disk", "check_gold"]
 
 _SMALL_MODEL = 50_000_000  # parameters up to which a run is begun without measuring first how long it will take
-_WORDS_LOGGED = 60  # tokens that are most often forks, in a row of tokens.jsonl
+_WORDS_LOGGED = 60  # tokens that are most often forks, or followers, in a row of tokens.jsonl
 
 
 def adapt(
@@ -563,10 +564,15 @@ def _save(loaded: LoadedModel, folder: Path, config: Config, card: str) -> None:
 
 
 def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFolder) -> list[dict[str, Any]]:
-    """Rows of samples.jsonl: the first few questions of a step with a few of their responses, token by token."""
+    """Rows of samples.jsonl: a few questions of a step with a few of their responses, token by token.
+
+    Of a step's questions always those first in one fixed order, so that the same ones are met again at later steps.
+    """
     rows = []
     rollout, targets = record.rollout, record.targets
-    for p, question in enumerate(rollout.questions[: config.log.sample_questions]):
+    ranks = [zlib.crc32(question.id.encode("utf-8", "backslashreplace")) for question in rollout.questions]
+    for p in sorted(sorted(range(len(ranks)), key=ranks.__getitem__)[: config.log.sample_questions]):
+        question = rollout.questions[p]
         one, prompt = record.votes[p], rollout.prompts[p]
         responses = []
         for j in range(min(config.log.sample_responses, config.group_size)):
@@ -604,19 +610,24 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFo
 
 
 def _token_counts(record: StepRecord, loaded: LoadedModel, config: Config) -> dict[str, Any]:
-    """The row of tokens.jsonl: histograms of all tokens trained on and of the forks, and the most frequent forks."""
+    """The row of tokens.jsonl: histograms of all tokens trained on and of the forks; the most frequent of either."""
     batch, _, entropies = trained_rows(record.rollout, config)
     fork_mask, edges = record.targets.fork_mask, torch.tensor(ENTROPY_EDGES)
-    columns = fork_tokens(batch.tokens, entropies, batch.mask, fork_mask, _WORDS_LOGGED)
+
+    def words(what: str, mask: torch.Tensor) -> list[dict[str, Any]]:
+        columns = frequent_tokens(batch.tokens, entropies, batch.mask, mask, _WORDS_LOGGED)
+        return [
+            {"token": loaded.tokenizer.decode([i]), "id": i, "seen": seen, what: count, "entropy": round(mean, 4)}
+            for i, seen, count, mean in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
     return {
         "step": record.step,
         "edges": list(ENTROPY_EDGES),
         "tokens": entropy_histogram(entropies, batch.mask, edges).tolist(),
         "forks": entropy_histogram(entropies, fork_mask, edges).tolist(),
-        "words": [
-            {"token": loaded.tokenizer.decode([i]), "id": i, "seen": seen, "forks": forks, "entropy": round(mean, 4)}
-            for i, seen, forks, mean in zip(*(column.tolist() for column in columns), strict=True)
-        ],
+        "words": words("forks", fork_mask),
+        "followers": words("followers", batch.mask & ~fork_mask),
     }
 
 

@@ -9,7 +9,7 @@ from spinerl.maths.confidence import VOTE_WEIGHTS, mean_certainty, mean_probabil
 from spinerl.maths.controls import SELECTORS, low_entropy_mask, random_mask
 from spinerl.maths.credit import batch_advantages, bounded_advantages, entropy_advantages, prefix_tree_advantages
 from spinerl.maths.forks import all_tokens_mask, first_tokens_mask, otsu_mask, top_entropy_mask
-from spinerl.maths.histogram import ENTROPY_EDGES, entropy_histogram, fork_tokens
+from spinerl.maths.histogram import ENTROPY_EDGES, entropy_histogram, frequent_tokens
 from spinerl.maths.logprobs import kept_log_mass, log_distribution, pick_logprobs, shannon_entropies, token_figures
 from spinerl.maths.losses import clipped_surrogate, exact_kl, sampled_kl
 from spinerl.maths.mismatch import importance_weights, mismatch_figures
@@ -38,7 +38,7 @@ __all__ = [
     "entropy_histogram",
     "exact_kl",
     "first_tokens_mask",
-    "fork_tokens",
+    "frequent_tokens",
     "group_advantages",
     "importance_weights",
     "kept_log_mass",
