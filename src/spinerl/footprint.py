@@ -151,7 +151,7 @@ def memory_note(config: Config, questions: Sequence[Question]) -> str | None:
         if found.fits:
             return None
         best = remedies(config, questions)
-    except (SpinerlError, OSError):
+    except (SpinerlError, OSError, AttributeError):  # the last: a configuration that names its sizes otherwise
         return None
     named = [remedy for remedy in best if remedy.fits][:_NAMED] or best[-1:]
     advice = "; ".join(remedy.line for remedy in named)
@@ -277,7 +277,7 @@ class _Run:
         self._masters = sum(parameter.numel() * 4 for parameter in learning if parameter.itemsize < 4)
         self._moments = sum(parameter.numel() for parameter in learning) * 8
         self._itemsize = loaded.model.dtype.itemsize
-        self._base = max(_LIBRARIES, resident_bytes()) if self._on_cpu else _ON_GPU
+        self._base = _LIBRARIES if self._on_cpu else _ON_GPU
         free = max(0, available - self._base - self._weights)
         self._paths = backend_of(loaded).memory(free)
         self._per_token = bytes_per_token(loaded.model.config, loaded.model.dtype)
@@ -357,6 +357,9 @@ class _Run:
     def _sampled(self, num: int, responses: int, longest: int) -> dict[str, int]:
         """What a rollout holds: of as many questions at once as `spinerl.engine.sampler` lets in."""
         loaded, config = self._loaded, self._config
+        if config.rollout.sampler == "vllm":
+            own = config.vllm.url is None and not self._on_cpu
+            return {"vLLM": int(config.vllm.memory_frac * torch.cuda.mem_get_info(loaded.device)[1])} if own else {}
         most_rows = ROWS_ON_CPU if self._on_cpu and not config.engine.kv_cache_tokens else math.inf
         lengths: list[int] = []
         for length in self._prompts(num):

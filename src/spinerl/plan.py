@@ -20,7 +20,7 @@ from spinerl.engine.backend import backend_of
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
-from spinerl.footprint import Footprint, Remedy, foresee, remedies
+from spinerl.footprint import Footprint, Remedy, estimate, foresee, remedies
 from spinerl.guard.probe import pick_probe
 from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes, tune_allocator
 from spinerl.permission import open_code
@@ -74,7 +74,7 @@ class Plan:
     phases: tuple[Phase, ...]
     measured: Measured | None = None
     free_bytes: int | None = None  # before the measurement, and what the process has already
-    memory: Footprint | None = None  # estimated before the weights were read
+    memory: Footprint | None = None  # estimated before the weights were read, then without paths that a check refuses
     remedies: tuple[Remedy, ...] = ()  # where that is more than there is
 
     def seconds(self, phase: Phase) -> tuple[float, float] | None:
@@ -256,7 +256,9 @@ def open_plan(config: Config, seconds: float = 30.0) -> Plan:
     work = open_workload(config)
     add_configured_adapters(work.loaded, config)
     backend_of(work.loaded).settle(learns=config.steps > 0)
-    return replace(make_plan(work, config, seconds), memory=memory)
+    lengths = [len(prompt) for prompt in work.prompts]
+    checked = estimate(config, work.loaded, lengths, len(work.questions), memory.free_bytes)
+    return replace(make_plan(work, config, seconds), memory=checked)
 
 
 def make_plan(work: Workload, config: Config, seconds: float = 30.0) -> Plan:

@@ -26,10 +26,11 @@ VERDICT = "bfloat16"
 _log = logging.getLogger("spinerl.engine")
 
 _LARGE = 100_000_000  # parameters; smaller models spend their time between matmuls, which are compiled in float32 only
-_FASTER = 2.0  # times as fast matmuls have to be (docs/scaling.md: what a step was measured to lose otherwise)
+_FASTER = 2.5  # times as fast matmuls have to be: what runs in float32 only makes steps about twice as fast
 _SECONDS = 0.5  # of the measurement
 _ROWS = (32, 512)  # multiplied at once: of a token in sampling, of a pass in an update
 _SMALLEST = 64  # a matrix with a shorter side is no linear layer worth measuring
+_MOST_ROWS = 4096  # of a weight: a head is measured by a part of it
 _MOST_SHAPES = 6  # those with the most numbers
 
 
@@ -96,11 +97,12 @@ def matmul_speed(shapes: Iterable[tuple[int, ...]], seconds: float) -> Speed:
     share = seconds / (len(largest) * len(_ROWS))
     totals = {rows: [0.0, 0.0] for rows in _ROWS}
     for n, k in largest:
-        weights = [torch.randn(n, k).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
+        height = min(n, _MOST_ROWS)
+        weights = [torch.randn(height, k).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
         for rows in _ROWS:
             pairs = [(torch.randn(rows, k).to(weight.dtype), weight) for weight in weights]
             for i, best in enumerate(_fastest(pairs, share)):
-                totals[rows][i] += counts[n, k] * best
+                totals[rows][i] += counts[n, k] * best * n / height
     return Speed(*(float32 / bfloat16 for float32, bfloat16 in totals.values()))
 
 

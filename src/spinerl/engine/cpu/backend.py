@@ -15,7 +15,7 @@ from transformers import Cache
 
 from spinerl.config import OptimConfig, RolloutConfig
 from spinerl.engine.backend import Backend, ForwardPath, PathMemory, SamplingPath
-from spinerl.engine.capabilities import Unsupported, Verdict, differences
+from spinerl.engine.capabilities import Unsupported, differences
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import (
     KeptActivations,
@@ -54,7 +54,6 @@ __all__ = ["CpuBackend"]
 _LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where whole layers are reused: they keep less than others at once
 _PASS_BYTES = 2**30  # of what a pass keeps for its way back: longer ones were measured to be no faster
 _SHORTEST = 512  # tokens of a pass, however large the model
-_UNCHECKED = Verdict(True, "not checked yet")
 _LARGE = 50_000_000  # parameters, from which on a second packed copy of the weights costs more than it gives
 
 
@@ -65,7 +64,7 @@ class CpuBackend(Backend):
 
     def sampling(self, num_rows: int, num_tokens: int, prompt_lengths: Sequence[int], keep: bool) -> SamplingPath:
         loaded, recorder = self._loaded, None
-        if keep and can_share_prompts(loaded) and _keeps_activations(loaded) and not _refuses_reuse(loaded):
+        if keep and can_share_prompts(loaded) and _keeps_activations(loaded) and _may(loaded, "activation_reuse"):
             # Prompts are padded: to a length that is at most half as much again, and 64 (`shared_prefix`).
             wanted = num_rows * num_tokens + sum(length * 3 // 2 + 64 for length in prompt_lengths)
             capacity = min(wanted, token_capacity(loaded))
@@ -79,19 +78,17 @@ class CpuBackend(Backend):
         return _CpuForward(loaded, reuse, layers)
 
     def memory(self, free: float) -> PathMemory:
-        loaded, packed, by_layers = self._loaded, 0, False
+        loaded, packed = self._loaded, 0
+        steps = suits_cpu(loaded) and not loaded.disables("compiled") and _is_llama_style(loaded)
         if suits_cpu(loaded):
-            compiled = not loaded.disables("compiled") and kernels.library() is not None
-            try:
-                by_layers = compiled and bool(decoder_parts(loaded))
-            except Unsupported:
-                by_layers = False
             size = sum(layer.weight.nbytes for layer in loaded.model.modules() if type(layer) is torch.nn.Linear)
-            packed = size * (by_layers + (_packs(loaded, by_layers) and not loaded.disables("packed-weights")))
-        if not _keeps_activations(loaded) or loaded.disables("shared-prefix"):
+            copies = steps and _may(loaded, "decoder_step")
+            copies += _packs(loaded, bool(copies)) and not loaded.disables("packed-weights")
+            packed = size * copies
+        if not _keeps_activations(loaded) or loaded.disables("shared-prefix") or not _may(loaded, "activation_reuse"):
             return PathMemory(packed)
         tokens = loaded.settings.activation_tokens or tokens_within(loaded, free)
-        return PathMemory(packed, kept_bytes(loaded), tokens, by_layers)
+        return PathMemory(packed, kept_bytes(loaded), tokens, by_layers=steps and _may(loaded, "layer_reuse"))
 
     def pass_tokens(self, asked: int, by_layers: bool) -> int:
         size = stream_bytes(self._loaded) if by_layers else graph_bytes(self._loaded)
@@ -219,7 +216,7 @@ class _Reusing(_CpuForward):
 def _packs(loaded: LoadedModel, steps: bool | None = None) -> bool:
     """Whether oneDNN may have packed copies of the weights.
 
-    Of a large model there is one packed copy, that of the compiled loop, which leaves few matmuls of a rollout to others.
+    Of a large model there is one packed copy, that of the compiled loop, which leaves few of a rollout's matmuls.
     `steps`: whether there is such a loop; None: as found.
     """
     steps = loaded.capabilities.uses("decoder_step") if steps is None else steps
@@ -264,9 +261,17 @@ def _keeps_activations(loaded: LoadedModel) -> bool:
     return not loaded.disables("activation-reuse") and keeps_activations(loaded)
 
 
-def _refuses_reuse(loaded: LoadedModel) -> bool:
-    """Whether a check found that no update may reuse activations, so that none are worth keeping."""
-    return not loaded.capabilities.verdicts.get("activation_reuse", _UNCHECKED).used
+def _may(loaded: LoadedModel, path: str) -> bool:
+    """Whether no check has refused a path so far."""
+    return path not in loaded.capabilities.verdicts or loaded.capabilities.uses(path)
+
+
+def _is_llama_style(loaded: LoadedModel) -> bool:
+    """Whether there are compiled loops for whole layers of such a model."""
+    try:
+        return kernels.library() is not None and bool(decoder_parts(loaded))
+    except Unsupported:
+        return False
 
 
 def _extends(loaded: LoadedModel) -> bool:
