@@ -104,15 +104,15 @@ def test_a_model_of_half_a_billion_parameters_by_its_shapes(tmp_path):
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings))
     keys = override("model", str(folder)), "model.dtype=float32", "model.device=cpu"
-    found = foresee(of(*keys, "rollout.max_new_tokens=1000", "guard=off"))
+    found = foresee(of(*keys, "rollout.max_new_tokens=1000", "guard=off", "engine.kv_cache_tokens=100000"))
     size = 494_032_768
     assert parts("loading", found)["weights"] == 4 * size
     assert parts("update", found)["optimizer states"] == 8 * size
-    assert 16 * size < found.peak.bytes < 16 * size + 6 * GB
+    assert 16 * size < found.peak.bytes < 16 * size + 10 * GB
     cached = parts("sampling", found)["keys and values"]
     assert cached >= 6 * 1000 * 2 * 24 * 2 * 64 * 4  # rows, tokens, keys and values, layers, heads, width, bytes
     lower = {remedy.keys: remedy.bytes for remedy in remedies(of(*keys, "guard=off"))}
-    assert lower["lora.rank=16",] < 4 * size + 6 * GB
+    assert lower["lora.rank=16",] < 4 * size + 10 * GB
     assert list(lower.values())[: len(lower) - 1] == sorted(list(lower.values())[: len(lower) - 1])
 
 

@@ -121,20 +121,28 @@ def remedies(config: Config, questions: Sequence[Question] | None = None) -> tup
     now = ahead.footprint(config).peak.bytes
     found: list[tuple[Remedy, dict[str, Any]]] = []
     for keys, values in _changes(config, ahead.dtype(config), ahead.device):
-        lower = ahead.footprint(_changed(config, values))
+        try:
+            lower = ahead.footprint(_changed(config, values))
+        except SpinerlError:  # adapters without peft, say
+            continue
         if lower.peak.bytes < _WORTH_NAMING * now:
             found.append((Remedy((keys,), lower.peak.bytes, lower.fits), values))
     found.sort(key=lambda one: one[0].bytes)
     single = tuple(remedy for remedy, _ in found)
     if any(remedy.fits for remedy in single):
         return single
-    together, keys = config, ()
+    together, keys, last = config, {}, None
     for remedy, values in found:
-        together, keys = _changed(together, values), (*keys, *remedy.keys)
+        (key,) = remedy.keys
+        if key.partition("=")[0] in keys:
+            continue  # engine.disable names more parts already
+        keys[key.partition("=")[0]] = key
+        together = _changed(together, values)
         lower = ahead.footprint(together)
-        if len(keys) > 1 and (lower.fits or remedy is single[-1]):
-            return (*single, Remedy(keys, lower.peak.bytes, lower.fits))
-    return single
+        last = Remedy(tuple(keys.values()), lower.peak.bytes, lower.fits)
+        if lower.fits:
+            break
+    return single if last is None or len(last.keys) == 1 else (*single, last)
 
 
 def memory_note(config: Config, questions: Sequence[Question]) -> str | None:
@@ -172,6 +180,7 @@ class _Foresight:
     def __init__(self, config: Config, questions: Sequence[Question] | None) -> None:
         self.device = torch.device(pick_device(config.model.device))
         self._available = int(free_bytes(self.device)) + _held(self.device)
+        self._dtypes: dict[str, torch.dtype] = {}
         self._opened: dict[tuple[torch.dtype, int, bool], LoadedModel] = {}
         if questions is None:
             questions = load_data(config.data, answer_kind=config.answer.kind)[0].questions
@@ -183,10 +192,11 @@ class _Foresight:
 
     def dtype(self, config: Config) -> torch.dtype:
         """The type that the model will be loaded in."""
-        if config.model.dtype == "auto" and self.device.type == "cpu":
+        asked = config.model.dtype
+        if asked not in self._dtypes:
             shapes = [tuple(p.shape) for p in self._skeleton(config, torch.float32).model.parameters()]
-            return choose_dtype("auto", self.device, shapes)[0]
-        return choose_dtype(config.model.dtype, self.device, ())[0]
+            self._dtypes[asked] = choose_dtype(asked, self.device, shapes)[0]
+        return self._dtypes[asked]
 
     def footprint(self, config: Config) -> Footprint:
         loaded = self._skeleton(config, self.dtype(config))
@@ -221,11 +231,12 @@ def _changes(config: Config, dtype: torch.dtype, device: torch.device) -> Iterat
         yield "model.dtype=bfloat16", {"model": {"dtype": "bfloat16"}}
     if config.steps and not config.model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true", {"model": {"gradient_checkpointing": True}}
-    parts = ("activation-reuse", "packed-weights", "compiled") if device.type == "cpu" else ()
-    for part in parts:
-        if part not in engine.disable and "cpu" not in engine.disable:
-            disable = [*engine.disable, part]
-            yield f"engine.disable=[{','.join(disable)}]", {"engine": {"disable": disable}}
+    if device.type == "cpu" and "cpu" not in engine.disable:
+        disable = list(engine.disable)
+        for part in ("activation-reuse", "packed-weights", "compiled"):
+            if part not in disable:
+                disable = [*disable, part]
+                yield f"engine.disable=[{','.join(disable)}]", {"engine": {"disable": disable}}
     if config.steps and optim.micro_batch_tokens > _FEW_TOKENS:
         yield f"optim.micro_batch_tokens={_FEW_TOKENS}", {"optim": {"micro_batch_tokens": _FEW_TOKENS}}
     if not engine.kv_cache_tokens:
@@ -406,5 +417,6 @@ class _Run:
         """Logits of a chunk, forward and backward, and the gradient of the head's weight."""
         vocabulary, limit = self._loaded.vocab_size, self._config.optim.head_chunk
         positions = limit or max(1, CHUNK_BYTES // (4 * vocabulary))
-        learns = any(p.requires_grad for p in self._loaded.model.get_output_embeddings().parameters())
+        head = self._loaded.model.get_output_embeddings()
+        learns = head is not None and any(parameter.requires_grad for parameter in head.parameters())
         return positions * vocabulary * 4 * _HEAD_COPIES + learns * vocabulary * self._hidden * self._itemsize

@@ -12,7 +12,8 @@ from spinerl.config import Config
 from spinerl.engine.adapters import add_adapters
 from spinerl.engine.capabilities import Capabilities
 from spinerl.engine.loading import LoadedModel, open_settings, reads_images, whole_model
-from spinerl.errors import InputError
+from spinerl.engine.vision import vision_parameters
+from spinerl.errors import InputError, SpinerlError
 
 __all__ = ["open_skeleton"]
 
@@ -33,9 +34,7 @@ def open_skeleton(config: Config, device: torch.device, dtype: torch.dtype) -> L
     model = _without_memory(settings, dtype, config)
     tokenizer: Any = None
     loaded = LoadedModel(model, tokenizer, (), 0, device, settings=config.engine, capabilities=Capabilities())
-    if reads_images(settings):
-        loaded = replace(loaded, vision=_SEES)
-    return loaded
+    return replace(loaded, vision=_SEES) if reads_images(settings) else loaded
 
 
 _SEES: Any = object()
@@ -50,9 +49,12 @@ def _without_memory(settings: Any, dtype: torch.dtype, config: Config) -> PreTra
         with torch.device("meta"):
             model: Any = loader.from_config(settings, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
             model.tie_weights()
+            if reads_images(settings):
+                for parameter in vision_parameters(model):
+                    parameter.requires_grad_(config.model.train_vision)
             if config.lora.rank and config.steps:
                 add_adapters(model, config.lora, config.seed, train_vision=config.model.train_vision)
-    except InputError:
+    except SpinerlError:
         raise
     except Exception as error:  # an architecture whose constructor needs numbers: it is estimated when it is loaded
         raise InputError(f"model={config.model.name}: no estimate without its weights ({error})") from error
