@@ -77,8 +77,8 @@ def test_adapters_learn_and_the_model_beneath_them_is_the_anchor(model_folders):
 
 
 @needs_loops
-def test_what_is_kept_and_packed_is_what_the_engine_keeps_and_packs(model_folders):
-    config = of(override("model", str(model_folders("llama"))), "model.dtype=float32", "prompt.chat_template=off")
+def test_what_is_kept_and_packed_is_what_the_engine_keeps_and_packs():
+    config = of("model.dtype=float32")
     found = parts("sampling", foresee(config))
     loaded = load_model(config.model, config.engine)
     backend = backend_of(loaded)
@@ -88,7 +88,9 @@ def test_what_is_kept_and_packed_is_what_the_engine_keeps_and_packs(model_folder
     recorder = Recorder(loaded, 1, 1, 1)
     assert backend.memory(10 * GB).kept_per_token == sum(layer.out_features for layer in recorder._layers) * 4
     assert found["kept activations"] % backend.memory(10 * GB).kept_per_token == 0
-    assert backend.pass_tokens(8192, by_layers=False) == min(8192, 2**30 // graph_bytes(loaded))
+    # A small model's passes are as long as they are asked to be.
+    assert 2**30 // graph_bytes(loaded) > 8192 == backend.pass_tokens(8192, by_layers=False)
+    assert backend.pass_tokens(8192, by_layers=True) == 3 * 8192
 
 
 def test_a_model_of_half_a_billion_parameters_by_its_shapes(tmp_path):
@@ -118,6 +120,7 @@ def test_a_model_of_half_a_billion_parameters_by_its_shapes(tmp_path):
 
 def test_a_run_that_does_not_fit_is_said_and_not_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(footprint, "free_bytes", lambda _: 1e6)
+    monkeypatch.setattr(footprint, "_LIBRARIES", 0)
     monkeypatch.setattr(footprint, "resident_bytes", lambda: 1)
     plan = open_plan(of())
     assert plan.measured is None

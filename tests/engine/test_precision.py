@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from pathlib import Path
 
@@ -128,8 +127,6 @@ def test_a_resumed_run_keeps_its_type_and_its_bits(tmp_path):
     adapt(stopped.config, Quiet(), resume=stopped)
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (folder, whole.path)]
     assert weights[0] == weights[1]
-    norms = [
-        [json.loads(line)["optim/grad_norm"] for line in (run / "metrics.jsonl").open()] for run in (folder, whole.path)
-    ]
+    norms = [[row["optim/grad_norm"] for row in RunFolder(run).rows("metrics.jsonl")] for run in (folder, whole.path)]
     assert norms[0] == norms[1]
     assert any(norm > 0 for norm in norms[0])
