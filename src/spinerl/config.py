@@ -83,6 +83,10 @@ class ModelConfig(_Section):
         description="weights' type; auto: bfloat16 on CUDA, else float32; on a CPU bfloat16 where a large model's "
         "matmuls are measured to be 2.5 times as fast",
     )
+    quantize: Literal["none", "4bit"] = Field(
+        default="none",
+        description="4bit: linear layers in NF4 (bitsandbytes), which do not learn: lora.rank adds what does",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto", description="attention implementation; auto: transformers' choice for the model"
@@ -1086,6 +1090,14 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
         (
             config.band.low <= config.band.high,
             f"band.low={config.band.low} is above band.high={config.band.high}; the lower edge comes first",
+        ),
+        (
+            config.model.quantize == "none" or (bool(config.lora.rank) or not config.steps),
+            f"model.quantize={config.model.quantize}: weights in 4 bits do not learn; set lora.rank",
+        ),
+        (
+            config.model.quantize == "none" or config.rollout.sampler == "native",
+            f"model.quantize={config.model.quantize} cannot go with rollout.sampler={config.rollout.sampler}",
         ),
         (
             config.optim.minibatches <= config.questions_per_step,

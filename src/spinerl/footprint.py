@@ -24,6 +24,7 @@ from spinerl.engine.lm_head import CHUNK_BYTES
 from spinerl.engine.loading import LoadedModel, held_weights, load_tokenizer, resolve_name, whole_model
 from spinerl.engine.precision import choose_dtype
 from spinerl.engine.processor import load_processor
+from spinerl.engine.quantize import BYTES_PER_WEIGHT
 from spinerl.engine.sampler import ROWS_ON_CPU
 from spinerl.engine.shared_prefix import BLOCK, BLOCK_ON_CPU, PREFILL_TOKENS
 from spinerl.engine.skeleton import open_skeleton
@@ -229,6 +230,8 @@ def _changes(config: Config, dtype: torch.dtype, device: torch.device) -> Iterat
         yield "lora.rank=16", {"lora": {"rank": 16}}
     if dtype == torch.float32:
         yield "model.dtype=bfloat16", {"model": {"dtype": "bfloat16"}}
+    if config.model.quantize == "none" and config.rollout.sampler == "native" and config.steps:
+        yield "model.quantize=4bit lora.rank=16", {"model": {"quantize": "4bit"}, "lora": {"rank": 16}}
     if config.steps and not config.model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true", {"model": {"gradient_checkpointing": True}}
     if device.type == "cpu" and "cpu" not in engine.disable:
@@ -270,6 +273,16 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
 
 
+def _quantized(config: Config, loaded: LoadedModel) -> int:
+    """Bytes that a model saves which is read in 4 bits (model.quantize), all linear layers but the head's."""
+    head = loaded.model.get_output_embeddings()
+    if config.model.quantize == "none" or not all(parameter.is_meta for parameter in loaded.model.parameters()):
+        return 0
+    weights = [m.weight for m in loaded.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    wide = [weight for weight in weights if not weight.requires_grad or not config.steps]
+    return int(sum(weight.nbytes - BYTES_PER_WEIGHT * weight.numel() for weight in wide))
+
+
 class _Run:
     """The sizes of one run."""
 
@@ -282,7 +295,7 @@ class _Run:
         self._lengths = lengths
         parameters = list(loaded.model.parameters())
         learning = [parameter for parameter in parameters if parameter.requires_grad] if config.steps else []
-        self._weights = sum(parameter.nbytes for parameter in parameters)
+        self._weights = sum(parameter.nbytes for parameter in parameters) - _quantized(config, loaded)
         self._largest = max((parameter.numel() for parameter in learning), default=0) * 4
         self._gradients = sum(parameter.nbytes for parameter in learning)
         self._masters = sum(parameter.numel() * 4 for parameter in learning if parameter.itemsize < 4)

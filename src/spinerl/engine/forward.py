@@ -214,21 +214,25 @@ def graph_bytes(loaded: LoadedModel) -> int:
     """About how many bytes of a token a pass keeps for its way back: inputs and outputs of linear layers, an input that
     several of them read (queries, keys and values; gate and up) once."""
     layers, hidden = _sizes(loaded)
-    linear = [tuple(module.weight.shape) for module in _linear(loaded)]
-    return max(1, sum(map(sum, linear)) - 3 * layers * hidden) * loaded.model.dtype.itemsize
+    return max(1, sum(map(sum, _linear(loaded))) - 3 * layers * hidden) * loaded.model.dtype.itemsize
 
 
 def stream_bytes(loaded: LoadedModel) -> int:
     """The same of a pass that keeps only the residual stream, with what going back through one layer takes."""
     layers, hidden = _sizes(loaded)
-    of_one = sum(module.weight.shape[0] for module in _linear(loaded)) // layers
+    of_one = sum(outputs for _, outputs in _linear(loaded)) // layers
     return (layers * hidden + 2 * of_one) * loaded.model.dtype.itemsize
 
 
-def _linear(loaded: LoadedModel) -> list[Any]:
-    """The linear layers of the backbone, of whichever class."""
-    modules = loaded.model.base_model.modules()
-    return [module for module in modules if isinstance(module, torch.nn.Linear | Conv1D)]
+def _linear(loaded: LoadedModel) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the linear layers of the backbone, of whichever class."""
+    found = []
+    for module in loaded.model.base_model.modules():
+        if isinstance(module, torch.nn.Linear):  # one in 4 bits has its weight in another shape
+            found.append((module.in_features, module.out_features))
+        elif isinstance(module, Conv1D):
+            found.append(tuple(module.weight.shape))
+    return found
 
 
 def _sizes(loaded: LoadedModel) -> tuple[int, int]:

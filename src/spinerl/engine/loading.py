@@ -18,6 +18,7 @@ from spinerl.engine.adapters import adapter_folder, base_of, merged
 from spinerl.engine.capabilities import Capabilities, Verdict
 from spinerl.engine.context import context_length
 from spinerl.engine.gguf import PACKAGED, find_gguf, gguf_shapes, open_gguf, packaged_file
+from spinerl.engine.quantize import quantize_options, require_quantizable
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.engine.weights import (
     Shapes,
@@ -238,12 +239,14 @@ def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> Loa
 def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Sequence[str]) -> LoadedModel:
     """`load_model` once it is known which model and whose adapters."""
     device = torch.device(pick_device(config.device))
+    require_quantizable(config, resolve_name(config.name), adapters)
     model, verdict, notes = _read_model(config, device)
     for folder in adapters:
         model = merged(model, folder)
     if adapters:
         model.requires_grad_(True)  # a plain model again, which peft has left frozen
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    if config.quantize == "none":  # others were read to their device
+        model.to(device)  # pyright: ignore[reportArgumentType]
     loaded = replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes)
     loaded.capabilities.verdicts[precision.VERDICT] = verdict
     return loaded
@@ -268,6 +271,7 @@ def _read_model(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
             loader.from_pretrained,
             config,
             dtype=dtype,
+            **quantize_options(config, device, dtype),
             use_safetensors=True,
             attn_implementation=attention,
             output_loading_info=True,
