@@ -18,7 +18,7 @@ from spinerl.engine.adapters import adapter_folder, base_of, merged
 from spinerl.engine.capabilities import Capabilities, Verdict
 from spinerl.engine.context import context_length
 from spinerl.engine.gguf import PACKAGED, find_gguf, gguf_shapes, open_gguf, packaged_file
-from spinerl.engine.quantize import quantize_options, require_quantizable
+from spinerl.engine.quantize import compute_alike, quantize_options, require_quantizable
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.engine.weights import (
     Shapes,
@@ -245,8 +245,10 @@ def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Se
         model = merged(model, folder)
     if adapters:
         model.requires_grad_(True)  # a plain model again, which peft has left frozen
-    if config.quantize == "none":  # others were read to their device
+    if config.quantize == "none":
         model.to(device)  # pyright: ignore[reportArgumentType]
+    else:  # it was read to its device
+        compute_alike(model)
     loaded = replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes)
     loaded.capabilities.verdicts[precision.VERDICT] = verdict
     return loaded

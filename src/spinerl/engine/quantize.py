@@ -15,7 +15,7 @@ import torch
 from spinerl.config import ModelConfig
 from spinerl.errors import InputError, MissingExtraError
 
-__all__ = ["BYTES_PER_WEIGHT", "quantize_options", "require_quantizable"]
+__all__ = ["BYTES_PER_WEIGHT", "compute_alike", "quantize_options", "require_quantizable"]
 
 BYTES_PER_WEIGHT = 0.5 + 4 / 64
 """Of a linear layer: 4 bits a weight and a float32 scale for every 64."""
@@ -29,6 +29,17 @@ def quantize_options(config: ModelConfig, device: torch.device, dtype: torch.dty
 
     kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": kind, "device_map": {"": str(device)}}
+
+
+def compute_alike(model: torch.nn.Module) -> None:
+    """Let layers in 4 bits compute with gradients as without.
+
+    On a CPU with AVX-512 BF16, bitsandbytes packs the weights of a model in evaluation mode for another loop, which rounds
+    otherwise and through which no gradient flows; models learn in that mode here, for there is no dropout.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def require_quantizable(config: ModelConfig, source: str, adapters: Sequence[str]) -> None:
