@@ -410,13 +410,15 @@ def plan_command(
     allow: AllowPlugins = False,
     _verbose: Verbose = False,
 ) -> None:
-    """Say what a run would take before it starts: responses, tokens, time and memory, measured in half a minute.
+    """Say what a run would take before it starts: responses, tokens, memory part by part before the weights are read,
+    time measured in half a minute.
 
-    Takes the same recipe and keys as `spinerl adapt`; nothing is written and no weight changes.
+    Takes the same recipe and keys as `spinerl adapt`; nothing is written and no weight changes.  A run that does not
+    fit into memory is not measured: keys that would make it fit are named.
 
     Examples: spinerl plan | spinerl plan model=FOLDER data=questions.jsonl steps=100 | spinerl plan --seconds 0
     """
-    from spinerl.display import plan_table
+    from spinerl.display import memory_table, plan_table
     from spinerl.plan import open_plan
     from spinerl.runs import write_json
 
@@ -425,6 +427,8 @@ def plan_command(
         err.print(f"measuring for about {seconds:.0f} s ...")
     plan = open_plan(allow_plugins(_config(args), allow), seconds)
     out.print(plan_table(plan))
+    if plan.memory is not None:
+        out.print(memory_table(plan.memory))
     for line in plan.lines():
         out.print(line)
     if json_file is not None:

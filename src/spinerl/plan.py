@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config
-from spinerl.data import resolve
+from spinerl.data import load_data, resolve
 from spinerl.engine.backend import backend_of
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
+from spinerl.footprint import Footprint, Remedy, estimate, foresee, remedies
 from spinerl.guard.probe import pick_probe
-from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes
+from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes, tune_allocator
 from spinerl.permission import open_code
 from spinerl.rewards import alternating_rewards
 from spinerl.rounds import first_step
@@ -73,6 +74,8 @@ class Plan:
     phases: tuple[Phase, ...]
     measured: Measured | None = None
     free_bytes: int | None = None  # before the measurement, and what the process has already
+    memory: Footprint | None = None  # estimated before the weights were read, then without paths that a check refuses
+    remedies: tuple[Remedy, ...] = ()  # where that is more than there is
 
     def seconds(self, phase: Phase) -> tuple[float, float] | None:
         """(likely, at most) seconds of a phase; None without a measurement.
@@ -109,10 +112,15 @@ class Plan:
 
     def lines(self) -> list[str]:
         """What stands below the table: how it was measured, the memory, and what may be otherwise."""
-        one = self.measured
+        one, said = self.measured, []
+        if self.memory is not None:
+            said.append(self.memory.sentence)
+            said += [f"  {remedy.line}" for remedy in self.remedies]
+            if not self.memory.fits:
+                said.append("nothing was measured: the model was not read, for the run does not fit")
         if one is None:
-            return []
-        said = [
+            return said
+        said += [
             f"measured in {one.seconds:.0f} s: {one.questions} questions a step, up to {one.tokens} tokens a response; "
             f"{1 / one.rollout_s:,.0f} tokens/s sampled, {1 / one.update_s:,.0f} tokens/s learned from"
         ]
@@ -135,6 +143,8 @@ class Plan:
             "seconds": self.total_seconds,
             "measured": measured,
             "free_bytes": self.free_bytes,
+            "memory": None if self.memory is None else self.memory.figures(),
+            "remedies": [{"keys": remedy.keys, "bytes": remedy.bytes, "fits": remedy.fits} for remedy in self.remedies],
         }
 
     @property
@@ -234,13 +244,21 @@ def measure(work: Workload, config: Config, seconds: float) -> Measured:
 
 
 def open_plan(config: Config, seconds: float = 30.0) -> Plan:
-    """The plan of a configuration's run: its model and questions are read, nothing is written.  Raises InputError."""
+    """The plan of a configuration's run: questions are read and memory is estimated first; the model is read where it
+    fits and something is to be measured.  Nothing is written.  Raises InputError."""
     config = resolve(config)
     open_code(config)
+    tune_allocator()
+    questions = load_data(config.data, answer_kind=config.answer.kind)[0].questions
+    memory = foresee(config, questions)
+    if not memory.fits:
+        return Plan(count_phases(config, len(questions)), memory=memory, remedies=remedies(config, questions))
     work = open_workload(config)
     add_configured_adapters(work.loaded, config)
     backend_of(work.loaded).settle(learns=config.steps > 0)
-    return make_plan(work, config, seconds)
+    lengths = [len(prompt) for prompt in work.prompts]
+    checked = estimate(config, work.loaded, lengths, len(work.questions), memory.free_bytes)
+    return replace(make_plan(work, config, seconds), memory=checked)
 
 
 def make_plan(work: Workload, config: Config, seconds: float = 30.0) -> Plan:

@@ -134,6 +134,7 @@ def train_step(
                 update(policy, anchor, batch, targets, optimizer, config, rows.flatten(), on_policy=sampled_by_it)
             )
             batch = replace(batch, activations=None)  # they were of the weights before
+    optimizer.zero_grad()  # nothing reads gradients any more, and the next step samples first
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),

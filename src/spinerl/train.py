@@ -27,6 +27,7 @@ from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.precision import with_dtype
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
@@ -87,6 +88,7 @@ def adapt(
     try:
         if run is not None:
             _take(run)
+            config = with_dtype(config, run.manifest.get("dtype"))
         _check_functions(config, run, observer)
         check_installed(config.track.to)
         if run is None:
