@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,15 @@ from spinerl.data import render_prompt, resolve
 from spinerl.endings import EndWatch
 from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
+from spinerl.engine.fisher import estimate_fisher
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
-from spinerl.evaluation import evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.evaluation import evaluate, gold_agrees, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.feedback import Feedback
+from spinerl.figures import add_figures
 from spinerl.files import quoted
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
@@ -41,7 +44,8 @@ from spinerl.runs import RunFolder, explain_failures, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
 from spinerl.scoring import over_limit_line
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows
-from spinerl.types import ImagePrompt, StepRecord, Vote
+from spinerl.types import ImagePrompt, Rollout, StepRecord, Vote
+from spinerl.views import Views
 from spinerl.voter import SlowVoter
 from spinerl.workload import (
     Observer,
@@ -126,10 +130,10 @@ def _resume_command(run: RunFolder) -> str:
 
 def _ready(config: Config, work: Workload) -> Workload:
     """The workload, its model with the adapters that learn; InputError for a method that it does not suit."""
-    if config.reward == "gold" and len(work.gold) < len(work.questions):
+    if config.uses_gold and len(work.gold) < len(work.questions):
         missing = len(work.questions) - len(work.gold)
         raise InputError(
-            f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
+            f"method={config.method} learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
     add_configured_adapters(work.loaded, config)
     return work
@@ -150,10 +154,19 @@ class _Session:
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             self._oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+        self._feedback = None
+        if config.feedback.questions:
+            observer.note(
+                f"in each step of this run gold answers say yes or no to {config.feedback.questions} of its labels: "
+                "not an adaptation without labels"
+            )
+            self._feedback = Feedback(
+                config, partial(gold_agrees, gold=work.gold, config=config, equivalence=equivalence)
+            )
 
     def start(self, resumed: bool) -> None:
         """Evaluate the initial model, and bring everything to where the run is: its beginning, or its checkpoint."""
-        config, work, run = self._config, self._work, self._run
+        config, work, run, observer = self._config, self._work, self._run, self._observer
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
         self._endings.see(run.rows("eval.jsonl")[0].get("eval/truncated_frac", 0.0))
@@ -165,6 +178,14 @@ class _Session:
         self._anchor = None
         if needs_anchor(config):
             self._anchor = self._loaded.base if config.lora.rank else self._copy()
+        self._fisher = None
+        if config.anchor.fisher and config.steps:
+            asked = work.only(self._ranks[: config.anchor.fisher_questions or None])
+            observer.phase("fisher", len(asked.questions) * config.rollout.max_new_tokens)
+            self._fisher = (
+                config.anchor.fisher,
+                estimate_fisher(self._loaded, asked.questions, asked.prompts, config, observer.tokens),
+            )
         self._per_step = min(config.questions_per_step, len(self._ranks))
         self._last = num_steps(config, len(self._ranks))
         self._optimizer, self._done, self._state = self._new_optimizer(), 0, StepState()
@@ -175,8 +196,9 @@ class _Session:
         self._memory = None
         if self._voter is not None or config.vote.memory != "off":
             self._memory = Memories(config, self._voter and self._voter.vote)
+        self._views = Views(config, self._render()) if config.vote.views else None
         # What checkpoints hold next to the weights.
-        self._kept = [one for one in (self._rounds, self._memory, self._voter) if one is not None]
+        self._kept = [one for one in (self._rounds, self._memory, self._voter, self._feedback) if one is not None]
         if resumed:
             self._restore()
         if self._memory is not None and config.vote.memory_start and not self._done:
@@ -267,8 +289,8 @@ class _Session:
             self._state,
             observer.tokens,
             self._oracle,
-            self._rounds and partial(self._rounds.draw, step, self._last, observer.tokens),
-            self._memory,
+            self._draws(chosen, step),
+            self._memory or self._views or self._feedback,
         )
         labels = label_rows(record, work.gold, config, self._equivalence)
         metrics = {
@@ -279,7 +301,7 @@ class _Session:
         if self._guard is not None:
             metrics |= self._guard.step(record)
         if self._voter is not None:
-            self._voter.follow(self._loaded.model)
+            self._voter.follow(self._loaded.model, step, num_steps(config, len(self._ranks)))
         if config.stream.on:
             run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, self._equivalence))
         run.append("labels.jsonl", *labels)
@@ -316,6 +338,24 @@ class _Session:
             self._pooled = before, [self._ranks[place] for place in kept]
         return self._pooled[1]
 
+    def _draws(self, chosen: Workload, step: int) -> Callable[[], tuple[Rollout, int]] | None:
+        """What gives a step its responses, where it does not sample them itself."""
+        tokens = self._observer.tokens
+        if self._views is not None:
+            return partial(self._views.draw, self._loaded, chosen.questions, chosen.prompts, step, tokens)
+        return self._rounds and partial(self._rounds.draw, step, self._last, tokens)
+
+    def _render(self) -> Callable[..., tuple[int, ...]]:
+        """Turns a question into its prompt."""
+        config, loaded = self._config, self._loaded
+        return partial(
+            render_prompt,
+            tokenizer=loaded.tokenizer,
+            prompt=config.prompt,
+            kind=config.answer.kind,
+            vision=loaded.vision,
+        )
+
     def _copy(self) -> LoadedModel:
         assert self._open_again is not None
         return self._open_again()
@@ -323,20 +363,13 @@ class _Session:
     def _new_optimizer(self) -> Optimizer:
         optim = self._config.optim
         num_updates = self._last * optim.epochs * min(optim.minibatches, self._per_step)
-        return Optimizer(self._loaded.model.parameters(), optim, num_updates)
+        return Optimizer(self._loaded.model.parameters(), optim, num_updates, self._fisher)
 
     def _new_guard(self) -> Guard | None:
         """The guard, its held-out questions taken from those to adapt to."""
-        config, work, loaded = self._config, self._work, self._loaded
+        config, work, loaded, render = self._config, self._work, self._loaded, self._render()
         if config.guard.mode == "off" or not config.steps:
             return None
-        render = partial(
-            render_prompt,
-            tokenizer=loaded.tokenizer,
-            prompt=config.prompt,
-            kind=config.answer.kind,
-            vision=loaded.vision,
-        )
         note = self._observer.note
         guard = Guard(
             self._run,
@@ -417,6 +450,7 @@ def _start_memory(
     rollout = sample_responses(
         work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
     )
+    rollout = add_figures(work.loaded, rollout, config)
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
     memory.start(work.questions, votes, weigh_votes(rollout, config.vote.weights), rollout.total_drawn, equivalence)
 
@@ -467,7 +501,7 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             **work.facts,
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
             "seed": config.seed,
-            "uses_gold": config.reward == "gold",
+            "uses_gold": config.uses_gold,
             "started": _now(),
             "command": " ".join(sys.argv),
             "folder": str(Path.cwd()),

@@ -8,6 +8,7 @@ from typing import Any
 
 from spinerl.config import Config, describe_keys
 from spinerl.errors import InputError
+from spinerl.figures import asked_figures
 from spinerl.permission import open_code
 from spinerl.rewards import COSTLY, asked_by
 
@@ -58,6 +59,8 @@ def check_keys(config: Config, loop: Loop) -> None:
             f"reward={config.reward} (method={config.method})",
             "it is not made of the group's answers, tokens and entropies only",
         )
+    if figures := asked_figures(config):
+        raise refuse(loop, f"vote.weights={config.vote.weights}", f"it needs {', '.join(figures)} of every token")
     if config.data.order not in ("shuffled", "sequential"):
         raise refuse(loop, f"data.order={config.data.order}", "allowed are shuffled and sequential")
     if config.data.by_agreement:
