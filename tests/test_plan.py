@@ -46,6 +46,8 @@ class Counting(Quiet):
         ("rollout.reuse=0",),
         ("stream.on=true",),
         ("method=upft", "forks.num_tokens=2"),
+        ("vote.views=[again,rephrase]", "vote.train_views=true", "anchor.fisher=1", "anchor.fisher_questions=2"),
+        ("vote.views=[blank]", "guard=off"),
         ("method=none", "steps=0"),
     ],
 )
