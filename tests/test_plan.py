@@ -65,7 +65,8 @@ def test_counts_are_those_of_the_run(tmp_path, keys):
     if "steps" in phases:
         rows = run.rows("metrics.jsonl")
         assert phases["steps"].times == len(rows)
-        votes = config.num_votes
+        only_voting = 0 if config.vote.train_views else len(config.vote.views)
+        votes = config.num_votes * (1 + only_voting)
         assert phases["steps"].trained == sum(row["rollout/num_responses"] * config.group_size / votes for row in rows)
     if config.stream.on:
         assert phases["answers before adapting"].responses == len(run.rows("stream.jsonl"))

@@ -169,7 +169,7 @@ def train_step(
         **mismatch,
         **_mean_over(updates),
         "optim/updates": float(len(updates)),
-        **({} if config.rollout.reuse == 1 else {"rollout/age": float(age)}),
+        **({} if draw is None or config.vote.views else {"rollout/age": float(age)}),
         **watch.figures(rollout),
     }
     record = StepRecord(step, metrics, replace(rollout, activations=None), votes, rewards, targets, fresh)

@@ -132,17 +132,17 @@ class Optimizer:
 
         Source: PETAL (arXiv 2212.09713), whose edge is a quantile over all weights, too.
         """
-        held = [(m, first) for m, first in zip(self._masters, self._initial, strict=False) if m.grad is not None]
-        sizes = (
-            torch.cat([m.grad.abs().flatten() for m, _ in held]) if self._config.restore and held else torch.empty(0)
-        )  # pyright: ignore[reportOptionalMemberAccess]
+        if not self._config.restore:
+            return
+        pairs = zip(self._masters, self._initial, strict=True)
+        held = [(master, first, master.grad.abs()) for master, first in pairs if master.grad is not None]
+        sizes = torch.cat([size.flatten() for _, _, size in held]) if held else torch.empty(0)
         num = int(self._config.restore * len(sizes))
         if not num:
             return
         edge = sizes.kthvalue(num).values
-        for master, initial in held:
-            assert master.grad is not None
-            master.copy_(torch.where(master.grad.abs() <= edge, initial, master))
+        for master, first, size in held:
+            master.copy_(torch.where(size <= edge, first, master))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the model's own weights."""
