@@ -47,6 +47,8 @@ class Counting(Quiet):
         ("rollout.reuse=0",),
         ("stream.on=true",),
         ("method=upft", "forks.num_tokens=2"),
+        ("vote.views=[again,rephrase]", "vote.train_views=true", "anchor.fisher=1", "anchor.fisher_questions=2"),
+        ("vote.views=[blank]", "guard=off"),
         ("method=none", "steps=0"),
     ],
 )
@@ -65,7 +67,8 @@ def test_counts_are_those_of_the_run(tmp_path, keys):
     if "steps" in phases:
         rows = run.rows("metrics.jsonl")
         assert phases["steps"].times == len(rows)
-        votes = config.num_votes
+        only_voting = 0 if config.vote.train_views else len(config.vote.views)
+        votes = config.num_votes * (1 + only_voting)
         assert phases["steps"].trained == sum(row["rollout/num_responses"] * config.group_size / votes for row in rows)
     if config.stream.on:
         assert phases["answers before adapting"].responses == len(run.rows("stream.jsonl"))

@@ -180,21 +180,26 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
         looks = len({0, last, *range(config.guard.every, last, config.guard.every)})
         asked = looks * probed * (1 if config.guard.perturbation == "none" else 2) + probed * config.guard.samples
         phases.append(Phase("guard", looks, asked, longest))
+    if config.anchor.fisher:
+        phases.append(Phase("fisher", 1, min(config.anchor.fisher_questions or pool, pool), longest))
     order, per_step = config.data.order, min(config.questions_per_step, pool)
     asked_in: defaultdict[int, set[int]] = defaultdict(set)  # by the step whose weights sample
-    trained = 0
+    trained, num_views = 0, len(config.vote.views)
     for step in range(1, last + 1):
         places = question_order(pool, per_step, step, order, config.seed, config.stream.on)
         reuse = config.rollout.reuse
         asked_in[step if reuse == 1 else first_step(step, reuse, pool, per_step, order)].update(places)
-        trained += len(places) * config.group_size
-    sampled = sum(map(len, asked_in.values()))
+        trained += len(places) * config.group_size * (1 + num_views * config.vote.train_views)
+    asked = sum(map(len, asked_in.values()))
+    sampled = asked * (1 + num_views)
     shortest = min(config.forks.num_tokens, longest) if cuts_short(config) else longest
     phases.append(Phase("steps", last, sampled * votes, shortest, trained))
+    if config.vote.views.count("rephrase"):
+        phases.append(Phase("rephrasing", last, asked * config.vote.views.count("rephrase"), longest))
     if config.vote.slow_decay:
-        phases.append(Phase("slow voter", last, sampled * votes, longest))
+        phases.append(Phase("slow voter", last, asked * votes, longest))
     if config.stream.on:
-        phases.append(Phase("answers before adapting", last, sampled, longest))
+        phases.append(Phase("answers before adapting", last, asked, longest))
     return tuple(phases)
 
 
@@ -313,11 +318,13 @@ def _per_token(
 
 
 def _held_later(loaded: LoadedModel, config: Config) -> int:
-    """Bytes that a run holds besides and the measurement does not: the optimizer's moments, the slow copy."""
+    """Bytes that a run holds besides and the measurement does not: the optimizer's moments, the slow copy, initial
+    weights and their Fisher information."""
     parameters = list(loaded.model.parameters())
     whole = sum(p.numel() * p.element_size() for p in parameters)
     moments = sum(p.numel() for p in parameters if p.requires_grad) * _ADAM_BYTES
-    return moments + whole * bool(config.vote.slow_decay)
+    initial = bool(config.optim.restore or config.anchor.fisher) + bool(config.anchor.fisher)
+    return moments + whole * (bool(config.vote.slow_decay) + initial)
 
 
 def _guarded(config: Config) -> bool:

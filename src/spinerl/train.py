@@ -25,13 +25,24 @@ from spinerl.data.standard_input import copy_name, write_copy
 from spinerl.endings import EndWatch
 from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
+from spinerl.engine.fisher import estimate_fisher
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.precision import with_dtype
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
-from spinerl.evaluation import begin_evaluation, evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.evaluation import (
+    begin_evaluation,
+    evaluate,
+    gold_agrees,
+    gold_metrics,
+    gold_rewards,
+    label_rows,
+    stream_rows,
+)
+from spinerl.feedback import Feedback
+from spinerl.figures import add_figures
 from spinerl.files import quoted
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
@@ -48,7 +59,8 @@ from spinerl.scoring import over_limit_line
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows
 from spinerl.trackers import check_installed
 from spinerl.trackers.observer import Trackers
-from spinerl.types import ImagePrompt, StepRecord, Vote
+from spinerl.types import ImagePrompt, Rollout, StepRecord, Vote
+from spinerl.views import Views
 from spinerl.voter import SlowVoter
 from spinerl.workload import (
     Workload,
@@ -146,10 +158,10 @@ def _ready(config: Config, work: Workload) -> Workload:
 
 def check_gold(config: Config, num_questions: int, num_gold: int) -> None:
     """InputError for a method that learns from gold answers where questions have none."""
-    if config.reward == "gold" and num_gold < num_questions:
+    if config.uses_gold and num_gold < num_questions:
         missing = num_questions - num_gold
         raise InputError(
-            f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
+            f"method={config.method} learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
 
 
@@ -168,12 +180,21 @@ class _Session:
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             self._oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+        self._feedback = None
+        if config.feedback.questions:
+            observer.note(
+                f"in each step of this run gold answers say yes or no to {config.feedback.questions} of its labels: "
+                "not an adaptation without labels"
+            )
+            self._feedback = Feedback(
+                config, partial(gold_agrees, gold=work.gold, config=config, equivalence=equivalence)
+            )
 
     def start(self, resumed: bool) -> None:
         """Evaluate the initial model, and bring everything to where the run is: its beginning, or its checkpoint."""
-        config, work, run = self._config, self._work, self._run
+        config, work, run, observer = self._config, self._work, self._run, self._observer
         if not resumed:
-            self._observer.begin(0)
+            observer.begin(0)
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
         self._endings.see(run.rows("eval.jsonl")[0].get("eval/truncated_frac", 0.0))
@@ -185,6 +206,14 @@ class _Session:
         self._anchor = None
         if needs_anchor(config):
             self._anchor = self._loaded.base if config.lora.rank else self._copy()
+        self._fisher = None
+        if config.anchor.fisher and config.steps:
+            asked = work.only(self._ranks[: config.anchor.fisher_questions or None])
+            observer.phase("fisher", len(asked.questions) * config.rollout.max_new_tokens)
+            self._fisher = (
+                config.anchor.fisher,
+                estimate_fisher(self._loaded, asked.questions, asked.prompts, config, observer.tokens),
+            )
         self._per_step = min(config.questions_per_step, len(self._ranks))
         self._last = num_steps(config, len(self._ranks))
         self._optimizer, self._done, self._state = self._new_optimizer(), 0, StepState()
@@ -195,8 +224,9 @@ class _Session:
         self._memory = None
         if self._voter is not None or config.vote.memory != "off":
             self._memory = Memories(config, self._voter and self._voter.vote)
+        self._views = Views(config, self._render()) if config.vote.views else None
         # What checkpoints hold next to the weights.
-        self._kept = [one for one in (self._rounds, self._memory, self._voter) if one is not None]
+        self._kept = [one for one in (self._rounds, self._memory, self._voter, self._feedback) if one is not None]
         if resumed:
             self._restore()
             self._observer.begin(self._done)
@@ -290,8 +320,8 @@ class _Session:
             self._state,
             observer.tokens,
             self._oracle,
-            self._rounds and partial(self._rounds.draw, step, self._last, observer.tokens),
-            self._memory,
+            self._draws(chosen, step),
+            self._memory or self._views or self._feedback,
         )
         labels = label_rows(record, work.gold, config, self._equivalence)
         metrics = {
@@ -302,7 +332,7 @@ class _Session:
         if self._guard is not None:
             metrics |= self._guard.step(record)
         if self._voter is not None:
-            self._voter.follow(self._loaded.model)
+            self._voter.follow(self._loaded.model, step, num_steps(config, len(self._ranks)))
         if config.stream.on:
             run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, self._equivalence))
         run.append("labels.jsonl", *labels)
@@ -339,6 +369,24 @@ class _Session:
             self._pooled = before, [self._ranks[place] for place in kept]
         return self._pooled[1]
 
+    def _draws(self, chosen: Workload, step: int) -> Callable[[], tuple[Rollout, int]] | None:
+        """What gives a step its responses, where it does not sample them itself."""
+        tokens = self._observer.tokens
+        if self._views is not None:
+            return partial(self._views.draw, self._loaded, chosen.questions, chosen.prompts, step, tokens)
+        return self._rounds and partial(self._rounds.draw, step, self._last, tokens)
+
+    def _render(self) -> Callable[..., tuple[int, ...]]:
+        """Turns a question into its prompt."""
+        config, loaded = self._config, self._loaded
+        return partial(
+            render_prompt,
+            tokenizer=loaded.tokenizer,
+            prompt=config.prompt,
+            kind=config.answer.kind,
+            vision=loaded.vision,
+        )
+
     def _copy(self) -> LoadedModel:
         assert self._open_again is not None
         return self._open_again()
@@ -346,20 +394,13 @@ class _Session:
     def _new_optimizer(self) -> Optimizer:
         optim = self._config.optim
         num_updates = self._last * optim.epochs * min(optim.minibatches, self._per_step)
-        return Optimizer(self._loaded.model.parameters(), optim, num_updates)
+        return Optimizer(self._loaded.model.parameters(), optim, num_updates, self._fisher)
 
     def _new_guard(self) -> Guard | None:
         """The guard, its held-out questions taken from those to adapt to."""
-        config, work, loaded = self._config, self._work, self._loaded
+        config, work, loaded, render = self._config, self._work, self._loaded, self._render()
         if config.guard.mode == "off" or not config.steps:
             return None
-        render = partial(
-            render_prompt,
-            tokenizer=loaded.tokenizer,
-            prompt=config.prompt,
-            kind=config.answer.kind,
-            vision=loaded.vision,
-        )
         note = self._observer.note
         guard = Guard(
             self._run,
@@ -441,6 +482,7 @@ def _start_memory(
     rollout = sample_responses(
         work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
     )
+    rollout = add_figures(work.loaded, rollout, config)
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
     memory.start(work.questions, votes, weigh_votes(rollout, config.vote.weights), rollout.total_drawn, equivalence)
 
@@ -511,7 +553,7 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             "model": {**work.facts["model"], **({"license": stated} if stated else {})},
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
             "seed": config.seed,
-            "uses_gold": config.reward == "gold",
+            "uses_gold": config.uses_gold,
             "started": _now(),
             "command": " ".join(sys.argv),
             "folder": str(Path.cwd()),
