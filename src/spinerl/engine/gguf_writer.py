@@ -81,9 +81,12 @@ def export_gguf(
         raise InputError(f"--out {file} exists; name a new file")
     if missing := missing_packages():
         raise MissingExtraError(f'writing GGUF files needs {" and ".join(missing)}: pip install "spinerl[gguf]"')
-    architecture = loaded.model.config.model_type
+    config: Any = loaded.model.config
+    architecture = config.model_type
     if loaded.vision is not None or architecture not in ARCHITECTURES:
         _refuse(f"architecture {architecture} is not written here ({', '.join(ARCHITECTURES)} are)")
+    if architecture == "qwen2" and _head_dim(config) * config.num_attention_heads != config.hidden_size:
+        _refuse(f"its heads have a size of their own (head_dim={_head_dim(config)}), which a qwen2 file cannot say")
     vocabulary = _vocabulary(loaded)
     draft = draft_of(file)
     try:
@@ -192,10 +195,14 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 # Settings
 
 
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def _add_settings(writer: Any, config: Any, vocabulary: _Vocabulary) -> None:
     from gguf import RopeScalingType
 
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim(config)
     writer.add_vocab_size(len(vocabulary.tokens))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -224,7 +231,7 @@ def _rope_factors(config: Any) -> torch.Tensor | None:
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
         return None
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim(config)
     powers = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     lengths = 2 * math.pi * float(rope["rope_theta"]) ** powers  # in tokens
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -290,7 +297,7 @@ def _vocabulary(loaded: LoadedModel) -> _Vocabulary:
 
 
 def _add_tokenizer(writer: Any, loaded: LoadedModel, vocabulary: _Vocabulary) -> None:
-    tokenizer = loaded.tokenizer
+    tokenizer: Any = loaded.tokenizer
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.split)
     writer.add_token_list(vocabulary.tokens)
