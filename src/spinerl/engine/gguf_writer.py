@@ -21,8 +21,8 @@ import torch
 from spinerl.engine.gguf import end_ids_of, missing_packages, open_gguf, split_name
 from spinerl.engine.gguf_header import read_header
 from spinerl.engine.loading import LoadedModel
-from spinerl.errors import InputError, MissingExtraError, did_you_mean
-from spinerl.files import draft_of
+from spinerl.errors import InputError, MissingExtraError, RunError, did_you_mean, reason_of
+from spinerl.files import draft_of, remove_now
 
 __all__ = ["ARCHITECTURES", "KINDS", "Exported", "export_gguf", "kind_of_weights"]
 
@@ -89,6 +89,8 @@ def export_gguf(
         _refuse(f"its heads have a size of their own (head_dim={_head_dim(config)}), which a qwen2 file cannot say")
     vocabulary = _vocabulary(loaded)
     draft = draft_of(file)
+    if os.path.lexists(draft):  # of a process that was killed, or put there
+        remove_now(draft)
     try:
         _write(draft, loaded, kind, name, vocabulary, about or {})
         notes = tuple(_check(draft, loaded, vocabulary))
@@ -96,6 +98,10 @@ def export_gguf(
             os.fsync(handle.fileno())
         size = draft.stat().st_size
         draft.rename(file)
+    except OSError as error:
+        if error.strerror:
+            raise
+        raise RunError(f"cannot write {file}: {reason_of(error)}; free some space") from None  # numpy's, of a full disk
     finally:
         draft.unlink(missing_ok=True)
     return Exported(size, kind, notes)

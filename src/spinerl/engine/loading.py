@@ -258,7 +258,8 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
     attention = None if config.attention == "auto" else config.attention
     if Path(resolve_name(config.name)).is_file():  # `engine.gguf` checks that the file has every weight
         loader = AutoModelForCausalLM.from_pretrained
-        return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), ()
+        with no_tables():
+            return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), ()
     described, shapes = held_weights(config)
     architecture = open_settings(config, len(shapes))
     loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
