@@ -502,7 +502,10 @@ def push_command(
     where = f"{to.address}, {'which is there already' if to.exists else 'a new repository'}, {who}"
     out.print(f"{what} to {where}")
     if not yes and sys.stdin.isatty():
-        if out.input("upload? [y/N] ").strip().lower() not in ("y", "yes"):
+        answer = ""
+        with contextlib.suppress(EOFError):
+            answer = out.input("upload? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
             raise InputError("nothing was uploaded")
     elif not yes and not to.private:
         raise InputError(

@@ -265,7 +265,8 @@ def _read_model(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
     if Path(file := resolve_name(config.name)).is_file():  # `engine.gguf` checks that the file has every weight
         dtype, verdict = precision.choose_dtype(config.dtype, device, gguf_shapes(Path(file), config.name))
         loader = AutoModelForCausalLM.from_pretrained
-        return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), verdict, ()
+        with no_tables():
+            return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), verdict, ()
     described, shapes = held_weights(config)
     dtype, verdict = precision.choose_dtype(config.dtype, device, shapes.values())
     architecture = open_settings(config, len(shapes))
