@@ -922,7 +922,7 @@ def named_code(config: Config) -> dict[str, str]:
     >>> named_code(load_config(overrides=["reward=mine:cautious"]))
     {'reward': 'mine:cautious'}
     """
-    code = {key: name for key in PLUGIN_KEYS for name in _names(value_of(config, key)) if ":" in name}
+    code = {key: name for key in PLUGIN_KEYS for name in _as_list(value_of(config, key)) if ":" in name}
     if config.model.trust_remote_code:
         code["model.trust_remote_code"] = "true"
     # Numbers are settings; texts may name classes, by whatever key vLLM has for them.
@@ -931,7 +931,7 @@ def named_code(config: Config) -> dict[str, str]:
     return code
 
 
-def _names(value: str | list[str]) -> list[str]:
+def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
