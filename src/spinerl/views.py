@@ -26,7 +26,7 @@ from spinerl.plugins import find
 from spinerl.seeding import seed_of
 from spinerl.step import sample
 from spinerl.templates import TOKEN_CHARS, TemplateFaultError, apply_template, name_of
-from spinerl.types import Question, Rollout, Vote
+from spinerl.types import OnTokens, Question, Rollout, Vote
 
 __all__ = ["VIEWS", "Asked", "Views", "rephrase"]
 
@@ -61,7 +61,7 @@ class Views:
         questions: Sequence[Question],
         prompts: Sequence[tuple[int, ...]],
         step: int,
-        on_tokens: Callable[[int], None] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Asked:
         """Each question followed by its views, which are written by the policy where they are rephrased.
 
@@ -100,7 +100,7 @@ class Views:
         questions: Sequence[Question],
         prompts: Sequence[tuple[int, ...]],
         step: int,
-        on_tokens: Callable[[int], None] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> tuple[Rollout, int]:
         """(responses to all that is asked, 0); the tokens of what was written to ask it count as sampled."""
         asked = self.ask(policy, questions, prompts, step, on_tokens)
@@ -165,7 +165,7 @@ def rephrase(
     questions: Sequence[Question],
     config: Config,
     seed: tuple[object, ...],
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> tuple[list[str | None], int]:
     """(each question in the policy's own other words, None where it wrote none that can be used; tokens sampled).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import update
-from spinerl.types import Batch, Question, Targets
+from spinerl.types import Batch, OnTokens, Question, Targets
 
 __all__ = ["estimate_fisher"]
 
@@ -34,7 +34,7 @@ def estimate_fisher(
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
     config: Config,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> list[torch.Tensor]:
     """For each parameter that learns F = (1/K) sum_k (d/dw (1/len_k) sum_t log pi(y_kt))^2 over K questions.
 
