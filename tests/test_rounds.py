@@ -106,8 +106,12 @@ def test_reuse_0_samples_once_and_each_step_gets_its_questions(scene, order):
     config, work, rounds, calls = scene("rollout.reuse=0", "rollout.top_p=0.9", order=order)
     expected = {step: sampled_at_once(config, work, step, 1) for step in range(1, 8)}
     reported, lengths = [], {}
+
+    def report(tokens, _finished):
+        reported.append(tokens)
+
     for step in range(1, 8):
-        rollout, age = rounds.draw(step, 7, reported.append)
+        rollout, age = rounds.draw(step, 7, report)
         same(rollout, expected[step], exact=False)
         lengths |= {question.id: rollout.mask[4 * i : 4 * i + 4].sum() for i, question in enumerate(rollout.questions)}
         assert rollout.log_mass is not None

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from spinerl.choices import BENCHMARKS, DATA_KEYS, PATH_KEYS, fields_of, literals, model_names, suite_names, values_of
 from spinerl.errors import InputError
 from spinerl.files import write_text
-from spinerl.lines import read_text, visible
+from spinerl.lines import lines_of, read_text, visible
 from spinerl.methods import ALIASES, LOSSES, METHODS
 
 __all__ = ["SHELLS", "Candidate", "answer", "complete", "install", "script", "this_shell"]
@@ -471,7 +471,7 @@ def install(shell: str) -> list[str]:
     done = [f"completion for {shell}: {file}"]
     if start is not None:
         before = read_text(start) if start.is_file() else ""
-        if line not in before.splitlines():
+        if line not in lines_of(before):
             with start.open("a", encoding="utf-8") as stream:
                 stream.write(f"{'' if not before or before.endswith(chr(10)) else chr(10)}{line}\n")
             done.append(f"added to {start}: {line}")

@@ -31,12 +31,14 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "eval": "measure a model on questions, or compare two, one by one",
         "score": "read, vote and score saved texts; no model is needed",
         "report": "one HTML page about one run, or several side by side",
+        "watch": "the report of a run in progress, in a browser",
         "bench": "speed and memory against TRL, generate and a dense update",
     },
     "Models and data": {
         "data": "known data sets, their first questions, their faults",
         "merge": "a plain model folder of adapters, or of a GGUF file",
-        "export": "write a recipe as a job of another trainer's",
+        "export": "a recipe as another trainer's job, a model as a GGUF file",
+        "push": "upload a model with its card to the Hugging Face hub",
     },
     "Set-up": {
         "config": "the resolved configuration, every key explained, the schema",

@@ -48,6 +48,10 @@ def test_draws_are_named_by_seed_and_question(asked, written):
     single = synthesized_responses(loaded, questions[1:2], prompts[1:2], DRAFTS[1:2], CONFIG)
     assert single == written[1:2]
     drawn: list[int] = []
-    again = synthesized_responses(*asked, DRAFTS, load_config(overrides=[*OVERRIDES, "seed=1"]), drawn.append)
+
+    def report(tokens: int, _finished: int) -> None:
+        drawn.append(tokens)
+
+    again = synthesized_responses(*asked, DRAFTS, load_config(overrides=[*OVERRIDES, "seed=1"]), report)
     assert again != written
     assert sum(one.num_tokens for one in again) == sum(drawn), "its own tokens, not those of the drafts"

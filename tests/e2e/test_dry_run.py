@@ -77,7 +77,7 @@ def test_a_run_that_can_begin(place, capsys):
         (["data=good.jsonl", "data.columns.question=q"], "there are question"),
         (["model=./nowhere"], "no such folder or file"),
         (["model=broken"], "model.safetensors"),
-        (["model=owner/unknown"], "could not be loaded"),
+        (["model=owner/unknown"], "model=owner/unknown: "),
         (["model.device=cuda:9"], "cuda:9"),
         (["reward=mine:gone"], "mine:gone"),
         (["forks.selector=top"], "top-entropy"),
@@ -207,6 +207,7 @@ def test_a_comparison(place, capsys):
         prints = {str(place / "good.jsonl"): load_data(task.config.data)[0].fingerprint}
         (task.folder / "compare").mkdir()
         write_json(task.folder / "compare" / "state.json", {"after": task.after, "fingerprints": prints})
+        (task.folder / "report.html").touch()
         finished.unlock()
     before = files(place / "c")
     code, out, _ = run(["compare", "--dry-run", *keys, "seeds=0,1"], capsys)

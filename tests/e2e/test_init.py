@@ -21,7 +21,7 @@ from tests.commands import exit_code
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "questions.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n{"problem": "2 + 2?"}\n')
+    (tmp_path / "questions.jsonl").write_text('{"exercise": "1 + 1?", "answer": "2"}\n{"exercise": "2 + 2?"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -34,7 +34,7 @@ def made(arguments, capsys) -> str:
 OVERRIDES = [
     [],
     ["method=ttrl", "seed=3"],
-    ["data=questions.jsonl", "data.columns.question=problem", "run=runs/mine", "steps=2"],
+    ["data=questions.jsonl", "data.columns.question=exercise", "run=runs/mine", "steps=2"],
     ["model=tiny-vlm", "loss=dapo", "guard=off", "vote.memory=sum", "vote.memory_start=4"],
     ["method=none", "rollout.stop=['#', \"it's\"]", "prompt.template_options={a: [1, {b: null}]}"],
     ["method=prefix-tree", "prompt.system=two\nlines: # of text", "lora.rank=2", "optim.lr=1e-6"],
@@ -54,8 +54,8 @@ def test_it_resolves_to_what_the_overrides_do_and_is_valid(overrides, capsys):
 
 
 def test_each_key_stands_under_what_it_means(capsys):
-    out = made(["r.yaml", "data=questions.jsonl", "data.columns.question=problem", "method=ttrl"], capsys)
-    assert "2 questions; 1 with gold answers, for figures only; columns problem, answer; the first: 1 + 1?" in out
+    out = made(["r.yaml", "data=questions.jsonl", "data.columns.question=exercise", "method=ttrl"], capsys)
+    assert "2 questions; 1 with gold answers, for figures only; columns exercise, answer; the first: 1 + 1?" in out
     text = Path("r.yaml").read_text()
     comments = " ".join(line.strip().removeprefix("# ") for line in text.splitlines() if line.strip().startswith("#"))
     described = {key: description for key, *_, description in describe_keys()}
@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_unasked(capsys):
         (["no/folder/r.yaml"], "its folder does not exist"),
         (["r.yaml", "metod=x"], 'did you mean "method"'),
         (["r.yaml", "data=nowhere.jsonl"], "there is no such file"),
-        (["r.yaml", "data=questions.jsonl"], 'did you mean "problem"'),
+        (["r.yaml", "data=questions.jsonl"], 'set data.columns.question'),
         (["r.yaml", "model=./nowhere"], "no such folder or file"),
         (["r.yaml", "method=spin"], 'did you mean "spine"'),
     ],
@@ -128,7 +128,7 @@ def test_a_large_model_gets_adapters(capsys):
 
 def test_answers_are_asked_for_until_they_can_be_used():
     """In the order: model, data, the column of its questions, method."""
-    answers = iter(["./nowhere", "", "nowhere.jsonl", "questions.jsonl", "problem", "spin", "ttrl"])
+    answers = iter(["./nowhere", "", "nowhere.jsonl", "questions.jsonl", "exercise", "spin", "ttrl"])
     asked, said = [], []
 
     def ask(question: str) -> str:
@@ -137,10 +137,10 @@ def test_answers_are_asked_for_until_they_can_be_used():
 
     draft = begin(["seed=2"], said.append, ask)
     assert [question.partition(":")[0] for question in asked[:4]] == ["model", "model", "data", "data"]
-    assert "which of its columns has the questions: problem, answer?" in asked[4]
+    assert "which of its columns has the questions: exercise, answer?" in asked[4]
     config = draft.config
     assert (config.model.name, config.data.name, config.data.columns.question, config.method, config.seed) == (
-        "tiny-reasoner", "questions.jsonl", "problem", "ttrl", 2,
+        "tiny-reasoner", "questions.jsonl", "exercise", "ttrl", 2,
     )  # fmt: skip
     assert any("no such folder or file" in line for line in said)
     assert any('did you mean "spine"' in line for line in said)

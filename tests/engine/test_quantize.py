@@ -31,6 +31,7 @@ class Interrupting(Quiet):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    pytest.importorskip("bitsandbytes")
     return adapt(load_config(overrides=[*RUN, f"run={tmp_path_factory.mktemp('whole') / 'run'}"]), Quiet())
 
 
@@ -39,6 +40,7 @@ def adapters(folder):
 
 
 def test_weights_are_in_4_bits_and_compute_nearly_the_same():
+    pytest.importorskip("bitsandbytes")
     config = load_config(overrides=RUN)
     found, plain = (load_model(m) for m in (config.model, load_config().model))
     layers = {type(module).__name__ for module in found.model.modules()}

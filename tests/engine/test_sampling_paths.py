@@ -198,7 +198,7 @@ def test_the_models_attention_comes_back(model_folders):
     loaded, prompts = opened(model_folders("qwen3"))
     before = loaded.model.config._attn_implementation
 
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,14 +217,17 @@ def test_figures_that_are_no_numbers_stop_the_run(model_folders):
             sample_responses(loaded, QUESTIONS, prompts, 2, rollout_config(), ("n",), steps_per_check=steps)
 
 
-def test_every_token_is_reported(model_folders):
+@pytest.mark.parametrize("steps", [1, 16])
+def test_every_token_is_reported(model_folders, steps):
     loaded, prompts = opened(model_folders("qwen3"))
-    for steps in (1, 16):
-        seen = []
-        rollout = sample_responses(
-            loaded, QUESTIONS, prompts, 4, rollout_config(), ("o",), seen.append, steps_per_check=steps
-        )
-        assert sum(seen) == int(rollout.mask.sum())
+    seen: list[tuple[int, int]] = []
+
+    def report(tokens, finished):
+        seen.append((tokens, finished))
+
+    rollout = sample_responses(loaded, QUESTIONS, prompts, 4, rollout_config(), ("o",), report, steps_per_check=steps)
+    tokens, finished = map(sum, zip(*seen, strict=True))
+    assert (tokens, finished) == (int(rollout.mask.sum()), len(rollout.mask))
 
 
 def compiled_sample(logits, temperature, uniforms):

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from spinerl.answers import Equivalence, vote
-from spinerl.comparison.command import _open_code
+from spinerl.comparison.command import open_named_code
 from spinerl.comparison.plan import plan
 from spinerl.comparison.schedule import run_tasks
 from spinerl.config import load_config
@@ -531,7 +531,7 @@ def test_a_study_runs_no_code_without_a_word(capsys, tmp_path, study, words, say
         assert not (tmp_path / "out").exists()
     for allow in (False, True) if says is None else (True,):
         notes: list[str] = []
-        _open_code(plan(words), allow, notes.append)
+        open_named_code(plan(words), allow, notes.append)
         assert ("vllm" in study) == (not notes)
 
 

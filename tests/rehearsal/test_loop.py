@@ -204,7 +204,7 @@ class Quiet:
     def note(self, *_):
         pass
 
-    phase = tokens = step = evaluation = checkpoint = note
+    phase = tokens = step = evaluation = look = checkpoint = note
 
 
 RUN = (

@@ -6,6 +6,7 @@ Source: QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,10 @@ from spinerl.config import ModelConfig
 from spinerl.errors import InputError, MissingExtraError
 
 __all__ = ["BYTES_PER_WEIGHT", "compute_alike", "quantize_options", "require_quantizable"]
+
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # else each run says that one of its CPU kernels is a download
 
 BYTES_PER_WEIGHT = 0.5 + 4 / 64
 """Of a linear layer: 4 bits a weight and a float32 scale for every 64."""
