@@ -21,12 +21,13 @@ from spinerl.report.read import number
 from spinerl.streams import read_lines
 from spinerl.types import Vote
 
-__all__ = ["MethodResult", "Values", "collect", "first_vote", "first_votes"]
+__all__ = ["MethodResult", "Rows", "Values", "collect", "first_vote", "first_votes"]
 
 Values = dict[int, dict[str, float]]
 """{seed: {question id: value}}; right is 1, wrong 0, a mean of samples in between."""
 
 Rows = list[dict[str, Any]]
+"""Judged rows (`spinerl.scoring`), one per question."""
 
 
 @dataclass(frozen=True)
