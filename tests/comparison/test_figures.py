@@ -17,7 +17,7 @@ from spinerl.comparison.figures import figure_lines
 from spinerl.comparison.output import as_csv, as_json, as_markdown
 from spinerl.comparison.state import ASKED
 from spinerl.runs import write_rows
-from tests.comparison.synthetic import made_up, write_task
+from tests.comparison.synthetic import made_up, sampled, write_task
 
 Y, N = True, False
 
@@ -231,6 +231,19 @@ def test_synthesis_of_the_drafts(comparison):
     assert line.tokens == 49.0, "four drafts of 10 tokens and 9 of its own on average"
     # without adaptation only the first question is right, with both seeds: by question 1-1, 1-0, 0-0, 1-0
     assert line.against_none.value == 0.5
+
+
+def test_the_vote_of_corrected_responses(comparison):
+    asked = comparison.task("none", "tiny/shift-a", 0).folder / ASKED
+    rows = [
+        sampled(i, classes, [9, 9]) | {"num_corrections": corrections, "num_tokens": 30 + i}
+        for i, (classes, corrections) in enumerate(zip([[0, 0], [0, 1], [1, 1], [0, None]], [0, 1, 2, 0], strict=True))
+    ]
+    write_rows(asked / "refined.jsonl", rows)
+    lines = {line.name: line for line in figure_lines([collect(comparison, comparison.tasks)["tiny/shift-a"]], 4)}
+    line = lines["verified majority of 2"]
+    assert line.note == "corrects 0.75 of 2, then votes (SETS)"
+    assert (line.right.by_seed, line.tokens) == ({0: 0.5}, 31.5), "right, tied, wrong, right"
 
 
 def test_several_data_sets_weigh_the_same(tmp_path):

@@ -2,7 +2,7 @@
 
 All read the same responses, so they differ only in their rule.  Rules and sources: `spinerl.answers.baselines` and
 `spinerl.answers.adaptive`.
-Two have responses of their own: `spinerl.comparison.synthesis`, which reads those, and `spinerl.comparison.forcing`.
+Three have responses of their own: `spinerl.comparison.synthesis` and `.refine`, which read those, and `.forcing`.
 No torch.
 """
 
@@ -85,6 +85,14 @@ def baselines(none: MethodResult, k: int) -> list[MethodResult]:
                 outcome.tokens[seed] = sum(row["num_tokens"] for row in rows) / len(rows)
         if outcome.right:
             found.append(outcome)
+    for seed, rows in none.refined.items():
+        num = len(rows[0]["responses"])
+        corrected = fmean(row["num_corrections"] for row in rows)
+        note = f"corrects {corrected:.3g} of {num}, then votes (SETS)"
+        if right := first_votes(rows, num, none.voting, seed):
+            spent = fmean(row["num_tokens"] for row in rows)
+            name = f"verified majority of {num}"
+            found.append(MethodResult(name, "no update", none.data, note, {seed: right}, tokens={seed: spent}))
     return found
 
 
