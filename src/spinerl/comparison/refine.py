@@ -56,7 +56,7 @@ def refined_responses(
             wrong = {
                 i: correction_request(questions[i], drafts[i][j].text, check.text)
                 for i, check in checks.items()
-                if extract_answer(check.text, "yesno", truncated=check.truncated) == "no"
+                if _verdict(check, questions[i]) == "no"
             }
             found = _ask(loaded, questions, prompts, wrong, config, ("correct", j, number), on_tokens)
             for i, one in found.items():
@@ -81,6 +81,10 @@ def correction_request(question: Question, response: str, check: str) -> str:
         f"{question.text}\n\nA response:\n{response}\n\nA check of it:\n{check}\n\n"
         "Correct what is wrong, and write one complete response that ends with the final answer."
     )
+
+
+def _verdict(check: Refined, question: Question) -> str | None:
+    return extract_answer(check.text, "yesno", truncated=check.truncated, in_thought=question.in_thought)
 
 
 def _ask(
