@@ -89,6 +89,8 @@ def check(name: str, tokens: int, num_prompts: int) -> bool:
     theirs = generated(Path(resolve_name(name)), loaded, prompts, tokens)
     with tempfile.TemporaryDirectory() as folder:
         save_model(loaded, Path(folder))
+        tokenizer = loaded.tokenizer
+        del loaded  # a model at a time
         again = load_model(load_config(overrides=[override("model", folder)]).model, config.engine)
         saved = greedy(again, config, prompts)
         same_prompts = prompts_of(again, num_prompts) == prompts
@@ -106,10 +108,10 @@ def check(name: str, tokens: int, num_prompts: int) -> bool:
     others = {f"a {kind} file": texts for kind, texts in files.items()}
     for what, other in {"generate": theirs, "the saved folder": saved, **others}.items():
         equal = sum(a == b for a, b in zip(ours, other, strict=True))
-        print(f"  greedy equals {what}: {equal} of {len(ours)} prompts, {sum(map(len, ours))} tokens")
+        print(f"  greedy equals {what}: {equal} of {len(ours)} prompts, {sum(map(len, ours))} tokens", flush=True)
     print(f"  prompts of the saved folder and of the files equal: {same_prompts}")
     for row in ours[:3]:
-        print(f"    {loaded.tokenizer.decode(row)[:160]!r}")
+        print(f"    {tokenizer.decode(row)[:160]!r}")
     return ours == theirs == saved == files["f32"] and same_prompts
 
 

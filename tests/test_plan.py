@@ -24,14 +24,15 @@ SMALL = [
 
 
 class Counting(Quiet):
-    """Adds up what the observer hears of sampled tokens."""
+    """Adds up what the observer hears of sampled tokens and finished responses."""
 
     def __init__(self):
         super().__init__()
-        self.sampled = 0
+        self.sampled, self.finished = 0, 0
 
-    def tokens(self, count):
+    def tokens(self, count, finished):
         self.sampled += count
+        self.finished += finished
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,8 @@ class Counting(Quiet):
         ("rollout.reuse=0",),
         ("stream.on=true",),
         ("method=upft", "forks.num_tokens=2"),
+        ("vote.views=[again,rephrase]", "vote.train_views=true", "anchor.fisher=1", "anchor.fisher_questions=2"),
+        ("vote.views=[blank]", "guard=off"),
         ("method=none", "steps=0"),
     ],
 )
@@ -54,16 +57,18 @@ def test_counts_are_those_of_the_run(tmp_path, keys):
     observer = Counting()
     run = adapt(config, observer)
     phases = {phase.name: phase for phase in count_phases(resolve(config), 7)}
-    # The guard asks on its own, and every response is cut off at LENGTH (or, for upft in training, at 2).
-    heard = [phase for name, phase in phases.items() if name not in ("guard", "answers before adapting")]
+    # Every response is cut off at LENGTH (or, for upft in training, at 2).
+    heard = [phase for name, phase in phases.items() if name != "answers before adapting"]
     assert observer.sampled == sum(phase.tokens for phase in heard)
+    assert observer.finished == sum(phase.responses for phase in heard)
     assert phases["evaluation"].times == len(run.rows("eval.jsonl"))
     if run.rows("guard.jsonl"):
         assert phases["guard"].times == len(run.rows("guard.jsonl"))
     if "steps" in phases:
         rows = run.rows("metrics.jsonl")
         assert phases["steps"].times == len(rows)
-        votes = config.num_votes
+        only_voting = 0 if config.vote.train_views else len(config.vote.views)
+        votes = config.num_votes * (1 + only_voting)
         assert phases["steps"].trained == sum(row["rollout/num_responses"] * config.group_size / votes for row in rows)
     if config.stream.on:
         assert phases["answers before adapting"].responses == len(run.rows("stream.jsonl"))

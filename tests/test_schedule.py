@@ -90,7 +90,7 @@ def test_orders_that_rank(tmp_path):
     assert run(tmp_path / "easy", "data.order=easy-to-hard") == 0
     rows = RunFolder.open(tmp_path / "easy")
     agreement = {row["id"]: row["majority_frac"] for row in rows.predictions(0)}
-    asked = [row["question_id"] for row in rows.rows("samples.jsonl") if row["step"] == 1]
+    asked = [row["id"] for row in rows.rows("labels.jsonl") if row["step"] == 1]
     assert agreement[asked[0]] == max(agreement.values())
 
 

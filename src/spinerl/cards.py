@@ -88,12 +88,12 @@ def adapted_card(
     kept = _mapping(manifest.get("guard")).get("kept_step", num_steps)
     base, data = shown_name(config.model.name), shown_name(config.data.path or config.data.name)
     method = METHODS[config.method]
-    front = ModelCardData(
+    front = _front(
+        loaded,
         base_model=hub_name(config.model),
         base_model_relation=None if hub_name(config.model) is None else "adapter" if adapters else "finetune",
         datasets=_hub_data(config),
         library_name="peft" if adapters else "transformers",
-        pipeline_tag=_pipeline(loaded),
         tags=[*_TAGS, config.method, *(["lora"] if config.lora.rank else [])],
         **_license(_mapping(manifest.get("model")).get("license")),
     )
@@ -145,11 +145,11 @@ def _plain_card(name: str, loaded: LoadedModel, *, adapters: str | None = None) 
     """The card of a folder made of a GGUF file, or of this model and adapters that no run is known of."""
     config = load_config(overrides=[override("model", name)])
     base = hub_name(config.model) if adapters is not None else None
-    front = ModelCardData(
+    front = _front(
+        loaded,
         base_model=base,
         base_model_relation=None if base is None else "finetune",
         library_name="transformers",
-        pipeline_tag=_pipeline(loaded),
         tags=["spinerl"],
         **base_license(config.model),
     )
@@ -174,8 +174,7 @@ def shown_name(name: str) -> str:
     path = Path(os.path.expanduser(name))
     if not path.is_absolute() and (name in MODELS or not os.path.exists(path)):
         return name
-    parts = path.parts
-    return parts[-2] if parts[-1] == "model" and len(parts) > 2 else parts[-1]
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def hub_name(model: ModelConfig) -> str | None:
@@ -289,7 +288,8 @@ def _results(config: Config, evals: Sequence[Mapping[str, Any]], kept: int) -> I
         ("eval/response_length", "response length", 1, 1, " tokens"),
     ):
         if key in before and key in after:
-            rows.append((label, *(f"{scale * one[key]:.{digits}f}{unit}" for one in (before, after))))
+            first, last = (f"{scale * one[key]:.{digits}f}{unit}" for one in (before, after))
+            rows.append((label, first, last))
     yield _table(("", "before", f"after step {kept}"), rows)
     num, gold = before.get("num_questions", 0), before.get("num_gold", 0)
     share = f"{100 * config.eval.confidence:g} % intervals in brackets."
@@ -429,8 +429,9 @@ def _model_class(loaded: LoadedModel) -> str:
     return "AutoModelForCausalLM" if loaded.vision is None else "AutoModelForImageTextToText"
 
 
-def _pipeline(loaded: LoadedModel) -> str:
-    return "text-generation" if loaded.vision is None else "image-text-to-text"
+def _front(loaded: LoadedModel, **fields: Any) -> ModelCardData:
+    kind = "text-generation" if loaded.vision is None else "image-text-to-text"
+    return ModelCardData(pipeline_tag=kind, **fields)
 
 
 # Texts of others in Markdown

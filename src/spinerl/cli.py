@@ -410,13 +410,15 @@ def plan_command(
     allow: AllowPlugins = False,
     _verbose: Verbose = False,
 ) -> None:
-    """Say what a run would take before it starts: responses, tokens, time and memory, measured in half a minute.
+    """Say what a run would take before it starts: responses, tokens, memory part by part before the weights are read,
+    time measured in half a minute.
 
-    Takes the same recipe and keys as `spinerl adapt`; nothing is written and no weight changes.
+    Takes the same recipe and keys as `spinerl adapt`; nothing is written and no weight changes.  A run that does not
+    fit into memory is not measured: keys that would make it fit are named.
 
     Examples: spinerl plan | spinerl plan model=FOLDER data=questions.jsonl steps=100 | spinerl plan --seconds 0
     """
-    from spinerl.display import plan_table
+    from spinerl.display import memory_table, plan_table
     from spinerl.plan import open_plan
     from spinerl.runs import write_json
 
@@ -425,6 +427,8 @@ def plan_command(
         err.print(f"measuring for about {seconds:.0f} s ...")
     plan = open_plan(allow_plugins(_config(args), allow), seconds)
     out.print(plan_table(plan))
+    if plan.memory is not None:
+        out.print(memory_table(plan.memory))
     for line in plan.lines():
         out.print(line)
     if json_file is not None:
@@ -498,7 +502,10 @@ def push_command(
     where = f"{to.address}, {'which is there already' if to.exists else 'a new repository'}, {who}"
     out.print(f"{what} to {where}")
     if not yes and sys.stdin.isatty():
-        if out.input("upload? [y/N] ").strip().lower() not in ("y", "yes"):
+        answer = ""
+        with contextlib.suppress(EOFError):
+            answer = out.input("upload? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
             raise InputError("nothing was uploaded")
     elif not yes and not to.private:
         raise InputError(
@@ -729,6 +736,21 @@ def report(
     out.print(f"report: {written}")
     if damage:
         raise typer.Exit(1)
+
+
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="a run, a comparison, or a folder of runs")],
+    port: Annotated[int, typer.Option("--port", help="0: any that is free", min=0, max=65535)] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+) -> None:
+    """Show a run in progress: its report in a browser on this machine, which refreshes itself.  Ctrl-C ends it.
+
+    Examples: spinerl watch runs/mine --open | spinerl watch runs/compare-ttrl-spine --port 8100
+    """
+    from spinerl.watch import watch
+
+    watch(folder, port, open_browser, out.print)
 
 
 @app.command("config")

@@ -59,7 +59,14 @@ _UNLISTED: dict[str, Any] = {"listed": False}
 """Of a field: a threshold that users have no ground to choose.  It can be set, and docs/guard.md names it."""
 
 
-PLUGIN_KEYS = ("reward", "vote.weights", "forks.selector", "guard.perturbation", "advantage.question_weight")
+PLUGIN_KEYS = (
+    "reward",
+    "vote.weights",
+    "vote.views",
+    "forks.selector",
+    "guard.perturbation",
+    "advantage.question_weight",
+)
 """Keys that may name a function of the user's own, as `module:function`."""
 
 _NOT_OF_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined")  # encodings of pieces of text
@@ -83,7 +90,13 @@ class ModelConfig(_Section):
     )
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="weights' type; auto: bfloat16 on CUDA, else float32"
+        default="auto",
+        description="weights' type; auto: bfloat16 on CUDA, else float32; on a CPU bfloat16 where a large model's "
+        "matmuls are measured to be 2.5 times as fast",
+    )
+    quantize: Literal["none", "4bit"] = Field(
+        default="none",
+        description="4bit: linear layers in NF4 (bitsandbytes), which do not learn: lora.rank adds what does",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
@@ -362,7 +375,9 @@ class VoteConfig(_Section):
     tie: Literal["abstain", "first", "random"] = Field(default="abstain", description="what a tied vote does")
     min_majority_frac: float = Field(default=0.0, ge=0, le=1, description="smaller majorities give no pseudo-label")
     weights: str = Field(
-        default="equal", description="a vote's weight in training: equal, probability, certainty, or module:function"
+        default="equal",
+        description="a vote's weight in training: equal, probability, certainty, margin (COMPASS), stepwise (SCOPE), "
+        "or module:function",
     )
     min_margin: float = Field(default=0.0, ge=0, le=1, description="shares less ahead of the next give no pseudo-label")
     max_shared: float = Field(
@@ -394,11 +409,40 @@ class VoteConfig(_Section):
         lt=1,
         description="votes are those of a slow copy, which keeps this share of its weights; 0: off",
     )
+    slow_decay_end: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="the share at the last step, reached along a cosine; 0: the same throughout",
+    )
+
+    views: list[str] = Field(
+        default=[],
+        description="other ways in which each question is asked in the same step, as many responses each, all voting "
+        "together: permuted-options, rephrase, reread, blank, again, augmented-images, or module:function "
+        "(docs/views.md)",
+    )
+    pool: Literal["sum", "harmonic"] = Field(
+        default="sum",
+        description="with views: votes are added up, or an answer's shares in them combined by the harmonic mean",
+    )
+    train_views: bool = Field(
+        default=False, description="whether responses to the views are trained on too, or only vote"
+    )
 
     @property
     def rules(self) -> dict[str, Any]:
         """What decides a vote: arguments of `spinerl.answers.vote`."""
         return {"tie": self.tie, "min_majority_frac": self.min_majority_frac, "min_margin": self.min_margin}
+
+
+class FeedbackConfig(_Section):
+    questions: int = Field(
+        default=0,
+        ge=0,
+        description="USES GOLD ANSWERS, only with method=bitta: labels per step, the least certain, to which they say "
+        "yes or no",
+    )
 
 
 class AdvantageConfig(_Section):
@@ -445,11 +489,12 @@ class ForksConfig(_Section):
 
 
 class LossConfig(_Section):
-    form: Literal["token", "sequence", "cispo", "nll"] = Field(
+    form: Literal["token", "sequence", "cispo", "nll", "dpo"] = Field(
         default="token",
         description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO); nll: no "
-        "ratio, advantage times log-likelihood (fine-tuning)",
+        "ratio, advantage times log-likelihood (fine-tuning); dpo: preference of one response over another (ScPO)",
     )
+    beta: float = Field(default=0.5, gt=0, description="of form=dpo")
     clip_low: float = Field(
         default=0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge"
     )
@@ -466,6 +511,15 @@ class AnchorConfig(_Section):
     weight: float = Field(default=0.0, ge=0, description="lambda_KL; 0 keeps no anchor model in memory")
     estimator: Literal["k1", "k2", "k3", "exact"] = Field(default="k3", description="KL estimator")
     scope: Literal["forks", "all"] = Field(default="forks", description="tokens it acts on")
+    fisher: float = Field(
+        default=0.0,
+        ge=0,
+        description="alpha of another anchor, on weights: adds alpha sum F (w - initial w)^2, F the initial model's "
+        "Fisher information (EATA)",
+    )
+    fisher_questions: int = Field(
+        default=64, ge=0, description="questions by whose responses, one each, F is estimated; 0: all"
+    )
 
 
 class BandConfig(_Section):
@@ -522,6 +576,13 @@ class OptimConfig(_Section):
     warmup_steps: int = Field(default=0, ge=0, description="linear warm-up, in optimizer updates")
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="after the warm-up")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0: off")
+    restore: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="after each update this share of the weights, those with the smallest squared gradients, return to "
+        "their initial values (PETAL)",
+    )
     epochs: int = Field(default=1, ge=1, description="passes over each rollout")
     minibatches: int = Field(
         default=1, ge=1, description="optimizer updates per pass; the questions are split among them"
@@ -532,7 +593,8 @@ class OptimConfig(_Section):
     micro_batch_tokens: int = Field(
         default=8192,
         ge=1,
-        description="padded tokens per forward and backward; three times as many where whole layers reuse activations",
+        description="padded tokens per forward and backward; three times as many where whole layers reuse activations; "
+        "on a CPU no more than keep a GiB",
     )
     head_chunk: int = Field(
         default=0, ge=0, description="positions whose logits exist at once; 0: as many as make 64 MiB of logits"
@@ -687,7 +749,7 @@ class Config(_Section):
     reward: str = Field(
         default="majority",
         description="majority, leave-one-out, frequency, empo, ttrv, evol, scrl, dare, entropy, self-certainty, "
-        "similarity, constant, reference, none, gold, or module:function",
+        "compass, scope, exploration, similarity, pairs, constant, reference, none, gold, or module:function",
     )
     prompt: PromptConfig = PromptConfig()
     answer: AnswerConfig = AnswerConfig()
@@ -696,6 +758,7 @@ class Config(_Section):
     vllm: VllmConfig = VllmConfig()
     tree: TreeConfig = TreeConfig()
     vote: VoteConfig = VoteConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     forks: ForksConfig = ForksConfig()
     loss: LossConfig = LossConfig()
@@ -724,6 +787,11 @@ class Config(_Section):
     def code_allowed(self) -> bool:
         """Whether the user allowed the code that files name (`allow_plugins`)."""
         return self._code_allowed
+
+    @property
+    def uses_gold(self) -> bool:
+        """Whether training reads gold answers: grpo-gold, and bitta for its yes and no.  Every report says so."""
+        return self.reward == "gold" or self.feedback.questions > 0
 
     @property
     def num_votes(self) -> int:
@@ -854,13 +922,17 @@ def named_code(config: Config) -> dict[str, str]:
     >>> named_code(load_config(overrides=["reward=mine:cautious"]))
     {'reward': 'mine:cautious'}
     """
-    code = {key: name for key in PLUGIN_KEYS if ":" in (name := value_of(config, key))}
+    code = {key: name for key in PLUGIN_KEYS for name in _as_list(value_of(config, key)) if ":" in name}
     if config.model.trust_remote_code:
         code["model.trust_remote_code"] = "true"
     # Numbers are settings; texts may name classes, by whatever key vLLM has for them.
     if any(not isinstance(value, int | float | None) or "code" in key for key, value in config.vllm.options.items()):
         code["vllm.options"] = short(config.vllm.options)
     return code
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def named_by_file(config: Config, file: Path | str, *words: Mapping[str, Any]) -> Config:
@@ -1104,7 +1176,7 @@ def _validate(merged: Mapping[str, Any]) -> Config:
         config = Config.model_validate(merged)
     except ValidationError as error:
         raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
-    for holds, message in (*_checks(config), *_vote_checks(config)):
+    for holds, message in (*_checks(config), *_gold_checks(config), *_vote_checks(config)):
         if not holds:
             raise InputError(message)
     return config
@@ -1132,6 +1204,14 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             f"band.low={config.band.low} is above band.high={config.band.high}; the lower edge comes first",
         ),
         (
+            config.model.quantize == "none" or (bool(config.lora.rank) or not config.steps),
+            f"model.quantize={config.model.quantize}: weights in 4 bits do not learn; set lora.rank",
+        ),
+        (
+            config.model.quantize == "none" or config.rollout.sampler == "native",
+            f"model.quantize={config.model.quantize} cannot go with rollout.sampler={config.rollout.sampler}",
+        ),
+        (
             config.optim.minibatches <= config.questions_per_step,
             f"optim.minibatches={config.optim.minibatches} is more than questions_per_step={config.questions_per_step}",
         ),
@@ -1141,11 +1221,6 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             f"a tree of {config.tree_bases} * (1 + tree.forks={config.tree.forks} * tree.branches="
             f"{config.tree.branches}) responses per question does not make {config.num_votes} (rollout.num_votes, or "
             "group_size); change tree.bases, tree.forks or tree.branches",
-        ),
-        (
-            (config.reward == "gold") == (config.method == "grpo-gold"),
-            f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
-            "method=grpo-gold, as an upper bound",
         ),
         (
             config.advantage.credit == "response" or config.advantage.scope == "group",
@@ -1178,12 +1253,43 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
         ),
         (
+            config.loss.form != "dpo"
+            or (config.reward == "pairs" and config.advantage.scale == "raw" and config.num_votes == config.group_size),
+            f"loss.form=dpo needs a pair of trained responses to each question: reward=pairs, advantage.scale=raw and "
+            f"rollout.num_votes=0 (now {config.reward}, {config.advantage.scale}, {config.rollout.num_votes})",
+        ),
+        (
+            not (config.anchor.fisher and config.stream.reset_every),
+            f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
+        ),
+        (
             config.method != "none" or config.steps == 0,
             f"method=none only evaluates: steps={config.steps} must be 0; choose another method to adapt",
         ),
         (
             config.rollout.sampler == "native" or config.reward != "self-certainty",
             "reward=self-certainty needs whole distributions, which rollout.sampler=vllm does not give; use native",
+        ),
+    ]
+
+
+def _gold_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the methods that use gold answers."""
+    return [
+        (
+            (config.reward == "gold") == (config.method == "grpo-gold"),
+            f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
+            "method=grpo-gold, as an upper bound",
+        ),
+        (
+            bool(config.feedback.questions) == (config.method == "bitta"),
+            f"feedback.questions={config.feedback.questions} cannot go with method={config.method}: gold answers say "
+            "yes and no only with method=bitta, which needs at least one",
+        ),
+        (
+            not config.feedback.questions
+            or (config.vote.memory == "off" and not config.vote.slow_decay and not config.vote.views),
+            "method=bitta cannot go with vote.memory, vote.slow_decay or vote.views, which count other votes",
         ),
     ]
 
@@ -1206,13 +1312,45 @@ def _vote_checks(config: Config) -> list[tuple[bool, str]]:
             "rollout.sampler=native",
         ),
         (
+            not config.vote.slow_decay_end or bool(config.vote.slow_decay),
+            f"vote.slow_decay_end={config.vote.slow_decay_end} needs a slow copy: set vote.slow_decay",
+        ),
+        (
             not config.vote.slow_decay or config.rollout.reuse == 1,
             f"vote.slow_decay={config.vote.slow_decay} cannot go with rollout.reuse={config.rollout.reuse}",
         ),
+        *_view_checks(config),
         (
             not config.vote.memory_start or not config.stream.on,
             f"vote.memory_start={config.vote.memory_start} cannot go with stream.on: the questions of a stream are not "
             "known before step 1",
+        ),
+    ]
+
+
+def _view_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about views of a question."""
+    vote, shown = config.vote, f"vote.views={short(','.join(config.vote.views), bare=True)}"
+    off = not vote.views
+    return [
+        (
+            not off or (vote.pool == "sum" and not vote.train_views),
+            "vote.pool and vote.train_views are about views of a question: set vote.views, as [rephrase]",
+        ),
+        (
+            sum(":" in name for name in vote.views) <= 1,
+            f"{shown} names more than one module:function; one is allowed",
+        ),
+        (
+            off or (vote.memory == "off" and not vote.slow_decay),
+            f"{shown} cannot go with vote.memory or vote.slow_decay, which count other votes",
+        ),
+        (off or not config.tree.bases, f"{shown} cannot go with tree.bases={config.tree.bases}"),
+        (off or config.rollout.reuse == 1, f"{shown} cannot go with rollout.reuse={config.rollout.reuse}"),
+        (off or config.reward != "gold", f"{shown} cannot go with method=grpo-gold, whose rewards are no votes'"),
+        (
+            vote.pool == "sum" or config.reward != "leave-one-out",
+            "vote.pool=harmonic cannot go with reward=leave-one-out: a response has no share of its own in it",
         ),
     ]
 

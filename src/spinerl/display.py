@@ -17,6 +17,7 @@ from spinerl.stats import Difference, share_interval
 
 if TYPE_CHECKING:
     from spinerl.config import Config
+    from spinerl.footprint import Footprint
     from spinerl.plan import Plan
 
 __all__ = [
@@ -228,6 +229,19 @@ def plan_table(plan: Plan) -> Table:
     for phase in plan.phases:
         row(phase.name, str(phase.times), phase.responses, phase.tokens, plan.seconds(phase))
     row("all", "", sum(phase.responses for phase in plan.phases), plan.tokens, plan.total_seconds)
+    return table
+
+
+def memory_table(footprint: Footprint) -> Table:
+    """What a run holds of memory in each of its phases, part by part."""
+    table = Table("memory, GB", title=None, show_edge=False, pad_edge=False)
+    for phase in footprint.phases:
+        table.add_column(phase.name, justify="right")
+    names = dict.fromkeys(name for phase in footprint.phases for name in phase.parts)
+    for name in names:
+        sizes = (phase.parts.get(name) for phase in footprint.phases)
+        table.add_row(name, *("" if size is None else f"{size / 1e9:.2f}" for size in sizes))
+    table.add_row("all", *(f"{phase.bytes / 1e9:.2f}" for phase in footprint.phases))
     return table
 
 

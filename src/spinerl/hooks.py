@@ -5,7 +5,11 @@ Rewards are called in `spinerl.rewards`.  A row of a table is trusted; a plug-in
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -14,11 +18,20 @@ import torch
 from spinerl.answers import QUESTION_WEIGHTS
 from spinerl.config import ForksConfig
 from spinerl.errors import InputError
-from spinerl.maths import SELECTORS, VOTE_WEIGHTS
+from spinerl.maths import SELECTORS, TOKEN_FIGURES, VOTE_WEIGHTS
 from spinerl.plugins import ReturnedError, errors_of, find, is_plugin, numbers, shown
 from spinerl.types import Question, Rollout, Vote
 
-__all__ = ["ask_differently", "select_tokens", "weigh_questions", "weigh_votes"]
+__all__ = [
+    "ask_differently",
+    "ask_otherwise",
+    "blank_around",
+    "figures_of",
+    "read_again",
+    "select_tokens",
+    "weigh_questions",
+    "weigh_votes",
+]
 
 
 def weigh_votes(rollout: Rollout, name: str) -> list[float]:
@@ -28,8 +41,9 @@ def weigh_votes(rollout: Rollout, name: str) -> list[float]:
     """
     weigh = find(VOTE_WEIGHTS, name, "vote.weights")
     given = rollout.logprobs, rollout.entropies, rollout.mask
+    named = {one: rollout.figures[one] for one in figures_of(name)}
     if not is_plugin(name):
-        return weigh(*given).tolist()
+        return weigh(*given, **named).tolist()
     num = rollout.num_responses
 
     def label(row: int) -> str:
@@ -37,12 +51,22 @@ def weigh_votes(rollout: Rollout, name: str) -> list[float]:
 
     try:
         with errors_of("vote.weights", name):
-            return list(numbers(weigh(*(one.clone() for one in given)), len(rollout.texts), 0.0, label))
+            copies = {key: value.clone() for key, value in named.items()}
+            return list(numbers(weigh(*(one.clone() for one in given), **copies), len(rollout.texts), 0.0, label))
     except ReturnedError as error:
         raise InputError(
             f"vote.weights={name}: {error}; it must return {len(rollout.texts)} finite numbers of at least 0, one per "
             "row"
         ) from None
+
+
+def figures_of(name: str) -> list[str]:
+    """Those of `maths.TOKEN_FIGURES` that the function called `name` (vote.weights) has among its arguments."""
+    try:
+        asked = inspect.signature(find(VOTE_WEIGHTS, name, "vote.weights")).parameters
+    except ValueError:  # some built-in functions have no signature
+        return []
+    return [one for one in TOKEN_FIGURES if one in asked]
 
 
 def weigh_questions(votes: Sequence[Vote], questions: Sequence[Question], name: str) -> list[float] | None:
@@ -119,3 +143,52 @@ def ask_differently(question: Question, perturb: Callable[[str], Any], name: str
     raise InputError(
         f"guard.perturbation={name}{where}: it returned {shown(text)}; it must return a text, and no blank one"
     )
+
+
+def blank_around(text: str) -> str:
+    """A question's text with a blank line before and after it."""
+    return f"\n{text}\n"
+
+
+def read_again(text: str) -> str:
+    """A question's text twice.  Source: re-reading (arXiv 2309.06275)."""
+    return f"{text}\nRead the question again: {text}"
+
+
+def ask_otherwise(
+    question: Question, view: Callable[[Question, Random], Any], name: str, random: Random
+) -> Question | str | None:
+    """The question as a view asks it (vote.views): another question, only its text, or None where it cannot.
+
+    A plug-in that returns the options in another order has their letters mapped back by their texts.
+
+    InputError naming a plug-in, the question and what was returned, where that is no text and no such question.
+    """
+    if not is_plugin(name):
+        return view(question, random)
+    where = f" on question {question.id!r}"
+    with errors_of("vote.views", name, where):
+        found = view(question, random)
+    if found is None:
+        return None
+    text = found.text if isinstance(found, Question) else found
+    try:
+        if not (isinstance(text, str) and text.strip() and text.encode()):
+            raise ValueError
+    except (UnicodeEncodeError, ValueError):
+        raise InputError(
+            f"vote.views={name}{where}: it returned {shown(found)}; it must return a text that is not blank, a "
+            "question with one, or None"
+        ) from None
+    if not isinstance(found, Question):
+        return str(text)
+    letters = ""
+    if found.choices != question.choices:
+        places = [question.choices.index(option) for option in found.choices if option in question.choices]
+        if sorted(places) != list(range(len(question.choices))):
+            raise InputError(
+                f"vote.views={name}{where}: it returned the options {shown(found.choices)}; allowed are the question's "
+                f"own, all different, in any order: {shown(question.choices)}"
+            )
+        letters = "".join(ascii_uppercase[place] for place in places)
+    return replace(found, answer_kind=question.answer_kind, in_thought=question.in_thought, letters=letters)

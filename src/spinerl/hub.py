@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.errors import HTTPError as TransportError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.errors import HTTPError as _HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
 from spinerl.errors import reason_of
 
@@ -39,6 +39,9 @@ __all__ = [
     "why_away",
     "without_token",
 ]
+
+TransportError: type[Exception] = _HTTPError
+"""What the library's client raises over a connection; its package has been another one before."""
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

@@ -185,6 +185,42 @@ METHODS: dict[str, Method] = {
             "anchor": {"weight": 0.01, "estimator": "k3", "scope": "all"},
         },
     ),
+    "self-harmony": Method(
+        summary="TTRL on each question and its rephrasing, the label an answer that both views give",
+        source="Self-Harmony (arXiv 2511.01191)",
+        sets={**_VOTE_ON_ALL, "vote": {"views": ["rephrase"], "pool": "harmonic", "train_views": True}},
+    ),
+    "permuted-ttrl": Method(
+        summary="TTRL whose choice questions vote with permuted options too",
+        source="RO-TTRL, permuted options; only the votes are worth something there",
+        sets={**_VOTE_ON_ALL, "vote": {"views": ["permuted-options"], "pool": "sum", "train_views": True}},
+    ),
+    "compass": Method(
+        summary="TTRL whose votes and rewards count by how far the likeliest tokens lead",
+        source="COMPASS (arXiv 2510.17923), its answer reward",
+        # Standardized, a factor of all rewards of a question would cancel.
+        sets={**_VOTE_ON_ALL, "reward": "compass", "vote": {"weights": "margin"}, "advantage": {"scale": "none"}},
+    ),
+    "scope": Method(
+        summary="votes weighted by the confidence of steps, a label for each of four subgroups of the responses",
+        source="SCOPE (arXiv 2512.15146)",
+        sets={**_VOTE_ON_ALL, "reward": "scope", "vote": {"weights": "stepwise"}},
+    ),
+    "co-rewarding-ii": Method(
+        summary="TTRL whose labels are the votes of a slow copy of the model, slower and slower",
+        source="Co-rewarding-II (arXiv 2508.00410)",
+        sets={**_VOTE_ON_ALL, "vote": {"slow_decay": 0.99, "slow_decay_end": 0.9999}},
+    ),
+    "petal": Method(
+        summary="labels by a slow copy; the weights that matter least return to the initial ones",
+        source="PETAL (arXiv 2212.09713), for votes",
+        sets={**_VOTE_ON_ALL, "vote": {"slow_decay": 0.999}, "optim": {"restore": 0.03}},
+    ),
+    "exploration": Method(
+        summary="TTRL with a bonus for hidden states that few responses of the group have",
+        source="representation-based exploration (arXiv 2510.11686)",
+        sets={**_VOTE_ON_ALL, "reward": "exploration"},
+    ),
     "entropic": Method(
         summary="share of votes with advantages that lean to the best response; meant for a reward of one's own",
         source="TTT-Discover (arXiv 2601.16175), its advantage",
@@ -205,6 +241,22 @@ METHODS: dict[str, Method] = {
         source="RoiRL (arXiv 2510.02892) with g(r) = r",
         sets={"reward": "majority", **_FINE_TUNING, "rollout": {"reuse": 2}},
     ),
+    "scpo": Method(
+        summary="preference of a response with the commonest answer over one with the rarest, weighted by their votes",
+        source="ScPO (arXiv 2411.04109)",
+        sets={
+            **_ALL_TOKENS,
+            "reward": "pairs",
+            "vote": {"min_majority_frac": 0.5},
+            "advantage": {"scale": "raw"},
+            "loss": {"form": "dpo", "beta": 0.5},
+        },
+    ),
+    "eata-fisher": Method(
+        summary="EATA with its own anchor, on weights by their Fisher information",
+        source="EATA (arXiv 2204.02610)",
+        sets={**_VOTE_ON_ALL, "advantage": {"question_weight": "certain"}, "anchor": {"fisher": 2000.0}},
+    ),
     "upft": Method(
         summary="fine-tuning on the first tokens of one response per question, sampled once; no vote",
         source="UPFT (arXiv 2503.02875), MITT (arXiv 2505.15508)",
@@ -220,6 +272,11 @@ METHODS: dict[str, Method] = {
         summary="USES GOLD ANSWERS: what labels would give, an upper bound to compare with",
         source="GRPO (arXiv 2402.03300)",
         sets={**_VOTE_ON_ALL, "reward": "gold"},
+    ),
+    "bitta": Method(
+        summary="USES GOLD ANSWERS: TTRL with yes or no to the labels of the 3 least certain questions of a step",
+        source="BiTTA (arXiv 2505.18514)",
+        sets={**_VOTE_ON_ALL, "feedback": {"questions": 3}},
     ),
     "none": Method(
         summary="no adaptation: only evaluates",

@@ -18,12 +18,14 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 from spinerl.answers import QUESTION_WEIGHTS
-from spinerl.config import PLUGIN_KEYS, Config, named_code
+from spinerl.config import PLUGIN_KEYS, Config, named_code, value_of
 from spinerl.errors import InputError, short
 from spinerl.guard.signals import PERTURBATIONS
+from spinerl.hooks import figures_of
 from spinerl.maths import SELECTORS, VOTE_WEIGHTS
 from spinerl.plugins import accepts, check_name, find, is_plugin, is_registered, reach_working_folder
 from spinerl.rewards import check_reward, reward_named
+from spinerl.views import VIEWS
 
 __all__ = ["open_code"]
 
@@ -32,6 +34,7 @@ _TABLES: Mapping[str, tuple[Mapping[str, Callable[..., Any]], tuple[str, ...]]] 
     "forks.selector": (SELECTORS, ("entropies", "mask", "fraction", "scope")),
     "guard.perturbation": (PERTURBATIONS, ("text",)),
     "advantage.question_weight": (QUESTION_WEIGHTS, ("vote",)),
+    "vote.views": (VIEWS, ("question", "random")),
 }
 """By key: its built-in functions, and what any function there is given."""
 
@@ -65,11 +68,12 @@ def open_code(config: Config, note: Callable[[str], None] | None = None) -> None
             note(f"plug-in {key}={code[key]}{by}: {_file(spec)}")
     check_reward(config.reward)
     for key, (table, arguments) in _TABLES.items():
-        section, _, field = key.partition(".")
-        name = getattr(getattr(config, section), field)
-        function = find(table, name, key)
-        if is_plugin(name):
-            accepts(function, key, name, *arguments)
+        value = value_of(config, key)
+        for name in [value] if isinstance(value, str) else value:
+            function = find(table, name, key)
+            if is_plugin(name):
+                named = figures_of(name) if key == "vote.weights" else []
+                accepts(function, key, name, *arguments, **dict.fromkeys(named))
     for key, file in source.items():
         if key in found:
             _check_home(key, code[key], file)

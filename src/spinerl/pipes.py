@@ -58,8 +58,7 @@ def messages() -> Callable[..., None]:
 def open_job() -> tuple[dict[str, Any], Callable[..., None]]:
     """(the job, `say`): the first line of standard input, and `messages`.
 
-    The process ends when its standard input closes, that is with its
-    parent, whatever ended that.
+    The process ends when its standard input closes, that is with its parent, whatever ended that.
     """
     say = messages()
     job = json.loads(sys.stdin.readline())

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config
-from spinerl.data import resolve
+from spinerl.data import load_data, resolve
 from spinerl.engine.backend import backend_of
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
+from spinerl.footprint import Footprint, Remedy, estimate, foresee, remedies
 from spinerl.guard.probe import pick_probe
-from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes
+from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes, tune_allocator
 from spinerl.permission import open_code
 from spinerl.rewards import alternating_rewards
 from spinerl.rounds import first_step
@@ -73,6 +74,8 @@ class Plan:
     phases: tuple[Phase, ...]
     measured: Measured | None = None
     free_bytes: int | None = None  # before the measurement, and what the process has already
+    memory: Footprint | None = None  # estimated before the weights were read, then without paths that a check refuses
+    remedies: tuple[Remedy, ...] = ()  # where that is more than there is
 
     def seconds(self, phase: Phase) -> tuple[float, float] | None:
         """(likely, at most) seconds of a phase; None without a measurement.
@@ -109,10 +112,15 @@ class Plan:
 
     def lines(self) -> list[str]:
         """What stands below the table: how it was measured, the memory, and what may be otherwise."""
-        one = self.measured
+        one, said = self.measured, []
+        if self.memory is not None:
+            said.append(self.memory.sentence)
+            said += [f"  {remedy.line}" for remedy in self.remedies]
+            if not self.memory.fits:
+                said.append("nothing was measured: the model was not read, for the run does not fit")
         if one is None:
-            return []
-        said = [
+            return said
+        said += [
             f"measured in {one.seconds:.0f} s: {one.questions} questions a step, up to {one.tokens} tokens a response; "
             f"{1 / one.rollout_s:,.0f} tokens/s sampled, {1 / one.update_s:,.0f} tokens/s learned from"
         ]
@@ -135,6 +143,8 @@ class Plan:
             "seconds": self.total_seconds,
             "measured": measured,
             "free_bytes": self.free_bytes,
+            "memory": None if self.memory is None else self.memory.figures(),
+            "remedies": [{"keys": remedy.keys, "bytes": remedy.bytes, "fits": remedy.fits} for remedy in self.remedies],
         }
 
     @property
@@ -170,21 +180,26 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
         looks = len({0, last, *range(config.guard.every, last, config.guard.every)})
         asked = looks * probed * (1 if config.guard.perturbation == "none" else 2) + probed * config.guard.samples
         phases.append(Phase("guard", looks, asked, longest))
+    if config.anchor.fisher:
+        phases.append(Phase("fisher", 1, min(config.anchor.fisher_questions or pool, pool), longest))
     order, per_step = config.data.order, min(config.questions_per_step, pool)
     asked_in: defaultdict[int, set[int]] = defaultdict(set)  # by the step whose weights sample
-    trained = 0
+    trained, num_views = 0, len(config.vote.views)
     for step in range(1, last + 1):
         places = question_order(pool, per_step, step, order, config.seed, config.stream.on)
         reuse = config.rollout.reuse
         asked_in[step if reuse == 1 else first_step(step, reuse, pool, per_step, order)].update(places)
-        trained += len(places) * config.group_size
-    sampled = sum(map(len, asked_in.values()))
+        trained += len(places) * config.group_size * (1 + num_views * config.vote.train_views)
+    asked = sum(map(len, asked_in.values()))
+    sampled = asked * (1 + num_views)
     shortest = min(config.forks.num_tokens, longest) if cuts_short(config) else longest
     phases.append(Phase("steps", last, sampled * votes, shortest, trained))
+    if config.vote.views.count("rephrase"):
+        phases.append(Phase("rephrasing", last, asked * config.vote.views.count("rephrase"), longest))
     if config.vote.slow_decay:
-        phases.append(Phase("slow voter", last, sampled * votes, longest))
+        phases.append(Phase("slow voter", last, asked * votes, longest))
     if config.stream.on:
-        phases.append(Phase("answers before adapting", last, sampled, longest))
+        phases.append(Phase("answers before adapting", last, asked, longest))
     return tuple(phases)
 
 
@@ -234,13 +249,21 @@ def measure(work: Workload, config: Config, seconds: float) -> Measured:
 
 
 def open_plan(config: Config, seconds: float = 30.0) -> Plan:
-    """The plan of a configuration's run: its model and questions are read, nothing is written.  Raises InputError."""
+    """The plan of a configuration's run: questions are read and memory is estimated first; the model is read where it
+    fits and something is to be measured.  Nothing is written.  Raises InputError."""
     config = resolve(config)
     open_code(config)
+    tune_allocator()
+    questions = load_data(config.data, answer_kind=config.answer.kind)[0].questions
+    memory = foresee(config, questions)
+    if not memory.fits:
+        return Plan(count_phases(config, len(questions)), memory=memory, remedies=remedies(config, questions))
     work = open_workload(config)
     add_configured_adapters(work.loaded, config)
     backend_of(work.loaded).settle(learns=config.steps > 0)
-    return make_plan(work, config, seconds)
+    lengths = [len(prompt) for prompt in work.prompts]
+    checked = estimate(config, work.loaded, lengths, len(work.questions), memory.free_bytes)
+    return replace(make_plan(work, config, seconds), memory=checked)
 
 
 def make_plan(work: Workload, config: Config, seconds: float = 30.0) -> Plan:
@@ -295,11 +318,13 @@ def _per_token(
 
 
 def _held_later(loaded: LoadedModel, config: Config) -> int:
-    """Bytes that a run holds besides and the measurement does not: the optimizer's moments, the slow copy."""
+    """Bytes that a run holds besides and the measurement does not: the optimizer's moments, the slow copy, initial
+    weights and their Fisher information."""
     parameters = list(loaded.model.parameters())
     whole = sum(p.numel() * p.element_size() for p in parameters)
     moments = sum(p.numel() for p in parameters if p.requires_grad) * _ADAM_BYTES
-    return moments + whole * bool(config.vote.slow_decay)
+    initial = bool(config.optim.restore or config.anchor.fisher) + bool(config.anchor.fisher)
+    return moments + whole * (bool(config.vote.slow_decay) + initial)
 
 
 def _guarded(config: Config) -> bool:

@@ -56,7 +56,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Upload:
-    """What is to be uploaded, what of the folder is not, and what the user should know before."""
+    """What is to be uploaded, what of the folder is not, and what its owner should know before."""
 
     files: tuple[File, ...]
     left_out: tuple[str, ...]
@@ -166,9 +166,8 @@ def find_destination(repo: str, private: bool) -> Destination:
         raise InputError(f"no token for the hub: {LOG_IN}")
     api = HfApi()
     with _explained(repo):
-        full = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
-        if "/" in repo:
-            api.whoami()
+        me = api.whoami()["name"]
+        full = repo if "/" in repo else f"{me}/{repo}"
         try:
             found = api.model_info(full)
         except RepositoryNotFoundError:
@@ -212,8 +211,8 @@ def format_size(size: int) -> str:
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
     """Turn what the hub and the network raise into one line."""
-    if constants.HF_HUB_OFFLINE or why_away() is not None:
-        raise RunError(f"nothing was uploaded: {why_away()}")
+    if (why := why_away()) is not None:
+        raise RunError(f"nothing was uploaded: {why}")
     try:
         with one_try():
             yield

@@ -17,11 +17,15 @@ import torch
 from spinerl.answers import (
     REWARDS,
     Equivalence,
+    compass_reward,
     dare_reward,
     evol_reward,
     evol_sides,
     extract_answer,
+    majority_reward,
+    original_letter,
     reference_reward,
+    scope_reward,
     scrl_reward,
 )
 from spinerl.config import Config
@@ -29,14 +33,17 @@ from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError, RunError
+from spinerl.hooks import weigh_votes
 from spinerl.maths import (
     consensus_scores,
+    exploration_bonus,
     low_entropy_reward,
     novelty_scores,
     response_means,
     self_certainty_reward,
 )
 from spinerl.plugins import ReturnedError, accepts, errors_of, find, is_plugin, numbers
+from spinerl.seeding import seed_of
 from spinerl.templates import TOKEN_CHARS, TemplateFaultError, apply_template, name_of
 from spinerl.types import Batch, Question, Rollout, Vote
 
@@ -80,6 +87,11 @@ class RewardContext:
         return slice(i * n, (i + 1) * n)
 
     @cached_property
+    def vote_weights(self) -> list[float]:
+        """What each response's vote weighs, question-major."""
+        return weigh_votes(self.rollout, self.config.vote.weights)
+
+    @cached_property
     def embeddings(self) -> torch.Tensor:
         """(P, N, d): the mean of the policy's last hidden states over each response."""
         return self._embeddings(self.policy)
@@ -107,6 +119,8 @@ class RewardContext:
         ):
             kind = config.answer.kind_of(question.answer_kind)
             answer = extract_answer(text, kind, choices=question.choices, truncated=not finished)
+            if kind in ("choice", "auto"):
+                answer = original_letter(answer, question.letters)
             # Classes are numbered by first appearance: with the reference last, the responses keep theirs.
             found.append(self.equivalence.classes([*vote.answers, answer], kind)[-1])
         return tuple(found)
@@ -132,6 +146,7 @@ OFFERED: dict[str, Callable[[RewardContext, int], Any]] = {
     "mask": lambda context, i: context.rollout.mask[context.rows(i)],
     "logprobs": lambda context, i: context.rollout.logprobs[context.rows(i)],
     "entropies": lambda context, i: context.rollout.entropies[context.rows(i)],
+    "vote_weights": lambda context, i: context.vote_weights[context.rows(i)],
     "step": lambda context, i: context.step,  # noqa: ARG005
     "tie": lambda context, i: context.config.vote.tie,  # noqa: ARG005
     "min_majority_frac": lambda context, i: context.config.vote.min_majority_frac,  # noqa: ARG005
@@ -140,6 +155,8 @@ OFFERED: dict[str, Callable[[RewardContext, int], Any]] = {
     "seed": lambda context, i: context.config.seed + context.step,  # noqa: ARG005
     # These cost more: whole distributions, a pass of a model, a response of the initial one.
     "certainties": _certainties,
+    "margins": lambda context, i: context.rollout.figures["margins"][context.rows(i)],
+    "line_ends": lambda context, i: context.rollout.figures["line_ends"][context.rows(i)],
     "embeddings": lambda context, i: context.embeddings[i],
     "initial_embeddings": lambda context, i: context.initial_embeddings[i],
     "reference": lambda context, i: context.references[i],
@@ -147,12 +164,13 @@ OFFERED: dict[str, Callable[[RewardContext, int], Any]] = {
 """What a reward may take besides the vote, by the name of its argument: (context, question's index) -> value.
 
 `question`: the `Question`.  `texts`, `finished` (not cut off), `num_tokens`: one per response.  `mask`, `logprobs`,
-`entropies`, `certainties`: (N, T), nats, 0 on padding.  `embeddings`, `initial_embeddings`: (N, d), mean hidden states
-of the model as it is, and as it was.  `reference`: the class in the vote of the initial model's own synthesis, or None.
-`tie` to `seed`: the vote's rules.
+`entropies`, `certainties`: (N, T), nats, 0 on padding.  `margins`: (N, T), `maths.top_margins`.  `line_ends`: (N, T),
+whether a token ends a line.  `vote_weights`: what each response's vote weighs (vote.weights).  `embeddings`,
+`initial_embeddings`: (N, d), mean hidden states of the model as it is, and as it was.  `reference`: the class in the
+vote of the initial model's own synthesis, or None.  `tie` to `seed`: the vote's rules.
 """
 
-COSTLY = ("certainties", "embeddings", "initial_embeddings", "reference")
+COSTLY = ("certainties", "margins", "line_ends", "embeddings", "initial_embeddings", "reference")
 """Those of `OFFERED` that need more than the responses with their log-probabilities and entropies."""
 
 
@@ -261,6 +279,24 @@ def _dare_reward(vote: Vote, *, entropies: torch.Tensor, mask: torch.Tensor) -> 
     return dare_reward(vote, response_means(entropies, mask).tolist())
 
 
+def _compass_reward(vote: Vote, *, vote_weights: Sequence[float]) -> tuple[float, ...]:
+    return compass_reward(vote, vote_weights)
+
+
+def _scope_reward(vote: Vote, *, question: Question, vote_weights: Sequence[float], seed: int) -> tuple[float, ...]:
+    return scope_reward(vote, vote_weights, seed=seed_of(seed, "scope", question.id))
+
+
+def _exploration_reward(vote: Vote, *, embeddings: torch.Tensor) -> tuple[float, ...]:
+    """The majority's reward and a bonus for hidden states that few responses of the group have.
+
+    r_i = [class_i wins] + 0.1 h_i^T (0.1 I + sum_j h_j h_j^T)^-1 h_i, h the policy's mean hidden state, scaled to
+    length 1.  Source: representation-based exploration (arXiv 2510.11686); weight, lambda and scaling are ours.
+    """
+    bonus = exploration_bonus(embeddings).tolist()
+    return tuple(own + 0.1 * more for own, more in zip(majority_reward(vote), bonus, strict=True))
+
+
 def _evol_reward(vote: Vote, *, embeddings: torch.Tensor) -> tuple[float, ...]:
     """Novelty is measured on the policy's own hidden states, averaged over each response."""
     return evol_reward(vote, novelty_scores(embeddings, torch.tensor(evol_sides(vote))).tolist())
@@ -318,6 +354,9 @@ STEP_REWARDS: dict[str, Callable[..., Sequence[float]]] = {
     "evol": _evol_reward,
     "scrl": _scrl_reward,
     "dare": _dare_reward,
+    "compass": _compass_reward,
+    "scope": _scope_reward,
+    "exploration": _exploration_reward,
     "similarity": _similarity_reward,
     "reference": reference_reward,
 }

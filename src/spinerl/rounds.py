@@ -81,6 +81,7 @@ class Rounds:
         held = self._held
         assert held is not None
         tensors = {"tokens": held.tokens.int(), "lengths": held.mask.sum(dim=1), "finished": held.finished_mask}
+        tensors |= {f"figures.{name}": value for name, value in held.figures.items()}
         tensors |= {name: value for name in _PER_TOKEN if (value := getattr(held, name)) is not None}
         facts = {
             "began": str(self._began),
@@ -108,6 +109,7 @@ class Rounds:
             mask=mask,
             finished_mask=tensors["finished"],
             texts=tuple(self._work.loaded.tokenizer.batch_decode(texts, skip_special_tokens=True)),
+            figures={name[8:]: value for name, value in tensors.items() if name.startswith("figures.")},
             **{name: tensors[name] for name in _PER_TOKEN if name in tensors},
         )
 

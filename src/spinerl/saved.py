@@ -17,6 +17,7 @@ import torch
 
 from spinerl.config import Config
 from spinerl.engine.backend import backend_of
+from spinerl.engine.precision import with_dtype
 from spinerl.errors import InputError, RunError
 from spinerl.evaluation import Part
 from spinerl.files import kind_of, quoted
@@ -143,6 +144,7 @@ class SavedEvaluation:
         backend.settle(learns=False)
         threads = torch.get_num_threads()  # a sum's last bit may depend on it
         config = absolute_paths(config).model_copy(update={"threads": threads})
+        config = with_dtype(config, work.facts["dtype"])
         self._at_once = self._at_once or per_part
         self._num_questions = len(work.questions)
         if config.eval.max_questions:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -23,6 +24,7 @@ from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.tree import tree_responses
 from spinerl.engine.update import score, score_with_mass, update
+from spinerl.figures import add_figures
 from spinerl.hooks import select_tokens, weigh_questions, weigh_votes
 from spinerl.maths import (
     band_edges,
@@ -40,12 +42,12 @@ from spinerl.maths import (
     prefix_tree_advantages,
     response_means,
 )
-from spinerl.memory import Memories
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.types import Batch, OnTokens, Question, Rollout, StepRecord, Targets, Vote
 
 __all__ = [
     "StepState",
+    "Tally",
     "correct_mismatch",
     "count_votes",
     "cuts_short",
@@ -54,12 +56,35 @@ __all__ = [
     "rollout_metrics",
     "sample",
     "target_metrics",
+    "themselves",
     "train_step",
+    "trained_groups",
     "trained_rows",
 ]
 
 Scorer = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """(batch, wanted (B, T)) -> a model's log-probabilities and entropies (B, T) of the wanted tokens, 0.0 elsewhere."""
+
+
+class Tally(Protocol):
+    """Counts more than a step's own votes: `spinerl.memory.Memories`, `spinerl.views.Views`."""
+
+    def vote(
+        self,
+        rollout: Rollout,
+        fresh: Sequence[Vote],
+        weights: Sequence[float],
+        sampled: int,
+        equivalence: Equivalence,
+    ) -> tuple[tuple[Vote, ...], dict[str, float]]:
+        """(the votes that decide, their metrics).
+
+        Args:
+            fresh: a vote per question over its own responses.
+            weights: what each response's vote weighs, question-major.
+            sampled: the step at which the responses were sampled.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,15 +107,16 @@ def train_step(
     on_tokens: OnTokens | None = None,
     oracle: Callable[[Sequence[Question], Sequence[Vote]], Rewards] | None = None,
     draw: Callable[[], tuple[Rollout, int]] | None = None,
-    memory: Memories | None = None,
+    memory: Tally | None = None,
 ) -> tuple[StepRecord, StepState]:
     """Sample, vote, reward, select, update; the record of it and the state for the next step.
 
     Args:
         oracle: gives the rewards for reward=gold, which nothing here could: a step has no gold answers.
         draw: gives the responses, and how many steps ago they were sampled, where they are not sampled here
-            (rollout.reuse, `spinerl.rounds`).
-        memory: what is remembered of earlier votes (vote.memory); it is changed.
+            (rollout.reuse, `spinerl.rounds`; vote.views, `spinerl.views`).
+        memory: counts more than the step's own votes: earlier ones (vote.memory), or those on all views of a question
+            together; it is changed.
 
     Raises NonFiniteError before the weights change if the loss or the gradient is not finite.
     """
@@ -107,25 +133,23 @@ def train_step(
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:
-        kinds = [config.answer.kind_of(question.answer_kind) for question in questions]
-        votes, void_frac = void_shared(votes, questions, kinds, config.vote.max_shared, equivalence)
+        kinds = [config.answer.kind_of(question.answer_kind) for question in rollout.questions]
+        votes, void_frac = void_shared(votes, rollout.questions, kinds, config.vote.max_shared, equivalence)
         all_rewards = give_rewards(RewardContext(config, sampled, policy, anchor, rollout, votes, equivalence))
-    rewards = tuple(own[: config.group_size] for own in all_rewards)
+    groups = trained_groups(rollout, config)
+    rewards = tuple(all_rewards[i][: config.group_size] for i in groups)
     over_limit = equivalence.stats["num_over_limit"] - over_limit
     watch.lap("answers")
     batch, old_logprobs, entropies = trained_rows(rollout, config)
-    num_updates = config.optim.epochs * min(config.optim.minibatches, len(questions))
-    if config.loss.form == "sequence" and num_updates > 1 and not age:
-        # Its edges are narrower than what sampling and teacher forcing may differ by in bfloat16.
-        truncate = truncation_of(config.rollout, policy) if config.rollout.scored == "truncated" else None
-        old_logprobs, _, log_mass = score_with_mass(policy, batch, batch.mask, config.optim, truncate)
-        old_logprobs = old_logprobs - log_mass
-    counts = weigh_questions(votes, questions, config.advantage.question_weight)
+    if not age:
+        old_logprobs = _rescored(policy, batch, old_logprobs, config, len(questions))
+    learned = [votes[i] for i in groups], [rollout.questions[i] for i in groups]
+    counts = weigh_questions(*learned, config.advantage.question_weight)
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, counts)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
-    groups = torch.arange(len(batch.tokens)).view(len(questions), -1)
-    minibatches = groups.tensor_split(min(config.optim.minibatches, len(questions)))
+    by_question = torch.arange(len(batch.tokens)).view(len(questions), -1)
+    minibatches = by_question.tensor_split(min(config.optim.minibatches, len(questions)))
     updates: list[dict[str, float]] = []
     for _ in range(config.optim.epochs):
         for rows in minibatches:
@@ -134,10 +158,11 @@ def train_step(
                 update(policy, anchor, batch, targets, optimizer, config, rows.flatten(), on_policy=sampled_by_it)
             )
             batch = replace(batch, activations=None)  # they were of the weights before
+    optimizer.zero_grad()  # nothing reads gradients any more, and the next step samples first
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),
-        **vote_metrics(fresh),
+        **vote_metrics([fresh[i] for i in themselves(rollout)]),
         **remembered,
         **({"label/void_frac": void_frac} if void_frac else {}),
         **({"label/over_limit": float(over_limit)} if over_limit else {}),
@@ -145,10 +170,11 @@ def train_step(
         **mismatch,
         **_mean_over(updates),
         "optim/updates": float(len(updates)),
-        **({} if draw is None else {"rollout/age": float(age)}),
+        **({} if draw is None or config.vote.views else {"rollout/age": float(age)}),
         **watch.figures(rollout),
     }
-    return StepRecord(step, metrics, replace(rollout, activations=None), votes, rewards, targets, fresh), state
+    record = StepRecord(step, metrics, replace(rollout, activations=None), votes, rewards, targets, fresh)
+    return (_without_views(record, groups) if config.vote.views else record), state
 
 
 def sample(
@@ -163,11 +189,12 @@ def sample(
     seed = (config.seed, "train", step)
     certainties = "certainties" in asked_by(config.reward)
     if config.tree_bases:
-        return tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
+        rollout = tree_responses(policy, questions, prompts, config, seed, on_tokens, certainties)
+        return add_figures(policy, rollout, config)
     limits = None
     if cuts_short(config):
         limits = [min(config.forks.num_tokens, config.rollout.max_new_tokens)] * len(questions)
-    return sample_responses(
+    rollout = sample_responses(
         policy,
         questions,
         prompts,
@@ -179,6 +206,7 @@ def sample(
         limits=limits,
         keep_activations=not config.model.gradient_checkpointing and config.rollout.reuse == 1,
     )
+    return add_figures(policy, rollout, config)
 
 
 def cuts_short(config: Config) -> bool:
@@ -191,7 +219,8 @@ def needs_anchor(config: Config) -> bool:
     if config.steps == 0:
         return False
     band = config.band.coefficient > 0 and config.band.edges == "initial"
-    return config.anchor.weight > 0 or band or bool(asked_by(config.reward) & {"reference", "initial_embeddings"})
+    learns = config.anchor.weight > 0 or config.loss.form == "dpo"
+    return learns or band or bool(asked_by(config.reward) & {"reference", "initial_embeddings"})
 
 
 def count_votes(
@@ -210,6 +239,7 @@ def count_votes(
             equivalence,
             choices=question.choices,
             in_thought=question.in_thought,
+            letters=question.letters,
             **voting.rules,
             weights=weights[i * n : (i + 1) * n],
             seed=seed,
@@ -232,10 +262,51 @@ def trained_rows(rollout: Rollout, config: Config) -> tuple[Batch, torch.Tensor,
     return batch, logprobs[rows], rollout.entropies[rows]
 
 
+def themselves(rollout: Rollout) -> list[int]:
+    """The places of the questions of a rollout that are no view of another (vote.views)."""
+    return [place for place, question in enumerate(rollout.questions) if not question.view]
+
+
+def trained_groups(rollout: Rollout, config: Config) -> list[int]:
+    """The places of the questions whose responses are trained on: all, or without vote.train_views those themselves."""
+    return list(range(len(rollout.questions))) if config.vote.train_views else themselves(rollout)
+
+
 def _trained(rollout: Rollout, config: Config) -> torch.Tensor:
     """Which rows of the rollout are trained on."""
     rows = torch.arange(len(rollout.tokens)).view(len(rollout.questions), rollout.num_responses)
-    return rows[:, : config.group_size].flatten()
+    return rows[trained_groups(rollout, config), : config.group_size].flatten()
+
+
+def _without_views(record: StepRecord, groups: Sequence[int]) -> StepRecord:
+    """The record of the questions themselves, whatever else was asked; `groups` are the places trained on."""
+    places = themselves(record.rollout)
+    trained = [groups.index(place) for place in places]
+    rollout = record.rollout.of_questions(places)
+    rows = torch.arange(len(record.targets.advantages)).view(len(groups), -1)[trained].flatten()
+    return replace(
+        record,
+        rollout=rollout,
+        votes=tuple(record.votes[place] for place in places),
+        rewards=tuple(record.rewards[place] for place in trained),
+        fresh_votes=tuple(record.fresh_votes[place] for place in places),
+        targets=record.targets.of_rows(rows, rollout.tokens.shape[1]),
+    )
+
+
+def _rescored(
+    policy: LoadedModel, batch: Batch, old_logprobs: torch.Tensor, config: Config, num_questions: int
+) -> torch.Tensor:
+    """The sampler's log-probabilities, or those of a pass where several updates clip ratios of whole responses.
+
+    Their edges are narrower than what sampling and teacher forcing may differ by in bfloat16.
+    """
+    num_updates = config.optim.epochs * min(config.optim.minibatches, num_questions)
+    if config.loss.form != "sequence" or num_updates == 1:
+        return old_logprobs
+    truncate = truncation_of(config.rollout, policy) if config.rollout.scored == "truncated" else None
+    logprobs, _, log_mass = score_with_mass(policy, batch, batch.mask, config.optim, truncate)
+    return logprobs - log_mass
 
 
 def freeze_targets(
@@ -260,14 +331,15 @@ def freeze_targets(
         advantages = advantages * per_row.unsqueeze(1)
     forks = select_tokens(entropies, batch.mask, config.forks)
     # Fine-tuning is a mean over the responses kept: those that count for nothing have no weight either.
-    policy_mask = forks & (advantages != 0) if config.loss.form == "nll" else forks
+    policy_mask = forks & (advantages != 0) if config.loss.form in ("nll", "dpo") else forks
 
     anchor_mask = None
     if config.anchor.weight:
         anchor_mask = forks if config.anchor.scope == "forks" else batch.mask
     anchor_logprobs = anchor_entropies = None
     initial_edges = bool(config.band.coefficient) and config.band.edges == "initial"
-    if anchor is not None and (initial_edges or (anchor_mask is not None and config.anchor.estimator != "exact")):
+    asks_anchor = anchor_mask is not None and config.anchor.estimator != "exact"
+    if anchor is not None and (initial_edges or asks_anchor or config.loss.form == "dpo"):
         wanted = forks if anchor_mask is None else forks | anchor_mask
         ask = anchor if callable(anchor) else partial(score, anchor, optim=config.optim)
         anchor_logprobs, anchor_entropies = ask(batch, wanted)

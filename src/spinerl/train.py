@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -24,16 +25,28 @@ from spinerl.data.standard_input import copy_name, write_copy
 from spinerl.endings import EndWatch
 from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
+from spinerl.engine.fisher import estimate_fisher
 from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
+from spinerl.engine.precision import with_dtype
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
-from spinerl.evaluation import begin_evaluation, evaluate, gold_metrics, gold_rewards, label_rows, stream_rows
+from spinerl.evaluation import (
+    begin_evaluation,
+    evaluate,
+    gold_agrees,
+    gold_metrics,
+    gold_rewards,
+    label_rows,
+    stream_rows,
+)
+from spinerl.feedback import Feedback
+from spinerl.figures import add_figures
 from spinerl.files import quoted
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
-from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
+from spinerl.maths import ENTROPY_EDGES, entropy_histogram, frequent_tokens
 from spinerl.memory import Memories
 from spinerl.observer import Observer
 from spinerl.paths import absolute_paths
@@ -46,7 +59,8 @@ from spinerl.scoring import over_limit_line
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows
 from spinerl.trackers import check_installed
 from spinerl.trackers.observer import Trackers
-from spinerl.types import ImagePrompt, StepRecord, Vote
+from spinerl.types import ImagePrompt, Rollout, StepRecord, Vote
+from spinerl.views import Views
 from spinerl.voter import SlowVoter
 from spinerl.workload import (
     Workload,
@@ -60,7 +74,7 @@ from spinerl.workload import (
 __all__ = ["adapt", "check_disk", "check_gold"]
 
 _SMALL_MODEL = 50_000_000  # parameters up to which a run is begun without measuring first how long it will take
-_WORDS_LOGGED = 60  # tokens that are most often forks, in a row of tokens.jsonl
+_WORDS_LOGGED = 60  # tokens that are most often forks, or followers, in a row of tokens.jsonl
 
 
 def adapt(
@@ -86,6 +100,7 @@ def adapt(
     try:
         if run is not None:
             _take(run)
+            config = with_dtype(config, run.manifest.get("dtype"))
         _check_functions(config, run, observer)
         check_installed(config.track.to)
         if run is None:
@@ -143,10 +158,10 @@ def _ready(config: Config, work: Workload) -> Workload:
 
 def check_gold(config: Config, num_questions: int, num_gold: int) -> None:
     """InputError for a method that learns from gold answers where questions have none."""
-    if config.reward == "gold" and num_gold < num_questions:
+    if config.uses_gold and num_gold < num_questions:
         missing = num_questions - num_gold
         raise InputError(
-            f"method=grpo-gold learns from gold answers, and {missing} questions of {config.data.name} have none"
+            f"method={config.method} learns from gold answers, and {missing} questions of {config.data.name} have none"
         )
 
 
@@ -165,12 +180,21 @@ class _Session:
         if config.reward == "gold":
             observer.note("this run learns from gold answers: an upper bound, not an adaptation without labels")
             self._oracle = partial(gold_rewards, gold=work.gold, config=config, equivalence=equivalence)
+        self._feedback = None
+        if config.feedback.questions:
+            observer.note(
+                f"in each step of this run gold answers say yes or no to {config.feedback.questions} of its labels: "
+                "not an adaptation without labels"
+            )
+            self._feedback = Feedback(
+                config, partial(gold_agrees, gold=work.gold, config=config, equivalence=equivalence)
+            )
 
     def start(self, resumed: bool) -> None:
         """Evaluate the initial model, and bring everything to where the run is: its beginning, or its checkpoint."""
-        config, work, run = self._config, self._work, self._run
+        config, work, run, observer = self._config, self._work, self._run, self._observer
         if not resumed:
-            self._observer.begin(0)
+            observer.begin(0)
         self._evaluate(0)
         self._endings = EndWatch(self._loaded, config, self._observer.note)
         self._endings.see(run.rows("eval.jsonl")[0].get("eval/truncated_frac", 0.0))
@@ -182,6 +206,14 @@ class _Session:
         self._anchor = None
         if needs_anchor(config):
             self._anchor = self._loaded.base if config.lora.rank else self._copy()
+        self._fisher = None
+        if config.anchor.fisher and config.steps:
+            asked = work.only(self._ranks[: config.anchor.fisher_questions or None])
+            observer.phase("fisher", len(asked.questions) * config.rollout.max_new_tokens)
+            self._fisher = (
+                config.anchor.fisher,
+                estimate_fisher(self._loaded, asked.questions, asked.prompts, config, observer.tokens),
+            )
         self._per_step = min(config.questions_per_step, len(self._ranks))
         self._last = num_steps(config, len(self._ranks))
         self._optimizer, self._done, self._state = self._new_optimizer(), 0, StepState()
@@ -192,8 +224,9 @@ class _Session:
         self._memory = None
         if self._voter is not None or config.vote.memory != "off":
             self._memory = Memories(config, self._voter and self._voter.vote)
+        self._views = Views(config, self._render()) if config.vote.views else None
         # What checkpoints hold next to the weights.
-        self._kept = [one for one in (self._rounds, self._memory, self._voter) if one is not None]
+        self._kept = [one for one in (self._rounds, self._memory, self._voter, self._feedback) if one is not None]
         if resumed:
             self._restore()
             self._observer.begin(self._done)
@@ -287,8 +320,8 @@ class _Session:
             self._state,
             observer.tokens,
             self._oracle,
-            self._rounds and partial(self._rounds.draw, step, self._last, observer.tokens),
-            self._memory,
+            self._draws(chosen, step),
+            self._memory or self._views or self._feedback,
         )
         labels = label_rows(record, work.gold, config, self._equivalence)
         metrics = {
@@ -299,7 +332,7 @@ class _Session:
         if self._guard is not None:
             metrics |= self._guard.step(record)
         if self._voter is not None:
-            self._voter.follow(self._loaded.model)
+            self._voter.follow(self._loaded.model, step, num_steps(config, len(self._ranks)))
         if config.stream.on:
             run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, self._equivalence))
         run.append("labels.jsonl", *labels)
@@ -336,6 +369,24 @@ class _Session:
             self._pooled = before, [self._ranks[place] for place in kept]
         return self._pooled[1]
 
+    def _draws(self, chosen: Workload, step: int) -> Callable[[], tuple[Rollout, int]] | None:
+        """What gives a step its responses, where it does not sample them itself."""
+        tokens = self._observer.tokens
+        if self._views is not None:
+            return partial(self._views.draw, self._loaded, chosen.questions, chosen.prompts, step, tokens)
+        return self._rounds and partial(self._rounds.draw, step, self._last, tokens)
+
+    def _render(self) -> Callable[..., tuple[int, ...]]:
+        """Turns a question into its prompt."""
+        config, loaded = self._config, self._loaded
+        return partial(
+            render_prompt,
+            tokenizer=loaded.tokenizer,
+            prompt=config.prompt,
+            kind=config.answer.kind,
+            vision=loaded.vision,
+        )
+
     def _copy(self) -> LoadedModel:
         assert self._open_again is not None
         return self._open_again()
@@ -343,20 +394,13 @@ class _Session:
     def _new_optimizer(self) -> Optimizer:
         optim = self._config.optim
         num_updates = self._last * optim.epochs * min(optim.minibatches, self._per_step)
-        return Optimizer(self._loaded.model.parameters(), optim, num_updates)
+        return Optimizer(self._loaded.model.parameters(), optim, num_updates, self._fisher)
 
     def _new_guard(self) -> Guard | None:
         """The guard, its held-out questions taken from those to adapt to."""
-        config, work, loaded = self._config, self._work, self._loaded
+        config, work, loaded, render = self._config, self._work, self._loaded, self._render()
         if config.guard.mode == "off" or not config.steps:
             return None
-        render = partial(
-            render_prompt,
-            tokenizer=loaded.tokenizer,
-            prompt=config.prompt,
-            kind=config.answer.kind,
-            vision=loaded.vision,
-        )
         note = self._observer.note
         guard = Guard(
             self._run,
@@ -438,6 +482,7 @@ def _start_memory(
     rollout = sample_responses(
         work.loaded, work.questions, work.prompts, num, config.rollout, (config.seed, "eval"), observer.tokens
     )
+    rollout = add_figures(work.loaded, rollout, config)
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
     memory.start(work.questions, votes, weigh_votes(rollout, config.vote.weights), rollout.total_drawn, equivalence)
 
@@ -508,7 +553,7 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             "model": {**work.facts["model"], **({"license": stated} if stated else {})},
             "engine": {**backend.machine(), **work.loaded.capabilities.facts()},
             "seed": config.seed,
-            "uses_gold": config.reward == "gold",
+            "uses_gold": config.uses_gold,
             "started": _now(),
             "command": " ".join(sys.argv),
             "folder": str(Path.cwd()),
@@ -563,10 +608,15 @@ def _save(loaded: LoadedModel, folder: Path, config: Config, card: str) -> None:
 
 
 def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFolder) -> list[dict[str, Any]]:
-    """Rows of samples.jsonl: the first few questions of a step with a few of their responses, token by token."""
+    """Rows of samples.jsonl: a few questions of a step with a few of their responses, token by token.
+
+    Of a step's questions always those first in one fixed order, so that the same ones are met again at later steps.
+    """
     rows = []
     rollout, targets = record.rollout, record.targets
-    for p, question in enumerate(rollout.questions[: config.log.sample_questions]):
+    ranks = [zlib.crc32(question.id.encode("utf-8", "backslashreplace")) for question in rollout.questions]
+    for p in sorted(sorted(range(len(ranks)), key=ranks.__getitem__)[: config.log.sample_questions]):
+        question = rollout.questions[p]
         one, prompt = record.votes[p], rollout.prompts[p]
         responses = []
         for j in range(min(config.log.sample_responses, config.group_size)):
@@ -604,19 +654,24 @@ def _samples(record: StepRecord, loaded: LoadedModel, config: Config, run: RunFo
 
 
 def _token_counts(record: StepRecord, loaded: LoadedModel, config: Config) -> dict[str, Any]:
-    """The row of tokens.jsonl: histograms of all tokens trained on and of the forks, and the most frequent forks."""
+    """The row of tokens.jsonl: histograms of all tokens trained on and of the forks; the most frequent of either."""
     batch, _, entropies = trained_rows(record.rollout, config)
     fork_mask, edges = record.targets.fork_mask, torch.tensor(ENTROPY_EDGES)
-    columns = fork_tokens(batch.tokens, entropies, batch.mask, fork_mask, _WORDS_LOGGED)
+
+    def words(what: str, mask: torch.Tensor) -> list[dict[str, Any]]:
+        columns = frequent_tokens(batch.tokens, entropies, batch.mask, mask, _WORDS_LOGGED)
+        return [
+            {"token": loaded.tokenizer.decode([i]), "id": i, "seen": seen, what: count, "entropy": round(mean, 4)}
+            for i, seen, count, mean in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
     return {
         "step": record.step,
         "edges": list(ENTROPY_EDGES),
         "tokens": entropy_histogram(entropies, batch.mask, edges).tolist(),
         "forks": entropy_histogram(entropies, fork_mask, edges).tolist(),
-        "words": [
-            {"token": loaded.tokenizer.decode([i]), "id": i, "seen": seen, "forks": forks, "entropy": round(mean, 4)}
-            for i, seen, forks, mean in zip(*(column.tolist() for column in columns), strict=True)
-        ],
+        "words": words("forks", fork_mask),
+        "followers": words("followers", batch.mask & ~fork_mask),
     }
 
 

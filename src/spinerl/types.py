@@ -10,7 +10,7 @@ like), that is softmax(logits / temperature).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:  # the records hold tensors, but reading them must not cost an import of torch
@@ -58,6 +58,8 @@ class Question:
     `images` are in the order in which they are shown: at each `<image>` of the text, or all before a text that has
     none (`spinerl.data.parts_of`).  `turns` are the messages before it in a chat: (system, user or assistant, text).
     `in_thought`: its prompt ends in the opening of a thought, so that a response that closes none has no answer.
+    `view`: the name of the way in which another question is asked here ("": this is the question itself); `letters`:
+    the letter that each option has there, where the options are permuted ("": they are not).
     """
 
     id: str
@@ -68,6 +70,8 @@ class Question:
     images: tuple[ImageRef, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     in_thought: bool = False
+    view: str = ""
+    letters: str = ""
 
 
 GoldTable = Mapping[str, str]
@@ -128,7 +132,8 @@ class ImagePrompt(tuple[int, ...]):
 
 @dataclass(frozen=True)
 class Remembered:
-    """What a vote adds where it counts earlier responses too (vote.memory).
+    """What a vote adds where it counts more than its own responses: earlier ones (vote.memory), those to other views
+    of the question (vote.views).
 
     `weights`: how much of `Vote.counts` is each of the N responses' own; 0 for one that the memory did not take.
     `abstained` and `total`: the weight of all responses remembered that gave no answer, and of all that are remembered.
@@ -210,6 +215,7 @@ class Rollout:
     sampler_logprobs: torch.Tensor | None = None  # (P*N, T) float32
     log_mass: torch.Tensor | None = None  # (P*N, T) float32, nats
     activations: Activations | None = field(default=None, repr=False)  # of its rows
+    figures: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (P*N, T) each, by `maths.TOKEN_FIGURES`
 
     def of_questions(self, indices: Sequence[int]) -> Rollout:
         """The rollout of only these questions, in this order, cut to its longest response; without activations."""
@@ -225,6 +231,7 @@ class Rollout:
             finished_mask=self.finished_mask[rows],
             texts=tuple(self.texts[row] for row in rows),
             activations=None,
+            figures={name: one[rows, :width] for name, one in self.figures.items()},
             **tensors,
         )
 
@@ -269,6 +276,12 @@ class Targets:
     band_low: torch.Tensor | None  # (B,) float64
     band_high: torch.Tensor | None  # (B,) float64
     entropy_mask: torch.Tensor | None = None  # (B, T) bool
+
+    def of_rows(self, rows: torch.Tensor, width: int) -> Targets:
+        """Those of only these rows, in this order, cut to so many tokens."""
+        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
+        cut = {name: x[rows, :width] if x.dim() == 2 else x[rows] for name, x in tensors.items() if x is not None}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from spinerl import __version__, templates
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import Rendered, next_question
+from spinerl.engine import precision
 from spinerl.engine.adapters import add_adapters
 from spinerl.engine.backend import backend_of
 from spinerl.engine.capabilities import Capabilities
@@ -23,6 +24,7 @@ from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.engine.weights import listed
 from spinerl.errors import InputError
+from spinerl.footprint import memory_note
 from spinerl.machine import choose_threads, set_threads, tune_allocator
 from spinerl.observer import Observer
 from spinerl.types import GoldTable, Question
@@ -76,6 +78,8 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
             f"method={config.method} learns from gold answers, which a guess is not for: if they are in column "
             f"{data.guessed_gold!r}, say so with data.columns.gold={data.guessed_gold}"
         )
+    if given is None and observer is not None and (note := memory_note(config, data.questions)) is not None:
+        observer.note(note)
     loaded = replace(given, settings=config.engine) if given else load_model(config.model, config.engine)
     if config.threads:
         set_threads(config.threads)
@@ -137,7 +141,7 @@ def add_configured_adapters(loaded: LoadedModel, config: Config) -> None:
     """Give a model that is to learn its adapters, if `lora.rank` asks for some."""
     if config.lora.rank and config.steps:
         add_adapters(loaded.model, config.lora, config.seed, train_vision=config.model.train_vision)
-        loaded.capabilities.clear()
+        loaded.capabilities.clear(keep=precision.VERDICT)
 
 
 class Limits(Protocol):

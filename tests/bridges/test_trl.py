@@ -204,6 +204,10 @@ REFUSED = {
     "method=none": "steps",
     "reward=majorty": "majority",
     "vote.memory=sum": "vote.memory",
+    "vote.views=[reread]": "vote.views",
+    "vote.weights=margin": "margins",
+    "method=scpo": "loss.form=dpo",
+    "anchor.fisher=1": "anchor.fisher",
     "questions_per_step=5 group_size=3 optim.minibatches=2": "optim.minibatches",
     "trl.learning_rate=1": "optim.lr",
     "trl.top_entropy_quantile=0.2": "forks.fraction",
@@ -252,6 +256,8 @@ def test_every_method_is_either_honoured_or_refused():
             refused.add(name)
     fine_tuning = {"lmsi", "sealong", "roirl", "upft"}  # they reuse responses
     others = {"ettrl-etmr", "evol", "self-certainty", "cat", "grpo-gold", "none", "spine-memory", "ttc-rl"}
+    others |= {"self-harmony", "permuted-ttrl", "compass", "scope", "co-rewarding-ii", "petal", "exploration", "bitta"}
+    others |= {"scpo", "eata-fisher"}
     assert refused == others | fine_tuning
 
 

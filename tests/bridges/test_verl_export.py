@@ -186,6 +186,10 @@ REFUSED = {
     "method=none": "steps",
     "reward=majorty": "majority",
     "vote.memory=sum": "vote.memory",
+    "vote.views=[reread]": "vote.views",
+    "vote.weights=margin": "margins",
+    "method=scpo": "loss.form=dpo",
+    "anchor.fisher=1": "anchor.fisher",
     "model=tiny-vlm": "images",
 }
 
@@ -216,6 +220,8 @@ def test_every_method_is_either_honoured_or_refused():
             refused.add(name)
     fine_tuning = {"lmsi", "sealong", "roirl", "upft"}  # they reuse responses
     others = {"ettrl-etmr", "evol", "self-certainty", "cat", "grpo-gold", "none", "spine-memory", "ttc-rl"}
+    others |= {"self-harmony", "permuted-ttrl", "compass", "scope", "co-rewarding-ii", "petal", "exploration", "bitta"}
+    others |= {"scpo", "eata-fisher"}
     assert refused == others | fine_tuning
 
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spinerl.answers.options import choice_lines
 from spinerl.data import load_data
-from spinerl.data.rows import BadCellError, choice_lines, gold_letter, parse_choices
+from spinerl.data.rows import BadCellError, gold_letter, parse_choices
 from spinerl.errors import InputError
 
 COLOURS = ("red", "blue", "green")

@@ -56,6 +56,8 @@ def test_adapts_any_model_folder_to_any_file(model_folders, questions, tmp_path,
         assert (counted["step"], num_tokens) == (row["step"], row["rollout/num_tokens"])
         assert num_forks / num_tokens == pytest.approx(row["fork/fraction"])
         assert num_forks >= sum(word["forks"] for word in counted["words"]) > 0
+        followers = sum(word["followers"] for word in counted["followers"])
+        assert num_tokens - num_forks >= followers > 0
         assert all(fork <= token for fork, token in zip(counted["forks"], counted["tokens"], strict=True))
     assert all("eval/pass@1" not in row for row in RunFolder(folder).rows("eval.jsonl"))
     model = AutoModelForCausalLM.from_pretrained(folder / "model")

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from spinerl.answers import vote
 from spinerl.cli import main
 from spinerl.runs import RunFolder
+from spinerl.types import Question
 
 SHORT = [
     "steps=1", "data.max_questions=4", "questions_per_step=2", "group_size=4", "rollout.max_new_tokens=32", "guard=off",
@@ -51,6 +53,19 @@ def test_a_score_with_the_entropic_method_runs(mine, tmp_path):  # noqa: ARG001 
     (row,) = RunFolder.open(tmp_path / "r").rows("metrics.jsonl")
     assert 0 < row["reward/mean"] < 1
     assert row["optim/grad_norm"] > 0
+
+
+def test_politely_is_a_view_that_votes_too(mine, tmp_path):
+    question = Question("1", "What is 2 + 3?")
+    assert {mine.politely(question, Random(seed)).partition(":")[0] for seed in range(9)} == {
+        "Please tell me",
+        "I would like to know",
+    }
+    with pytest.raises(SystemExit) as ended:
+        main(["adapt", *SHORT, "vote.views=[mine:politely]", f"run={tmp_path / 'r'}"])
+    assert not ended.value.code
+    (row,) = RunFolder.open(tmp_path / "r").rows("metrics.jsonl")
+    assert (row["rollout/num_responses"], row["views/as_is_frac"]) == (16.0, 0.0)
 
 
 def test_weakest_link_is_the_least_likely_token(mine):

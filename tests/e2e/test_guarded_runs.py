@@ -38,7 +38,7 @@ class Quiet:
     def phase(self, *_):
         pass
 
-    tokens = step = evaluation = checkpoint = phase
+    tokens = step = evaluation = look = checkpoint = phase
 
 
 def run(folder, *overrides, resume=None):

@@ -101,10 +101,16 @@ def test_without_a_terminal_nothing_becomes_public_unasked(runs, server, capsys)
     assert server.files == {}
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 2), ("", 2)])
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 2), ("", 2), (None, 2)])
 def test_on_a_terminal_it_asks(runs, server, capsys, monkeypatch, answer, code):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda *_: answer)
+
+    def asked(*_):
+        if answer is None:  # Ctrl-D
+            raise EOFError
+        return answer
+
+    monkeypatch.setattr("builtins.input", asked)
     found, printed = pushed(capsys, runs / "whole", "me/mine")
     assert found == code, printed
     assert bool(server.files) == (code == 0)

@@ -210,6 +210,11 @@ def test_vocabularies_whose_way_to_split_has_a_name_come_back(folders, tmp_path,
 REFUSED = {
     "another architecture": ("gemma2", None, "architecture gemma2 is not written here (llama, qwen2, qwen3 are)"),
     "another activation": ("llama", lambda one: changed(one, hidden_act="gelu"), "its hidden_act='gelu' would be read"),
+    "heads of a size of their own": (
+        "qwen2",
+        lambda one: changed(one, head_dim=16),
+        "(head_dim=16), which a qwen2 file",
+    ),
     "windows": ("qwen2", lambda one: changed(one, layer_types=["sliding_attention"] * 2), "its layer_types="),
     "other positions": (
         "llama",

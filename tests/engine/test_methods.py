@@ -8,22 +8,27 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
+from spinerl.engine.fisher import estimate_fisher
 from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import update
 from spinerl.evaluation import gold_rewards
-from spinerl.hooks import weigh_questions
+from spinerl.feedback import Feedback
+from spinerl.hooks import weigh_questions, weigh_votes
 from spinerl.memory import Memories
 from spinerl.methods import LOSSES, METHODS
 from spinerl.rewards import RewardContext, give_rewards
+from spinerl.seeding import seed_of
 from spinerl.step import StepState, freeze_targets, rollout_metrics, sample, trained_rows
 from spinerl.types import Question
+from spinerl.views import Views
 from tests.engine.test_update import gradient
 from tests.models import compute_norms_in_float64
 
@@ -37,13 +42,16 @@ START = (
     ("5", "5", "5", "5", "5", None),
     (None,) * 6,
 )  # what the unadapted model said, for methods that remember
+VIEW_ANSWERS = (("5", "4", "5", None), ("7", "8", "8", "8"), ("1", "1", "2", None))  # to each question asked otherwise
+VOTER_ANSWERS = (("5", "5", "4", "5"), ("8", "7", "7", None), ("2", "1", "2", "1"))  # of a slow copy
 RECORD = Path(__file__).parent.parent / "golden" / "methods.json"
 
 
-FINE_TUNING = ("lmsi", "sealong", "roirl", "upft")
+FINE_TUNING = ("lmsi", "sealong", "roirl", "upft", "scpo")
 SMALL = {
-    "ettrl-etmr": ["tree.bases=1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=4"]
-}  # the row has 60 votes
+    "ettrl-etmr": ["tree.bases=1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=4"],  # the row has 60 votes
+    "eata-fisher": ["advantage.scale=raw"],  # of four votes only those that all agree are certain enough
+}
 
 
 def opened(folder, method, *overrides, dtype=torch.float64):
@@ -60,8 +68,29 @@ def opened(folder, method, *overrides, dtype=torch.float64):
     return config, policy, anchor, prompts
 
 
+def answers_of(config):
+    """What the responses say, by group: with views those to a question, then those to its view."""
+    if not config.vote.views:
+        return ANSWERS
+    return tuple(group for pair in zip(ANSWERS, VIEW_ANSWERS, strict=True) for group in pair)
+
+
+def slow_copy(equivalence):
+    """A voter that says VOTER_ANSWERS: a random model's responses have no answer."""
+
+    def voter(questions, prompts, step):  # noqa: ARG001
+        votes = [vote(list(given), equivalence.classes(list(given), "number")) for given in VOTER_ANSWERS]
+        return votes, [1.0] * 12, 0
+
+    return voter
+
+
 def memory_of(config, equivalence):
-    """A memory that begins with the votes of START; None for methods without."""
+    """What counts more than the step's own votes: of spine-memory those of START are remembered; None for most."""
+    if config.feedback.questions:
+        return Feedback(config, lambda question, answer: answer == GOLD[question.id])
+    if config.vote.slow_decay:
+        return Memories(config, slow_copy(equivalence))
     if config.vote.memory == "off":
         return None
     memory = Memories(config)
@@ -72,11 +101,18 @@ def memory_of(config, equivalence):
 
 def rolled_out(config, policy, anchor, prompts, equivalence, step=1, memory=None):
     """(rollout, votes, rewards, batch, old log-probabilities, entropies), the votes being those of ANSWERS."""
-    rollout = sample(policy, QUESTIONS, prompts, config, step)
-    rules = config.vote.rules
-    votes = tuple(vote(list(given), equivalence.classes(list(given), "number"), **rules) for given in ANSWERS)
+    views = Views(config, lambda question: tuple(policy.tokenizer(question.text).input_ids))
+    if config.vote.views:
+        memory, (rollout, _) = views, views.draw(policy, QUESTIONS, prompts, step)
+    else:
+        rollout = sample(policy, QUESTIONS, prompts, config, step)
+    rules, weights = config.vote.rules, weigh_votes(rollout, config.vote.weights)
+    votes = tuple(
+        vote(list(given), equivalence.classes(list(given), "number"), weights=weights[4 * p : 4 * p + 4], **rules)
+        for p, given in enumerate(answers_of(config))
+    )
     if memory is not None:
-        votes, _ = memory.vote(rollout, votes, [1.0] * 12, step + 1, equivalence)
+        votes, _ = memory.vote(rollout, votes, weights, step + 1, equivalence)
     if config.reward == "gold":
         rewards = gold_rewards(QUESTIONS, votes, gold=GOLD, config=config, equivalence=equivalence)
     else:
@@ -87,9 +123,80 @@ def rolled_out(config, policy, anchor, prompts, equivalence, step=1, memory=None
 # ---- the formulas once more, by loops over responses and tokens, sharing nothing with the package
 
 
-def brute_rewards(method, rollout, policy, anchor):
+def brute_label(method, p, counts):
+    """The label of methods that count something else than the group's own votes; `counts` are those."""
+    if method == "spine-memory":
+        counts = counts + Counter(a for a in START[p] if a is not None)
+    if method in ("co-rewarding-ii", "petal"):
+        counts = Counter(a for a in VOTER_ANSWERS[p] if a is not None)
+    if method in ("self-harmony", "permuted-ttrl"):
+        both = [Counter(a for a in views[p // 2] if a is not None) for views in (ANSWERS, VIEW_ANSWERS)]
+        if method == "permuted-ttrl":
+            counts = both[0] + both[1]
+        else:
+            shares = {a: (both[0][a] / 4, both[1][a] / 4) for a in both[0] if both[1][a]}
+            counts = {a: 2 * x * y / (x + y) for a, (x, y) in shares.items()}
+    if method == "bitta":  # asked about all three: yes, or no and the next
+        return GOLD[str(p)]
+    best = max(counts.values(), default=0)
+    leaders = [a for a in counts if counts[a] == best]
+    return leaders[0] if len(leaders) == 1 else None
+
+
+def brute_weighted(method, policy, rollout, rows, answers, seed):
+    """COMPASS's and SCOPE's rewards, whose votes weigh what whole distributions say."""
+    logs = [brute_logs(policy, rollout, row) for row in rows]
+    weights, totals = [], Counter()
+    for row, log_p in zip(rows, logs, strict=True):
+        tokens = rollout.tokens[row, : len(log_p)].tolist()
+        if method == "compass":
+            tops = [sorted(own.exp().tolist())[-2:] for own in log_p]
+            weights.append(sum(high - low for low, high in tops) / len(tops))
+            continue
+        lines = [[]]
+        for own, token in zip(log_p, tokens, strict=True):
+            lines[-1].append(own[token].item())
+            if policy.tokenizer.decode([token]) == "\n":
+                lines.append([])
+        means = [math.exp(sum(line) / len(line)) for line in lines if line]
+        weights.append(sum(means) / len(means))
+    for answer, weight in zip(answers, weights, strict=True):
+        if answer is not None:
+            totals[answer] += weight
+    if method == "compass":
+        top = max(totals, key=lambda a: totals[a])
+        scale = max(w for a, w in zip(answers, weights, strict=True) if a == top) / max(weights)
+        return [scale * (a == top) for a in answers]
+    rewards = []
+    for i, answer in enumerate(answers):  # a subgroup each: there are four responses
+        random, held = Random(f"{seed}/{i}"), Counter()
+        for place in [random.randrange(4) for _ in range(4)]:
+            if answers[place] is not None:
+                held[answers[place]] += weights[place]
+        rewards.append(float(answer is not None and answer == max(held, key=lambda a: held[a], default=None)))
+    return rewards
+
+
+def brute_exploration(policy, rollout, rows, answers, top):
+    states = [brute_embedding(policy, rollout, row) for row in rows]
+    states = [state / state.norm() for state in states]
+    inverse = torch.linalg.inv(0.1 * torch.eye(len(states[0])).double() + sum(torch.outer(h, h) for h in states))
+    return [float(a == top) + 0.1 * (h @ inverse @ h).item() for a, h in zip(answers, states, strict=True)]
+
+
+def brute_pairs(answers, counts):
+    most, least = (choose(counts, key=lambda a: counts[a]) for choose in (max, min))
+    if len(counts) < 2 or counts[most] / 4 < 0.5:
+        return [0.0] * 4
+    margin = (counts[most] - counts[least]) / 4
+    own = [0.0] * 4
+    own[answers.index(most)], own[answers.index(least)] = margin, -margin
+    return own
+
+
+def brute_rewards(method, rollout, policy, anchor, config):
     out = []
-    for p, answers in enumerate(ANSWERS):
+    for p, answers in enumerate(answers_of(config)):
         counts = Counter(a for a in answers if a is not None)
         top = max(counts, key=lambda a: counts[a])
         rows = range(4 * p, 4 * p + 4)
@@ -98,10 +205,8 @@ def brute_rewards(method, rollout, policy, anchor):
         spread = [counts[a] / 4 if a else 0.25 for a in dict.fromkeys(a or f"none {i}" for i, a in enumerate(answers))]
         spread = [counts[a] / 4 for a in counts] + [0.25] * answers.count(None)
         scatter = -sum(x * math.log(x) for x in spread)
-        if method == "spine-memory":
-            counts.update(a for a in START[p] if a is not None)
-            best = max(counts.values())
-            (top,) = [a for a in counts if counts[a] == best]
+        if method in ("spine-memory", "co-rewarding-ii", "petal", "self-harmony", "permuted-ttrl", "bitta"):
+            top = brute_label(method, p, counts)
         if method == "ttrl-loo":
             own = []
             for i, a in enumerate(answers):
@@ -133,6 +238,13 @@ def brute_rewards(method, rollout, policy, anchor):
             own = brute_uncertain(method, answers, [sum(h) / len(h) for h in entropies])
         elif method == "entropic":
             own = [counts[a] / 4 if a else 0.0 for a in answers]
+        elif method in ("compass", "scope"):
+            seed = seed_of(config.seed + 1, "scope", str(p))
+            own = brute_weighted(method, policy, rollout, rows, answers, seed)
+        elif method == "exploration":
+            own = brute_exploration(policy, rollout, rows, answers, top)
+        elif method == "scpo":
+            own = brute_pairs(answers, counts)
         elif method == "evol":
             own = brute_evol(policy, rollout, rows, answers, top)
         elif method == "entropy-min-loss":
@@ -142,7 +254,7 @@ def brute_rewards(method, rollout, policy, anchor):
         elif method == "grpo-gold":
             own = [float(a == GOLD[str(p)]) for a in answers]
         else:
-            own = [float(a == top) for a in answers]
+            own = [float(top is not None and a == top) for a in answers]
         out.append(own)
     return out
 
@@ -259,8 +371,10 @@ def brute_advantages(method, rewards, rollout):
         mean_h = [rollout.entropies[4 * p + i, : lengths[i]].double().mean().item() for i in range(4)]
         for i in range(4):
             advantage = (own[i] - mean) / (deviation + 1e-6) if len(set(own)) > 1 else 0.0
-            if method in FINE_TUNING:
+            if method in FINE_TUNING or method == "eata-fisher":
                 advantage = own[i]
+            if method == "compass":
+                advantage = own[i] - mean
             if method == "ttrv":
                 advantage = (own[i] - sum(flat) / 12) / (std(flat) + 1e-6)
             if method in ("ettrl", "ettrl-etmr"):
@@ -271,7 +385,7 @@ def brute_advantages(method, rewards, rollout):
             if method == "ttc-rl":
                 plain = [(r - mean) / (deviation + 1e-6) if len(set(own)) > 1 else 0.0 for r in own]
                 advantage = brute_pass_k(own, plain)[i]
-            if method == "eata":
+            if method in ("eata", "eata-fisher"):
                 counts = Counter(a or f"none {j}" for j, a in enumerate(ANSWERS[p]))
                 scatter = -sum(n / 4 * math.log(n / 4) for n in counts.values()) / math.log(4)
                 advantage *= math.exp(0.4 - scatter) if scatter < 0.4 else 0.0
@@ -305,7 +419,7 @@ def brute_otsu(entropies):
 
 
 def brute_forks(method, rollout, rewards):
-    cells = {row: range(int(rollout.mask[row].sum())) for row in range(12)}
+    cells = {row: range(int(rollout.mask[row].sum())) for row in range(len(rollout.tokens))}
     if method == "80-20":
         every = sorted((-rollout.entropies[r, t].item(), r, t) for r in cells for t in cells[r])
         return {(r, t) for _, r, t in every[: math.ceil(0.2 * len(every) - 1e-9)]}
@@ -328,11 +442,36 @@ def median(values):
     return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
+def brute_preferences(policy, anchor, rollout, advantages):
+    """ScPO's loss, pair by pair: - w log sigmoid(0.5 gap) - w log pi(y+) / len."""
+    pairs = []
+    for p in range(3):
+        sums = {}
+        for row in range(4 * p, 4 * p + 4):
+            if advantages.get((row, 0)):
+                start, ids = brute_ids(rollout, row)
+                own, initial = (
+                    sum(
+                        torch.log_softmax(one.model(torch.tensor([ids])).logits[0], -1)[at - 1, ids[at]]
+                        for at in range(start, len(ids))
+                    )
+                    for one in (policy, anchor)
+                )
+                sums[advantages[row, 0] > 0] = (own, own - initial.detach(), len(ids) - start, abs(advantages[row, 0]))
+        if sums:
+            likelihood, _, length, weight = sums[True]
+            gap = sums[True][1] - sums[False][1]
+            pairs.append(-weight * (torch.log(torch.sigmoid(0.5 * gap)) + likelihood / length))
+    return sum(pairs) / len(pairs)
+
+
 def brute_gradient(method, config, policy, anchor, rollout, advantages, forks):
     total = torch.zeros((), dtype=torch.float64)
     num_tokens = int(rollout.mask.sum())
     divisor = num_tokens if method == "spine-v2" else len(forks)
-    for row in range(12):
+    if method == "scpo":
+        total = brute_preferences(policy, anchor, rollout, advantages)
+    for row in range(len(rollout.tokens) if method != "scpo" else 0):
         start, ids = brute_ids(rollout, row)
         log_p = torch.log_softmax(policy.model(torch.tensor([ids])).logits[0], -1)[start - 1 : -1]
         with torch.no_grad():
@@ -388,12 +527,12 @@ def test_a_methods_gradient_is_that_of_its_formula(model_folders, method):
         rollout, votes, rewards, batch, old, entropies = rolled_out(
             config, policy, anchor, prompts, equivalence, memory=memory
         )
-    expected = brute_rewards(method, rollout, policy, anchor)
+    expected = brute_rewards(method, rollout, policy, anchor, config)
     if expected is None:
         expected = [list(own) for own in rewards]
     for own, theirs in zip(rewards, expected, strict=True):
         assert own == pytest.approx(theirs, abs=1e-6)
-    weights = weigh_questions(votes, QUESTIONS, config.advantage.question_weight)
+    weights = weigh_questions(votes, rollout.questions, config.advantage.question_weight)
     targets, _ = freeze_targets(anchor, batch, rewards, old, entropies, config, StepState(), weights)
     advantages = brute_advantages(method, [list(own) for own in rewards], rollout)
     for (row, t), value in advantages.items():
@@ -464,7 +603,10 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
     """Ten steps; the record is rewritten by `SPINERL_WRITE_GOLDEN=1 make test ARGS=tests/engine/test_methods.py`."""
     loss = [] if method in FINE_TUNING else ["loss=dapo"]
     config, policy, anchor, prompts = opened(model_folders("qwen3"), method, "optim.lr=2e-3", *loss)
-    optimizer = Optimizer(policy.model.parameters(), config.optim, 10)
+    fisher = None
+    if config.anchor.fisher:
+        fisher = config.anchor.fisher, estimate_fisher(policy, QUESTIONS, prompts, config)
+    optimizer = Optimizer(policy.model.parameters(), config.optim, 10, fisher)
     state, rows = StepState(), []
     with Equivalence() as equivalence:
         memory = memory_of(config, equivalence)
@@ -472,11 +614,13 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
             rollout, votes, rewards, batch, old, entropies = rolled_out(
                 config, policy, anchor, prompts, equivalence, step, memory
             )
-            weights = weigh_questions(votes, QUESTIONS, config.advantage.question_weight)
+            weights = weigh_questions(votes, rollout.questions, config.advantage.question_weight)
             targets, state = freeze_targets(anchor, batch, rewards, old, entropies, config, state, weights)
-            figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(12))
+            figures = update(policy, anchor, batch, targets, optimizer, config, torch.arange(len(batch.tokens)))
             figures.pop("loss/log_ratio_max")  # rounding noise
-            rows.append({"reward": sum(map(sum, rewards)) / 12, **figures, **rollout_metrics(rollout)})
+            rows.append(
+                {"reward": sum(map(sum, rewards)) / sum(map(len, rewards)), **figures, **rollout_metrics(rollout)}
+            )
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
     if os.environ.get("SPINERL_WRITE_GOLDEN"):
         record[method] = rows

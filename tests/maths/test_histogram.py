@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinerl.maths import ENTROPY_EDGES, entropy_histogram, fork_tokens
+from spinerl.maths import ENTROPY_EDGES, entropy_histogram, frequent_tokens
 
 T = torch.tensor
 
@@ -22,9 +22,8 @@ def test_histogram_by_hand():
 def test_no_tokens_make_empty_bins():
     nothing = torch.zeros(2, 3)
     assert entropy_histogram(nothing, nothing.bool(), T([0.0, 1.0])).tolist() == [0, 0]
-    assert [column.tolist() for column in fork_tokens(nothing.long(), nothing, nothing.bool(), nothing.bool(), 5)] == [
-        [], [], [], [],
-    ]  # fmt: skip
+    columns = frequent_tokens(nothing.long(), nothing, nothing.bool(), nothing.bool(), 5)
+    assert [column.tolist() for column in columns] == [[], [], [], []]
 
 
 def test_logged_bins_are_a_tenth_of_a_nat():
@@ -41,11 +40,11 @@ def test_fork_tokens_by_hand():
     entropies = T([[1.0, 0.5, 2.0, 0.1], [3.0, 2.5, 1.25, 0.0]])
     mask = T([[True, True, True, True], [True, True, True, False]])
     forks = T([[False, False, True, False], [True, True, True, False]])
-    columns = fork_tokens(tokens, entropies, mask, forks, 60)
+    columns = frequent_tokens(tokens, entropies, mask, forks, 60)
     # 2 and 4 are forks equally often: the lower id first
     assert [column.tolist() for column in columns] == [[9, 2, 4], [3, 1, 2], [2, 1, 1], [2.0, 1.25, 1.5]]
-    assert fork_tokens(tokens, entropies, mask, forks, 2)[0].tolist() == [9, 2]
-    assert fork_tokens(tokens, entropies, mask, forks, 0)[0].tolist() == []
+    assert frequent_tokens(tokens, entropies, mask, forks, 2)[0].tolist() == [9, 2]
+    assert frequent_tokens(tokens, entropies, mask, forks, 0)[0].tolist() == []
 
 
 @settings(deadline=None)
@@ -66,6 +65,6 @@ def test_both_equal_their_definitions(drawn, most):
     seen = {i: [(h, kind) for j, h, kind in drawn if j == i and kind != "p"] for i in set(ids)}
     times = {i: sum(kind == "f" for _, kind in rows) for i, rows in seen.items()}
     expected = sorted((i for i in seen if times[i]), key=lambda i: (-times[i], i))[:most]
-    found = [column.tolist() for column in fork_tokens(tokens, entropies, mask, forks, most)]
+    found = [column.tolist() for column in frequent_tokens(tokens, entropies, mask, forks, most)]
     assert found[:3] == [expected, [len(seen[i]) for i in expected], [times[i] for i in expected]]
     assert found[3] == pytest.approx([sum(h for h, _ in seen[i]) / len(seen[i]) for i in expected])

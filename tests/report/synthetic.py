@@ -237,12 +237,17 @@ def _token_counts(step: int, t: float, method: str, rng: random.Random) -> dict[
     ]
     forks = entropies if method == "ttrl" else sorted(entropies)[-800:]
     bins = [[sum(min(40, int(10 * h)) == i for h in values) for i in range(41)] for values in (entropies, forks)]
-    left, words = sum(bins[1]), []
+    followers = [] if method == "ttrl" else _frequent(sum(bins[0]) - sum(bins[1]), "followers", rng)
+    words = _frequent(sum(bins[1]), "forks", rng)
+    return {"step": step, "edges": edges, "tokens": bins[0], "forks": bins[1], "words": words, "followers": followers}
+
+
+def _frequent(left: int, what: str, rng: random.Random) -> list[dict[str, Any]]:
+    """The most frequent tokens of a kind, of which there are `left`."""
+    words = []
     for place, word in enumerate(dict.fromkeys(rng.sample(_WORDS, len(_WORDS)))):
         count = max(1, left // 6)
         left -= count
         token = word if word == "\n" else f" {word}"
-        words.append(
-            {"token": token, "id": 100 + place, "seen": 3 * count, "forks": count, "entropy": rng.random() * 2}
-        )
-    return {"step": step, "edges": edges, "tokens": bins[0], "forks": bins[1], "words": words}
+        words.append({"token": token, "id": 100 + place, "seen": 3 * count, what: count, "entropy": rng.random() * 2})
+    return words

@@ -108,8 +108,11 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path):
     page = report(tmp_path, write_run(tmp_path / "run", steps=10))
     assert not re.search(r"https?:|//[a-z]|url\(|@import", page.source)
     assert not any(
-        key in ("src", "href", "srcset", "action") or key.startswith("on") for _, attrs in page.tags for key in attrs
+        key in ("src", "srcset", "action") or key.startswith("on") for _, attrs in page.tags for key in attrs
     )
+    links = [attrs for _, attrs in page.tags if "href" in attrs]
+    assert links
+    assert all(str(attrs["href"]).startswith("data:text/csv") and "download" in attrs for attrs in links)
     assert "default-src 'none'" in page.source
     assert {tag for tag, _ in page.tags}.isdisjoint({"link", "img", "iframe", "object", "embed", "form"})
 
@@ -372,7 +375,7 @@ def test_refusals(tmp_path: Path):
     assert not (tmp_path / "x.html").exists()
 
 
-def test_the_report_works_without_torch():
+def test_the_report_and_the_live_page_work_without_torch():
     heavy = ("torch", "transformers", "spinerl.engine", "spinerl.train")
-    code = f"import sys, spinerl.report; sys.exit(any(m in sys.modules for m in {heavy}))"
+    code = f"import sys, spinerl.report, spinerl.watch; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

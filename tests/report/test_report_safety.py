@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import yaml
 
 from spinerl.report import read_run, write_report
 from spinerl.report.comparison import PageCell, PageLine, PageSection, Range, dynamics, write_comparison
+from tests.browser import chromium, needs_browser, served
 from tests.report.synthetic import write_run
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 # Each marks the page if it runs, or asks the server.
 RUN = "document.documentElement.setAttribute('data-ran','1')"
@@ -70,13 +68,21 @@ def server():
         thread.join()
 
 
-def shown(page: Path, *options: str) -> str:
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+def shown(browser, page: Path) -> str:
     """The page as a browser has it after all that runs in it has run."""
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-               "--disable-component-update", "--no-first-run", f"--user-data-dir={page.parent / 'profile'}",
-               "--virtual-time-budget=3000", *options, "--dump-dom", page.as_uri()]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.wait_for_timeout(500)
+    source = tab.content()
+    context.close()
+    return source
 
 
 def hostile_run(folder: Path, payloads: list[str]) -> Path:
@@ -119,18 +125,18 @@ def hostile_run(folder: Path, payloads: list[str]) -> Path:
     return folder
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_the_payloads_run_where_nothing_stops_them(tmp_path, server):
+@needs_browser
+def test_the_payloads_run_where_nothing_stops_them(tmp_path, server, browser):
     """Otherwise the tests below would pass whatever the pages held."""
     page = tmp_path / "bare.html"
     page.write_text("<html><body>" + "".join(PAYLOADS[i].replace("SERVER", server.address) for i in (0, 3, 5)))
-    assert 'data-ran="1"' in shown(page)
+    assert 'data-ran="1"' in shown(browser, page)
     assert {"/img", "/css", "/frame"} <= set(server.asked)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("kind", ["report", "comparison", "report without its policy"])
-def test_no_script_of_a_run_runs_and_nothing_is_asked_for(tmp_path, server, kind):
+def test_no_script_of_a_run_runs_and_nothing_is_asked_for(tmp_path, server, browser, kind):
     payloads = [payload.replace("SERVER", server.address) for payload in PAYLOADS]
     name = re.sub("[/\0]", "\\\\", payloads[0])[:200]
     run = hostile_run(tmp_path / "runs" / name, payloads)
@@ -150,11 +156,30 @@ def test_no_script_of_a_run_runs_and_nothing_is_asked_for(tmp_path, server, kind
     assert source.count("Content-Security-Policy") == 1
     if kind == "report without its policy":  # what is escaped needs no policy
         page.write_text(re.sub("<meta http-equiv=.Content-Security-Policy[^>]*>", "", source))
-    found = shown(page)
+    found = shown(browser, page)
     assert 'data-ran="1"' not in found
     assert server.asked == []
     assert 'id="tip"' in found, "the page is whole, and its own script ran"
     assert "<title>" not in found.partition('<g class="hits">')[2].partition("</g>")[0], "hover texts are the script's"
+
+
+@needs_browser
+def test_no_script_of_a_run_runs_when_a_live_page_refreshes(tmp_path, server, browser):
+    payloads = [payload.replace("SERVER", server.address) for payload in PAYLOADS]
+    run = hostile_run(tmp_path / "run", payloads)
+    with served(run) as address:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(address)
+        written = page.inner_text("#live-written")
+        for name in ("metrics.jsonl", "manifest.json"):
+            os.utime(run / name, (2e9, 2e9))
+        page.wait_for_selector(f"#live-written:not(:text-is({json.dumps(written)}))", timeout=60_000)
+        assert page.locator(".card").count() > 1
+        page.wait_for_timeout(300)
+        assert page.get_attribute("html", "data-ran") is None
+        context.close()
+    assert server.asked == []
 
 
 def test_nothing_but_our_own_style_and_script_is_allowed(tmp_path):

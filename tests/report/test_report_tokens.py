@@ -54,6 +54,18 @@ def test_first_and_last_logged_step_are_shown(tmp_path: Path):
     assert "never" not in page.words.split("Token entropies")[1].split("Example responses")[0]
 
 
+def test_followers_have_their_own_scale(tmp_path: Path):
+    one = row(1, [80, 20], [0, 20], wait=(8, 8, 2.1))
+    one |= {"edges": [0.0, 0.5], "followers": [{"token": " is", "id": 7, "seen": 41, "followers": 40, "entropy": 0.04}]}
+    page = report(tmp_path, written(write_run(tmp_path / "run", steps=3), one))
+    words = re.findall(r'<mark class="(f\d) z(\d+)" title="([^"]*)">(?:<i>␣</i>)?<bdi>(\w+)<', page.source)
+    assert words == [
+        ("f5", "26", "token 0, a fork 8 of the 8 times it was seen, mean entropy 2.10 nats", "wait"),
+        ("f0", "26", "token 7, a follower 40 of the 41 times it was seen, mean entropy 0.04 nats", "is"),
+    ]
+    assert "1 different tokens, 50.0 % of the step's followers" in page.words
+
+
 def test_runs_without_the_stream_lack_the_section(tmp_path: Path):
     folder = write_run(tmp_path / "run", steps=3)
     assert "Token entropies and fork words" in report(tmp_path, folder).words

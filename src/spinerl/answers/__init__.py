@@ -8,11 +8,14 @@ from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import Reading, Refused, extract_answer, read_answer
 from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_memory
 from spinerl.answers.normalize import KINDS, MAX_ANSWER_CHARS, normalize_answer
+from spinerl.answers.options import original_letter
 from spinerl.answers.order import easy_to_hard
+from spinerl.answers.pooling import harmonic_shares, pool_votes
 from spinerl.answers.rewards import (
     QUESTION_WEIGHTS,
     REWARDS,
     certain_weight,
+    compass_reward,
     dare_reward,
     empo_reward,
     evol_reward,
@@ -20,7 +23,9 @@ from spinerl.answers.rewards import (
     frequency_reward,
     leave_one_out_reward,
     majority_reward,
+    pair_reward,
     reference_reward,
+    scope_reward,
     scrl_reward,
     ttrv_reward,
 )
@@ -41,6 +46,7 @@ __all__ = [
     "add_votes",
     "best_of",
     "certain_weight",
+    "compass_reward",
     "count_vote",
     "dare_reward",
     "default_equivalence",
@@ -53,13 +59,18 @@ __all__ = [
     "extract_answer",
     "first_finish",
     "frequency_reward",
+    "harmonic_shares",
     "lead_probability",
     "leave_one_out_reward",
     "majority_reward",
     "normalize_answer",
+    "original_letter",
+    "pair_reward",
+    "pool_votes",
     "read_answer",
     "reference_reward",
     "routed_sizes",
+    "scope_reward",
     "scrl_reward",
     "share_stopped_majority",
     "ttrv_reward",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from random import Random
 
 from spinerl.answers.votes import break_tie, check_options, choose_class, spelling_of
 from spinerl.errors import InputError
@@ -13,6 +14,7 @@ __all__ = [
     "QUESTION_WEIGHTS",
     "REWARDS",
     "certain_weight",
+    "compass_reward",
     "dare_reward",
     "empo_reward",
     "evol_reward",
@@ -20,7 +22,9 @@ __all__ = [
     "frequency_reward",
     "leave_one_out_reward",
     "majority_reward",
+    "pair_reward",
     "reference_reward",
+    "scope_reward",
     "scrl_reward",
     "ttrv_reward",
 ]
@@ -282,12 +286,84 @@ def dare_reward(
     return tuple(rewards)
 
 
+def compass_reward(vote: Vote, confidences: Sequence[float]) -> tuple[float, ...]:
+    """The majority's reward times how confident its surest response is: max_{i wins} c_i / max_i c_i.
+
+    A majority whose best response is less confident than another answer's teaches less.
+
+    Args: `confidences`, one finite number of at least 0 per response.
+    Returns: one reward per response, in [0, 1].
+    Raises: `InputError` for another number of confidences, or one that is not finite.
+    Source: COMPASS (arXiv 2510.17923), whose votes weigh the same confidences.
+
+    >>> compass_reward(Vote(("4", "4", "5"), (0, 0, 1), (0.7, 0.5), 0, "4", 0.58), [0.3, 0.4, 0.5])
+    (0.8, 0.8, 0.0)
+    """
+    given = _finite(confidences, len(vote.classes), "confidence")
+    best = max(given, default=0.0)
+    won = [c for c, own in zip(given, vote.classes, strict=True) if own is not None and own == vote.winner]
+    scale = max(won) / best if won and best > 0 else 0.0
+    return tuple(scale * reward for reward in majority_reward(vote))
+
+
+def scope_reward(vote: Vote, weights: Sequence[float], *, num_subgroups: int = 4, seed: int = 0) -> tuple[float, ...]:
+    """1.0 for a response whose answer is the label of its own subgroup, else 0.0.
+
+    Response i is in subgroup i mod k, k = `num_subgroups`.  A subgroup's label is the answer with most weight in a
+    bootstrap sample of the vote, as many responses as there are, drawn with replacement: subgroups of a close vote
+    differ, those of a clear one agree.  Of equals the class that appeared first.  Without votes in its sample a
+    subgroup has no label.
+
+    Args: `weights`, what each response's vote weighs, at least 0; `seed` names the samples.
+    Raises: `InputError` for another number of weights, or one that is not finite.
+    Source: SCOPE (arXiv 2512.15146), labels per bootstrap subgroup; how subgroups are made and their number are ours.
+
+    >>> scope_reward(Vote(("4", "4", "4", None), (0, 0, 0, None), (3.0,), 0, "4", 0.75), [1.0] * 4)
+    (1.0, 1.0, 1.0, 0.0)
+    """
+    given = _finite(weights, len(vote.classes), "vote weight")
+    size = len(given)
+    labels: list[int | None] = []
+    for group in range(min(num_subgroups, size)):
+        random = Random(f"{seed}/{group}")
+        held: dict[int, float] = {}
+        for place in (random.randrange(size) for _ in range(size)):
+            own = vote.classes[place]
+            if own is not None:
+                held[own] = held.get(own, 0.0) + given[place]
+        best = max(held.values(), default=0.0)
+        labels.append(min((c for c, weight in held.items() if weight == best), default=None) if best > 0 else None)
+    return tuple(float(c is not None and c == labels[i % len(labels)]) for i, c in enumerate(vote.classes))
+
+
+def pair_reward(vote: Vote) -> tuple[float, ...]:
+    """w for the first response of the winner, -w for the first of the answer with the fewest votes, 0.0 for the others.
+
+    w is the difference of their shares of all responses' weight.  Without a winner, or another answer, all are 0.0.  Of
+    equals the answer that appeared first; abstainers have no answer.  What share a winner needs, the vote's rules say
+    (`vote.min_majority_frac`, 0.5 in the source).
+    Source: ScPO (arXiv 2411.04109); which response of an answer stands for it is ours.
+
+    >>> pair_reward(Vote(("4", "4", "5", None), (0, 0, 1, None), (2.0, 1.0), 0, "4", 0.5))
+    (0.25, 0.0, -0.25, 0.0)
+    """
+    rewards = [0.0] * len(vote.classes)
+    others = [c for c in dict.fromkeys(vote.classes) if c is not None and c != vote.winner]
+    if vote.winner in vote.classes and vote.winner is not None and others:
+        least = min(others, key=lambda c: vote.counts[c])
+        margin = (vote.counts[vote.winner] - vote.counts[least]) / _total_weight(vote)
+        rewards[vote.classes.index(vote.winner)] = margin
+        rewards[vote.classes.index(least)] = -margin
+    return tuple(rewards)
+
+
 REWARDS: dict[str, Callable[[Vote], tuple[float, ...]]] = {
     "majority": majority_reward,
     "leave-one-out": leave_one_out_reward,
     "frequency": frequency_reward,
     "empo": empo_reward,
     "ttrv": ttrv_reward,
+    "pairs": pair_reward,
 }
 """Reward functions by the name configurations use: Vote -> one float per response."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 from spinerl.answers.equivalence import Equivalence
 from spinerl.types import Question, Vote
@@ -58,9 +59,18 @@ def void_shared(
     three of them; closed sets are left out on both sides.  A void vote has no votes: every response abstains,
     so that no reward made of votes pays for that answer.  With `most` 1 nothing is void.
 
+    A view of a question (`Question.view`), which follows it, is void where it is.
+
     Args:
         kinds: how each question's answers are read.
     """
+    if any(question.view for question in questions):
+        own = [place for place, question in enumerate(questions) if not question.view]
+        parts = [votes[i] for i in own], [questions[i] for i in own], [kinds[i] for i in own]
+        found, frac = void_shared(*parts, most, equivalence)
+        owner = list(accumulate(not question.view for question in questions))
+        void = {i for i, one in enumerate(found, 1) if one is not votes[own[i - 1]]}
+        return tuple(_void(one) if number in void else one for one, number in zip(votes, owner, strict=True)), frac
     labels = [one.pseudo_label for one in votes]
     counts, open_places, _ = _counted(questions, labels, kinds, equivalence)
     others = len(open_places) - 1

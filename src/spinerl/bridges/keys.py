@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spinerl.config import Config, describe_keys
+from spinerl.config import Config, describe_keys, value_of
 from spinerl.errors import InputError
+from spinerl.figures import asked_figures
 from spinerl.permission import open_code
 from spinerl.rewards import COSTLY, asked_by
 
@@ -58,6 +59,14 @@ def check_keys(config: Config, loop: Loop) -> None:
             f"reward={config.reward} (method={config.method})",
             "it is not made of the group's answers, tokens and entropies only",
         )
+    for key, own, reason in (
+        ("loss.form", config.loss.form == "dpo", "its loss is of single tokens, and of no pairs"),
+        ("anchor.fisher", config.anchor.fisher > 0, "it has no anchor on weights"),
+    ):
+        if own:
+            raise refuse(loop, f"{key}={value_of(config, key)}", reason)
+    if figures := asked_figures(config):
+        raise refuse(loop, f"vote.weights={config.vote.weights}", f"it needs {', '.join(figures)} of every token")
     if config.data.order not in ("shuffled", "sequential"):
         raise refuse(loop, f"data.order={config.data.order}", "allowed are shuffled and sequential")
     if config.data.by_agreement:

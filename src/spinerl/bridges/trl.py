@@ -103,7 +103,7 @@ _LOOP = Loop(
         "eval": "this loop does not evaluate; afterwards: `spinerl eval MODEL RUN/model data=DATA`",
         "guard": "this loop has no guard; leave it out or give guard=off",
         "stream": "this loop has no streams",
-        "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
+        "vote": "only `spinerl adapt` counts more than a step's own votes, and keeps them in checkpoints",
         "tree": "TRL samples responses side by side",
         "log": "this loop writes metrics.jsonl only",
         "track": "TRL has trackers of its own: trl.report_to=wandb",

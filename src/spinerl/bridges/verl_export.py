@@ -55,7 +55,7 @@ _LOOP = Loop(
         "eval": "nothing is evaluated there; afterwards: `spinerl eval MODEL CHECKPOINT/actor/huggingface data=DATA`",
         "guard": "that loop has no guard; leave it out or give guard=off",
         "stream": "that loop has no streams",
-        "vote": "votes are remembered only by `spinerl adapt`, whose checkpoints keep them",
+        "vote": "only `spinerl adapt` counts more than a step's own votes, and keeps them in checkpoints",
         "tree": "responses are sampled side by side there",
         "log": "verl has loggers of its own: trainer.logger, trainer.rollout_data_dir",
         "track": "verl has loggers of its own: trainer.logger",

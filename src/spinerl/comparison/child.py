@@ -83,7 +83,7 @@ def _run(job: Mapping[str, Any], teller: _Teller) -> None:
     folder = Path(job["folder"])
     if job["state"] == "new":
         config = Config.model_validate(job["config"])
-        if config.track.name is None:  # its folder is called after data and seed only
+        if config.track.name is None:  # its folder's name does not have the data
             name = f"{folder.parent.name}/{folder.name}"
             config = config.model_copy(update={"track": config.track.model_copy(update={"name": name})})
         adapt(config, teller, overwrite=job["overwrite"])

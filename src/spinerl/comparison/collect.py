@@ -113,7 +113,7 @@ def _outcome(tasks: Sequence[Task], k: int, on_damage: Callable[[Task, str], obj
         return None
     config = tasks[0].config
     kind = "adapted" if config.steps else NONE
-    uses_gold = config.reward == "gold"
+    uses_gold = config.uses_gold
     note = "an upper bound, not a baseline" if uses_gold else "greedy" if kind == NONE else ""
 
     def read(own: Sequence[Task], runs: Sequence[RunData]) -> MethodResult:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
+from spinerl.answers.options import choice_lines, shows_choices
 from spinerl.config import ColumnsConfig
 from spinerl.data.chats import BadChatError, is_chat, last_reply, read_chat
 from spinerl.data.columns import GOLD_RANKS, QUESTION_RANKS, find_choices, find_column, offer
@@ -296,27 +297,6 @@ class RowReader:
             return final_answer(text, self.gold_extract, kind)
         except InputError as error:
             raise BadCellError(str(error)) from None
-
-
-def choice_lines(options: Sequence[str]) -> list[str]:
-    """The options as "A. text" lines; one that is only its letter (it is in the picture) is not said twice.
-
-    >>> choice_lines(["red", "blue"])
-    ['A. red', 'B. blue']
-    """
-    return [letter if text == letter else f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
-
-
-def shows_choices(text: str, options: Sequence[str]) -> bool:
-    """Whether a question's text shows all options behind their letters already.
-
-    >>> shows_choices("Which? (A) red (B) blue", ["red", "blue"]), shows_choices("Is red blue?", ["red", "blue"])
-    (True, False)
-    """
-    marks = [
-        rf"(?<!\w){letter}\s*[).:]\s*{re.escape(option)}" for letter, option in zip(LETTERS, options, strict=False)
-    ]
-    return all(re.search(mark, text) for mark in marks)
 
 
 def parse_choices(cell: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

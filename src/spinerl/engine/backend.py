@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -25,7 +25,21 @@ if TYPE_CHECKING:
     from spinerl.engine.sampling import Sampled
     from spinerl.engine.shared_prefix import SharedDecoder
 
-__all__ = ["Backend", "ForwardPath", "SamplingPath", "backend_of", "compiled_loops_facts"]
+__all__ = ["Backend", "ForwardPath", "PathMemory", "SamplingPath", "backend_of", "compiled_loops_facts"]
+
+
+class PathMemory(NamedTuple):
+    """What the paths of a backend hold of a model besides what the plain path holds.
+
+    `packed`: bytes of copies of the weights, while sampling.  `kept_per_token`: bytes that are kept of a token from
+    sampling to the update; 0: nothing is.  `kept_tokens`: of how many tokens, at most.  `by_layers`: an update that
+    uses what was kept stores nothing else of a token but its residual stream.
+    """
+
+    packed: int = 0
+    kept_per_token: int = 0
+    kept_tokens: int = 0
+    by_layers: bool = False
 
 
 class SamplingPath:
@@ -107,6 +121,17 @@ class Backend:
     def forward(self, activations: Activations | None = None) -> ForwardPath:
         """For passes over rows whose activations sampling has kept, or not."""
         return ForwardPath(self._loaded)
+
+    def memory(self, free: float) -> PathMemory:
+        """What the paths would hold where so many bytes are free, if no self-check on the model fails.
+
+        Looks at modules and shapes only: a model without memory (`spinerl.engine.skeleton`) will do.
+        """
+        return PathMemory()
+
+    def pass_tokens(self, asked: int, by_layers: bool) -> int:
+        """The tokens of an update's pass where so many are asked for (optim.micro_batch_tokens)."""
+        return asked
 
     def machine(self) -> dict[str, Any]:
         """What the last bits of a run depend on besides its configuration, for its manifest."""

@@ -80,9 +80,9 @@ class Capabilities:
             _log.info("%s: %d tokens", name, self.budgets[name])
         return self.budgets[name]
 
-    def clear(self) -> None:
-        """Forget everything, after the model's layers were exchanged."""
-        self.verdicts.clear()
+    def clear(self, keep: str = "") -> None:
+        """Forget everything, after the model's layers were exchanged, but the verdict of this name."""
+        self.verdicts = {name: verdict for name, verdict in self.verdicts.items() if name == keep}
         self.budgets.clear()
 
     def facts(self) -> dict[str, Any]:

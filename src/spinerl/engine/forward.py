@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.pytorch_utils import Conv1D
 
 from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
@@ -32,12 +33,14 @@ __all__ = [
     "Piece",
     "Prefix",
     "check_extending",
+    "graph_bytes",
     "logits",
     "micro_batch",
     "plan",
     "settle",
     "shares_prompts",
     "states_and_gradient",
+    "stream_bytes",
     "wanted_states",
 ]
 
@@ -205,6 +208,37 @@ class Prefix:
         else:
             other.batch_select_indices(prefix_of)
         return other
+
+
+def graph_bytes(loaded: LoadedModel) -> int:
+    """About how many bytes of a token a pass keeps for its way back: inputs and outputs of linear layers, an input that
+    several of them read (queries, keys and values; gate and up) once."""
+    layers, hidden = _sizes(loaded)
+    return max(1, sum(map(sum, _linear(loaded))) - 3 * layers * hidden) * loaded.model.dtype.itemsize
+
+
+def stream_bytes(loaded: LoadedModel) -> int:
+    """The same of a pass that keeps only the residual stream, with what going back through one layer takes."""
+    layers, hidden = _sizes(loaded)
+    of_one = sum(outputs for _, outputs in _linear(loaded)) // layers
+    return (layers * hidden + 2 * of_one) * loaded.model.dtype.itemsize
+
+
+def _linear(loaded: LoadedModel) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the linear layers of the backbone, of whichever class."""
+    found = []
+    for module in loaded.model.base_model.modules():
+        if isinstance(module, torch.nn.Linear):  # one in 4 bits has its weight in another shape
+            found.append((module.in_features, module.out_features))
+        elif isinstance(module, Conv1D):
+            found.append(tuple(module.weight.shape))
+    return found
+
+
+def _sizes(loaded: LoadedModel) -> tuple[int, int]:
+    """(layers, width of the residual stream)."""
+    text = loaded.model.config.get_text_config(decoder=True)
+    return max(1, int(text.num_hidden_layers)), int(text.hidden_size)
 
 
 def settle(loaded: LoadedModel) -> None:

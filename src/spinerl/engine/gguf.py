@@ -30,6 +30,7 @@ __all__ = [
     "PACKAGED",
     "end_ids_of",
     "find_gguf",
+    "gguf_shapes",
     "missing_packages",
     "open_gguf",
     "packaged_file",
@@ -128,6 +129,11 @@ def open_gguf(loader: Any, file: Path, name: str, **options: Any) -> Any:
         raise
     except _UNREADABLE as error:
         _refuse(name, reason_of(error))
+
+
+def gguf_shapes(file: Path, name: str) -> list[tuple[int, ...]]:
+    """The shapes of a file's tensors, from its header.  InputError for a file that is no whole model."""
+    return [tensor.shape for tensor in _checked_header(file, name).tensors.values()]
 
 
 def _checked_header(file: Path, name: str) -> Header:

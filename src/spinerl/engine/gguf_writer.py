@@ -21,8 +21,8 @@ import torch
 from spinerl.engine.gguf import end_ids_of, missing_packages, open_gguf, split_name
 from spinerl.engine.gguf_header import read_header
 from spinerl.engine.loading import LoadedModel
-from spinerl.errors import InputError, MissingExtraError, did_you_mean
-from spinerl.files import draft_of
+from spinerl.errors import InputError, MissingExtraError, RunError, did_you_mean, reason_of
+from spinerl.files import draft_of, remove_now
 
 __all__ = ["ARCHITECTURES", "KINDS", "Exported", "export_gguf", "kind_of_weights"]
 
@@ -81,11 +81,16 @@ def export_gguf(
         raise InputError(f"--out {file} exists; name a new file")
     if missing := missing_packages():
         raise MissingExtraError(f'writing GGUF files needs {" and ".join(missing)}: pip install "spinerl[gguf]"')
-    architecture = loaded.model.config.model_type
+    config: Any = loaded.model.config
+    architecture = config.model_type
     if loaded.vision is not None or architecture not in ARCHITECTURES:
         _refuse(f"architecture {architecture} is not written here ({', '.join(ARCHITECTURES)} are)")
+    if architecture == "qwen2" and _head_dim(config) * config.num_attention_heads != config.hidden_size:
+        _refuse(f"its heads have a size of their own (head_dim={_head_dim(config)}), which a qwen2 file cannot say")
     vocabulary = _vocabulary(loaded)
     draft = draft_of(file)
+    if os.path.lexists(draft):  # of a process that was killed, or put there
+        remove_now(draft)
     try:
         _write(draft, loaded, kind, name, vocabulary, about or {})
         notes = tuple(_check(draft, loaded, vocabulary))
@@ -93,6 +98,10 @@ def export_gguf(
             os.fsync(handle.fileno())
         size = draft.stat().st_size
         draft.rename(file)
+    except OSError as error:
+        if error.strerror:
+            raise
+        raise RunError(f"cannot write {file}: {reason_of(error)}; free some space") from None  # numpy's, of a full disk
     finally:
         draft.unlink(missing_ok=True)
     return Exported(size, kind, notes)
@@ -192,10 +201,14 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 # Settings
 
 
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def _add_settings(writer: Any, config: Any, vocabulary: _Vocabulary) -> None:
     from gguf import RopeScalingType
 
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim(config)
     writer.add_vocab_size(len(vocabulary.tokens))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -224,7 +237,7 @@ def _rope_factors(config: Any) -> torch.Tensor | None:
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
         return None
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim(config)
     powers = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     lengths = 2 * math.pi * float(rope["rope_theta"]) ** powers  # in tokens
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
@@ -290,7 +303,7 @@ def _vocabulary(loaded: LoadedModel) -> _Vocabulary:
 
 
 def _add_tokenizer(writer: Any, loaded: LoadedModel, vocabulary: _Vocabulary) -> None:
-    tokenizer = loaded.tokenizer
+    tokenizer: Any = loaded.tokenizer
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.split)
     writer.add_token_list(vocabulary.tokens)

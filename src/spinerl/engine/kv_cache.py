@@ -14,10 +14,18 @@ from transformers.cache_utils import DynamicLayer
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.transfer import to_device
 
-__all__ = ["CopyingDecoder", "bytes_per_token", "cache_tokens", "fitting_tokens", "free_bytes", "new_cache"]
+__all__ = [
+    "SHARE_OF_MEMORY",
+    "CopyingDecoder",
+    "bytes_per_token",
+    "cache_tokens",
+    "fitting_tokens",
+    "free_bytes",
+    "new_cache",
+]
 
 _COMPACT_BELOW = 0.75  # drop finished rows once this share or less is active: a copy costs about one token
-_SHARE_OF_MEMORY = 1 / 3  # of what is free: the rest is for activations, logits and the update
+SHARE_OF_MEMORY = 1 / 3  # of what is free: the rest is for activations, logits and the update
 _UNKNOWN_MEMORY = 4 * 2**30  # bytes taken to be free where the system does not say
 
 
@@ -200,7 +208,7 @@ def cache_tokens(loaded: LoadedModel) -> int:
 
 def fitting_tokens(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """How many tokens' keys and values a third of the device's free memory holds; at least 1."""
-    return max(1, int(free_bytes(device) * _SHARE_OF_MEMORY) // bytes_per_token(config, dtype))
+    return max(1, int(free_bytes(device) * SHARE_OF_MEMORY) // bytes_per_token(config, dtype))
 
 
 def free_bytes(device: torch.device) -> float:

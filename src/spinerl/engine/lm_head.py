@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-__all__ = ["chunks", "head_logits"]
+__all__ = ["CHUNK_BYTES", "chunks", "head_logits"]
 
-_CHUNK_BYTES = 64 * 2**20  # of logits in float32
+CHUNK_BYTES = 64 * 2**20  # of logits in float32
 
 
 def head_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,7 @@ def head_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
 
 def chunks(num_positions: int, vocabulary: int, limit: int = 0) -> Iterator[slice]:
     """Slices of at most `limit` positions; 0: as many as make 64 MiB of float32 logits."""
-    limit = limit or max(1, _CHUNK_BYTES // (4 * vocabulary))
+    limit = limit or max(1, CHUNK_BYTES // (4 * vocabulary))
     for start in range(0, num_positions, limit):
         yield slice(start, min(start + limit, num_positions))
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
+from spinerl.engine import precision
 from spinerl.engine.adapters import adapter_folder, base_of, merged
-from spinerl.engine.capabilities import Capabilities
+from spinerl.engine.capabilities import Capabilities, Verdict
 from spinerl.engine.context import context_length
-from spinerl.engine.gguf import PACKAGED, find_gguf, open_gguf, packaged_file
+from spinerl.engine.gguf import PACKAGED, find_gguf, gguf_shapes, open_gguf, packaged_file
+from spinerl.engine.quantize import compute_alike, quantize_options, require_quantizable
 from spinerl.engine.vision import Vision, vision_parameters
 from spinerl.engine.weights import (
     Shapes,
@@ -239,27 +241,34 @@ def load_model(config: ModelConfig, settings: EngineConfig | None = None) -> Loa
 def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Sequence[str]) -> LoadedModel:
     """`load_model` once it is known which model and whose adapters."""
     device = torch.device(pick_device(config.device))
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        config.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
-    )
-    model, notes = _read_model(config, dtype)
+    require_quantizable(config, resolve_name(config.name), adapters)
+    model, verdict, notes = _read_model(config, device)
     for folder in adapters:
         model = merged(model, folder)
     if adapters:
         model.requires_grad_(True)  # a plain model again, which peft has left frozen
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    return replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes)
+    if config.quantize == "none":
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    else:  # it was read to its device
+        compute_alike(model)
+    loaded = replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes)
+    loaded.capabilities.verdicts[precision.VERDICT] = verdict
+    return loaded
 
 
-def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A whole model from its folder, hub name or GGUF file, every weight of it read, and what is worth a line."""
+def _read_model(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Verdict, tuple[str, ...]]:
+    """A whole model from its folder, hub name or GGUF file, every weight of it read, why it has the type that it has,
+    and what is worth a line."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     attention = None if config.attention == "auto" else config.attention
-    if Path(resolve_name(config.name)).is_file():  # `engine.gguf` checks that the file has every weight
+    if Path(file := resolve_name(config.name)).is_file():  # `engine.gguf` checks that the file has every weight
+        dtype, verdict = precision.choose_dtype(config.dtype, device, gguf_shapes(Path(file), config.name))
         loader = AutoModelForCausalLM.from_pretrained
-        return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), ()
+        with no_tables():
+            return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), verdict, ()
     described, shapes = held_weights(config)
+    dtype, verdict = precision.choose_dtype(config.dtype, device, shapes.values())
     architecture = open_settings(config, len(shapes))
     loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
     with no_tables(), no_larger_than(shapes, config, packed="quantization_config" in described):
@@ -267,12 +276,13 @@ def _read_model(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMode
             loader.from_pretrained,
             config,
             dtype=dtype,
+            **quantize_options(config, device, dtype),
             use_safetensors=True,
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are refused by name
         )
-    return model, check_loaded(model, info, config)
+    return model, verdict, check_loaded(model, info, config)
 
 
 def held_weights(config: ModelConfig) -> tuple[dict[str, Any], Shapes]:

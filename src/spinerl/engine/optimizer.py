@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,18 @@ class Optimizer:
     each low-precision parameter gets a float32 master that learns, and the model holds its rounded copy.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: OptimConfig, total_updates: int) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        config: OptimConfig,
+        total_updates: int,
+        fisher: tuple[float, Sequence[torch.Tensor]] | None = None,
+    ) -> None:
+        """The weights as they are now are the initial ones, for optim.restore and the Fisher anchor.
+
+        Args:
+            fisher: (alpha, F of each parameter that learns): alpha sum F (w - initial w)^2 is part of the loss.
+        """
         self._parameters = [p for p in parameters if p.requires_grad]
         self._masters = [
             p if p.dtype in (torch.float32, torch.float64) else p.detach().float().requires_grad_()
@@ -31,7 +42,8 @@ class Optimizer:
         ]
         if not self._parameters:
             raise InputError("no weight of the model learns: requires_grad is off for all; set it, or give lora.rank")
-        self._config = config
+        self._config, self._fisher = config, fisher
+        self._initial = [m.detach().clone() for m in self._masters] if config.restore or fisher else []
         on_cuda = any(p.is_cuda for p in self._masters)
         self._adamw = torch.optim.AdamW(
             self._masters,
@@ -67,6 +79,7 @@ class Optimizer:
         Without any gradient (every advantage 0 and no other term) the weights stay and the schedule moves on.
         Raises NonFiniteError before the weights change, or where they are no finite numbers afterwards.
         """
+        pulled = self._pull()
         held = [master for master in self._masters if master.grad is not None]
         lr = float(self._scheduler.get_last_lr()[0])
         limit = self._config.max_grad_norm or math.inf
@@ -87,12 +100,49 @@ class Optimizer:
             raise NonFiniteError(
                 f"the update left weights that are not finite; lower optim.lr (now {self._config.lr:g})"
             )
+        self._restore()
         self._scheduler.step()
         with torch.no_grad():
             for parameter, master in zip(self._parameters, self._masters, strict=True):
                 if parameter is not master:
                     parameter.copy_(master)
-        return {"optim/grad_norm": norm, "optim/lr": lr}
+        return {"optim/grad_norm": norm, "optim/lr": lr, **pulled}
+
+    @torch.no_grad()
+    def _pull(self) -> dict[str, float]:
+        """Add the Fisher anchor's gradient, 2 alpha F (w - initial w); its value before this update.
+
+        Source: EATA (arXiv 2204.02610).
+        """
+        if self._fisher is None:
+            return {}
+        alpha, fisher = self._fisher
+        total = 0.0
+        for master, initial, own in zip(self._masters, self._initial, fisher, strict=True):
+            pull = own * (master - initial)
+            total += float((pull * (master - initial)).sum())
+            pull.mul_(2 * alpha)
+            master.grad = pull if master.grad is None else master.grad.add_(pull)
+        return {"anchor/fisher": alpha * total}
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Give the weights with the smallest squared gradients, `optim.restore` of those that have one, their initial
+        values back; ties at the edge included.
+
+        Source: PETAL (arXiv 2212.09713), whose edge is a quantile over all weights, too.
+        """
+        if not self._config.restore:
+            return
+        pairs = zip(self._masters, self._initial, strict=True)
+        held = [(master, first, master.grad.abs()) for master, first in pairs if master.grad is not None]
+        sizes = torch.cat([size.flatten() for _, _, size in held]) if held else torch.empty(0)
+        num = int(self._config.restore * len(sizes))
+        if not num:
+            return
+        edge = sizes.kthvalue(num).values
+        for master, first, size in held:
+            master.copy_(torch.where(size <= edge, first, master))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the model's own weights."""

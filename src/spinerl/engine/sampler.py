@@ -30,9 +30,9 @@ from spinerl.errors import DivergedError, InputError
 from spinerl.seeding import seed_of
 from spinerl.types import OnTokens, Question, Rollout
 
-__all__ = ["greedy_responses", "sample_responses"]
+__all__ = ["ROWS_ON_CPU", "greedy_responses", "sample_responses"]
 
-_ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
+ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
 _REFILL_AT = 0.75  # questions enter when so much of the budget or less is in use: one by one they would be slow
 _STEPS_PER_CHECK = 16  # on devices where reading which rows have finished means a synchronisation
 _NO_TOKEN = 2**40  # an id beyond any vocabulary
@@ -165,7 +165,7 @@ class _Queue:
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
         self._max_tokens = cache_tokens(loaded)
         limited = loaded.device.type == "cpu" and not loaded.settings.kv_cache_tokens
-        self._max_rows = _ROWS_ON_CPU if limited else float("inf")
+        self._max_rows = ROWS_ON_CPU if limited else float("inf")
 
     def __bool__(self) -> bool:
         """Whether questions wait."""

@@ -23,10 +23,20 @@ from spinerl.engine.capabilities import Unsupported, differences
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.transfer import to_device
 
-__all__ = ["Cohort", "LayerState", "SharedDecoder", "SharedLayer", "can_share_prompts", "check_decoding"]
+__all__ = [
+    "BLOCK",
+    "BLOCK_ON_CPU",
+    "PREFILL_TOKENS",
+    "Cohort",
+    "LayerState",
+    "SharedDecoder",
+    "SharedLayer",
+    "can_share_prompts",
+    "check_decoding",
+]
 
 BLOCK_ON_CPU, BLOCK = 64, 256  # tokens whose keys lie together; small blocks are fast on a CPU only
-_PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
+PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
 
@@ -164,7 +174,7 @@ class SharedDecoder:
         """Logits after the prompts, and their keys and values.  Padding on the right is seen by no prompt token."""
         model, device = self._loaded.model, self._loaded.device
         width = max(map(len, prompts))
-        step = max(1, _PREFILL_TOKENS // width)
+        step = max(1, PREFILL_TOKENS // width)
         logits: list[torch.Tensor] = []
         chunks: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
         for start in range(0, len(prompts), step):

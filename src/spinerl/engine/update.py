@@ -8,6 +8,7 @@ chunk goes backward at once and the (tokens, vocabulary) matrix never exists.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -29,6 +30,7 @@ from spinerl.maths import (
     exact_kl,
     log_distribution,
     nll_surrogate,
+    preference_surrogate,
     response_means,
     row_means,
     sampled_kl,
@@ -36,10 +38,20 @@ from spinerl.maths import (
     share_weights,
     term_weights,
     token_figures,
+    top_margins,
 )
 from spinerl.types import Batch, Targets
 
-__all__ = ["Terms", "embed_responses", "score", "score_with_mass", "update", "wanted_tokens", "weigh_terms"]
+__all__ = [
+    "Terms",
+    "embed_responses",
+    "score",
+    "score_with_mass",
+    "token_margins",
+    "update",
+    "wanted_tokens",
+    "weigh_terms",
+]
 
 
 def score(
@@ -53,15 +65,44 @@ def score(
     return logprobs, entropies
 
 
-@torch.no_grad()
 def score_with_mass(
     loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig, truncate: Truncation | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same and `Rollout.log_mass` (B, T) under this truncation; 0.0 without one."""
+
+    def figures(scores: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = token_figures(scores, tokens, batch.temperature)
+        return found if truncate is None else (*found, log_mass_with(scores, tokens, batch.temperature, truncate))
+
+    logprobs, entropies, log_mass = _figures_at(loaded, batch, wanted, optim, figures, 3)
+    return logprobs, entropies, log_mass
+
+
+def token_margins(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> torch.Tensor:
+    """`maths.top_margins` (B, T) of the distribution of each token, on the CPU; 0.0 on padding."""
+
+    def figures(scores: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: ARG001
+        return (top_margins(log_distribution(scores, batch.temperature)),)
+
+    return _figures_at(loaded, batch, batch.mask, optim, figures, 1)[0]
+
+
+@torch.no_grad()
+def _figures_at(
+    loaded: LoadedModel,
+    batch: Batch,
+    wanted: torch.Tensor,
+    optim: OptimConfig,
+    figures: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+    num: int,
+) -> tuple[torch.Tensor, ...]:
+    """`num` tables (B, T) on the CPU, with what `figures` computes of the logits (n, V) at the wanted tokens (n,)."""
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
-    logprobs, entropies, log_mass = (torch.zeros(batch.tokens.shape, dtype=dtype) for _ in range(3))
+    tables = tuple(torch.zeros(batch.tokens.shape, dtype=dtype) for _ in range(num))
     cells: list[tuple[torch.Tensor, torch.Tensor]] = []
-    figures: list[torch.Tensor] = []  # (2 or 3, N) each, on the device: they are read at the end, for that waits for it
+    found: list[
+        torch.Tensor
+    ] = []  # (at most num, N) each, on the device: they are read at the end, for that waits for it
     pieces, path = plan(loaded, batch, wanted, optim), backend_of(loaded).forward()
     with path.running():
         for piece in pieces:
@@ -71,16 +112,12 @@ def score_with_mass(
                 tokens = to_device(batch.tokens[micro.row_of, micro.column_of], loaded.device)
                 cells.append((micro.row_of, micro.column_of))
                 for part in chunks(len(states), loaded.vocab_size, optim.head_chunk):
-                    scores = logits(loaded, states[part])
-                    found = token_figures(scores, tokens[part], batch.temperature)
-                    if truncate is not None:
-                        found = (*found, log_mass_with(scores, tokens[part], batch.temperature, truncate))
-                    figures.append(torch.stack(found))
-    if figures:
+                    found.append(torch.stack(figures(logits(loaded, states[part]), tokens[part])))
+    if found:
         cell = tuple(map(torch.cat, zip(*cells, strict=True)))
-        for table, values in zip((logprobs, entropies, log_mass), torch.cat(figures, dim=1).cpu(), strict=False):
+        for table, values in zip(tables, torch.cat(found, dim=1).cpu(), strict=False):
             table[cell] = values
-    return logprobs, entropies, log_mass
+    return tables
 
 
 @torch.no_grad()
@@ -129,6 +166,10 @@ def update(
             asked = targets.policy_mask & chosen
             now, _, log_mass = score_with_mass(loaded, batch, asked, config.optim, truncate)
             log_ratios = response_means((now - log_mass - targets.old_logprobs) * chosen, asked)
+    if config.loss.form == "dpo":
+        asked = targets.policy_mask & chosen
+        now = targets.old_logprobs if on_policy else score(loaded, batch, asked, config.optim)[0]
+        log_ratios = _gaps(now, targets, asked, config.group_size)
     terms = Terms(config, batch, targets, weights, log_ratios, truncate)
     optimizer.zero_grad()
     loaded.model.train(config.model.gradient_checkpointing)
@@ -147,6 +188,15 @@ def update(
             "or use model.dtype=float32"
         )
     return figures | optimizer.step()
+
+
+def _gaps(now: torch.Tensor, targets: Targets, asked: torch.Tensor, group_size: int) -> torch.Tensor:
+    """For each row (B,) the gap of its question's pair: sum_t log pi/ref of the preferred response less the other's."""
+    assert targets.anchor_logprobs is not None
+    ratios = ((now.double() - targets.anchor_logprobs) * asked).sum(dim=1)
+    signs = targets.advantages[:, 0].sign()  # of a response without tokens 0: it has no sum either
+    by_question = (ratios * signs).view(-1, group_size).sum(dim=1)
+    return by_question.repeat_interleave(group_size)
 
 
 def _learn_piece(
@@ -246,7 +296,12 @@ class Terms:
 
         old, advantages, weights = at(targets.old_logprobs), at(targets.advantages), at(self._weights["policy"])
         log_ratios = None if self._log_ratios is None else at(self._log_ratios, (row_of,))
-        surrogate = _surrogate(logprobs, old, advantages, log_ratios, config.loss)
+        if config.loss.form == "dpo":
+            assert log_ratios is not None
+            lengths = at(targets.policy_mask.sum(dim=1), (row_of,))
+            surrogate = preference_surrogate(logprobs, advantages, log_ratios, lengths, config.loss.beta)
+        else:
+            surrogate = _surrogate(logprobs, old, advantages, log_ratios, config.loss)
         loss = self._add("policy", -(weights * surrogate).sum())
         if "anchor" in self._weights:
             if kl is None:
@@ -297,7 +352,7 @@ class Terms:
         loss = self._config.loss
         lowest = -math.log1p(-loss.clip_low) if loss.clip_low < 1 else math.inf
         limit = torch.where(advantages > 0, math.log1p(loss.clip_high), lowest)
-        if loss.form == "nll":
+        if loss.form in ("nll", "dpo"):
             limit = math.inf  # nothing is clipped
         clipped = (log_ratio * advantages.sign() > limit) & (advantages != 0)
         self._add("clipped", (weights * clipped).sum())
@@ -338,6 +393,9 @@ def weigh_terms(targets: Targets, mask: torch.Tensor, chosen: torch.Tensor, conf
         return term_weights(term_mask, "response" if normalizer == "response" else "token")
 
     weights = {"policy": weigh(targets.policy_mask & chosen, "policy")}
+    if config.loss.form == "dpo":  # a sum over the tokens of each pair, a mean over pairs
+        preferred = (targets.policy_mask & chosen & (targets.advantages > 0)).any(dim=1)
+        weights["policy"] = share_weights(targets.policy_mask & chosen, int(preferred.sum()))
     for name, term_mask, coefficient in (
         ("anchor", targets.anchor_mask, config.anchor.weight),
         ("band", targets.band_mask, config.band.coefficient),

@@ -12,6 +12,7 @@ from spinerl.data import resolve
 from spinerl.endings import EndWatch
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
+from spinerl.figures import add_figures
 from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
 from spinerl.guard.signals import concentration
@@ -42,6 +43,7 @@ def preflight(
     rollout = sample_responses(
         work.loaded, work.questions, work.prompts, config.num_votes, config.rollout, seed, on_tokens
     )
+    rollout = add_figures(work.loaded, rollout, config)
     with Equivalence() as equivalence:
         votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
         labels = [one.pseudo_label for one in votes]

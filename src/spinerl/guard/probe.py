@@ -19,6 +19,7 @@ from spinerl.engine.context import fit
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
+from spinerl.figures import add_figures
 from spinerl.guard.signals import concentration, refused_share, same_answers
 from spinerl.maths import masked_mean
 from spinerl.seeding import seed_of
@@ -71,6 +72,7 @@ class Probe:
         """
         both = self.questions + (self.questions if self.perturbed else ())
         rollout = greedy_responses(loaded, both, self.prompts + self.perturbed, config.rollout, on_tokens)
+        rollout = add_figures(loaded, rollout, config)
         now = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed)
         size = len(self.questions)
         said = [one.answers[0] if one.classes[0] is not None else None for one in now]
@@ -116,6 +118,7 @@ def open_probe(
     kept = fit([len(prompt) for prompt in perturbed], config.rollout.max_new_tokens, loaded.context).kept
     perturbed = [prompt if i in kept else prompts[i] for i, prompt in enumerate(perturbed)]
     rollout = sample_responses(loaded, questions, prompts, config.guard.samples, config.rollout, ("guard",), on_tokens)
+    rollout = add_figures(loaded, rollout, config)
     votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=0)
     first = _first_of_each(rollout, config.rollout.temperature)
     logprobs, _ = score(loaded, first, first.mask, config.optim)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from spinerl.answers import Equivalence
 from spinerl.answers.refusals import declines
 from spinerl.answers.shared import shared_share
+from spinerl.hooks import blank_around, read_again
 from spinerl.maths import response_means
 from spinerl.stats import roc_area
 from spinerl.types import StepRecord, Vote
@@ -30,8 +31,8 @@ __all__ = [
 
 PERTURBATIONS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
-    "blank": lambda text: f"\n{text}\n",
-    "reread": lambda text: f"{text}\nRead the question again: {text}",  # "re-reading", arXiv 2309.06275
+    "blank": blank_around,
+    "reread": read_again,
 }
 """Ways to ask the same question differently; a model that knows the answer gives the same one."""
 

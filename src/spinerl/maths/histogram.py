@@ -1,4 +1,4 @@
-"""How the entropies of a step's tokens are distributed, and which tokens are forks: counts for the log only."""
+"""How the entropies of a step's tokens are distributed, which tokens are forks or followers: counts for the log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["ENTROPY_EDGES", "entropy_histogram", "fork_tokens"]
+__all__ = ["ENTROPY_EDGES", "entropy_histogram", "frequent_tokens"]
 
 ENTROPY_EDGES = tuple(i / 10 for i in range(41))
 """Lower edges of the logged bins in nats: 0, 0.1, ... 4.0, the last bin open.  The same for every step and model."""
@@ -32,25 +32,25 @@ def entropy_histogram(
     return torch.bincount(bins, minlength=len(edges))
 
 
-def fork_tokens(
+def frequent_tokens(
     tokens: Int[Tensor, "B T"],
     entropies: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
-    fork_mask: Bool[Tensor, "B T"],
+    chosen_mask: Bool[Tensor, "B T"],
     most: int,
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """(token ids, times seen, times a fork, mean entropy) of the `most` tokens that are most often forks.
+    """(token ids, times seen, times chosen, mean entropy) of the `most` tokens that are most often chosen.
 
-    By descending times a fork, ties by ascending token id; fewer rows where fewer different tokens are forks.  The
-    mean entropy is in nats, over all times the token was seen, forks and followers alike, summed in float64.
+    By descending times chosen, ties by ascending token id; fewer rows where fewer different tokens are chosen.  The
+    mean entropy is in nats, over all times the token was seen, chosen or not, summed in float64.
 
     Args:
         entropies: nats.
         mask: True on response tokens.
-        fork_mask: the forks, within the mask.
+        chosen_mask: the forks, or the followers, within the mask.
         most: rows at most, >= 0.
 
-    >>> ids, seen, forks, means = fork_tokens(
+    >>> ids, seen, forks, means = frequent_tokens(
     ...     torch.tensor([[7, 5, 7, 3]]), torch.tensor([[2.0, 1.5, 1.0, 0.1]]),
     ...     torch.ones(1, 4).bool(), torch.tensor([[True, True, False, False]]), 60)
     >>> ids.tolist(), seen.tolist(), forks.tolist(), means.tolist()
@@ -58,7 +58,7 @@ def fork_tokens(
     """
     ids, inverse = torch.unique(tokens[mask], return_inverse=True)
     seen = torch.bincount(inverse, minlength=len(ids))
-    forks = torch.bincount(inverse[fork_mask[mask]], minlength=len(ids))
+    counts = torch.bincount(inverse[chosen_mask[mask]], minlength=len(ids))
     means = torch.bincount(inverse, weights=entropies[mask].double(), minlength=len(ids)) / seen
-    chosen = forks.argsort(descending=True, stable=True)[: min(most, int((forks > 0).sum()))]
-    return ids[chosen], seen[chosen], forks[chosen], means[chosen]
+    chosen = counts.argsort(descending=True, stable=True)[: min(most, int((counts > 0).sum()))]
+    return ids[chosen], seen[chosen], counts[chosen], means[chosen]

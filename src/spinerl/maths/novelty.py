@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["consensus_scores", "cosine_similarities", "novelty_scores"]
+__all__ = ["consensus_scores", "cosine_similarities", "exploration_bonus", "novelty_scores"]
 
 
 def cosine_similarities(a: Float[Tensor, "N d"], b: Float[Tensor, "M d"]) -> Float[Tensor, "N M"]:
@@ -58,3 +58,19 @@ def novelty_scores(embeddings: Float[Tensor, "N d"], sides: Int[Tensor, " N"]) -
     most = similar.masked_fill(~others, 0.0).amax(dim=1)
     scores = torch.where(others.any(dim=1), 1.0 - (mean + most) / 2, 0.5)
     return scores.clamp(0.0, 1.0) * present
+
+
+def exploration_bonus(embeddings: Float[Tensor, "N d"], ridge: float = 0.1) -> Float[Tensor, " N"]:
+    """h_i^T (ridge I + sum_j h_j h_j^T)^-1 h_i over the group, h scaled to length 1, in [0, 1); float64.
+
+    High for a direction that few others have.  Computed from the Gram matrix K (N, N), as K (K + ridge I)^-1, which
+    is the same number.
+
+    Args: `ridge`, > 0.
+    Source: representation-based exploration (arXiv 2510.11686); that states are scaled to length 1 is ours.
+
+    >>> exploration_bonus(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).mul(1000).round().tolist()
+    [476.0, 476.0, 909.0]
+    """
+    inner = cosine_similarities(embeddings, embeddings)
+    return torch.linalg.solve(inner + ridge * torch.eye(len(inner), dtype=inner.dtype), inner).diagonal().clamp_min(0.0)

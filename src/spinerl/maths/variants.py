@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spinerl.maths.losses import MAX_LOG_RATIO
 
-__all__ = ["budget_weights", "cispo_surrogate", "nll_surrogate", "sequence_surrogate"]
+__all__ = ["budget_weights", "cispo_surrogate", "nll_surrogate", "preference_surrogate", "sequence_surrogate"]
 
 
 def budget_weights(mask: Bool[Tensor, "B T"], max_tokens: int, num_responses: int) -> Float[Tensor, "B T"]:
@@ -72,6 +72,39 @@ def nll_surrogate(logprobs: Float[Tensor, " N"], advantages: Float[Tensor, " N"]
     [-1.0, -0.0]
     """
     return advantages * logprobs
+
+
+def preference_surrogate(
+    logprobs: Float[Tensor, " N"],
+    advantages: Float[Tensor, " N"],
+    gaps: Float[Tensor, " N"],
+    lengths: Float[Tensor, " N"],
+    beta: float = 0.5,
+) -> Float[Tensor, " N"]:
+    """w log sigmoid(beta gap) + (w / len+) log pi(y+) of a pair, spread over the tokens of both: to be *maximized*.
+
+    gap = log pi(y+)/ref(y+) - log pi(y-)/ref(y-), sums over tokens.  Value and gradient of the sum over both responses'
+    tokens are those of the pair: a token of y+ has the gradient w (beta sigmoid(-beta gap) + 1 / len+), one of y- has
+    -w beta sigmoid(-beta gap).
+
+    Args:
+        advantages: w > 0 on the tokens of y+, -w on those of y-, 0 elsewhere.
+        gaps: the pair's, as it is now, without a gradient.
+        lengths: tokens of the response that a token is in.
+
+    Source: ScPO (arXiv 2411.04109), DPO and NLL both weighted by w; the weight of NLL against DPO, 1, is ours.
+
+    >>> logprobs = torch.tensor([-1.0, -2.0]).requires_grad_()
+    >>> pair = preference_surrogate(logprobs, torch.tensor([1.0, -1.0]), torch.zeros(2), torch.ones(2))
+    >>> pair.sum().backward()
+    >>> round(pair.sum().item(), 4), logprobs.grad.tolist()  # log(1/2) - 1
+    (-1.6931, [1.25, -0.25])
+    """
+    gaps = gaps.detach() * beta
+    chosen = (advantages > 0).to(logprobs.dtype)
+    pull = advantages * (beta * torch.sigmoid(-gaps) + chosen / lengths)
+    value = chosen * advantages * (torch.nn.functional.logsigmoid(gaps) + logprobs.detach()) / lengths
+    return pull * (logprobs - logprobs.detach()) + value
 
 
 def sequence_surrogate(

@@ -13,11 +13,21 @@ from markupsafe import Markup
 from spinerl.report.charts import Chart, Legend, Line, draw_chart
 from spinerl.report.curves import charts_of, how_to_read
 from spinerl.report.groups import Group
-from spinerl.report.page import fill, write_html
+from spinerl.report.page import Live, fill, write_html
 from spinerl.report.read import RunData
 from spinerl.report.text import visible
 
-__all__ = ["Dynamics", "PageCell", "PageLine", "PageSection", "Range", "draw_range", "dynamics", "write_comparison"]
+__all__ = [
+    "Dynamics",
+    "PageCell",
+    "PageLine",
+    "PageSection",
+    "Range",
+    "draw_range",
+    "dynamics",
+    "render_comparison",
+    "write_comparison",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ class Dynamics:
 class PageSection:
     """A table with its heads (name, unit), what it says, and the dynamics behind it (None where it pools data sets).
 
-    `sentences`: (row, CSS class of its colour, text); a sentence about all rows has "" for the first two.
+    `sentences`: (row, CSS class of its colour, text); a sentence about all rows has "" for the first two.  `caption`
+    says what the pictures show.
     """
 
     title: str
@@ -76,6 +87,11 @@ class PageSection:
     heads: tuple[tuple[str, str], ...]
     lines: tuple[PageLine, ...]
     dynamics: Dynamics | None
+    caption: str = (
+        "In the pictures: a line is the interval over questions, a large dot the mean, small dots the seeds, an "
+        "upright stroke majority voting at equal tokens. A difference is coloured where its interval over questions "
+        "excludes 0."
+    )
 
 
 def write_comparison(
@@ -84,27 +100,38 @@ def write_comparison(
     facts: Sequence[tuple[str, str]],
     notes: Sequence[str],
     sections: Sequence[PageSection],
-    version_of: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one self-contained HTML file, whole or not at all; its path.  InputError if it cannot be written.
+    """Write the page (`render_comparison`) whole or not at all; its path.  InputError if it cannot be written."""
+    return write_html(Path(out), render_comparison(title, facts, notes, sections))
+
+
+def render_comparison(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    sections: Sequence[PageSection],
+    live: Live | None = None,
+) -> str:
+    """The HTML of a comparison, complete in itself; with `live` a page that asks for changes.
 
     Args:
         facts: name and value of what all the runs share.
         notes: what a reader must know, for example runs that failed.
-        version_of: further facts for the foot of the page.
     """
-    page = fill(
+    return fill(
         "comparison.html.j2",
-        title=title,
+        title,
+        "Test-time reinforcement learning, comparison",
+        "run folders of this comparison",
+        live,
+        wide=True,
         facts=facts,
         notes=notes,
         sections=sections,
         draw_range=draw_range,
         draw_chart=draw_chart,
         partial=partial,
-        foot=version_of or {},
     )
-    return write_html(Path(out), page)
 
 
 def dynamics(number: int, rows: Mapping[str, Sequence[RunData]], unadapted: float | None) -> Dynamics | None:

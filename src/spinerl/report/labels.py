@@ -47,12 +47,13 @@ class _Stretch:
 
 @dataclass(frozen=True)
 class History:
-    """A row per question, from its first visit on, coloured by its label; `first` and `last` are steps."""
+    """A row per question (`names`), from its first visit on, coloured by its label; `first` and `last` are steps."""
 
     id: str
     title: str
     note: str
     legend: tuple[Legend, ...]
+    names: tuple[str, ...]
     rows: tuple[tuple[_Stretch, ...], ...]
     first: int
     last: int
@@ -94,10 +95,10 @@ def _view(run: RunData, name: str, number: int, questions: Mapping[str, Sequence
     last = max(int(row["step"]) for rows in questions.values() for row in rows)
     first = min(int(row["step"]) for rows in questions.values() for row in rows)
     judged = any(isinstance(row.get("correct"), bool) for rows in questions.values() for row in rows)
-    histories = [_stretches(rows, last, judged) for rows in questions.values()]
+    histories = [(id_, _stretches(rows, last, judged)) for id_, rows in questions.items()]
     course = _course(f"labels-{number}", run.labels, judged)
-    num_flips = sum(stretch.changed for own in histories for stretch in own)
-    num_again = sum(len(own) - 1 for own in histories)
+    num_flips = sum(stretch.changed for _, own in histories for stretch in own)
+    num_again = sum(len(own) - 1 for _, own in histories)
     sentence = (
         f"{len(questions)} question{'s' * (len(questions) != 1)} had {num_again + len(questions)} visits; "
         f"{show_percent(num_flips / max(1, num_again))} of the later ones changed the label."
@@ -106,7 +107,7 @@ def _view(run: RunData, name: str, number: int, questions: Mapping[str, Sequence
     if len(histories) > _MOST_ROWS:
         shown = [histories[round(i * (len(histories) - 1) / (_MOST_ROWS - 1))] for i in range(_MOST_ROWS)]
     ranks = {"s2": 0, "s0": 0, "s1": 1, _NONE: 2}
-    shown = sorted(shown, key=lambda own: (ranks[own[-1].style], _last_change(own), own[0].begin))
+    shown = sorted(shown, key=lambda item: (ranks[item[1][-1].style], _last_change(item[1]), item[1][0].begin))
     entries = [("right", "s2"), ("wrong", "s1")] if judged else [("the first label", "s0"), ("another", "s1")]
     legend = tuple(Legend(word, f"{style} lane", "area") for word, style in (*entries, ("no label", _NONE)))
     some = f"{len(shown)} of {len(histories)} questions" if len(shown) < len(histories) else "A row per question"
@@ -115,7 +116,8 @@ def _view(run: RunData, name: str, number: int, questions: Mapping[str, Sequence
         "Every question's label",
         f"{some}, from its first visit on; a dark mark is a label that changed.",
         legend,
-        tuple(shown),
+        tuple(id_ for id_, _ in shown),
+        tuple(own for _, own in shown),
         first,
         last,
     )

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from spinerl.errors import InputError
 from spinerl.files import draft_of, drafts_in, process_runs, remove_now, write_bytes
 from spinerl.report.charts import draw_chart
 from spinerl.report.curves import charts_of, how_to_read
+from spinerl.report.data import data_of_chart
 from spinerl.report.examples import example_views, heat_legend
 from spinerl.report.facts import config_table, dump, manifest_table
 from spinerl.report.groups import group_runs
@@ -29,14 +31,32 @@ from spinerl.report.text import visible
 from spinerl.report.tokens import token_views
 from spinerl.report.words import headline, progress, summary, title
 
-__all__ = ["fill", "render", "write_html", "write_report"]
+__all__ = ["Live", "fill", "policy", "render", "write_html", "write_report"]
 
 
-# Whatever text a run holds: a browser runs our script and no other, takes our style and no other, and loads nothing.
+# Whatever text a run holds: a browser runs our scripts and no other, takes our style and no other, and loads nothing;
+# a live page asks the server that it came from.
 _POLICY = (
-    "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; base-uri 'none'; "
+    "default-src 'none'; script-src {scripts}; style-src {style}; img-src data:; {connect}base-uri 'none'; "
     "form-action 'none'"
 )
+
+
+@dataclass(frozen=True)
+class Live:
+    """What makes a page that of a run in progress.
+
+    Args:
+        tag: of this state of the page, as in the server's ETag.
+        said: what is shown and when it was last written, in words.
+        poll_s: seconds between two questions of the script.
+        reload_s: seconds after which a browser without scripts loads the page again.
+    """
+
+    tag: str
+    said: str
+    poll_s: float
+    reload_s: int
 
 
 def write_report(runs: Sequence[Path], out: Path, on_damage: Callable[[str], object] = lambda _: None) -> Path:
@@ -79,16 +99,19 @@ def write_html(out: Path, html: str) -> Path:
     return out
 
 
-def render(runs: Sequence[RunData]) -> str:
-    """The HTML of a report on the runs (at least one)."""
+def render(runs: Sequence[RunData], live: Live | None = None) -> str:
+    """The HTML of a report on the runs (at least one), with `live` one that asks for changes."""
     groups = group_runs(runs)
-    top, samples = example_views(groups)
+    top, examples = example_views(groups)
     top_word, tokens = token_views(groups)
     first, second = charts_of(groups)
     steps = [row["step"] for run in runs for row in (*run.metrics, *run.evals)] or [0]
     return fill(
         "report.html.j2",
-        title=title(groups),
+        title(groups),
+        "Test-time reinforcement learning, run report",
+        "run folders" if len(runs) > 1 else "run folder",
+        live,
         facts=headline(groups),
         summary=[(group.label if len(groups) > 1 else "", summary(group)) for group in groups],
         notes=[(run.name if len(runs) > 1 else "", note) for run in runs for note in (*progress(run), *run.notes)],
@@ -103,7 +126,7 @@ def render(runs: Sequence[RunData]) -> str:
         tokens=tokens,
         word_heat=heat_legend(top_word),
         draw_histogram=draw_histogram,
-        samples=samples,
+        examples=examples,
         heat=heat_legend(top),
         manifest=manifest_table(runs),
         config=config_table(runs),
@@ -112,15 +135,47 @@ def render(runs: Sequence[RunData]) -> str:
     )
 
 
-def fill(template: str, **values: Any) -> str:
-    """A template of this package filled with the values, and with what every page needs: style, script, version."""
+def fill(template: str, title: str, kicker: str, source: str, live: Live | None = None, **values: Any) -> str:
+    """A template of this package filled with the values, and with what every page needs: style, scripts, version.
+
+    Args:
+        kicker: the line over the title.
+        source: what the page was made from, for its foot.
+    """
+    script, style, live_script = map(_source, ("script.js", "style.css", "live.js"))
+    shared = {"facts": (), "wide": False, "data_of_chart": data_of_chart, "version": __version__}
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            shared | values,
+            title=title,
+            kicker=kicker,
+            source=source,
+            live=live,
+            policy=Markup(policy(live is not None)),
+            script=Markup(script),
+            css=Markup(style),
+            live_script=Markup(live_script),
+        )
+    )
+
+
+def policy(live: bool) -> str:
+    """The content security policy of a page."""
+    scripts = ["script.js", "live.js"] if live else ["script.js"]
+    return _POLICY.format(
+        scripts=" ".join(_digest(_source(name)) for name in scripts),
+        style=_digest(_source("style.css")),
+        connect="connect-src 'self'; " if live else "",
+    )
+
+
+@cache
+def _source(name: str) -> str:
     environment = _environment()
     assert environment.loader is not None
-    script, style = (environment.loader.get_source(environment, name)[0] for name in ("script.js", "style.css"))
-    policy = Markup(_POLICY).format(script=_digest(script), style=_digest(style))
-    return environment.get_template(template).render(
-        version=__version__, script=Markup(script), css=Markup(style), policy=policy, **values
-    )
+    return environment.loader.get_source(environment, name)[0]
 
 
 @cache
@@ -137,7 +192,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _finalize(value: Any) -> Any:

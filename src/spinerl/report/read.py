@@ -17,7 +17,7 @@ from spinerl.lines import lines_of, read_text
 from spinerl.recipes import read_yaml
 from spinerl.streams import MOST_STEPS
 
-__all__ = ["ForkWord", "Point", "Response", "RunData", "Sample", "TokenCounts", "number", "read_run"]
+__all__ = ["Point", "Response", "RunData", "Sample", "TokenCounts", "TokenWord", "number", "read_run"]
 
 Point = tuple[float, float | None]
 """(step, value); None where the run wrote something that is not a finite number."""
@@ -64,13 +64,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class ForkWord:
-    """A token that was a fork: its text, its id, how often it was seen and a fork, its mean entropy in nats."""
+class TokenWord:
+    """A token: its text, its id, how often it was seen, how often a fork (or a follower), its mean entropy in nats."""
 
     text: str
     id: int | None
     seen: int
-    forks: int
+    count: int
     entropy: float | None
 
 
@@ -79,14 +79,15 @@ class TokenCounts:
     """The tokens of one logged step: how many have an entropy in each bin, how many of these are forks.
 
     Bin i holds edges[i] <= entropy < edges[i + 1] in nats, the last one has no upper end.  `words` are the tokens
-    that are most often forks, most frequent first.
+    that are most often forks, `followers` those that are most often the others, most frequent first.
     """
 
     step: int
     edges: tuple[float, ...]
     tokens: tuple[int, ...]
     forks: tuple[int, ...]
-    words: tuple[ForkWord, ...]
+    words: tuple[TokenWord, ...]
+    followers: tuple[TokenWord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -436,25 +437,25 @@ def _token_counts(row: Mapping[str, Any]) -> TokenCounts | None:
     edges, tokens, forks = (_numbers(row.get(key)) for key in ("edges", "tokens", "forks"))
     if not len(edges) == len(tokens) == len(forks) or not edges or list(edges) != sorted(set(edges)):
         return None
-    words = row.get("words")
     return TokenCounts(
         step=row["step"],
         edges=edges,
         tokens=tuple(map(int, tokens)),
         forks=tuple(map(int, forks)),
-        words=tuple(_fork_word(word) for word in words if isinstance(word, dict)) if isinstance(words, list) else (),
+        words=_token_words(row.get("words"), "forks"),
+        followers=_token_words(row.get("followers"), "followers"),
     )
 
 
-def _fork_word(row: Mapping[str, Any]) -> ForkWord:
-    id_, seen, forks = (number(row.get(key)) for key in ("id", "seen", "forks"))
-    return ForkWord(
-        text=str(row.get("token", "")),
-        id=None if id_ is None else int(id_),
-        seen=int(seen or 0),
-        forks=int(forks or 0),
-        entropy=number(row.get("entropy")),
-    )
+def _token_words(rows: Any, what: str) -> tuple[TokenWord, ...]:
+    words = []
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict):
+            id_, seen, count = (number(row.get(key)) for key in ("id", "seen", what))
+            id_ = None if id_ is None else int(id_)
+            text, entropy = str(row.get("token", "")), number(row.get("entropy"))
+            words.append(TokenWord(text, id_, int(seen or 0), int(count or 0), entropy))
+    return tuple(words)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from spinerl.report.charts import Legend, format_number
 from spinerl.report.examples import heat_level, heat_top
 from spinerl.report.groups import Group
 from spinerl.report.histogram import Histogram, Outline
-from spinerl.report.read import ForkWord, TokenCounts
+from spinerl.report.read import TokenCounts, TokenWord
 from spinerl.report.text import NBSP, show_percent, show_token
 
 __all__ = ["token_views"]
@@ -41,7 +41,8 @@ class _TokenView:
     label: str
     sentences: tuple[str, ...]
     charts: tuple[Histogram, ...]
-    clouds: tuple[_CloudView, ...]
+    forks: tuple[_CloudView, ...]
+    followers: tuple[_CloudView, ...]  # () where none were logged, or every token is a fork
 
 
 def token_views(groups: Sequence[Group]) -> tuple[float, list[_TokenView]]:
@@ -51,21 +52,25 @@ def token_views(groups: Sequence[Group]) -> tuple[float, list[_TokenView]]:
         word.entropy
         for _, steps in found
         for counts in steps
-        for word in counts.words[:_WORDS_SHOWN]
+        for word in (*counts.words[:_WORDS_SHOWN], *counts.followers[:_WORDS_SHOWN])
         if word.entropy is not None
     )
     views = []
     for number, (group, steps) in enumerate(found):
         label = group.label if len(group.runs) == 1 else f"{group.label}: {group.runs[0].name}"
-        most = max((word.forks / _num_forks(counts) for counts in steps for word in counts.words), default=1.0) or 1.0
         names = ("before", "after") if len(steps) > 1 else ("",)
         views.append(
             _TokenView(
                 label,
                 tuple(_sentence(counts, name) for counts, name in zip(steps, names, strict=True)),
                 tuple(_charts(number, steps, names, group.style)),
-                tuple(
-                    _cloud(counts, name, most, top) for counts, name in zip(steps, names, strict=True) if counts.words
+                _clouds(
+                    [(c, name, c.words, _num_forks(c)) for c, name in zip(steps, names, strict=True)], "forks", top
+                ),
+                _clouds(
+                    [(c, name, c.followers, _num_followers(c)) for c, name in zip(steps, names, strict=True)],
+                    "followers",
+                    top,
                 ),
             )
         )
@@ -85,6 +90,10 @@ def _when(counts: TokenCounts, name: str) -> str:
 
 def _num_forks(counts: TokenCounts) -> int:
     return max(1, sum(counts.forks))
+
+
+def _num_followers(counts: TokenCounts) -> int:
+    return max(1, sum(counts.tokens) - sum(counts.forks))
 
 
 def _all_forks(counts: TokenCounts) -> bool:
@@ -146,18 +155,23 @@ def _shares(counts: Sequence[int], total: int) -> tuple[float, ...]:
     return tuple(100 * count / total for count in counts)
 
 
-def _cloud(counts: TokenCounts, name: str, most: float, top: float) -> _CloudView:
-    """The words of a step; their size grows with the share of the forks they are, `most` being the largest."""
-    shown = counts.words[:_WORDS_SHOWN]
-    share = sum(word.forks for word in shown) / _num_forks(counts)
-    return _CloudView(
-        _when(counts, name).capitalize(),
-        tuple(_word(word, word.forks / _num_forks(counts) / most, top) for word in shown),
-        f"{len(shown)} different tokens, {show_percent(share)} of the step's forks",
-    )
+def _clouds(
+    steps: Sequence[tuple[TokenCounts, str, Sequence[TokenWord], int]], what: str, top: float
+) -> tuple[_CloudView, ...]:
+    """The words of each step, sizes on one scale for all.  `steps`: (counts, name, words, number of such tokens)."""
+    most = max((word.count / total for _, _, words, total in steps for word in words), default=1.0) or 1.0
+    clouds = []
+    for counts, name, words, total in steps:
+        shown = words[:_WORDS_SHOWN]
+        share = sum(word.count for word in shown) / total
+        if shown:
+            views = tuple(_word(word, what, word.count / total / most, top) for word in shown)
+            note = f"{len(shown)} different tokens, {show_percent(share)} of the step's {what}"
+            clouds.append(_CloudView(_when(counts, name).capitalize(), views, note))
+    return tuple(clouds)
 
 
-def _word(word: ForkWord, size: float, top: float) -> _WordView:
+def _word(word: TokenWord, what: str, size: float, top: float) -> _WordView:
     """`size` is the share of the largest word, 0 to 1; the letters' area is about proportional to it."""
     entropy = "no entropy" if word.entropy is None else f"mean entropy {word.entropy:.2f} nats"
     id_ = "" if word.id is None else f"token {word.id}, "
@@ -168,7 +182,7 @@ def _word(word: ForkWord, size: float, top: float) -> _WordView:
         head,
         bare,
         tail,
-        f"{id_}a fork {word.forks} of the {word.seen} times it was seen, {entropy}",
+        f"{id_}a {what.removesuffix('s')} {word.count} of the {word.seen} times it was seen, {entropy}",
         f"f{heat_level(word.entropy or 0.0, top)}",
         round(_SMALLEST + (_LARGEST - _SMALLEST) * math.sqrt(min(1.0, max(0.0, size)))),
     )

@@ -80,7 +80,7 @@ def main() -> None:
 
 def _serve(name: str, run: Path, done: int, orders: _Orders, say: Any) -> None:
     folder = run / "trackers" / name
-    _lock(folder)
+    lock = _lock(folder)
     sizes, end = orders.wait()
     tracker = open_tracker(name, Tracked(folder, done, flat_config(run), lambda text: say(note=text)))
     tail, last = Tail(run), 0
@@ -96,15 +96,15 @@ def _serve(name: str, run: Path, done: int, orders: _Orders, say: Any) -> None:
     if outcome is not None:
         tracker.write(outcome)
     tracker.close(end)
+    lock.release()
 
 
-def _lock(folder: Path) -> None:
+def _lock(folder: Path) -> FolderLock:
     """Be the one process that writes to this tracker for this run; the one of a run that was killed is about to end."""
     deadline = time.monotonic() + _OTHER_S
     while True:
         try:
-            FolderLock(folder)
-            return
+            return FolderLock(folder)
         except FolderInUseError as owner:
             if time.monotonic() > deadline:
                 raise InputError(f"{folder} is being written by {owner}") from None

@@ -22,7 +22,8 @@ __all__ = ["TensorBoard"]
 _events: Any = event_pb2  # what a protocol's file defines, no checker sees
 _summaries: Any = summary_pb2
 _tensors: Any = tensor_pb2
-_DT_STRING = types_pb2.DataType.Value("DT_STRING")
+_types: Any = types_pb2
+_DT_STRING = _types.DataType.Value("DT_STRING")
 
 _CATEGORIES = ("scalars", "tensors", "histograms")
 

@@ -26,7 +26,16 @@ from spinerl.engine.loading import LoadedModel, state_of
 if TYPE_CHECKING:
     from spinerl.engine.forward import MicroBatch
 
-__all__ = ["KeptActivations", "Recorder", "Reuse", "keeps_activations", "linear_layers", "token_capacity"]
+__all__ = [
+    "KeptActivations",
+    "Recorder",
+    "Reuse",
+    "keeps_activations",
+    "kept_bytes",
+    "linear_layers",
+    "token_capacity",
+    "tokens_within",
+]
 
 _LARGE_LSE = 1e30  # as a log-sum-exp: each weight is then 0
 _SHARE_OF_MEMORY = 1 / 4  # of what is free
@@ -102,10 +111,19 @@ def token_capacity(loaded: LoadedModel) -> int:
     memory held when it was first measured."""
 
     def measure() -> int:
-        bytes_per_token = sum(layer.out_features for layer in linear_layers(loaded)) * loaded.model.dtype.itemsize
-        return int(_SHARE_OF_MEMORY * free_bytes(loaded.device)) // bytes_per_token
+        return tokens_within(loaded, free_bytes(loaded.device))
 
     return loaded.settings.activation_tokens or loaded.capabilities.budget("activations", measure)
+
+
+def tokens_within(loaded: LoadedModel, free: float) -> int:
+    """As many tokens as a quarter of so much free memory holds."""
+    return int(_SHARE_OF_MEMORY * free) // kept_bytes(loaded)
+
+
+def kept_bytes(loaded: LoadedModel) -> int:
+    """Bytes that the outputs of linear layers take for a token."""
+    return sum(layer.out_features for layer in linear_layers(loaded)) * loaded.model.dtype.itemsize
 
 
 class Recorder:

@@ -14,18 +14,34 @@ import torch
 from transformers import Cache
 
 from spinerl.config import OptimConfig, RolloutConfig
-from spinerl.engine.backend import Backend, ForwardPath, SamplingPath
+from spinerl.engine.backend import Backend, ForwardPath, PathMemory, SamplingPath
 from spinerl.engine.capabilities import Unsupported, differences
 from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu.activations import KeptActivations, Recorder, Reuse, keeps_activations, token_capacity
-from spinerl.engine.cpu.decoder import DecoderStep
+from spinerl.engine.cpu.activations import (
+    KeptActivations,
+    Recorder,
+    Reuse,
+    keeps_activations,
+    kept_bytes,
+    token_capacity,
+    tokens_within,
+)
+from spinerl.engine.cpu.decoder import DecoderStep, decoder_parts
 from spinerl.engine.cpu.decoder_backward import reused_layers
 from spinerl.engine.cpu.extend_attention import extend_cache, spans
 from spinerl.engine.cpu.fused import fused_modules, fuses_modules
 from spinerl.engine.cpu.linear import onednn_linear, packed_weights, packs_weights, reused_linear, uses_onednn
 from spinerl.engine.cpu.patching import suits_cpu
 from spinerl.engine.cpu.shared_decoder import CpuDecoder
-from spinerl.engine.forward import MicroBatch, check_extending, plan, shares_prompts, states_and_gradient
+from spinerl.engine.forward import (
+    MicroBatch,
+    check_extending,
+    graph_bytes,
+    plan,
+    shares_prompts,
+    states_and_gradient,
+    stream_bytes,
+)
 from spinerl.engine.kv_cache import CopyingDecoder
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
@@ -36,6 +52,9 @@ from spinerl.types import Activations, Batch, Question
 __all__ = ["CpuBackend"]
 
 _LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where whole layers are reused: they keep less than others at once
+_PASS_BYTES = 2**30  # of what a pass keeps for its way back: longer ones were measured to be no faster
+_SHORTEST = 512  # tokens of a pass, however large the model
+_LARGE = 50_000_000  # parameters, from which on a second packed copy of the weights costs more than it gives
 
 
 class CpuBackend(Backend):
@@ -45,7 +64,7 @@ class CpuBackend(Backend):
 
     def sampling(self, num_rows: int, num_tokens: int, prompt_lengths: Sequence[int], keep: bool) -> SamplingPath:
         loaded, recorder = self._loaded, None
-        if keep and can_share_prompts(loaded) and _keeps_activations(loaded):
+        if keep and can_share_prompts(loaded) and _keeps_activations(loaded) and _may(loaded, "activation_reuse"):
             # Prompts are padded: to a length that is at most half as much again, and 64 (`shared_prefix`).
             wanted = num_rows * num_tokens + sum(length * 3 // 2 + 64 for length in prompt_lengths)
             capacity = min(wanted, token_capacity(loaded))
@@ -58,6 +77,23 @@ class CpuBackend(Backend):
             reuse, layers = Reuse(activations), _reuses_layers(loaded)
         return _CpuForward(loaded, reuse, layers)
 
+    def memory(self, free: float) -> PathMemory:
+        loaded, packed = self._loaded, 0
+        steps = suits_cpu(loaded) and not loaded.disables("compiled") and _is_llama_style(loaded)
+        if suits_cpu(loaded):
+            size = sum(layer.weight.nbytes for layer in loaded.model.modules() if type(layer) is torch.nn.Linear)
+            copies = steps and _may(loaded, "decoder_step")
+            copies += _packs(loaded, bool(copies)) and not loaded.disables("packed-weights")
+            packed = size * copies
+        if not _keeps_activations(loaded) or loaded.disables("shared-prefix") or not _may(loaded, "activation_reuse"):
+            return PathMemory(packed)
+        tokens = loaded.settings.activation_tokens or tokens_within(loaded, free)
+        return PathMemory(packed, kept_bytes(loaded), tokens, by_layers=steps and _may(loaded, "layer_reuse"))
+
+    def pass_tokens(self, asked: int, by_layers: bool) -> int:
+        size = stream_bytes(self._loaded) if by_layers else graph_bytes(self._loaded)
+        return min(asked * (_LONGER_PASSES if by_layers else 1), max(_SHORTEST, _PASS_BYTES // size))
+
     def machine(self) -> dict[str, Any]:
         found = kernels.library() if _compiles(self._loaded) else None
         return super().machine() | {
@@ -69,10 +105,11 @@ class CpuBackend(Backend):
     def settle(self, learns: bool = True) -> None:
         super().settle(learns)
         loaded = self._loaded
-        packs_weights(loaded)
         if _compiles(loaded):
             fuses_modules(loaded)
             _steps_compiled(loaded)
+        if _packs(loaded):
+            packs_weights(loaded)
         if not learns:
             return
         uses_onednn(loaded)
@@ -103,7 +140,8 @@ class _CpuSampling(SamplingPath):
         with ExitStack() as stack:
             if self._compiles:
                 stack.enter_context(fused_modules(loaded))
-            stack.enter_context(packed_weights(loaded))
+            packs = packed_weights if _packs(loaded) else onednn_linear
+            stack.enter_context(packs(loaded))
             if self._recorder is not None:
                 stack.enter_context(self._recorder.recording())
             yield
@@ -152,9 +190,8 @@ class _CpuForward(ForwardPath):
         return super().passing(tokens, width) if self._reuse is None else self._reuse.passing(tokens, width)
 
     def optim(self, optim: OptimConfig) -> OptimConfig:
-        if self.pads:
-            return optim
-        return optim.model_copy(update={"micro_batch_tokens": _LONGER_PASSES * optim.micro_batch_tokens})
+        tokens = CpuBackend(self._loaded).pass_tokens(optim.micro_batch_tokens, by_layers=not self.pads)
+        return optim.model_copy(update={"micro_batch_tokens": tokens})
 
     def extend(self, layers: Sequence[Any], lengths: Sequence[int], prefix_of: torch.Tensor) -> Cache | None:
         compiled = self._compiled
@@ -174,6 +211,16 @@ class _Reusing(_CpuForward):
         assert self._reuse is not None
         with (reused_layers if self._layers else reused_linear)(self._loaded, self._reuse):
             yield
+
+
+def _packs(loaded: LoadedModel, steps: bool | None = None) -> bool:
+    """Whether oneDNN may have packed copies of the weights.
+
+    Of a large model there is one packed copy, that of the compiled loop, which leaves few of a rollout's matmuls.
+    `steps`: whether there is such a loop; None: as found.
+    """
+    steps = loaded.capabilities.uses("decoder_step") if steps is None else steps
+    return not steps or sum(parameter.numel() for parameter in loaded.model.parameters()) < _LARGE
 
 
 def _compiles(loaded: LoadedModel) -> bool:
@@ -212,6 +259,19 @@ def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
 
 def _keeps_activations(loaded: LoadedModel) -> bool:
     return not loaded.disables("activation-reuse") and keeps_activations(loaded)
+
+
+def _may(loaded: LoadedModel, path: str) -> bool:
+    """Whether no check has refused a path so far."""
+    return path not in loaded.capabilities.verdicts or loaded.capabilities.uses(path)
+
+
+def _is_llama_style(loaded: LoadedModel) -> bool:
+    """Whether there are compiled loops for whole layers of such a model."""
+    try:
+        return kernels.library() is not None and bool(decoder_parts(loaded))
+    except Unsupported:
+        return False
 
 
 def _extends(loaded: LoadedModel) -> bool:

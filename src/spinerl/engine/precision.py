@@ -1,0 +1,129 @@
+"""Which type a model computes in where `model.dtype=auto` leaves it open: bfloat16 on a GPU; on a CPU float32, unless
+its bfloat16 instructions are measured to be so much faster at the model's own matmuls that they make up for what runs
+in float32 only (`spinerl.engine.cpu`: compiled loops, packed weights, reused activations).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from spinerl.config import Config
+from spinerl.engine.capabilities import Verdict
+from spinerl.machine import bfloat16_support
+
+__all__ = ["VERDICT", "Speed", "choose_dtype", "matmul_speed", "with_dtype"]
+
+VERDICT = "bfloat16"
+"""The name of the verdict among a model's capabilities."""
+
+_log = logging.getLogger("spinerl.engine")
+
+_LARGE = 100_000_000  # parameters; smaller models spend their time between matmuls, which are compiled in float32 only
+_FASTER = 2.5  # times as fast matmuls have to be: what runs in float32 only makes steps about twice as fast
+_SECONDS = 0.5  # of the measurement
+_ROWS = (32, 512)  # multiplied at once: of a token in sampling, of a pass in an update
+_SMALLEST = 64  # a matrix with a shorter side is no linear layer worth measuring
+_MOST_ROWS = 4096  # of a weight: a head is measured by a part of it
+_MOST_SHAPES = 6  # those with the most numbers
+
+
+class Speed(NamedTuple):
+    """How many times as fast bfloat16 matmuls are as float32 ones, with few rows (sampling) and many (updates)."""
+
+    few_rows: float
+    many_rows: float
+
+
+def choose_dtype(
+    asked: str, device: torch.device, shapes: Iterable[tuple[int, ...]], *, seconds: float = _SECONDS
+) -> tuple[torch.dtype, Verdict]:
+    """The type to load a model in, and why.
+
+    Args:
+        asked: `model.dtype`.
+        shapes: of the model's weights, from the headers of its files.
+        seconds: how long to measure, where it comes to that.
+    """
+    if asked != "auto":
+        dtype = torch.bfloat16 if asked == "bfloat16" else torch.float32
+        return dtype, Verdict(dtype == torch.bfloat16, f"model.dtype={asked}")
+    if device.type != "cpu":
+        verdict = Verdict(device.type == "cuda", f"model.dtype=auto on {device.type}")
+    else:
+        verdict = _on_cpu(list(shapes), seconds)
+    _log.info("%s: %s (%s)", VERDICT, "on" if verdict.used else "off", verdict.reason)
+    return (torch.bfloat16 if verdict.used else torch.float32), verdict
+
+
+def with_dtype(config: Config, recorded: object) -> Config:
+    """The configuration with the type that a manifest recorded, where it leaves it open: what goes on rounds as it did.
+
+    >>> with_dtype(Config(), "bfloat16").model.dtype
+    'bfloat16'
+    """
+    if config.model.dtype != "auto" or recorded not in ("float32", "bfloat16"):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": recorded})})
+
+
+def _on_cpu(shapes: list[tuple[int, ...]], seconds: float) -> Verdict:
+    support = bfloat16_support()
+    if support not in ("AMX", "AVX-512"):
+        return Verdict(False, f"the CPU has no instructions for it ({support})")
+    size = sum(map(math.prod, shapes))
+    if size < _LARGE:
+        return Verdict(False, f"{size / 1e6:.1f} M parameters, and it is considered from {_LARGE / 1e6:.0f} M on")
+    speed = matmul_speed(shapes, seconds)
+    said = (
+        f"{support}: matmuls of the model's shapes run {speed.few_rows:.2f} times as fast with {_ROWS[0]} rows, "
+        f"{speed.many_rows:.2f} times with {_ROWS[1]}; needed are {_FASTER:g}, for what runs in float32 only"
+    )
+    return Verdict(min(speed) >= _FASTER, said)
+
+
+def matmul_speed(shapes: Iterable[tuple[int, ...]], seconds: float) -> Speed:
+    """Measured for about so many seconds on this machine, with torch's present number of threads."""
+    counts = Counter(shape for shape in shapes if len(shape) == 2 and min(shape) >= _SMALLEST)
+    largest = sorted(counts, key=lambda shape: -counts[shape] * math.prod(shape))[:_MOST_SHAPES]
+    if not largest:
+        return Speed(1.0, 1.0)
+    share = seconds / (len(largest) * len(_ROWS))
+    totals = {rows: [0.0, 0.0] for rows in _ROWS}
+    for n, k in largest:
+        height = min(n, _MOST_ROWS)
+        weights = [torch.randn(height, k).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
+        for rows in _ROWS:
+            pairs = [(torch.randn(rows, k).to(weight.dtype), weight) for weight in weights]
+            for i, best in enumerate(_fastest(pairs, share)):
+                totals[rows][i] += counts[n, k] * best * n / height
+    return Speed(*(float32 / bfloat16 for float32, bfloat16 in totals.values()))
+
+
+@torch.inference_mode()
+def _fastest(pairs: list[tuple[torch.Tensor, torch.Tensor]], seconds: float) -> list[float]:
+    """The least processor time that each matmul of states and a weight took, in turns, each at least twice: a machine
+    that is busy with other work gives the same ratios."""
+    best = [math.inf] * len(pairs)
+    until = time.perf_counter() + seconds
+    turns = 0
+    while turns < 2 or time.perf_counter() < until:
+        for i, (states, weight) in enumerate(pairs):
+            started = time.process_time()
+            _matmul(states, weight)
+            best[i] = min(best[i], time.process_time() - started)
+        turns += 1
+    return best
+
+
+def _matmul(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """By oneDNN, which multiplies float32 in `spinerl.engine.cpu` and bfloat16 in torch."""
+    if torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
+    return torch.nn.functional.linear(states, weight)
