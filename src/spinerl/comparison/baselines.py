@@ -32,7 +32,7 @@ from spinerl.types import Vote
 __all__ = ["EQUAL_TOKEN_RULES", "EqualTokens", "at_equal_tokens", "baselines"]
 
 _CONFIDENCE = 0.95  # of early stopping: that of its source
-_SHARE = 0.8  # of ASC: as its source has it
+_SHARE = 0.8  # of ASC (arXiv 2503.00031)
 _QUANTILE = 0.75  # of the confidences of first responses: over it, a question's first responses end the search
 _FEW = 4  # responses that say whether a question's answers agree, before others are routed to it
 
