@@ -54,6 +54,7 @@ __all__ = [
     "RewardContext",
     "Rewards",
     "alternating_rewards",
+    "as_chat",
     "asked_by",
     "check_reward",
     "give_rewards",
@@ -324,7 +325,7 @@ def reference_prompt(
             )
             if len(request) > TOKEN_CHARS * limit:
                 continue
-            text = _as_chat(tokenizer, request)
+            text = as_chat(tokenizer, request)
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
         else:
             if len(drafts) > TOKEN_CHARS * limit:
@@ -337,7 +338,8 @@ def reference_prompt(
     return prompt
 
 
-def _as_chat(tokenizer: Any, request: str) -> str:
+def as_chat(tokenizer: Any, request: str) -> str:
+    """A request as the text of a chat's only message.  RunError where the tokenizer's template refuses it."""
     try:
         return apply_template(tokenizer, [{"role": "user", "content": request}])
     except TemplateFaultError as error:

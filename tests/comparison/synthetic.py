@@ -42,7 +42,7 @@ def write_task(
     num = len(course[0])
     data = {"name": task.data, "num_questions": num, "num_gold": num, "fingerprint": fingerprint}
     (folder / "manifest.json").write_text(json.dumps({"finished": "now", "data": data, "seed": task.seed}))
-    (folder / "report.html").touch()
+    (folder / "report.html").write_text("")
     evals = []
     for step, right in enumerate(course):
         rows = [_greedy(i, ok) for i, ok in enumerate(right)]

@@ -24,7 +24,7 @@ from tests.commands import exit_code
 SHORT = [
     "data=tiny/shift-a", "data.max_questions=4", "steps=2", "questions_per_step=2", "group_size=2", "eval.every=1",
     "checkpoint.every=1", "rollout.max_new_tokens=12", "samples=2", "votes=4", "elsewhere_questions=3",
-    "forcing.budget=16",
+    "forcing.budget=16", "refine=2",
 ]  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def test_interrupted_continued_and_not_touched(tmp_path, capsys):
         "majority of 2",
         "best of 2, likeliest",
         "synthesis of 2",
+        "verified majority of 2",
         "budget forcing",
         "equal-token vote",
         "equal-token likeliest",
@@ -124,6 +125,12 @@ def test_interrupted_continued_and_not_touched(tmp_path, capsys):
         assert row["correct"] == (row["answers"] == [row["gold"]])
         assert row["num_tokens"] == sum(drawn["lengths"][:2]) + row["lengths"][0]
         assert row["num_read"] == 2
+    refined = list(read_predictions(files[0].with_name("refined.jsonl")))
+    for first, row in zip(votes, refined, strict=True):
+        assert len(row["responses"]) == 2
+        assert row["num_tokens"] > sum(first["lengths"][:2])
+        assert (row["responses"] == first["responses"][:2]) == (row["num_corrections"] == 0)
+    assert lines["verified majority of 2"]["tokens"] == sum(row["num_tokens"] for row in refined) / 4
     assert lines["synthesis of 2"]["right"]["by_seed"] == {"0": sum(row["correct"] for row in synthesis) / 4}
 
     # a third call starts nothing; a changed setting is refused, and --overwrite redoes what it concerns

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 
 import pytest
 from scipy.stats import t as student
 
-from spinerl.comparison.baselines import at_equal_tokens
+from spinerl.comparison.baselines import at_equal_tokens, baselines
 from spinerl.comparison.collect import collect
 from spinerl.comparison.command import tables_of
 from spinerl.comparison.figures import figure_lines
 from spinerl.comparison.output import as_csv, as_json, as_markdown
 from spinerl.comparison.state import ASKED
 from spinerl.runs import write_rows
-from tests.comparison.synthetic import made_up, write_task
+from tests.comparison.synthetic import made_up, sampled, write_task
 
 Y, N = True, False
 
@@ -152,6 +153,16 @@ def test_majority_at_equal_tokens(comparison, lines):
     )  # the second response's answer, and the third's: 00, 00, 10, 10
     assert likeliest.outcome.right[0] == {"q0": 1.0, "q1": 1.0, "q2": 0.5, "q3": 0.5}
     assert (likeliest.outcome.name, likeliest.outcome.note) == ("equal-token likeliest", "likeliest of 2.5")
+    # 100 tokens in all: two responses each are 80, then the second and the fourth, which differ, get one more: 100, 010
+    routed = at_equal_tokens(none, 25.0, "routed")
+    assert routed.outcome.right[0] == {"q0": 1.0, "q1": 1.0, "q2": 0.0, "q3": 1.0}
+    assert (routed.outcome.name, routed.num_votes) == ("equal-token vote, routed", 2.5)
+    assert (routed.outcome.tokens, routed.outcome.note) == ({0: 25.0, 1: 25.0}, "majority of 2.5")
+    # two votes are worth 0.5 and 0.51, or 5 and 4, so none is tied
+    weighted = [
+        at_equal_tokens(none, 20.0, f"by {what}").outcome.right[0] for what in ("probability", "self-certainty")
+    ]
+    assert weighted == [{"q0": 1, "q1": 1, "q2": 0, "q3": 0}, {"q0": 1, "q1": 0, "q2": 0, "q3": 1}]
     beyond = at_equal_tokens(none, 1000.0)
     assert (beyond.num_votes, beyond.capped) == (4.0, True)
     assert at_equal_tokens(none, 1.0).num_votes == 1.0, "one vote is the least there is"
@@ -172,6 +183,38 @@ def test_rows_without_an_update(lines):
     assert lines["stopped when decided"].right.value == lines["majority of 4"].right.value
     assert lines["stopped when decided"].tokens == pytest.approx((30 + 40 + 40 + 40) / 4)
     assert lines["stopped when likely"].tokens <= lines["stopped when decided"].tokens
+    # 000 is enough; 1000 and 1101 have 3 of 4 at the end, 0101 is tied: right on 0 and 1
+    for name in ("stopped at 80%", "stopped at 80%, by probability"):
+        assert (lines[name].right.value, lines[name].tokens) == (0.5, (30 + 40 + 40 + 40) / 4)
+    # only 0101 differs from the vote: 0.5 + 0.52 against 0.51 + 0.53, wrong; 5 + 3 against 4 + 2, right
+    assert lines["majority of 4, by probability"].right.value == 0.5
+    assert lines["majority of 4, by self-certainty"].right.value == 0.75
+    # every first response has 0.5, which is then its quantile: the first answers, right on 0 and 3
+    assert (lines["first confident of 4"].right.value, lines["first confident of 4"].tokens) == (0.5, 10.0)
+    assert "majority of 4, routed" not in lines, "no more than four responses were saved"
+    assert {"equal-token vote, by probability", "equal-token vote, by self-certainty"} <= set(lines)
+
+
+def test_responses_routed_to_questions_that_differ(comparison):
+    outcomes = collect(comparison, comparison.tasks)
+    line = {line.name: line for line in figure_lines([outcomes["tiny/shift-a"]], 3)}["majority of 3, routed"]
+    # of 120 tokens, two responses each take 80; the second and the fourth question get both that are left: 1000, 0101
+    assert line.right.by_seed == {0: 0.5, 1: 0.5}
+    assert (line.tokens, line.note) == (30.0, "2 first, more where they differ; 3 on average")
+
+
+def test_gold_answers_decide_nothing(comparison):
+    """A question without a gold answer has no figure, but its responses count for the threshold and the budget."""
+    folder = comparison.task("none", "tiny/shift-a", 0).folder / ASKED
+    rows = [json.loads(line) for line in (folder / "votes.jsonl").read_text().splitlines()]
+    rows[0] |= {"gold": None, "responses_correct": None, "probabilities": [0.9] * 4}
+    write_rows(folder / "votes.jsonl", rows)
+    none = collect(comparison, [comparison.task("none", "tiny/shift-a", 0)])["tiny/shift-a"][0]
+    by_name = {one.name: one for one in baselines(none, 3)}
+    # the threshold is the 75 % quantile of 0.9, 0.5, 0.5, 0.5: 0.6 - none reaches it, so the likeliest of three counts
+    assert by_name["first confident of 3"].right[0] == {"q1": 1.0, "q2": 1.0, "q3": 1.0}
+    assert by_name["first confident of 3"].tokens[0] == 30.0
+    assert by_name["majority of 3, routed"].right[0] == {"q1": 1.0, "q2": 0.0, "q3": 0.0}
 
 
 def test_synthesis_of_the_drafts(comparison):
@@ -188,6 +231,19 @@ def test_synthesis_of_the_drafts(comparison):
     assert line.tokens == 49.0, "four drafts of 10 tokens and 9 of its own on average"
     # without adaptation only the first question is right, with both seeds: by question 1-1, 1-0, 0-0, 1-0
     assert line.against_none.value == 0.5
+
+
+def test_the_vote_of_corrected_responses(comparison):
+    asked = comparison.task("none", "tiny/shift-a", 0).folder / ASKED
+    rows = [
+        sampled(i, classes, [9, 9]) | {"num_corrections": corrections, "num_tokens": 30 + i}
+        for i, (classes, corrections) in enumerate(zip([[0, 0], [0, 1], [1, 1], [0, None]], [0, 1, 2, 0], strict=True))
+    ]
+    write_rows(asked / "refined.jsonl", rows)
+    lines = {line.name: line for line in figure_lines([collect(comparison, comparison.tasks)["tiny/shift-a"]], 4)}
+    line = lines["verified majority of 2"]
+    assert line.note == "corrects 0.75 of 2, then votes (SETS)"
+    assert (line.right.by_seed, line.tokens) == ({0: 0.5}, 31.5), "right, tied, wrong, right"
 
 
 def test_several_data_sets_weigh_the_same(tmp_path):

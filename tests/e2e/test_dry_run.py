@@ -207,7 +207,7 @@ def test_a_comparison(place, capsys):
         prints = {str(place / "good.jsonl"): load_data(task.config.data)[0].fingerprint}
         (task.folder / "compare").mkdir()
         write_json(task.folder / "compare" / "state.json", {"after": task.after, "fingerprints": prints})
-        (task.folder / "report.html").touch()
+        (task.folder / "report.html").write_text("")
         finished.unlock()
     before = files(place / "c")
     code, out, _ = run(["compare", "--dry-run", *keys, "seeds=0,1"], capsys)

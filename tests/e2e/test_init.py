@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_unasked(capsys):
         (["no/folder/r.yaml"], "its folder does not exist"),
         (["r.yaml", "metod=x"], 'did you mean "method"'),
         (["r.yaml", "data=nowhere.jsonl"], "there is no such file"),
-        (["r.yaml", "data=questions.jsonl"], 'set data.columns.question'),
+        (["r.yaml", "data=questions.jsonl"], "set data.columns.question"),
         (["r.yaml", "model=./nowhere"], "no such folder or file"),
         (["r.yaml", "method=spin"], 'did you mean "spine"'),
     ],

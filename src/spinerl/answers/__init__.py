@@ -1,6 +1,7 @@
 """From a response's text to its answer, to equivalence classes, to a vote and its rewards.  Never imports
 torch."""
 
+from spinerl.answers.adaptive import early_exit, routed_sizes, share_stopped_majority, weighted_majority
 from spinerl.answers.baselines import Decision, best_of, early_stopped_majority, first_finish, lead_probability
 from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
@@ -49,6 +50,7 @@ __all__ = [
     "count_vote",
     "dare_reward",
     "default_equivalence",
+    "early_exit",
     "early_stopped_majority",
     "easy_to_hard",
     "empo_reward",
@@ -67,10 +69,13 @@ __all__ = [
     "pool_votes",
     "read_answer",
     "reference_reward",
+    "routed_sizes",
     "scope_reward",
     "scrl_reward",
+    "share_stopped_majority",
     "ttrv_reward",
     "vote",
     "vote_from_memory",
     "vote_metrics",
+    "weighted_majority",
 ]

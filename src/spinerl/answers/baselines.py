@@ -15,7 +15,15 @@ from spinerl.answers.votes import vote as count
 from spinerl.errors import InputError
 from spinerl.types import Vote
 
-__all__ = ["Decision", "best_of", "early_stopped_majority", "first_finish", "lead_probability"]
+__all__ = [
+    "Decision",
+    "best_of",
+    "check_sizes",
+    "early_stopped_majority",
+    "elect",
+    "first_finish",
+    "lead_probability",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def best_of(vote: Vote, scores: Sequence[float], lengths: Sequence[int]) -> Deci
     >>> best_of(Vote(("4", "5"), (0, 1), (1.0, 1.0), None, None, 0.5), [1.5, 2.5], [30, 40]).answer
     '5'
     """
-    _check_sizes(vote, scores=scores, lengths=lengths)
+    check_sizes(vote, scores=scores, lengths=lengths)
     for score in scores:
         if not math.isfinite(score):
             raise InputError(f"score {score} is refused; scores must be finite")
@@ -72,12 +80,12 @@ def first_finish(vote: Vote, lengths: Sequence[int], finished: Sequence[bool], n
     >>> first_finish(Vote(("4", "5"), (0, 1), (1.0, 1.0), None, None, 0.5), [30, 20], [True, True])
     Decision(answer='5', winner=1, num_responses=2, num_tokens=40)
     """
-    _check_sizes(vote, lengths=lengths, flags=finished)
+    check_sizes(vote, lengths=lengths, flags=finished)
     if num_voters < 1:
         raise InputError(f"num_voters is {num_voters}; it must be 1 or more")
     order = sorted((i for i in range(len(lengths)) if finished[i]), key=lambda i: (lengths[i], i))[:num_voters]
     limit = lengths[order[-1]] if len(order) == num_voters else max(lengths, default=0)
-    answer, winner = _majority(vote, order, "first", 0)
+    answer, winner = elect(vote, order, "first", 0)
     return Decision(answer, winner, len(lengths), sum(min(length, limit) for length in lengths))
 
 
@@ -106,7 +114,7 @@ def early_stopped_majority(
     >>> early_stopped_majority(unanimous, [10, 10, 10, 10])
     Decision(answer='4', winner=0, num_responses=3, num_tokens=30)
     """
-    _check_sizes(vote, lengths=lengths)
+    check_sizes(vote, lengths=lengths)
     if confidence is not None and not 0.5 < confidence < 1.0:
         raise InputError(f"confidence is {confidence}; it must lie between 0.5 and 1, or be None")
     votes: Counter[int] = Counter()
@@ -119,7 +127,7 @@ def early_stopped_majority(
             break
         if confidence is not None and lead_probability(first, second) >= confidence:
             break
-    answer, winner = _majority(vote, range(drawn), tie, seed)
+    answer, winner = elect(vote, range(drawn), tie, seed)
     return Decision(answer, winner, drawn, sum(lengths[:drawn]))
 
 
@@ -139,16 +147,20 @@ def lead_probability(first: int, second: int) -> float:
     return sum(math.comb(trials, j) for j in range(first + 1)) / 2**trials
 
 
-def _majority(vote: Vote, voters: Sequence[int], tie: str, seed: int) -> tuple[str | None, int | None]:
-    """The answer and class that some of the responses elect, in the order given."""
+def elect(
+    vote: Vote, voters: Sequence[int], tie: str, seed: int, weights: Sequence[float] | None = None
+) -> tuple[str | None, int | None]:
+    """The answer and class that some of the responses elect, in the order given; `weights`: of all responses."""
     classes = [vote.classes[i] for i in voters]
-    elected = count([vote.answers[i] for i in voters], classes, tie=tie, seed=seed)
+    weight = None if weights is None else [weights[i] for i in voters]
+    elected = count([vote.answers[i] for i in voters], classes, tie=tie, weights=weight, seed=seed)
     if elected.winner is None:
         return None, None
     return elected.pseudo_label, classes[elected.classes.index(elected.winner)]
 
 
-def _check_sizes(vote: Vote, **given: Sequence[object]) -> None:
+def check_sizes(vote: Vote, **given: Sequence[object]) -> None:
+    """Raises InputError where something is not given once per response."""
     for what, values in given.items():
         if len(values) != len(vote.classes):
             raise InputError(f"{len(vote.classes)} responses but {len(values)} {what}; give one per response")

@@ -2,10 +2,12 @@
 
 Runs in the child process.  The request is a mapping of plain values, so that it can travel and be compared:
 
-    {"samples": 16, "votes": 64, "synthesis": 16, "forcing": {...}, "elsewhere": [{"role", "name", "config"}, ...]}
+    {"samples": 16, "votes": 64, "synthesis": 16, "refine": {...}, "forcing": {...},
+     "elsewhere": [{"role", "name", "config"}, ...]}
 
 Everything lands in one folder inside the run's, which appears whole or not at all:
-samples.jsonl, votes.jsonl, synthesis.jsonl, forced.jsonl, a file per other data set, figures.json, state.json.
+samples.jsonl, votes.jsonl, synthesis.jsonl, refined.jsonl, forced.jsonl, a file per other data set, figures.json,
+state.json.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 from spinerl.answers import Equivalence
 from spinerl.comparison.forcing import forced_responses
 from spinerl.comparison.plan import elsewhere_file
+from spinerl.comparison.refine import Refined, refined_responses
 from spinerl.comparison.state import ASKED
 from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import Config
@@ -62,6 +65,10 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
                 observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens, len(own.questions))
                 rows = _synthesized(own, saved["votes"], num, equivalence, observer)
                 write_rows(folder / "synthesis.jsonl", rows)
+            if refine := after.get("refine"):
+                most = 2 * refine["responses"] * refine["rounds"] * len(own.questions)  # a check and a correction each
+                observer.phase("verify and correct", most * config.rollout.max_new_tokens, most)
+                write_rows(folder / "refined.jsonl", _refined(own, saved["votes"], refine, equivalence, observer))
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
                 write_rows(folder / "forced.jsonl", _forced(own, forcing, equivalence, observer))
@@ -178,6 +185,34 @@ def _synthesized(
             "lengths": [one.num_tokens],
             "num_read": one.num_read,
             "num_tokens": sum(saved["lengths"][:num]) + one.num_tokens,
+        }
+        rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
+    return rows
+
+
+def _refined(
+    asked: _Asked,
+    votes: Sequence[Mapping[str, Any]],
+    refine: Mapping[str, Any],
+    equivalence: Equivalence,
+    observer: Observer,
+) -> list[dict[str, Any]]:
+    """Judged rows of a question's first responses after their checks; `num_tokens` counts the first ones too."""
+    config, num = asked.config, refine["responses"]
+    drafts = [
+        [Refined(*one) for one in zip(row["responses"][:num], row["truncated"], row["lengths"], strict=False)]
+        for row in votes
+    ]
+    refined_responses(asked.loaded, asked.questions, asked.prompts, drafts, config, refine["rounds"], observer.tokens)
+    rows = []
+    for question, saved, own in zip(asked.questions, votes, drafts, strict=True):
+        row = {
+            **asked.row(question),
+            "responses": [one.text for one in own],
+            "truncated": [one.truncated for one in own],
+            "lengths": [one.length for one in own],
+            "num_corrections": sum(one.num_corrections for one in own),
+            "num_tokens": sum(saved["lengths"][:num]) + sum(one.num_tokens for one in own),
         }
         rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
     return rows

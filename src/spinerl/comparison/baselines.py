@@ -1,7 +1,8 @@
 """The ways of spending test-time compute without an update, from the unadapted model's saved responses.
 
-All read the same responses, so they differ only in their rule.  Rules and sources: `spinerl.answers.baselines`.
-Two have responses of their own: `spinerl.comparison.synthesis`, which reads those, and `spinerl.comparison.forcing`.
+All read the same responses, so they differ only in their rule.  Rules and sources: `spinerl.answers.baselines` and
+`spinerl.answers.adaptive`.
+Three have responses of their own: `spinerl.comparison.synthesis` and `.refine`, which read those, and `.forcing`.
 No torch.
 """
 
@@ -11,51 +12,64 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from spinerl.answers import Decision, best_of, early_stopped_majority, first_finish
-from spinerl.comparison.collect import MethodResult, Values, first_vote, first_votes
+import numpy as np
+
+from spinerl.answers import (
+    Decision,
+    best_of,
+    early_exit,
+    early_stopped_majority,
+    first_finish,
+    routed_sizes,
+    share_stopped_majority,
+    weighted_majority,
+)
+from spinerl.comparison.collect import MethodResult, Rows, Values, first_vote, first_votes
 from spinerl.types import Vote
 
-__all__ = ["EqualTokens", "at_equal_tokens", "baselines"]
+__all__ = ["EQUAL_TOKEN_RULES", "EqualTokens", "at_equal_tokens", "baselines"]
 
 _CONFIDENCE = 0.95  # of early stopping: that of its source
+_SHARE = 0.8  # of ASC (arXiv 2503.00031)
+_QUANTILE = 0.75  # of the confidences of first responses: over it, a question's first responses end the search
+_FEW = 4  # responses that say whether a question's answers agree, before others are routed to it
+
+EQUAL_TOKEN_RULES = {
+    "majority": "classes",
+    "likeliest": "probabilities",
+    "by probability": "probabilities",
+    "by self-certainty": "certainties",
+    "routed": "lengths",
+}
+"""What `at_equal_tokens` decides by, and the key of a row that it reads."""
+
+
+class _Rule(NamedTuple):
+    """How a judged row's first responses, their vote and lengths decide; `needs` is the key of the row that is read."""
+
+    note: str
+    decide: Callable[[Mapping[str, Any], Vote, list[int]], Decision]
+    needs: str = "lengths"
 
 
 def baselines(none: MethodResult, k: int) -> list[MethodResult]:
     """A "no update" outcome per rule, over the first k responses; those the saved rows cannot give are left out."""
-
-    def early(confidence: float | None) -> Callable[..., Decision]:
-        def rule(row: Mapping[str, Any], one: Vote, lengths: list[int]) -> Decision:  # noqa: ARG001
-            tie = none.voting.tie
-            return early_stopped_majority(one, lengths, confidence=confidence, tie=tie)
-
-        return rule
-
-    rules: dict[str, tuple[str, Callable[..., Decision]]] = {
-        f"majority of {k}": ("the vote", lambda _, one, lengths: Decision(None, one.winner, k, sum(lengths))),
-        f"best of {k}, likeliest": ("mean token probability", _likeliest),
-        f"best of {k}, self-certain": (
-            "mean KL from uniform",
-            lambda row, one, lengths: best_of(one, row["certainties"][:k], lengths),
-        ),
-        f"first of {k} done": (
-            "the shortest",
-            lambda row, one, lengths: first_finish(one, lengths, [not cut for cut in row["truncated"][:k]]),
-        ),
-        "stopped when decided": ("the vote, ended once settled", early(None)),
-        "stopped when likely": (f"the vote, ended at {_CONFIDENCE:.0%} lead", early(_CONFIDENCE)),
-    }
-    found = []
-    for name, (note, rule) in rules.items():
-        needs = "certainties" if "certain" in name else "lengths"
-        outcome = MethodResult(name, "no update", none.data, note)
-        for seed, rows in none.votes.items():
-            known = [row for row in _known(rows) if needs in row]
-            if k and known and all(len(row["classes"]) >= k for row in known):
-                outcome.right[seed], outcome.tokens[seed] = _apply(rule, known, k, none, seed)
-        if outcome.right:
-            found.append(outcome)
+    by_name: dict[str, MethodResult] = {}
+    for seed, rows in none.votes.items() if k else ():
+        for name, rule in _rules(none, seed, k).items():
+            known = [row for row in _known(rows) if rule.needs in row]
+            if known and all(len(row["classes"]) >= k for row in known):
+                outcome = by_name.setdefault(name, MethodResult(name, "no update", none.data, rule.note))
+                outcome.right[seed], outcome.tokens[seed] = _apply(rule.decide, known, k, none, seed)
+        if _known(rows) and _first_look(k) < k < min(len(row["classes"]) for row in rows):  # others have none to route
+            name, note = f"majority of {k}, routed", f"{_first_look(k)} first, more where they differ; {k} on average"
+            outcome = by_name.setdefault(name, MethodResult(name, "no update", none.data, note))
+            budget = sum(sum(row["lengths"][:k]) for row in rows)
+            outcome.right[seed], sizes = _routed(none, seed, k, budget)
+            outcome.tokens[seed] = _tokens(rows, sizes)
+    found = list(by_name.values())
     num_read = [row["num_read"] for rows in none.synthesized.values() for row in rows]
     read = f"reads {fmean(num_read or [0]):.3g} of {k}, writes one more"
     written = {
@@ -71,6 +85,14 @@ def baselines(none: MethodResult, k: int) -> list[MethodResult]:
                 outcome.tokens[seed] = sum(row["num_tokens"] for row in rows) / len(rows)
         if outcome.right:
             found.append(outcome)
+    for seed, rows in none.refined.items():
+        num = len(rows[0]["responses"])
+        corrected = fmean(row["num_corrections"] for row in rows)
+        note = f"corrects {corrected:.3g} of {num}, then votes (SETS)"
+        if right := first_votes(rows, num, none.voting, seed):
+            spent = fmean(row["num_tokens"] for row in rows)
+            name = f"verified majority of {num}"
+            found.append(MethodResult(name, "no update", none.data, note, {seed: right}, tokens={seed: spent}))
     return found
 
 
@@ -90,13 +112,18 @@ class EqualTokens:
 def at_equal_tokens(none: MethodResult, tokens: float, rule: str = "majority") -> EqualTokens | None:
     """What the unadapted model's responses elect at `tokens` per question; None if it has no saved responses.
 
-    `rule`: "majority", or "likeliest", the answer of the response with the highest mean token probability.
+    `rule`, one of `EQUAL_TOKEN_RULES`: "majority"; "likeliest", the answer of the response with the highest mean token
+    probability; majorities weighted "by probability" (the same one) or "by self-certainty"; "routed", the majority of
+    as many responses per question as `spinerl.answers.routed_sizes` gives it.
 
     num_votes = tokens / mean length of a response, at least 1 and at most as many as were saved.  A question's value
     is (1 - w) right(floor) + w right(ceil) with w the fraction: what a share w of the votes' last one would add.
+    "routed" needs no fractions: its sizes differ by question, and `num_votes` is their mean.
     The seeds with the most saved responses are used.
     """
-    sizes = {seed: min(len(row["classes"]) for row in rows) for seed, rows in none.votes.items() if rows}
+    key = EQUAL_TOKEN_RULES[rule]
+    known = {seed: rows for seed, rows in none.votes.items() if rows and all(key in row for row in rows)}
+    sizes = {seed: min(len(row["classes"]) for row in rows) for seed, rows in known.items()}
     if not sizes:
         return None
     most = max(sizes.values())
@@ -109,21 +136,120 @@ def at_equal_tokens(none: MethodResult, tokens: float, rule: str = "majority") -
         length = sum(sum(row["lengths"]) for row in rows) / sum(len(row["lengths"]) for row in rows)
         capped |= tokens / length > most
         num = min(max(tokens / length, 1.0), float(most))
+        if rule == "routed":
+            right[seed], sizes = _routed(none, seed, math.floor(num), num * length * len(rows))
+            spent[seed] = _tokens(rows, sizes)
+            used.append(fmean(sizes))
+            continue
         low, high = math.floor(num), math.ceil(num)
-        if rule == "likeliest":
-            few, many = (_apply(_likeliest, _known(rows), n, none, seed)[0] for n in (low, high))
-        else:
-            few, many = (first_votes(rows, n, none.voting, seed) for n in (low, high))
+        few, many = (_right(rule, n, none, seed) for n in (low, high))
         right[seed] = {id_: (1 - (num - low)) * few[id_] + (num - low) * many[id_] for id_ in few}
         spent[seed] = num * length
         used.append(num)
     if not any(right.values()):
         return None
     num_votes = sum(used) / len(used)
-    name = "equal-token vote" if rule == "majority" else f"equal-token {rule}"
+    name = {"majority": "equal-token vote", "likeliest": "equal-token likeliest"}.get(rule, f"equal-token vote, {rule}")
     outcome = MethodResult(name, "no update", none.data, right=right, tokens=spent)
-    note = f"{rule} of {num_votes:.3g}" + (", all that were sampled" if capped else "")
+    what = "likeliest" if rule == "likeliest" else "majority"
+    note = f"{what} of {num_votes:.3g}" + (", all that were sampled" if capped else "")
     return EqualTokens(replace(outcome, note=note), num_votes, capped)
+
+
+def _rules(none: MethodResult, seed: int, k: int) -> dict[str, _Rule]:
+    """The rules by name.  What they know of other questions than a row's own are confidences: no labels."""
+    ties: dict[str, Any] = {"tie": none.voting.tie, "seed": seed}
+
+    def early(confidence: float | None) -> Callable[..., Decision]:
+        return lambda _, one, lengths: early_stopped_majority(one, lengths, confidence=confidence, **ties)
+
+    def led(row: Mapping[str, Any], one: Vote, lengths: list[int], key: str | None = None) -> Decision:
+        weights = None if key is None else _weights(row, key, k)
+        return share_stopped_majority(one, lengths, share=_SHARE, weights=weights, **ties)
+
+    rules = {
+        f"majority of {k}": _Rule("the vote", lambda _, one, lengths: Decision(None, one.winner, k, sum(lengths))),
+        f"majority of {k}, by probability": _Rule(
+            "weighted by mean token probability", _weighted("probabilities", none, seed), "probabilities"
+        ),
+        f"majority of {k}, by self-certainty": _Rule(
+            "weighted by mean KL from uniform", _weighted("certainties", none, seed), "certainties"
+        ),
+        f"best of {k}, likeliest": _Rule("mean token probability", _likeliest, "probabilities"),
+        f"best of {k}, self-certain": _Rule(
+            "mean KL from uniform",
+            lambda row, one, lengths: best_of(one, row["certainties"][:k], lengths),
+            "certainties",
+        ),
+        f"first of {k} done": _Rule(
+            "the shortest",
+            lambda row, one, lengths: first_finish(one, lengths, [not cut for cut in row["truncated"][:k]]),
+        ),
+        "stopped when decided": _Rule("the vote, ended once settled", early(None)),
+        "stopped when likely": _Rule(f"the vote, ended at {_CONFIDENCE:.0%} lead", early(_CONFIDENCE)),
+        f"stopped at {_SHARE:.0%}": _Rule("the vote, ended at this share (ASC)", led),
+        f"stopped at {_SHARE:.0%}, by probability": _Rule(
+            "the same, weighted by mean token probability",
+            lambda row, one, lengths: led(row, one, lengths, "probabilities"),
+            "probabilities",
+        ),
+    }
+    if first := [row["probabilities"][0] for row in none.votes[seed] if row.get("probabilities")]:
+        threshold = float(np.quantile(first, _QUANTILE))
+        rules[f"first confident of {k}"] = _Rule(
+            f"mean token probability of the top {1 - _QUANTILE:.0%} of first responses",
+            lambda row, one, lengths: early_exit(one, row["probabilities"][:k], lengths, threshold),
+            "probabilities",
+        )
+    return rules
+
+
+def _right(rule: str, num: int, none: MethodResult, seed: int) -> dict[str, float]:
+    """Whether what `num` responses per question decide by a rule of `EQUAL_TOKEN_RULES` is right, by id."""
+    rows = none.votes[seed]
+    if rule == "majority":
+        return first_votes(rows, num, none.voting, seed)
+    if rule == "likeliest":
+        decide: Callable[..., Decision] = _likeliest
+    else:
+        decide = _weighted(EQUAL_TOKEN_RULES[rule], none, seed)
+    return _apply(decide, _known(rows), num, none, seed)[0]
+
+
+def _routed(none: MethodResult, seed: int, num: int, budget: float) -> tuple[dict[str, float], list[int]]:
+    """(right by question, responses by question) of majorities that share `budget` tokens, `num` responses each or so.
+
+    All questions, those without a gold answer too, compete for the tokens.
+    """
+    rows, few = none.votes[seed], _first_look(num)
+    agreements = [first_vote(row, few, none.voting, seed).majority_frac for row in rows]
+    sizes = routed_sizes(agreements, [row["lengths"] for row in rows], few, budget)
+    right: dict[str, float] = {}
+    for row, size in zip(rows, sizes, strict=True):
+        right |= first_votes([row], size, none.voting, seed)
+    return right, sizes
+
+
+def _first_look(num: int) -> int:
+    """How many of `num` responses say whether a question's answers agree: half of them, at least 2 and at most 4."""
+    return min(num, max(2, min(_FEW, num // 2)))
+
+
+def _tokens(rows: Rows, sizes: Sequence[int]) -> float:
+    """Mean tokens per question of its first responses."""
+    return sum(sum(row["lengths"][:size]) for row, size in zip(rows, sizes, strict=True)) / len(rows)
+
+
+def _weighted(key: str, none: MethodResult, seed: int) -> Callable[..., Decision]:
+    def decide(row: Mapping[str, Any], one: Vote, lengths: list[int]) -> Decision:
+        return weighted_majority(one, _weights(row, key, len(lengths)), lengths, tie=none.voting.tie, seed=seed)
+
+    return decide
+
+
+def _weights(row: Mapping[str, Any], key: str, num: int) -> list[float]:
+    """The first `num` confidences; a KL divergence rounded to below 0 is 0."""
+    return [max(0.0, value) for value in row[key][:num]]
 
 
 def _likeliest(row: Mapping[str, Any], one: Vote, lengths: list[int]) -> Decision:

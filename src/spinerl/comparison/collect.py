@@ -21,12 +21,13 @@ from spinerl.report.read import number
 from spinerl.streams import read_lines
 from spinerl.types import Vote
 
-__all__ = ["MethodResult", "Values", "collect", "first_vote", "first_votes"]
+__all__ = ["MethodResult", "Rows", "Values", "collect", "first_vote", "first_votes"]
 
 Values = dict[int, dict[str, float]]
 """{seed: {question id: value}}; right is 1, wrong 0, a mean of samples in between."""
 
 Rows = list[dict[str, Any]]
+"""Judged rows (`spinerl.scoring`), one per question."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class MethodResult:
     name.  `tokens` per question and `seconds` are what getting there cost, by seed; an adaptation's are those
     sampled in its steps.  `course`: greedy Pass@1 by step, by seed.  `length` (tokens) and `entropy` (nats) are of
     the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation, as do
-    `synthesized` (written after reading those) and `forced` (by budget forcing).
+    `synthesized` (written after reading those), `refined` (checked and corrected) and `forced` (by budget forcing).
     """
 
     name: str
@@ -57,6 +58,7 @@ class MethodResult:
     runs: tuple[RunData, ...] = ()
     votes: dict[int, Rows] = field(default_factory=dict)
     synthesized: dict[int, Rows] = field(default_factory=dict)
+    refined: dict[int, Rows] = field(default_factory=dict)
     forced: dict[int, Rows] = field(default_factory=dict)
     uses_gold: bool = False
     voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
@@ -161,6 +163,8 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
         outcome.votes[seed] = votes
     if synthesized := _rows(asked / "synthesis.jsonl"):
         outcome.synthesized[seed] = synthesized
+    if refined := _rows(asked / "refined.jsonl"):
+        outcome.refined[seed] = refined
     if forced := _rows(asked / "forced.jsonl"):
         outcome.forced[seed] = forced
     if known := [row for row in sampled if row.get("responses_correct") is not None]:

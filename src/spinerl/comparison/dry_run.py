@@ -106,6 +106,8 @@ def _amount(task: Task, sizes: Mapping[str, tuple[int, int]], state: State) -> t
     phases = () if state == "unasked" else count_phases(task.config, num)
     after: Mapping[str, Any] = task.after
     asked = num * (after.get("samples", 0) + after.get("votes", 0) + bool(after.get("synthesis")))
+    if refine := after.get("refine"):
+        asked += 2 * num * refine["responses"] * refine["rounds"]  # at most: a check and a correction each
     asked += sum(sizes[one["name"]][0] for one in after["elsewhere"])
     forced = num * bool(after.get("forcing"))
     longest = task.config.rollout.max_new_tokens
@@ -121,5 +123,6 @@ def _baselines(comparison: Comparison) -> str:
     if comparison.keys.samples:
         said.append(f"best and first of {comparison.keys.samples}")
     said += [f"one more response that reads {after['synthesis']}"] if "synthesis" in after else []
+    said += [f"{after['refine']['responses']} checked and corrected"] if "refine" in after else []
     said += [f"budget forcing ({after['forcing']['budget']} tokens)"] if "forcing" in after else []
     return f"baselines without an update: {', '.join(said) or 'none'}"

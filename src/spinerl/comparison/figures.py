@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from spinerl.comparison.baselines import EqualTokens, at_equal_tokens, baselines
+from spinerl.comparison.baselines import EQUAL_TOKEN_RULES, EqualTokens, at_equal_tokens, baselines
 from spinerl.comparison.collect import MethodResult, Values
 from spinerl.comparison.plan import NONE
 from spinerl.stats import grouped_difference, grouped_mean, spread_interval, two_level_interval
@@ -122,7 +122,7 @@ def _with_baselines(outcomes: Sequence[MethodResult], k: int) -> dict[str, Metho
     if none is not None and none.votes:
         found |= {baseline.name: baseline for baseline in baselines(none, k)}
         spent = [fmean(o.tokens.values()) for o in outcomes if o.kind == "adapted" and o.tokens]
-        for rule in ("majority", "likeliest") if spent else ():
+        for rule in EQUAL_TOKEN_RULES if spent else ():
             if (equal := at_equal_tokens(none, fmean(spent), rule)) is not None:
                 found[equal.outcome.name] = equal.outcome
     return found

@@ -75,6 +75,10 @@ class Keys(_Section):
     synthesis: bool = Field(
         True, description="whether the unadapted model also reads its `samples` responses and writes one more: a row"
     )
+    refine: int = Field(
+        0, ge=0, description="responses that the unadapted model checks and corrects before they vote; 0: no such row"
+    )
+    refine_rounds: int = Field(1, ge=1, description="most corrections of each of those")
     forcing: ForcingKeys = ForcingKeys()  # pyright: ignore[reportCallIssue]
 
     @field_validator("methods", "data", "seeds", mode="before")

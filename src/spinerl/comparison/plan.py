@@ -186,9 +186,11 @@ def _after(
     }
     if row.method == NONE:
         # All votes are sampled for the first seed only: the questions are the unit, and votes are dear.
-        after["votes"] = max(keys.votes, keys.samples) if seed == keys.seeds[0] else keys.samples
+        after["votes"] = max(keys.votes, keys.samples, keys.refine) if seed == keys.seeds[0] else keys.samples
         if keys.synthesis and keys.samples and seed == keys.seeds[0] and not shows_images:  # its prompts hold no images
             after["synthesis"] = keys.samples
+        if keys.refine and seed == keys.seeds[0] and not shows_images:
+            after["refine"] = {"responses": keys.refine, "rounds": keys.refine_rounds}
         forcing = keys.forcing
         if forcing.budget and seed == keys.seeds[0]:  # greedy, so the same for every seed
             budget = config.rollout.max_new_tokens if forcing.budget < 0 else forcing.budget
