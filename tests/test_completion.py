@@ -61,7 +61,10 @@ LINES = {
     "spinerl adapt vote.memory=": [f"vote.memory={n}" for n in ("off", "fixed", "sum", "ema")],
     "spinerl adapt guard=r": ["guard=rollback"],
     "spinerl adapt stream.on=": ["stream.on=true", "stream.on=false"],
-    "spinerl adapt vote.weights=": [f"vote.weights={n}" for n in ("equal", "probability", "certainty")],
+    "spinerl adapt forks.selector=l": ["forks.selector=low-entropy"],
+    "spinerl adapt vote.weights=": [
+        f"vote.weights={n}" for n in ("equal", "probability", "certainty", "margin", "stepwise")
+    ],
     "spinerl adapt loss=d": ["loss=dr-grpo", "loss=dapo"],
     "spinerl adapt steps=": [],
     "spinerl adapt nonsense=": [],
@@ -130,6 +133,7 @@ def test_every_key_is_reached_by_pressing_tab(root):
 def test_every_value_that_is_offered_is_taken(root):
     """Together with the others' defaults, but for what needs another key too."""
     needs_more = {"advantage.credit", "advantage.scale", "advantage.scope", "method", "reward", "vote.memory_start"}
+    needs_more |= {"vote.pool", "vote.train_views", "loss.form", "model.quantize"}
     for key in {key for key, *_ in describe_keys()} - needs_more:
         for value in offered(root, f"spinerl adapt mine.yaml {key}="):
             load_config(overrides=[value])

@@ -125,10 +125,12 @@ def test_names_of_functions_are_those_of_the_tables():
     from spinerl.guard.signals import PERTURBATIONS
     from spinerl.maths import SELECTORS, VOTE_WEIGHTS
     from spinerl.rewards import STEP_REWARDS
+    from spinerl.views import VIEWS
 
     tables = {
         "reward": [*REWARDS, *STEP_REWARDS, "gold"],
         "vote.weights": VOTE_WEIGHTS,
+        "vote.views": VIEWS,
         "forks.selector": SELECTORS,
         "guard.perturbation": PERTURBATIONS,
         "advantage.question_weight": QUESTION_WEIGHTS,

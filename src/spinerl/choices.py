@@ -32,9 +32,10 @@ __all__ = [
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "reward": (
         "majority", "leave-one-out", "frequency", "empo", "ttrv", "evol", "entropy", "self-certainty", "similarity",
-        "scrl", "dare", "constant", "reference", "none", "gold",
+        "scrl", "dare", "compass", "scope", "exploration", "pairs", "constant", "reference", "none", "gold",
     ),
-    "vote.weights": ("equal", "probability", "certainty"),
+    "vote.weights": ("equal", "probability", "certainty", "margin", "stepwise"),
+    "vote.views": ("permuted-options", "rephrase", "reread", "blank", "again", "augmented-images"),
     "forks.selector": ("top-entropy", "otsu", "all", "first", "low-entropy", "random"),
     "guard.perturbation": ("none", "blank", "reread"),
     "advantage.question_weight": ("equal", "certain"),

@@ -371,6 +371,13 @@ class VllmConfig(_Section):
     )
 
 
+def _names(value: Any) -> Any:
+    """A list of names also as one text with commas; `none`, `off` and null are the empty list."""
+    if value in (None, False, "none", "off"):
+        return []
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class VoteConfig(_Section):
     tie: Literal["abstain", "first", "random"] = Field(default="abstain", description="what a tied vote does")
     min_majority_frac: float = Field(default=0.0, ge=0, le=1, description="smaller majorities give no pseudo-label")
@@ -416,7 +423,7 @@ class VoteConfig(_Section):
         description="the share at the last step, reached along a cosine; 0: the same throughout",
     )
 
-    views: list[str] = Field(
+    views: Annotated[list[str], BeforeValidator(_names)] = Field(
         default=[],
         description="other ways in which each question is asked in the same step, as many responses each, all voting "
         "together: permuted-options, rephrase, reread, blank, again, augmented-images, or module:function "
@@ -716,13 +723,6 @@ class LogConfig(_Section):
         description="measure for half a minute at the start and say how long the run will take, as `spinerl plan` "
         "does; auto: of models over 50 M parameters",
     )
-
-
-def _names(value: Any) -> Any:
-    """A list of names also as one text with commas; `none`, `off` and null are the empty list."""
-    if value in (None, False, "none", "off"):
-        return []
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 class TrackConfig(_Section):

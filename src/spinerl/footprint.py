@@ -341,7 +341,7 @@ class _Run:
             "gradients": self._gradients + self._masters,
             "kept activations": kept,
             "activations of a pass": tokens * size,
-            "logits": self._head(),
+            "logits": self._head(tokens),
         }
 
     def optimizer(self) -> dict[str, int]:
@@ -426,10 +426,10 @@ class _Run:
             return config.micro_batch_rows * row
         return max(row, backend_of(self._loaded).pass_tokens(config.micro_batch_tokens, by_layers))
 
-    def _head(self) -> int:
-        """Logits of a chunk, forward and backward, and the gradient of the head's weight."""
+    def _head(self, tokens: int) -> int:
+        """Logits of a chunk of so many tokens, forward and backward, and the gradient of the head's weight."""
         vocabulary, limit = self._loaded.vocab_size, self._config.optim.head_chunk
-        positions = limit or max(1, CHUNK_BYTES // (4 * vocabulary))
+        positions = min(tokens, limit or max(1, CHUNK_BYTES // (4 * vocabulary)))
         head = self._loaded.model.get_output_embeddings()
         learns = head is not None and any(parameter.requires_grad for parameter in head.parameters())
         return positions * vocabulary * 4 * _HEAD_COPIES + learns * vocabulary * self._hidden * self._itemsize

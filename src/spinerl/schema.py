@@ -129,7 +129,10 @@ def _refined(key: str, schema: dict[str, Any]) -> dict[str, Any]:
         return {**_METHOD, **about}
     if key in FUNCTIONS:
         plugin = {"type": "string", "pattern": "^[^:]+:[^:]+$"}
-        return {"anyOf": [{"enum": list(FUNCTIONS[key])}, plugin], **about}
+        one = {"anyOf": [{"enum": list(FUNCTIONS[key])}, plugin]}
+        if schema.get("type") == "array":
+            one = {"anyOf": [*one["anyOf"], {"type": "array", "items": one}]}
+        return {**one, **about}
     if key == "model.name" or key in DATA_KEYS:
         return {**schema, "examples": list(model_names() if key == "model.name" else suite_names())}
     if "enum" in schema and schema.get("type") == "string":

@@ -126,10 +126,9 @@ def train_step(
     watch.lap("rollout")
     sampled = step - age  # what was decided of responses when they were sampled is decided so again
     fresh = votes = count_votes(rollout, config.answer, config.vote, equivalence, seed=config.seed + sampled)
-    remembered: dict[str, float] = {}
+    remembered, void_frac = dict[str, float](), 0.0
     if memory is not None:
         votes, remembered = memory.vote(rollout, fresh, weigh_votes(rollout, config.vote.weights), sampled, equivalence)
-    void_frac = 0.0
     if oracle is not None:
         all_rewards = oracle(questions, votes)
     else:

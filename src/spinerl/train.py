@@ -279,7 +279,7 @@ class _Session:
             broken = not_finite(self._loaded.model.named_parameters())
             if broken:
                 raise NonFiniteError(f"no model is written: weights that are not finite, {listed(broken)}")
-            card = adapted_card(config, run.manifest, run.rows("eval.jsonl"), self._last, self._loaded)
+            card = adapted_card(run.config, run.manifest, run.rows("eval.jsonl"), self._last, self._loaded)
             run.write_folder("model", lambda folder: _save(self._loaded, folder, config, card))
             if learned_nothing(run.path / "model"):
                 folder = run.path / "model"

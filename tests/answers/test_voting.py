@@ -124,8 +124,9 @@ def test_frequency_reward_pays_both_sides_of_a_tie() -> None:
 
 
 def test_rewards_by_name() -> None:
-    assert list(REWARDS) == ["majority", "leave-one-out", "frequency", "empo", "ttrv"]
-    for reward in REWARDS.values():
+    assert list(REWARDS) == ["majority", "leave-one-out", "frequency", "empo", "ttrv", "pairs"]
+    for name in ("majority", "leave-one-out", "frequency", "empo", "ttrv"):
+        reward = REWARDS[name]
         assert reward(vote(["4", "4", "4"], [0, 0, 0])) == (1.0, 1.0, 1.0)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.backend import Backend, backend_of
-from spinerl.engine.capabilities import Capabilities, Unsupported, agree, differences
+from spinerl.engine.capabilities import Capabilities, Unsupported, agree, differences, nudged
 from spinerl.engine.loading import load_model
 from tests.models import without
 
@@ -92,3 +92,28 @@ def test_the_plain_path_is_another_backend(model_folders):
     loaded = load_model(load_config(overrides=[f"model={model_folders('llama')}"]).model)
     assert type(backend_of(without(loaded, "cpu"))) is Backend
     assert backend_of(loaded).name == "cpu"
+
+
+def test_a_deep_models_own_rounding_is_the_measure():
+    """8 times what one rounding of the norms changes, up to 1 %, where the type's tolerance does not hold."""
+    expected = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([100.0])}
+    found = {"a": torch.tensor([1.0, -2.001]), "b": torch.tensor([100.0])}  # 5e-4 of the largest number of a
+    assert differences(found.items(), expected) is not None
+    moved = {"a": torch.tensor([1.0, -2.0002]), "b": torch.tensor([100.0])}  # 1e-4: 8e-4 is allowed
+    assert differences(found.items(), expected, lambda: moved) is None
+    little = {"a": torch.tensor([1.0, -2.0001]), "b": torch.tensor([100.0])}  # 5e-5: 4e-4
+    assert differences(found.items(), expected, lambda: little) == "a differs by 0.001 from the plain path's"
+    wild = {"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([100.0])}
+    wrong = {"a": torch.tensor([1.0, -2.1]), "b": torch.tensor([100.0])}  # 5 %
+    assert differences(wrong.items(), expected, lambda: wild) is not None
+    lost = {"a": torch.tensor([float("nan"), -2.0]), "b": torch.tensor([100.0])}
+    assert differences(lost.items(), expected, lambda: wild) is not None
+
+
+def test_nudged_weights_come_back(model_folders):
+    model = load_model(load_config(overrides=[f"model={model_folders('llama')}"]).model).model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with nudged(model):
+        changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+        assert changed == {name for name, parameter in before.items() if parameter.ndim == 1}
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

@@ -50,6 +50,7 @@ RECORD = Path(__file__).parent.parent / "golden" / "methods.json"
 FINE_TUNING = ("lmsi", "sealong", "roirl", "upft", "scpo")
 SMALL = {
     "ettrl-etmr": ["tree.bases=1", "tree.forks=3", "tree.branches=1", "rollout.num_votes=4"],  # the row has 60 votes
+    "eata": ["advantage.scale=raw"],
     "eata-fisher": ["advantage.scale=raw"],  # of four votes only those that all agree are certain enough
 }
 
@@ -371,7 +372,7 @@ def brute_advantages(method, rewards, rollout):
         mean_h = [rollout.entropies[4 * p + i, : lengths[i]].double().mean().item() for i in range(4)]
         for i in range(4):
             advantage = (own[i] - mean) / (deviation + 1e-6) if len(set(own)) > 1 else 0.0
-            if method in FINE_TUNING or method == "eata-fisher":
+            if method in FINE_TUNING or method in ("eata", "eata-fisher"):
                 advantage = own[i]
             if method == "compass":
                 advantage = own[i] - mean

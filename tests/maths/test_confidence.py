@@ -15,7 +15,9 @@ def test_by_hand_padding_ignored():
 
 @pytest.mark.parametrize("name", VOTE_WEIGHTS)
 def test_weights_are_finite_and_not_negative(name):
-    weights = VOTE_WEIGHTS[name](torch.full((2, 3), -50.0), torch.full((2, 3), 9.0), T([[True] * 3, [False] * 3]))
+    more = {"margin": {"margins": torch.zeros(2, 3)}, "stepwise": {"line_ends": T([[True] * 3] * 2)}}.get(name, {})
+    mask = T([[True] * 3, [False] * 3])
+    weights = VOTE_WEIGHTS[name](torch.full((2, 3), -50.0), torch.full((2, 3), 9.0), mask, **more)
     assert weights.shape == (2,)
     assert torch.isfinite(weights).all()
     assert (weights >= 0).all()

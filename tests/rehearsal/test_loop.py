@@ -170,7 +170,7 @@ def test_an_update_reads_its_figures_and_the_norm_only(model_folders):
     }
     with watch() as seen:
         score(loaded, batch, batch.mask, config.optim)
-    assert seen.by_function() == {("to host", "engine.update.score_with_mass"): 1}
+    assert seen.by_function() == {("to host", "engine.update._figures_at"): 1}
 
 
 # ---- planted faults ----

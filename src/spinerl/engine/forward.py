@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.backend import ForwardPath, backend_of
-from spinerl.engine.capabilities import differences, only_embeddings_learn
+from spinerl.engine.capabilities import differences, nudged, only_embeddings_learn
 from spinerl.engine.lm_head import head_logits
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.transfer import to_device
@@ -280,8 +280,13 @@ def check_extending(loaded: LoadedModel, path: ForwardPath) -> str | None:
     ends = dict.fromkeys(range(4), 3)
     apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
     together = _shared_pieces(batch, batch.mask, ends, OptimConfig(), loaded)
+
+    def again() -> dict[str, torch.Tensor]:
+        with nudged(loaded.model):
+            return states_and_gradient(loaded, apart, path)
+
     expected = states_and_gradient(loaded, apart, path)
-    return differences(states_and_gradient(loaded, together, path).items(), expected)
+    return differences(states_and_gradient(loaded, together, path).items(), expected, again)
 
 
 def states_and_gradient(loaded: LoadedModel, pieces: list[Piece], path: ForwardPath) -> dict[str, torch.Tensor]:

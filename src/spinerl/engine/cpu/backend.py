@@ -15,7 +15,7 @@ from transformers import Cache
 
 from spinerl.config import OptimConfig, RolloutConfig
 from spinerl.engine.backend import Backend, ForwardPath, PathMemory, SamplingPath
-from spinerl.engine.capabilities import Unsupported, differences
+from spinerl.engine.capabilities import Unsupported, differences, nudged
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import (
     KeptActivations,
@@ -313,7 +313,12 @@ def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
     expected = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
     if not isinstance(rollout.activations, KeptActivations):
         raise Unsupported("sampling kept no activations of this model")
+
+    def again() -> dict[str, torch.Tensor]:
+        with nudged(loaded.model):
+            return states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
+
     path = _Reusing(loaded, Reuse(rollout.activations), layers)
     with path.running():
         found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), path)
-    return differences(found.items(), expected)
+    return differences(found.items(), expected, again)

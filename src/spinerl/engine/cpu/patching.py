@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spinerl.engine.capabilities import differences
+from spinerl.engine.capabilities import differences, nudged
 from spinerl.engine.loading import LoadedModel
 
 __all__ = ["allows_patch", "patch_forwards", "suits_cpu"]
@@ -60,11 +60,15 @@ def patch_forwards(pairs: Iterable[tuple[torch.nn.Module, Forward]]) -> Iterator
 
 
 def _check(loaded: LoadedModel, patch: Callable[[], AbstractContextManager[None]], gradients: bool) -> str | None:
+    def again() -> dict[str, torch.Tensor]:
+        with nudged(loaded.model):
+            return _numbers(loaded)
+
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         expected = _numbers(loaded)
         with patch():
             found = _numbers(loaded)
-    return differences(found.items(), expected)
+        return differences(found.items(), expected, again)
 
 
 def _numbers(loaded: LoadedModel) -> dict[str, torch.Tensor]:
