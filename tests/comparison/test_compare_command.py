@@ -54,7 +54,7 @@ def start(overrides: list[str], until) -> subprocess.Popen[str]:
     """A comparison in a process of its own, once `until` is true."""
     process = subprocess.Popen(
         [sys.executable, "-m", "spinerl.cli", "compare", *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests may ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while process.poll() is None and not until(process) and time.monotonic() < deadline:

@@ -543,8 +543,8 @@ def test_data_show_and_check_see_images_as_the_model_does(vision_model_folders, 
     assert "And <image>?" in out
     code, out, _ = run(["data", "check", file, qwen], capsys)
     assert code == 1
-    assert out.splitlines()[1].startswith("error: line 2: the model's processor refuses 1 image(s): ")
-    assert len(out.splitlines()) == 2
+    assert out.splitlines()[2].startswith("error: line 2: the model's processor refuses 1 image(s): ")
+    assert len(out.splitlines()) == 3
     code, out, _ = run(["data", "check", file, "model=tiny-reasoner"], capsys)
     assert code == 0
     assert "2 questions show images, and model=tiny-reasoner only reads text" in out

@@ -146,7 +146,8 @@ def differences(
     if not apart:
         return None
     name, tensor = apart[0]
-    return f"{name} differs by {float((tensor - expected[name]).abs().max()):.2g} from the plain path's"
+    gap = float((tensor.detach() - expected[name].detach()).abs().max())
+    return f"{name} differs by {gap:.2g} from the plain path's"
 
 
 @contextmanager
