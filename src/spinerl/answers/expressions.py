@@ -249,7 +249,7 @@ def concluding_expression(line: str) -> tuple[str | None, str]:
         return None, ""
     before, after = plain[: number.start], plain[number.end :]
     is_final = len(re.findall(r"\w+", after)) <= 3 and not re.search(r"\d", after)
-    if is_final and _STATES.search(before):
+    if is_final and _STATES.search(before[-200:]):  # it ends there
         return number.shown, cue or "statement"
     if cue and is_final and sum(1 for _ in numerals(plain)) == 1:
         return number.shown, cue
