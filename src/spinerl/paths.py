@@ -22,7 +22,7 @@ def absolute_paths(config: Config) -> Config:
     data = config.data
     changed: dict[str, Any] = {}
     folder = os.path.expanduser(config.model.name)
-    if os.path.isdir(folder) and config.model.name not in MODELS:
+    if os.path.exists(folder) and config.model.name not in MODELS:
         changed["model"] = config.model.model_copy(update={"name": os.path.abspath(folder)})
     update: dict[str, Any] = {key: os.path.abspath(value) for key in ("path", "gold", "image_folder")
                               if (value := getattr(data, key)) is not None}  # fmt: skip
@@ -41,14 +41,18 @@ def _make_absolute(config: Config, key: str, changed: dict[str, Any]) -> None:
     section, _, name = key.rpartition(".")
     owner = changed.get(section, getattr(config, section) if section else config)
     value = getattr(owner, name)
-    file, colon, function = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or not file.endswith(".py"):
+    absolute = [_absolute(one) for one in value] if isinstance(value, list) else _absolute(value)
+    if absolute == value:
         return
-    absolute = f"{os.path.abspath(file)}:{function}"
     if section:
         changed[section] = owner.model_copy(update={name: absolute})
     else:
         changed[name] = absolute
+
+
+def _absolute(value: Any) -> Any:
+    file, colon, function = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    return f"{os.path.abspath(file)}:{function}" if colon and file.endswith(".py") else value
 
 
 def _is_place(name: str) -> bool:

@@ -186,6 +186,10 @@ def test_which_values_are_paths(tmp_path, monkeypatch):
         assert absolute_paths(load_config({"data": name})).data.name == name
     assert absolute_paths(load_config({"data": "set.yaml"})).data.name == str(tmp_path / "set.yaml")
     assert absolute_paths(load_config({})).model.name == "tiny-reasoner"
+    (tmp_path / "m.gguf").touch()
+    more = absolute_paths(load_config(overrides=["model=m.gguf", "vote.views=[views.py:ask,reread]"]))
+    assert more.model.name == str(tmp_path / "m.gguf")
+    assert more.vote.views == [f"{tmp_path / 'views.py'}:ask", "reread"]
     assert absolute_paths(found) == found
 
 
