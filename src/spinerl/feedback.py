@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from spinerl.answers import Equivalence
-from spinerl.answers.votes import break_tie, choose_class, spelling_of
+from spinerl.answers.votes import break_tie, by_question, choose_class, spelling_of
 from spinerl.config import Config
 from spinerl.errors import CheckpointError
 from spinerl.types import Question, Rollout, Vote
@@ -57,8 +57,8 @@ class Feedback:
 
         Args: as `spinerl.memory.Memories.vote`.
         """
-        questions, n = rollout.questions, rollout.num_responses
-        own = [weights[i * n : (i + 1) * n] for i in range(len(questions))]
+        questions = rollout.questions
+        own = by_question(weights, fresh)
         votes = [self._decided(*one, sampled, equivalence) for one in zip(questions, fresh, own, strict=True)]
         open_places = [
             place

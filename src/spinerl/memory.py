@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from spinerl.answers import Equivalence, VoteMemory, add_votes, vote_from_memory
+from spinerl.answers.votes import by_question
 from spinerl.config import Config
 from spinerl.errors import CheckpointError
 from spinerl.types import Question, Rollout, Vote
@@ -49,7 +50,7 @@ class Memories:
             weights: what each response's vote weighs, question-major.
             num_tokens: tokens that were sampled for them.
         """
-        for question, one, own in zip(questions, votes, _by_question(weights, votes), strict=True):
+        for question, one, own in zip(questions, votes, by_question(weights, votes), strict=True):
             self._visit(question, one, own, 0, equivalence, None)
         self._num_tokens += num_tokens
 
@@ -76,9 +77,9 @@ class Memories:
         heard: Sequence[tuple[Vote, Sequence[float]] | None] = [None] * len(fresh)
         if self._voter is not None:
             said, own, num_tokens = self._voter(rollout.questions, rollout.prompts, sampled)
-            heard = list(zip(said, _by_question(own, said), strict=True))
+            heard = list(zip(said, by_question(own, said), strict=True))
             self._num_tokens += num_tokens
-        groups = _by_question(weights, fresh)
+        groups = by_question(weights, fresh)
         votes = tuple(
             self._visit(question, one, group, sampled, equivalence, other)
             for question, one, group, other in zip(rollout.questions, fresh, groups, heard, strict=True)
@@ -147,9 +148,3 @@ class Memories:
 def is_flip(one: Vote) -> bool:
     """Whether this vote changed the label that its question had."""
     return one.memory is not None and None not in (one.winner, one.memory.held) and one.winner != one.memory.held
-
-
-def _by_question(weights: Sequence[float], votes: Sequence[Vote]) -> list[Sequence[float]]:
-    """The weights of each vote's responses, of which all votes have as many."""
-    n = len(votes[0].answers)
-    return [weights[i * n : (i + 1) * n] for i in range(len(votes))]

@@ -16,6 +16,7 @@ from typing import Any
 from spinerl.answers import Equivalence, pool_votes
 from spinerl.answers.options import choice_lines, permute_options, permuted_places, shows_choices
 from spinerl.answers.strip import after_last_thought, strip_thoughts
+from spinerl.answers.votes import by_question
 from spinerl.config import Config
 from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
@@ -129,14 +130,15 @@ class Views:
             weights: what each response's vote weighs, question-major.
             sampled: the step, which names the draws of ties that are broken at random.
         """
-        config, size, n = self._config, 1 + len(self._config.vote.views), rollout.num_responses
+        config, size = self._config, 1 + len(self._config.vote.views)
         votes: list[Vote] = []
+        own_weights = by_question(weights, fresh)
         agree: list[bool] = []
         for first in range(0, len(fresh), size):
             group = fresh[first : first + size]
             pooled = pool_votes(
                 group,
-                [weights[i * n : (i + 1) * n] for i in range(first, first + size)],
+                own_weights[first : first + size],
                 config.answer.kind_of(rollout.questions[first].answer_kind),
                 equivalence,
                 pool=config.vote.pool,

@@ -125,9 +125,9 @@ def test_frequency_reward_pays_both_sides_of_a_tie() -> None:
 
 def test_rewards_by_name() -> None:
     assert list(REWARDS) == ["majority", "leave-one-out", "frequency", "empo", "ttrv", "pairs"]
-    for name in ("majority", "leave-one-out", "frequency", "empo", "ttrv"):
-        reward = REWARDS[name]
-        assert reward(vote(["4", "4", "4"], [0, 0, 0])) == (1.0, 1.0, 1.0)
+    for name, reward in REWARDS.items():
+        expected = 0.0 if name == "pairs" else 1.0  # an answer that all gave has no other to be paired with
+        assert reward(vote(["4", "4", "4"], [0, 0, 0])) == (expected,) * 3
 
 
 def test_metrics() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from spinerl.errors import InputError, did_you_mean
 from spinerl.types import Vote
 
-__all__ = ["TIES", "break_tie", "check_options", "choose_class", "spelling_of", "vote", "vote_metrics"]
+__all__ = ["TIES", "break_tie", "by_question", "check_options", "choose_class", "spelling_of", "vote", "vote_metrics"]
 
 TIES = ("abstain", "first", "random")
 """What a tie for the most votes yields: no winner; the class that appeared first; a seeded draw."""
@@ -204,3 +204,13 @@ def spelling_of(members: Sequence[int], answers: Sequence[str | None], weights: 
     for index in members:
         forms.setdefault(str(answers[index]), []).append(weights[index])
     return min(forms, key=lambda form: (-math.fsum(forms[form]), len(form), form))
+
+
+def by_question(weights: Sequence[float], votes: Sequence[Vote]) -> list[Sequence[float]]:
+    """The weights of each vote's responses, of which all votes have as many.
+
+    >>> by_question([1.0, 2.0, 3.0, 4.0], [Vote(("4", "5"), (0, 1), (1.0, 1.0), None, None, 0.5)] * 2)
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
+    n = len(votes[0].answers)
+    return [weights[i * n : (i + 1) * n] for i in range(len(votes))]

@@ -9,7 +9,7 @@ from typing import Any
 
 from spinerl.config import ModelConfig
 from spinerl.engine.context import context_length
-from spinerl.engine.gguf_header import read_header
+from spinerl.engine.gguf import gguf_shapes
 from spinerl.engine.loading import held_weights, open_settings, reads_images, resolve_name, whole_model
 from spinerl.engine.weights import Shapes, read_json, read_shapes
 from spinerl.machine import pick_device
@@ -75,8 +75,10 @@ def model_facts(config: ModelConfig) -> ModelFacts:
     shapes: Shapes | None = None if gguf.is_file() else _shapes(whole)
     settings: Any = open_settings(whole, None if shapes is None else len(shapes))
     if gguf.is_file():  # its header is sound now
-        shapes = {name: tensor.shape for name, tensor in read_header(gguf).tensors.items()}
-    parameters = None if shapes is None else sum(map(math.prod, shapes.values()))
+        sizes = gguf_shapes(gguf, whole.name)
+    else:
+        sizes = None if shapes is None else shapes.values()
+    parameters = None if sizes is None else sum(map(math.prod, sizes))
     vocabulary = int(settings.get_text_config().vocab_size)
     return ModelFacts(
         config.name, str(settings.model_type), parameters, dtype, device, context_length(settings), vocabulary,

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -89,20 +90,24 @@ def _on_cpu(shapes: list[tuple[int, ...]], seconds: float) -> Verdict:
 
 
 def matmul_speed(shapes: Iterable[tuple[int, ...]], seconds: float) -> Speed:
-    """Measured for about so many seconds on this machine, with torch's present number of threads."""
+    """Measured for about so many seconds on this machine, with torch's present number of threads; once in a process."""
     counts = Counter(shape for shape in shapes if len(shape) == 2 and min(shape) >= _SMALLEST)
-    largest = sorted(counts, key=lambda shape: -counts[shape] * math.prod(shape))[:_MOST_SHAPES]
-    if not largest:
-        return Speed(1.0, 1.0)
-    share = seconds / (len(largest) * len(_ROWS))
+    largest = sorted(counts.items(), key=lambda one: (-one[1] * math.prod(one[0]), one[0]))[:_MOST_SHAPES]
+    return _measured(tuple(largest), seconds, torch.get_num_threads()) if largest else Speed(1.0, 1.0)
+
+
+@lru_cache
+def _measured(counts: tuple[tuple[tuple[int, ...], int], ...], seconds: float, threads: int) -> Speed:  # noqa: ARG001
+    """`matmul_speed` of shapes with how often each is there: an estimate of memory and loading the model both ask."""
+    share = seconds / (len(counts) * len(_ROWS))
     totals = {rows: [0.0, 0.0] for rows in _ROWS}
-    for n, k in largest:
+    for (n, k), count in counts:
         height = min(n, _MOST_ROWS)
         weights = [torch.randn(height, k).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
         for rows in _ROWS:
             pairs = [(torch.randn(rows, k).to(weight.dtype), weight) for weight in weights]
             for i, best in enumerate(_fastest(pairs, share)):
-                totals[rows][i] += counts[n, k] * best * n / height
+                totals[rows][i] += count * best * n / height
     return Speed(*(float32 / bfloat16 for float32, bfloat16 in totals.values()))
 
 

@@ -18,9 +18,8 @@ from spinerl.errors import InputError, MissingExtraError
 
 __all__ = ["BYTES_PER_WEIGHT", "compute_alike", "quantize_options", "require_quantizable"]
 
-logging.getLogger("bitsandbytes").setLevel(
-    logging.ERROR
-)  # else each run says that one of its CPU kernels is a download
+# Else each run says that one of its CPU kernels is a download.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 BYTES_PER_WEIGHT = 0.5 + 4 / 64
 """Of a linear layer: 4 bits a weight and a float32 scale for every 64."""

@@ -100,9 +100,8 @@ def _figures_at(
     dtype = torch.promote_types(loaded.model.dtype, torch.float32)
     tables = tuple(torch.zeros(batch.tokens.shape, dtype=dtype) for _ in range(num))
     cells: list[tuple[torch.Tensor, torch.Tensor]] = []
-    found: list[
-        torch.Tensor
-    ] = []  # (at most num, N) each, on the device: they are read at the end, for that waits for it
+    # (at most num, N) each, on the device: they are read at the end, for that waits for it.
+    found: list[torch.Tensor] = []
     pieces, path = plan(loaded, batch, wanted, optim), backend_of(loaded).forward()
     with path.running():
         for piece in pieces:
