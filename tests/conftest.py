@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -23,6 +24,18 @@ from tests.models import write_model
 from tests.vision_models import write_vision_model
 
 torch.set_num_threads(1)  # tests are many small operators; a second thread costs more than it gives
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_imported(tmp_path_factory: pytest.TempPathFactory):
+    """A module that a test wrote, and its folder in `sys.path`, are gone after it: two tests may write one name."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    sys.path[:] = path
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,6 @@ def test_a_tutorial_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    before = set(sys.modules)
     for language, name, text, prints in BLOCK.findall(page.read_text(encoding="utf-8")):
         if name:
             Path(name).write_text(text, encoding="utf-8")
@@ -72,9 +70,6 @@ def test_a_tutorial_runs(page, tmp_path, monkeypatch, capsys):
             assert language == "sh"
             for line in text.replace("\\\n", " ").splitlines():
                 run_command(line)
-    for module in set(sys.modules) - before:
-        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[module]
 
 
 def test_no_tutorial_is_left_out_of_the_overview():

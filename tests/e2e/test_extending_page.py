@@ -1,7 +1,6 @@
 """The examples of docs/extending.md, read off the page and run."""
 
 import re
-import sys
 from pathlib import Path
 from random import Random
 
@@ -28,11 +27,9 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(recipe)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     import mine
 
-    yield mine
-    del sys.modules["mine"]
+    return mine
 
 
 def test_cautious_gives_the_winners_share(mine):

@@ -82,15 +82,8 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(place, monkeypatch):
-    """The working folder is that of the plug-ins; nothing of it stays imported."""
+    """The working folder is that of the plug-ins."""
     monkeypatch.chdir(place)
-    before = set(sys.modules)
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(place)):
-            del sys.modules[name]
 
 
 BROKEN = {
