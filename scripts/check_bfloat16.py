@@ -20,10 +20,10 @@ import torch
 
 from spinerl.config import Config, load_config, override
 from spinerl.engine.backend import backend_of
-from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score, update
+from spinerl.models.loading import LoadedModel, load_model
 from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question, Rollout

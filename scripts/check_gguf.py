@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from spinerl.config import Config, load_config, override
-from spinerl.engine.gguf_writer import export_gguf
-from spinerl.engine.loading import LoadedModel, load_model, resolve_name, save_model
 from spinerl.engine.sampler import greedy_responses
+from spinerl.models.gguf_writer import export_gguf
+from spinerl.models.loading import LoadedModel, load_model, resolve_name, save_model
 from spinerl.types import Question
 
 TEXTS = (

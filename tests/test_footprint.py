@@ -15,9 +15,9 @@ from spinerl.data import resolve
 from spinerl.engine.backend import backend_of
 from spinerl.engine.cpu.activations import Recorder
 from spinerl.engine.forward import graph_bytes
-from spinerl.engine.loading import load_model
-from spinerl.engine.skeleton import open_skeleton
 from spinerl.footprint import estimate, foresee, memory_note, remedies
+from spinerl.models.headers import open_skeleton
+from spinerl.models.loading import load_model
 from spinerl.plan import open_plan
 from spinerl.train import adapt
 from spinerl.workload import add_configured_adapters

@@ -11,11 +11,11 @@ import torch
 from spinerl import rounds as rounds_module
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.tree import tree_responses
 from spinerl.errors import CheckpointError, InputError
+from spinerl.models.loading import load_model
 from spinerl.rounds import Rounds, first_step
 from spinerl.schedule import question_order
 from spinerl.step import StepState, rollout_metrics, train_step

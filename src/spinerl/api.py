@@ -29,9 +29,9 @@ from spinerl.types import Vote
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from spinerl.engine.loading import LoadedModel
     from spinerl.evaluation import Evaluation
     from spinerl.guard.forecast import Forecast
+    from spinerl.models.loading import LoadedModel
 
 __all__ = ["Run", "adapt", "compare", "evaluate", "preflight", "vote"]
 
@@ -315,7 +315,7 @@ def _given(model: Any, tokenizer: Any, config: Config) -> LoadedModel | None:
         return None
     if tokenizer is None:
         raise InputError(f"a loaded model ({type(model).__name__}) needs its tokenizer: tokenizer=...")
-    from spinerl.engine.loading import wrap_model
+    from spinerl.models.loading import wrap_model
 
     return wrap_model(model, tokenizer, config.model)
 

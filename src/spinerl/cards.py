@@ -31,14 +31,14 @@ from spinerl.data import resolve
 from spinerl.data.definitions import definition_of
 from spinerl.data.prompts import chat_messages, render_text
 from spinerl.display import accuracy_keys, format_share
-from spinerl.engine.gguf import PACKAGED
-from spinerl.engine.gguf_header import read_header
-from spinerl.engine.loading import LoadedModel, resolve_name
-from spinerl.engine.weights import find_file
 from spinerl.errors import InputError
 from spinerl.files import write_text
 from spinerl.lines import one_line, read_text, visible
 from spinerl.methods import METHODS
+from spinerl.models.gguf import PACKAGED
+from spinerl.models.gguf_header import read_header
+from spinerl.models.loading import LoadedModel, resolve_name
+from spinerl.models.weights import find_file
 from spinerl.recipes import parse_yaml
 from spinerl.report.read import read_run
 from spinerl.runs import RunFolder

@@ -447,8 +447,8 @@ def merge(
     Examples: spinerl merge runs/mine --out mine-merged | spinerl merge model.gguf --out model
     """
     from spinerl.cards import merged_card, write_card
-    from spinerl.engine.adapters import base_of, learned_nothing
-    from spinerl.engine.loading import load_model, resolve_name, save_model
+    from spinerl.models.adapters import base_of, learned_nothing
+    from spinerl.models.loading import load_model, resolve_name, save_model
 
     if out_folder.exists() and any(out_folder.iterdir()):
         raise InputError(f"--out {out_folder} is not empty; name a new folder")
@@ -626,8 +626,8 @@ def data_show(
 ) -> None:
     """The first questions as the model will see them, its chat template applied."""
     from spinerl.data import preview, reading_of
-    from spinerl.engine.loading import load_tokenizer
-    from spinerl.engine.processor import load_processor
+    from spinerl.models.loading import load_tokenizer
+    from spinerl.models.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
     out.print(f"read as {reading_of(config)}", style="dim")
@@ -644,8 +644,8 @@ def data_show(
 def data_check(name: DataName, overrides: Overrides = None) -> None:
     """Go through every row and say what is wrong; exit code 1 if a run would not start."""
     from spinerl.data import check
-    from spinerl.engine.loading import load_tokenizer
-    from spinerl.engine.processor import load_processor
+    from spinerl.models.loading import load_tokenizer
+    from spinerl.models.processor import load_processor
 
     config = _resolved({"data": name}, overrides or [])
     found = check(config, load_tokenizer(config.model), load_processor(config.model))
@@ -700,8 +700,8 @@ def export_gguf_command(
     Examples: spinerl export gguf runs/mine --out mine.gguf | spinerl export gguf FOLDER --out small.gguf --type q8_0
     """
     from spinerl.cards import base_license, shown_name
-    from spinerl.engine.gguf_writer import export_gguf, kind_of_weights
-    from spinerl.engine.loading import load_model, stored_dtype
+    from spinerl.models.gguf_writer import export_gguf, kind_of_weights
+    from spinerl.models.loading import load_model, stored_dtype
     from spinerl.push import format_size
 
     _check_writable(out_file)

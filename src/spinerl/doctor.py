@@ -45,9 +45,9 @@ def diagnose() -> list[tuple[str, str, bool]]:
 
     from spinerl import __version__
     from spinerl.engine.backend import compiled_loops_facts
-    from spinerl.engine.gguf import PACKAGED, packaged_file
     from spinerl.errors import MissingExtraError
     from spinerl.machine import bfloat16_support, tune_allocator
+    from spinerl.models.gguf import PACKAGED, packaged_file
 
     rows = [
         ("spinerl", __version__, True),
@@ -109,7 +109,7 @@ def diagnose_model(name: str) -> list[tuple[str, str, bool]]:
     """
     from spinerl.config import load_config, override
     from spinerl.engine.backend import backend_of
-    from spinerl.engine.loading import load_model
+    from spinerl.models.loading import load_model
 
     config = load_config(overrides=[override("model", name)])
     loaded = load_model(config.model, config.engine)

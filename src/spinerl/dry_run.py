@@ -14,13 +14,13 @@ from rich.console import Console
 from spinerl.config import Config
 from spinerl.data import load_data, render_all, resolve
 from spinerl.display import plan_table
-from spinerl.engine.adapters import require_peft
-from spinerl.engine.facts import model_facts
-from spinerl.engine.loading import load_tokenizer
-from spinerl.engine.processor import load_processor
 from spinerl.engine.vllm import require_vllm
 from spinerl.errors import InputError
 from spinerl.locks import who_holds
+from spinerl.models.adapters import require_peft
+from spinerl.models.headers import model_facts
+from spinerl.models.loading import load_tokenizer
+from spinerl.models.processor import load_processor
 from spinerl.paths import absolute_paths
 from spinerl.permission import open_code
 from spinerl.plan import Phase, Plan, count_phases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["EndWatch"]
 

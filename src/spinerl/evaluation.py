@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 from spinerl.answers import Equivalence
 from spinerl.config import Config
 from spinerl.endings import EndWatch
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.memory import is_flip
+from spinerl.models.loading import LoadedModel
 from spinerl.observer import Observer
 from spinerl.scoring import class_correct, judge, over_limit_line, summarise
 from spinerl.types import GoldTable, OnTokens, Question, Rollout, StepRecord, Vote

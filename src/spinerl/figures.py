@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.update import token_margins
 from spinerl.hooks import figures_of
 from spinerl.maths import TOKEN_FIGURES
+from spinerl.models.loading import LoadedModel
 from spinerl.rewards import asked_by
 from spinerl.types import Batch, Rollout
 

@@ -1,6 +1,6 @@
 """How much memory a run will take, part by part and phase by phase, before any weight is read.
 
-Shapes come from config.json or a GGUF header (`spinerl.engine.skeleton`); what the engine keeps of them in each phase
+Shapes come from config.json or a GGUF header (`spinerl.models.headers`); what the engine keeps of them in each phase
 is counted as the engine does it.  docs/scaling.md compares the sums with measured peaks.
 """
 
@@ -18,18 +18,18 @@ from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.backend import backend_of
 from spinerl.engine.forward import graph_bytes, stream_bytes
-from spinerl.engine.gguf import gguf_shapes
 from spinerl.engine.kv_cache import SHARE_OF_MEMORY, bytes_per_token, free_bytes
 from spinerl.engine.lm_head import CHUNK_BYTES
-from spinerl.engine.loading import LoadedModel, held_weights, load_tokenizer, resolve_name, whole_model
-from spinerl.engine.precision import choose_dtype
-from spinerl.engine.processor import load_processor
-from spinerl.engine.quantize import BYTES_PER_WEIGHT
 from spinerl.engine.sampler import ROWS_ON_CPU
 from spinerl.engine.shared_prefix import BLOCK, BLOCK_ON_CPU, PREFILL_TOKENS
-from spinerl.engine.skeleton import open_skeleton
 from spinerl.errors import SpinerlError
 from spinerl.machine import pick_device, resident_bytes
+from spinerl.models.gguf import gguf_shapes
+from spinerl.models.headers import open_skeleton
+from spinerl.models.loading import LoadedModel, held_weights, load_tokenizer, resolve_name, whole_model
+from spinerl.models.precision import choose_dtype
+from spinerl.models.processor import load_processor
+from spinerl.models.quantize import BYTES_PER_WEIGHT
 from spinerl.step import cuts_short, needs_anchor
 from spinerl.types import Question
 
@@ -213,7 +213,7 @@ class _Foresight:
 def estimate(
     config: Config, loaded: LoadedModel, lengths: Sequence[int], num_questions: int, available: int
 ) -> Footprint:
-    """The same of a model in memory, or of one without memory (`spinerl.engine.skeleton`)."""
+    """The same of a model in memory, or of one without memory (`spinerl.models.headers`)."""
     run = _Run(config, loaded, sorted(lengths, reverse=True), num_questions, available)
     phases = [MemoryPhase("loading", run.loading()), MemoryPhase("evaluation", run.evaluation())]
     if config.steps:

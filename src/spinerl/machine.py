@@ -24,6 +24,7 @@ __all__ = [
     "pick_device",
     "resident_bytes",
     "set_threads",
+    "to_device",
     "tune_allocator",
 ]
 
@@ -198,3 +199,12 @@ def _status(key: str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on the device (itself, where it is there), behind the work that the device has in its queue.
+
+    `tensor.to(device)` would wait until a GPU has done all of that.  The host tensor may be changed afterwards: CUDA
+    has read memory that is not pinned when the call returns.  Other devices do not promise that: they are waited for.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")

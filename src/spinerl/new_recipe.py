@@ -133,8 +133,8 @@ def _answered(draft: Draft, key: str, question: str, say: Callable[[str], object
 
 def _look_at_model(draft: Draft, _ask: Callable[[str], str] | None) -> str:
     """A line about the model; InputError for one on this machine that cannot be opened."""
-    from spinerl.engine.facts import model_facts  # torch, which a misspelt key need not wait for
-    from spinerl.engine.loading import resolve_name
+    from spinerl.models.headers import model_facts  # torch, which a misspelt key need not wait for
+    from spinerl.models.loading import resolve_name
 
     config = draft.config.model
     is_here = Path(resolve_name(config.name)).exists()

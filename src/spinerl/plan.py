@@ -18,11 +18,11 @@ from spinerl.config import Config
 from spinerl.data import load_data, resolve
 from spinerl.engine.backend import backend_of
 from spinerl.engine.kv_cache import free_bytes
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.footprint import Footprint, Remedy, estimate, foresee, remedies
 from spinerl.guard.probe import pick_probe
 from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes, tune_allocator
+from spinerl.models.loading import LoadedModel
 from spinerl.permission import open_code
 from spinerl.rewards import alternating_rewards
 from spinerl.rounds import first_step

@@ -138,7 +138,7 @@ def _file(name: str, path: Path) -> File:
 
 
 def _notes(folder: Path, names: set[str], with_report: bool) -> Iterator[str]:
-    from spinerl.engine.adapters import base_of
+    from spinerl.models.adapters import base_of
 
     if CARD not in names:
         yield f"there is no {CARD}: the model has no card"

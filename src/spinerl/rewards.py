@@ -29,7 +29,6 @@ from spinerl.answers import (
     scrl_reward,
 )
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError, RunError
@@ -42,6 +41,7 @@ from spinerl.maths import (
     response_means,
     self_certainty_reward,
 )
+from spinerl.models.loading import LoadedModel
 from spinerl.plugins import ReturnedError, accepts, errors_of, find, is_plugin, numbers
 from spinerl.seeding import seed_of
 from spinerl.templates import TOKEN_CHARS, TemplateFaultError, apply_template, name_of

@@ -17,11 +17,11 @@ import torch
 
 from spinerl.config import Config
 from spinerl.engine.backend import backend_of
-from spinerl.engine.precision import with_dtype
 from spinerl.errors import InputError, RunError
 from spinerl.evaluation import Part
 from spinerl.files import kind_of, quoted
 from spinerl.locks import lock_file
+from spinerl.models.precision import with_dtype
 from spinerl.paths import absolute_paths
 from spinerl.streams import append_rows, read_lines
 from spinerl.workload import Workload, changed_numerics, check_unchanged, versions

@@ -9,10 +9,10 @@ import torch
 
 from spinerl.config import Config, DataConfig
 from spinerl.data import load_data, render_all
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError
 from spinerl.maths import nearest_first, sift_order
+from spinerl.models.loading import LoadedModel
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt
 

@@ -18,7 +18,6 @@ import torch
 from spinerl.answers import Equivalence, count_vote, vote_metrics
 from spinerl.answers.shared import void_shared
 from spinerl.config import AnswerConfig, Config, VoteConfig
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import truncation_of
@@ -42,6 +41,7 @@ from spinerl.maths import (
     prefix_tree_advantages,
     response_means,
 )
+from spinerl.models.loading import LoadedModel
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.types import Batch, OnTokens, Question, Rollout, StepRecord, Targets, Vote
 

@@ -23,14 +23,10 @@ from spinerl.config import STANDARD_INPUT, Config
 from spinerl.data import render_prompt, resolve
 from spinerl.data.standard_input import copy_name, write_copy
 from spinerl.endings import EndWatch
-from spinerl.engine.adapters import learned_nothing, save_adapters
 from spinerl.engine.backend import backend_of
 from spinerl.engine.fisher import estimate_fisher
-from spinerl.engine.loading import LoadedModel, save_model
 from spinerl.engine.optimizer import Optimizer
-from spinerl.engine.precision import with_dtype
 from spinerl.engine.sampler import sample_responses
-from spinerl.engine.weights import listed, not_finite
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
 from spinerl.evaluation import (
     begin_evaluation,
@@ -48,6 +44,10 @@ from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
 from spinerl.maths import ENTROPY_EDGES, entropy_histogram, frequent_tokens
 from spinerl.memory import Memories
+from spinerl.models.adapters import learned_nothing, save_adapters
+from spinerl.models.loading import LoadedModel, save_model
+from spinerl.models.precision import with_dtype
+from spinerl.models.weights import listed, not_finite
 from spinerl.observer import Observer
 from spinerl.paths import absolute_paths
 from spinerl.permission import open_code

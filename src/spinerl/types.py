@@ -80,7 +80,7 @@ GoldTable = Mapping[str, str]
 
 @dataclass(frozen=True, eq=False)
 class ShownImages:
-    """The images of one prompt, as the model that reads it takes them; made by `spinerl.engine.vision`.
+    """The images of one prompt, as the model that reads it takes them; made by `spinerl.models.vision`.
 
     `text` is the prompt before its tokens; `key` is equal for equal images.  `positions` (3, T) are the prompt's
     positions where they are not 0, 1, 2, ...; what follows the prompt's T tokens stands at T + `offset` and on.

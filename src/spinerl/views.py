@@ -18,11 +18,11 @@ from spinerl.answers.options import choice_lines, permute_options, permuted_plac
 from spinerl.answers.strip import after_last_thought, strip_thoughts
 from spinerl.answers.votes import by_question
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import RunError
 from spinerl.hooks import ask_otherwise, blank_around, read_again
 from spinerl.images import augmented_image
+from spinerl.models.loading import LoadedModel
 from spinerl.plugins import find
 from spinerl.seeding import seed_of
 from spinerl.step import sample

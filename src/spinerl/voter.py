@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from spinerl.answers import Equivalence
 from spinerl.config import Config, VoteConfig
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import CheckpointError
 from spinerl.figures import add_figures
 from spinerl.hooks import weigh_votes
+from spinerl.models.loading import LoadedModel
 from spinerl.step import count_votes
 from spinerl.types import OnTokens, Question, Vote
 

@@ -15,17 +15,17 @@ from spinerl import __version__, templates
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.data.prompts import Rendered, next_question
-from spinerl.engine import precision
-from spinerl.engine.adapters import add_adapters
 from spinerl.engine.backend import backend_of
-from spinerl.engine.capabilities import Capabilities
-from spinerl.engine.context import fit
-from spinerl.engine.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
 from spinerl.engine.vllm import open_sampler, require_vllm
-from spinerl.engine.weights import listed
 from spinerl.errors import InputError
 from spinerl.footprint import memory_note
 from spinerl.machine import choose_threads, set_threads, tune_allocator
+from spinerl.models import precision
+from spinerl.models.adapters import add_adapters
+from spinerl.models.capabilities import Capabilities
+from spinerl.models.context import fit
+from spinerl.models.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
+from spinerl.models.weights import listed
 from spinerl.observer import Observer
 from spinerl.types import GoldTable, Question
 
@@ -155,7 +155,7 @@ class Limits(Protocol):
 
 
 def fitting(loaded: Limits, rendered: Rendered, config: Config) -> tuple[Rendered, tuple[str, ...]]:
-    """The questions whose prompts fit into the model's context together with a response (`spinerl.engine.context.fit`),
+    """The questions whose prompts fit into the model's context together with a response (`spinerl.models.context.fit`),
     how many do not, and what is worth a line: which those are, and whether responses will be cut short.
 
     InputError where none fits, or where a prompt has tokens that the model does not know.

@@ -10,9 +10,9 @@ import torch
 
 from spinerl.bench.dense import dense_loss
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import score, update
+from spinerl.models.loading import load_model
 from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch

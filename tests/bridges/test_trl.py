@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
+from spinerl.models.loading import load_model
 from spinerl.types import Batch, Question
 from tests.bridges.scene import ROOT, TEXTS, apart, launch, native, write_neighbour
 from tests.models import compute_norms_in_float64

@@ -20,8 +20,8 @@ from spinerl.answers import Equivalence
 from spinerl.bridges.verl_export import export
 from spinerl.config import load_config
 from spinerl.data import load_data, render_all
-from spinerl.engine.loading import load_model
 from spinerl.errors import InputError, NonFiniteError, RunError
+from spinerl.models.loading import load_model
 from spinerl.schedule import question_order
 from spinerl.step import StepState
 from spinerl.types import Question
@@ -502,7 +502,7 @@ def made(groups=4, responses=6):
     ],
 )
 def test_wrong_groups_are_errors(samples, message):
-    from spinerl.engine.loading import load_tokenizer
+    from spinerl.models.loading import load_tokenizer
 
     config = load_config(overrides=STEP.split())
     with Equivalence() as equivalence, pytest.raises(RunError, match=message):
@@ -519,7 +519,7 @@ def test_rows_are_dealt_rank_by_rank_and_update_by_update():
 
 
 def test_truncation_is_not_taken_for_stale_weights():
-    from spinerl.engine.loading import load_tokenizer
+    from spinerl.models.loading import load_tokenizer
 
     overrides = [*STEP.split(), "anchor.weight=0", "rollout.sampler=vllm", "rollout.top_p=0.8"]
     config = load_config(overrides=overrides)
@@ -554,7 +554,7 @@ def test_truncation_is_not_taken_for_stale_weights():
 
 
 def test_vllms_account_weighs_the_advantages():
-    from spinerl.engine.loading import load_tokenizer
+    from spinerl.models.loading import load_tokenizer
 
     overrides = [*STEP.split(), "anchor.weight=0"]
     plain = load_config(overrides=overrides)

@@ -16,9 +16,9 @@ from spinerl.bridges import verl_export
 from spinerl.bridges.verl_export import check_config, export, no_reward
 from spinerl.config import load_config
 from spinerl.data import load_data, render_all
-from spinerl.engine.loading import load_tokenizer
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
+from spinerl.models.loading import load_tokenizer
 from spinerl.schedule import question_order
 
 ROOT = Path(__file__).parents[2]

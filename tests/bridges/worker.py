@@ -21,8 +21,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from spinerl.bridges.trl import SpineTrainer, deal_rows, micro_loss, training_arguments
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
+from spinerl.models.loading import load_model
 from tests.models import compute_norms_in_float64
 
 

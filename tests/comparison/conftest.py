@@ -6,7 +6,7 @@ import pytest
 
 from spinerl.config import load_config
 from spinerl.data import load_data, render_all
-from spinerl.engine.loading import load_model
+from spinerl.models.loading import load_model
 
 
 @pytest.fixture(scope="module")

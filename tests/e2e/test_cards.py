@@ -16,8 +16,8 @@ from markdown_it import MarkdownIt
 from spinerl.cards import adapted_card, base_license, hub_name, shown_name
 from spinerl.config import ModelConfig, load_config, override
 from spinerl.data import resolve
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses
+from spinerl.models.loading import load_model
 from spinerl.recipes import split_args
 from spinerl.runs import RunFolder
 from spinerl.types import Question

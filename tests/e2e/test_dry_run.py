@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from spinerl.comparison.plan import plan
 from spinerl.config import load_config
 from spinerl.data import load_data
-from spinerl.engine.facts import count
-from spinerl.engine.loading import load_model
 from spinerl.locks import FolderLock, who_holds
+from spinerl.models.headers import count
+from spinerl.models.loading import load_model
 from spinerl.plan import count_phases
 from spinerl.runs import RunFolder, write_json
 from tests.commands import exit_code
@@ -46,7 +46,7 @@ def place(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def no_weights(monkeypatch) -> None:
     """Weights cannot be read: only the headers of their files."""
-    monkeypatch.setattr("spinerl.engine.loading._read_model", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr("spinerl.models.loading._read_model", lambda *_: pytest.fail("weights are read"))
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -129,7 +129,7 @@ def test_a_plug_in_of_a_recipe_needs_leave(place, capsys):
 
 
 def test_the_number_of_parameters_is_that_of_the_model(model_folders, vision_model_folders, tmp_path):
-    from spinerl.engine.facts import model_facts
+    from spinerl.models.headers import model_facts
 
     for folder in (model_folders("qwen2"), vision_model_folders("qwen2_vl")):
         config = load_config(overrides=[f"model={folder}"]).model

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
+from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
 from tests.e2e.test_commands import run
 

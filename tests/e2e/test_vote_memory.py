@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.data import resolve
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
+from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
 from spinerl.step import count_votes
 from spinerl.train import adapt

@@ -10,11 +10,11 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.config import LoraConfig, load_config
 from spinerl.engine import forward
-from spinerl.engine.adapters import add_adapters
 from spinerl.engine.cpu import activations as activations_module
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.models.adapters import add_adapters
+from spinerl.models.loading import load_model
 from spinerl.step import StepState, freeze_targets, train_step, trained_rows
 from tests.engine.test_savings import relative_gap
 from tests.engine.test_update import QUESTIONS, REWARDS, TEXTS, gradient

@@ -9,8 +9,9 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.backend import Backend, backend_of
-from spinerl.engine.capabilities import Capabilities, Unsupported, agree, differences, nudged
-from spinerl.engine.loading import load_model
+from spinerl.engine.self_check import agree, differences, nudged
+from spinerl.models.capabilities import Capabilities, Unsupported
+from spinerl.models.loading import load_model
 from tests.models import without
 
 

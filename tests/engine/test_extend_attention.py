@@ -8,7 +8,7 @@ from spinerl.engine.attention import ATTENTION
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.backend import _extends
 from spinerl.engine.cpu.extend_attention import _attended, _Attention, _CompiledAttention, spans
-from spinerl.engine.loading import load_model
+from spinerl.models.loading import load_model
 from tests.models import ARCHITECTURES, needs_loops
 
 PREFIX_OF = torch.tensor([1, 1, 1, 0, 0])

@@ -13,8 +13,8 @@ from spinerl.engine.cpu.backend import decoder_step
 from spinerl.engine.cpu.bindings import bind
 from spinerl.engine.cpu.fused import fused_modules
 from spinerl.engine.cpu.library import build, library_override
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import sample_responses
+from spinerl.models.loading import load_model
 from spinerl.types import Question
 from tests.models import needs_loops, without, write_model
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from spinerl.config import LoraConfig, load_config
-from spinerl.engine.adapters import add_adapters
 from spinerl.engine.cpu.linear import linear, onednn_linear, packed_weights
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score, update
+from spinerl.models.adapters import add_adapters
+from spinerl.models.loading import load_model
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
 from tests.models import ARCHITECTURES, without

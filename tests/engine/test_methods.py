@@ -16,7 +16,6 @@ import torch
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
 from spinerl.engine.fisher import estimate_fisher
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import update
 from spinerl.evaluation import gold_rewards
@@ -24,6 +23,7 @@ from spinerl.feedback import Feedback
 from spinerl.hooks import weigh_questions, weigh_votes
 from spinerl.memory import Memories
 from spinerl.methods import LOSSES, METHODS
+from spinerl.models.loading import load_model
 from spinerl.rewards import RewardContext, give_rewards
 from spinerl.seeding import seed_of
 from spinerl.step import StepState, freeze_targets, rollout_metrics, sample, trained_rows

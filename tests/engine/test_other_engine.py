@@ -11,11 +11,11 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.engine import vllm
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
 from spinerl.errors import InputError, MissingExtraError
+from spinerl.models.loading import load_model
 from spinerl.step import StepState, correct_mismatch, freeze_targets, train_step, trained_rows
 from spinerl.types import Batch, Question
 from spinerl.workload import open_workload

@@ -15,9 +15,9 @@ import torch
 
 from spinerl.answers import Equivalence, majority_reward, vote
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import update
+from spinerl.models.loading import load_model
 from spinerl.step import StepState, freeze_targets, sample, trained_rows
 from spinerl.types import Question
 from tests.engine.test_vision import picture, single_row

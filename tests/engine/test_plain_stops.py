@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
 from spinerl.data import render_all
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.evaluation import evaluate_model
+from spinerl.models.loading import load_model
 from spinerl.step import count_votes
 from spinerl.types import Question
 from spinerl.workload import open_workload, stopping

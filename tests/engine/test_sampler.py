@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
+from spinerl.models.loading import load_model
 from spinerl.types import Question
 from tests.models import ARCHITECTURES, without
 

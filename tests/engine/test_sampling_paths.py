@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from spinerl.config import load_config
 from spinerl.engine.cpu import kernels
 from spinerl.engine.kv_cache import bytes_per_token, fitting_tokens
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.sampling import Sampled, sample
 from spinerl.errors import InputError, NonFiniteError
 from spinerl.maths import log_distribution, pick_logprobs, shannon_entropies
+from spinerl.models.loading import load_model
 from spinerl.types import Question
 from tests.models import byte_tokenizer, needs_loops, without
 

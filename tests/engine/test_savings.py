@@ -11,8 +11,8 @@ import torch
 from spinerl.config import EngineConfig, load_config
 from spinerl.engine.forward import plan
 from spinerl.engine.lm_head import chunks, head_logits
-from spinerl.engine.loading import load_model
 from spinerl.engine.update import score
+from spinerl.models.loading import load_model
 from tests.engine.test_update import gradient, prepared
 from tests.models import ARCHITECTURES, without, write_model
 

@@ -12,11 +12,11 @@ import torch
 from spinerl import rewards as rewards_module
 from spinerl.answers import Equivalence, vote
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
 from spinerl.methods import METHODS
+from spinerl.models.loading import load_model
 from spinerl.plugins import register
 from spinerl.rewards import STEP_REWARDS, RewardContext, check_reward, give_rewards, reference_prompt
 from spinerl.step import StepState, train_step

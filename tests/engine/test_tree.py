@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.tree import branch_points, tree_responses
 from spinerl.engine.update import score
 from spinerl.errors import InputError
+from spinerl.models.loading import load_model
 from spinerl.step import trained_rows
 from spinerl.types import Question
 

@@ -11,12 +11,12 @@ import torch
 from spinerl import step as step_module
 from spinerl.answers import Equivalence
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.tree import tree_responses
 from spinerl.engine.vllm import VllmSampler, _Response
 from spinerl.errors import RunError
+from spinerl.models.loading import load_model
 from spinerl.step import StepState, freeze_targets, rollout_metrics, train_step, trained_rows
 from tests.engine.test_update import QUESTIONS, REWARDS, TEXTS, dense_reference, gradient, prepared
 

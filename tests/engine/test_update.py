@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score, update
 from spinerl.errors import NonFiniteError
+from spinerl.models.loading import load_model
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
 from tests.models import ARCHITECTURES, compute_norms_in_float64

@@ -9,9 +9,9 @@ from PIL import Image
 
 from spinerl.config import load_config
 from spinerl.engine.forward import Prefix, logits, plan, wanted_states
-from spinerl.engine.loading import load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
+from spinerl.models.loading import load_model
 from spinerl.types import Batch, ImagePrompt, ImageRef, Question
 from tests.models import compute_norms_in_float64, without
 from tests.vision_models import FAMILIES, image_place

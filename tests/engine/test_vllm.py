@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from spinerl.config import LoraConfig, load_config
-from spinerl.engine.adapters import adapted_weights, add_adapters
-from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.errors import InputError, RunError
+from spinerl.models.adapters import adapted_weights, add_adapters
+from spinerl.models.loading import LoadedModel, load_model
 from spinerl.types import Rollout
 from spinerl.workload import Workload, open_workload
 

@@ -7,9 +7,9 @@ import torch
 
 from spinerl.config import load_config
 from spinerl.engine.fisher import estimate_fisher
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.models.loading import load_model
 from spinerl.types import Question
 
 

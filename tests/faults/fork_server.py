@@ -159,7 +159,7 @@ def _prepare(overrides: list[str]) -> Callable[[Path, bool, bool], object]:
     from dataclasses import replace
 
     from spinerl.config import load_config
-    from spinerl.engine.loading import LoadedModel
+    from spinerl.models.loading import LoadedModel
     from spinerl.runs import RunFolder
     from spinerl.train import adapt
     from spinerl.workload import open_workload

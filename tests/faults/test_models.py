@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from spinerl.comparison.forcing import forced_responses
 from spinerl.config import RolloutConfig, load_config
 from spinerl.data import resolve
-from spinerl.engine.adapters import add_adapters, save_adapters
-from spinerl.engine.context import fit, limits_within
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.errors import InputError
+from spinerl.models.adapters import add_adapters, save_adapters
+from spinerl.models.context import fit, limits_within
+from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
 from spinerl.tiny import model_path
 from spinerl.types import Question

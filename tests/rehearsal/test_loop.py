@@ -13,10 +13,10 @@ import torch
 from spinerl.config import load_config
 from spinerl.engine import sampler, update
 from spinerl.engine.backend import backend_of
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
+from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.train import adapt
@@ -166,7 +166,7 @@ def test_an_update_reads_its_figures_and_the_norm_only(model_folders):
     assert seen.by_function() == {
         ("to host", "engine.update.Terms.figures"): 1,
         ("to host", "engine.optimizer.Optimizer.step"): 1,
-        ("to host", "engine.weights.all_finite"): 1,
+        ("to host", "models.weights.all_finite"): 1,
     }
     with watch() as seen:
         score(loaded, batch, batch.mask, config.optim)

@@ -13,8 +13,8 @@ import torch
 from spinerl.bench.models import IMAGE, write_vision_model
 from spinerl.bench.timing import figures, interleave, ratios
 from spinerl.bench.work import Job, Work, bench_config
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
+from spinerl.models.loading import load_model
 from spinerl.types import ImagePrompt, ImageRef, Question
 
 __all__ = ["measure_images"]

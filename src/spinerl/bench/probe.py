@@ -10,8 +10,8 @@ from spinerl.bench.machine import describe_machine
 from spinerl.bench.models import write_model, write_update_model
 from spinerl.bench.update import prepare_update
 from spinerl.bench.work import Job, bench_config
-from spinerl.engine.loading import load_model
 from spinerl.machine import choose_threads
+from spinerl.models.loading import load_model
 
 __all__ = ["probe"]
 

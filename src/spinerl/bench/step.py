@@ -16,8 +16,8 @@ from spinerl.bench.peer_trl import TrlJob, fastest_rows, require_trl, run_steps
 from spinerl.bench.timing import figures, interleave, peak_memory, ratios
 from spinerl.bench.work import Job, Work, bench_config, open_work
 from spinerl.config import Config
-from spinerl.engine.gguf import require_folder
-from spinerl.engine.loading import resolve_name
+from spinerl.models.gguf import require_folder
+from spinerl.models.loading import resolve_name
 from spinerl.step import StepState, train_step
 
 __all__ = ["measure_our_step", "measure_step", "measure_step_memory", "measure_trl_defaults", "vote_rewards"]

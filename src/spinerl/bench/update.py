@@ -13,10 +13,10 @@ from spinerl.bench.dense import dense_update
 from spinerl.bench.timing import figures, interleave, peak_memory, ratios
 from spinerl.bench.work import Job
 from spinerl.config import Config, load_config
-from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import score, update
 from spinerl.errors import RunError
+from spinerl.models.loading import LoadedModel, load_model
 from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets
 from spinerl.types import Batch, Targets

@@ -14,10 +14,10 @@ from spinerl.bench.models import random_questions
 from spinerl.bench.settings import Settings
 from spinerl.bench.timing import Patience
 from spinerl.config import Config, load_config
-from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import update
+from spinerl.models.loading import LoadedModel, load_model
 from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Batch, Question, Rollout, Targets

@@ -32,10 +32,7 @@ from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.keys import Loop, check_keys, refuse
 from spinerl.config import Config, allow_plugins, load_config, read_recipe, split_override
 from spinerl.data import load_data, render_all, resolve
-from spinerl.engine.adapters import base_of
 from spinerl.engine.forward import MicroBatch, micro_batch
-from spinerl.engine.gguf import require_folder
-from spinerl.engine.loading import held_weights, load_tokenizer, resolve_name
 from spinerl.engine.rollouts import rollout_of
 from spinerl.engine.update import Terms, wanted_tokens, weigh_terms
 from spinerl.errors import InputError, MissingExtraError, NonFiniteError, RunError, SpinerlError, did_you_mean
@@ -49,6 +46,9 @@ from spinerl.maths import (
     response_means,
     token_figures,
 )
+from spinerl.models.adapters import base_of
+from spinerl.models.gguf import require_folder
+from spinerl.models.loading import held_weights, load_tokenizer, resolve_name
 from spinerl.recipes import split_args
 from spinerl.rewards import RewardContext, Rewards, asked_by, give_rewards
 from spinerl.schedule import question_order

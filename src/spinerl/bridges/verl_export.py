@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from spinerl.bridges.keys import Loop, check_keys, refuse
 from spinerl.config import Config, PromptConfig, dump_yaml
 from spinerl.data import chat_messages, load_data, render_all, render_text
-from spinerl.engine.adapters import base_of
-from spinerl.engine.gguf import require_folder
-from spinerl.engine.loading import load_tokenizer, open_settings, resolve_name
 from spinerl.errors import InputError
+from spinerl.models.adapters import base_of
+from spinerl.models.gguf import require_folder
+from spinerl.models.loading import load_tokenizer, open_settings, resolve_name
 from spinerl.schedule import question_order
 from spinerl.templates import TemplateFaultError, apply_template
 from spinerl.types import Question

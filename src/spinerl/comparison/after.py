@@ -24,11 +24,11 @@ from spinerl.comparison.state import ASKED
 from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
-from spinerl.engine.loading import LoadedModel, load_model
 from spinerl.engine.sampler import sample_responses
 from spinerl.evaluation import begin_evaluation, evaluate
 from spinerl.machine import set_threads, tune_allocator
 from spinerl.maths import mean_probability, response_means
+from spinerl.models.loading import LoadedModel, load_model
 from spinerl.observer import Observer
 from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
 from spinerl.scoring import judge

@@ -15,12 +15,12 @@ from spinerl.comparison.state import State, states
 from spinerl.config import Config, ModelConfig
 from spinerl.data import load_data
 from spinerl.dry_run import check_writable
-from spinerl.engine.adapters import require_peft
-from spinerl.engine.facts import model_facts
-from spinerl.engine.loading import load_tokenizer
 from spinerl.engine.vllm import require_vllm
 from spinerl.errors import InputError
 from spinerl.locks import who_holds
+from spinerl.models.adapters import require_peft
+from spinerl.models.headers import model_facts
+from spinerl.models.loading import load_tokenizer
 from spinerl.plan import count_phases
 from spinerl.train import check_gold
 

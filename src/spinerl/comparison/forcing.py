@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from spinerl.config import RolloutConfig
-from spinerl.engine.context import limits_within
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses
+from spinerl.models.context import limits_within
+from spinerl.models.loading import LoadedModel
 from spinerl.types import OnTokens, Question
 
 __all__ = ["Forced", "forced_responses"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from spinerl.answers import extract_answer
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
+from spinerl.models.loading import LoadedModel
 from spinerl.rewards import as_chat
 from spinerl.templates import TOKEN_CHARS
 from spinerl.types import OnTokens, Question

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
+from spinerl.models.loading import LoadedModel
 from spinerl.rewards import reference_prompt
 from spinerl.types import OnTokens, Question
 

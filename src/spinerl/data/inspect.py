@@ -102,7 +102,7 @@ def preview(
     """The first n questions as the model will see them; without a tokenizer in the plain form.
 
     Images stand in the text as the model's own placeholders with `vision`, the part of it that makes prompts with
-    images (`spinerl.engine.processor`), else as `<image>`.
+    images (`spinerl.models.processor`), else as `<image>`.
     Raises as `load_data` and `render_text`.
 
     >>> preview(Config(), None, 1)[0].kind

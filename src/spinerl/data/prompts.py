@@ -49,7 +49,7 @@ _END_TOKENS = 32  # of a prompt: the opening of a thought fits in them
 
 
 class PromptVision(Protocol):
-    """What prompts need of a model that sees images (`spinerl.engine.vision.Vision`)."""
+    """What prompts need of a model that sees images (`spinerl.models.vision.Vision`)."""
 
     @property
     def chat_template(self) -> Any: ...

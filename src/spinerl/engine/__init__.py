@@ -1,1 +1,1 @@
-"""Everything that owns a model or a device."""
+"""Sampling from a model, scoring its responses, and updating its weights."""

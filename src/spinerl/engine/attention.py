@@ -13,7 +13,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from spinerl.engine.capabilities import Unsupported
+from spinerl.models.capabilities import Unsupported
 
 __all__ = ["ATTENTION", "AttendingLayer", "exchanged", "implementation"]
 

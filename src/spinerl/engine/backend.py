@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from spinerl.config import OptimConfig
     from spinerl.engine.forward import MicroBatch
     from spinerl.engine.kv_cache import CopyingDecoder
-    from spinerl.engine.loading import LoadedModel
     from spinerl.engine.sampling import Sampled
     from spinerl.engine.shared_prefix import SharedDecoder
+    from spinerl.models.loading import LoadedModel
 
 __all__ = ["Backend", "ForwardPath", "PathMemory", "SamplingPath", "backend_of", "compiled_loops_facts"]
 
@@ -125,7 +125,7 @@ class Backend:
     def memory(self, free: float) -> PathMemory:
         """What the paths would hold where so many bytes are free, if no self-check on the model fails.
 
-        Looks at modules and shapes only: a model without memory (`spinerl.engine.skeleton`) will do.
+        Looks at modules and shapes only: a model without memory (`spinerl.models.headers`) will do.
         """
         return PathMemory()
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from spinerl.config import AnchorConfig, BandConfig, Config, EntropyConfig, LossConfig
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import update
+from spinerl.models.loading import LoadedModel
 from spinerl.types import Batch, OnTokens, Question, Targets
 
 __all__ = ["estimate_fisher"]

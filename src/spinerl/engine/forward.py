@@ -22,10 +22,10 @@ from transformers.pytorch_utils import Conv1D
 from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.backend import ForwardPath, backend_of
-from spinerl.engine.capabilities import differences, nudged, only_embeddings_learn
 from spinerl.engine.lm_head import head_logits
-from spinerl.engine.loading import LoadedModel
-from spinerl.engine.transfer import to_device
+from spinerl.engine.self_check import differences, nudged, only_embeddings_learn
+from spinerl.machine import to_device
+from spinerl.models.loading import LoadedModel
 from spinerl.types import Batch
 
 __all__ = [

@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from spinerl.engine.loading import LoadedModel
-from spinerl.engine.transfer import to_device
+from spinerl.machine import to_device
+from spinerl.models.loading import LoadedModel
 
 __all__ = [
     "SHARE_OF_MEMORY",

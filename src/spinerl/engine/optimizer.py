@@ -10,8 +10,8 @@ import torch
 from transformers import get_scheduler
 
 from spinerl.config import OptimConfig
-from spinerl.engine.weights import all_finite
 from spinerl.errors import InputError, NonFiniteError
+from spinerl.models.weights import all_finite
 
 __all__ = ["Optimizer"]
 

@@ -20,13 +20,13 @@ from transformers import StopStringCriteria
 
 from spinerl.config import RolloutConfig
 from spinerl.engine.backend import SamplingPath, backend_of
-from spinerl.engine.context import limits_within
 from spinerl.engine.kv_cache import CopyingDecoder, cache_tokens
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampling import Sampled, Truncation, sample, truncation_of, unwritable
 from spinerl.engine.shared_prefix import SharedDecoder
-from spinerl.engine.transfer import to_device
 from spinerl.errors import DivergedError, InputError
+from spinerl.machine import to_device
+from spinerl.models.context import limits_within
+from spinerl.models.loading import LoadedModel
 from spinerl.seeding import seed_of
 from spinerl.types import OnTokens, Question, Rollout
 
@@ -57,7 +57,7 @@ def sample_responses(
     Log-probabilities and entropies are those of softmax(logits / temperature) before top-k, top-p and min-p, so
     that they equal what a forward pass over the finished text gives; `Rollout.log_mass` says how much of it could be
     sampled.  Tokens that stand for images are never sampled.
-    A response ends, cut off, where the model's context does (`spinerl.engine.context`).
+    A response ends, cut off, where the model's context does (`spinerl.models.context`).
     A sampler of the model's own (`loaded.sampler`) does it all where there is one.
 
     Args:

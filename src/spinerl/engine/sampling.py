@@ -14,9 +14,9 @@ from transformers.generation.logits_process import (
 )
 
 from spinerl.config import RolloutConfig
-from spinerl.engine.loading import LoadedModel
-from spinerl.engine.transfer import to_device
+from spinerl.machine import to_device
 from spinerl.maths import kept_log_mass, log_distribution, self_certainty
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["Sampled", "Truncation", "log_mass_with", "sample", "truncation_of", "unwritable"]
 

@@ -19,9 +19,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
-from spinerl.engine.capabilities import Unsupported, differences
-from spinerl.engine.loading import LoadedModel
-from spinerl.engine.transfer import to_device
+from spinerl.engine.self_check import differences
+from spinerl.machine import to_device
+from spinerl.models.capabilities import Unsupported
+from spinerl.models.loading import LoadedModel
 
 __all__ = [
     "BLOCK",

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
+from spinerl.models.loading import LoadedModel
 from spinerl.types import OnTokens, Question, Rollout
 
 __all__ = ["branch_points", "tree_responses"]

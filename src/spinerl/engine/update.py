@@ -17,11 +17,10 @@ from spinerl.config import Config, LossConfig, OptimConfig
 from spinerl.engine.backend import ForwardPath, backend_of
 from spinerl.engine.forward import Piece, Prefix, logits, plan, wanted_states
 from spinerl.engine.lm_head import chunks
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampling import Truncation, log_mass_with, truncation_of
-from spinerl.engine.transfer import to_device
 from spinerl.errors import NonFiniteError
+from spinerl.machine import to_device
 from spinerl.maths import (
     band_penalty,
     budget_weights,
@@ -40,6 +39,7 @@ from spinerl.maths import (
     token_figures,
     top_margins,
 )
+from spinerl.models.loading import LoadedModel
 from spinerl.types import Batch, Targets
 
 __all__ = [

@@ -31,15 +31,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spinerl.config import Config, ModelConfig, RolloutConfig
-from spinerl.engine.adapters import adapted_weights
-from spinerl.engine.gguf import require_folder
-from spinerl.engine.loading import LoadedModel, resolve_name, state_of, whole_model
 from spinerl.engine.rollouts import padded, rollout_of
 from spinerl.engine.sampling import truncation_of
 from spinerl.engine.update import score_with_mass
 from spinerl.errors import DivergedError, InputError, MissingExtraError, RunError, SpinerlError
 from spinerl.lines import one_line
 from spinerl.maths import masked_mean
+from spinerl.models.adapters import adapted_weights
+from spinerl.models.gguf import require_folder
+from spinerl.models.loading import LoadedModel, resolve_name, state_of, whole_model
 from spinerl.pipes import python_command, python_environment
 from spinerl.seeding import seed_of
 from spinerl.types import Batch, ImagePrompt, OnTokens, Question, Rollout
@@ -99,7 +99,7 @@ def open_sampler(config: Config, loaded: LoadedModel) -> VllmSampler:
 
 
 class VllmSampler:
-    """Samples for a model, with its weights as they are; an `spinerl.engine.loading.Sampler`."""
+    """Samples for a model, with its weights as they are; an `spinerl.models.loading.Sampler`."""
 
     def __init__(self, config: Config, side: _Side) -> None:
         self._config = config

@@ -10,12 +10,12 @@ from spinerl.answers.shared import shared_share
 from spinerl.config import Config
 from spinerl.data import resolve
 from spinerl.endings import EndWatch
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.figures import add_figures
 from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
 from spinerl.guard.signals import concentration
+from spinerl.models.loading import LoadedModel
 from spinerl.observer import Observer
 from spinerl.permission import open_code
 from spinerl.step import count_votes, rollout_metrics

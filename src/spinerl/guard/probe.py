@@ -15,13 +15,13 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
-from spinerl.engine.context import fit
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
 from spinerl.figures import add_figures
 from spinerl.guard.signals import concentration, refused_share, same_answers
 from spinerl.maths import masked_mean
+from spinerl.models.context import fit
+from spinerl.models.loading import LoadedModel
 from spinerl.seeding import seed_of
 from spinerl.step import count_votes
 from spinerl.types import Batch, OnTokens, Question, Rollout, Vote

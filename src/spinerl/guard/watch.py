@@ -14,7 +14,6 @@ import torch
 from spinerl.answers import Equivalence
 from spinerl.answers.shared import shared_share
 from spinerl.config import Config
-from spinerl.engine.loading import LoadedModel
 from spinerl.errors import InputError, RunError
 from spinerl.files import quoted
 from spinerl.guard.forecast import forecast
@@ -23,6 +22,7 @@ from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.hooks import ask_differently
 from spinerl.lines import read_text
+from spinerl.models.loading import LoadedModel
 from spinerl.observer import Observer
 from spinerl.plugins import find
 from spinerl.runs import RunFolder, is_intact, load_learned, save_learned, write_json

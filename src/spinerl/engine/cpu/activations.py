@@ -21,7 +21,7 @@ import torch
 
 from spinerl.engine.cpu.patching import patch_forwards
 from spinerl.engine.kv_cache import free_bytes
-from spinerl.engine.loading import LoadedModel, state_of
+from spinerl.models.loading import LoadedModel, state_of
 
 if TYPE_CHECKING:
     from spinerl.engine.forward import MicroBatch

@@ -1,7 +1,7 @@
 """The faster paths for CPUs: which of them a model can take, and how a rollout and an update take them.
 
 This is the one module of `spinerl.engine.cpu` that `spinerl.engine.backend` imports.  Every path is checked on the
-model at hand before it is used (`spinerl.engine.capabilities`).
+model at hand before it is used (`spinerl.engine.self_check`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from transformers import Cache
 
 from spinerl.config import OptimConfig, RolloutConfig
 from spinerl.engine.backend import Backend, ForwardPath, PathMemory, SamplingPath
-from spinerl.engine.capabilities import Unsupported, differences, nudged
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import (
     KeptActivations,
@@ -43,10 +42,12 @@ from spinerl.engine.forward import (
     stream_bytes,
 )
 from spinerl.engine.kv_cache import CopyingDecoder
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import Sampled
+from spinerl.engine.self_check import differences, nudged
 from spinerl.engine.shared_prefix import can_share_prompts, check_decoding
+from spinerl.models.capabilities import Unsupported
+from spinerl.models.loading import LoadedModel
 from spinerl.types import Activations, Batch, Question
 
 __all__ = ["CpuBackend"]

@@ -17,11 +17,11 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.patching import suits_cpu
 from spinerl.engine.kv_cache import free_bytes
-from spinerl.engine.loading import LoadedModel
+from spinerl.models.capabilities import Unsupported
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["DecoderStep", "LayerParts", "decoder_parts"]
 

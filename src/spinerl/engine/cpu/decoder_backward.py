@@ -24,7 +24,7 @@ from spinerl.engine.cpu.decoder import LayerParts, decoder_parts
 from spinerl.engine.cpu.extend_attention import ExtendLayer, Span, attend_compiled, equal_strides
 from spinerl.engine.cpu.linear import active_rows, grad_input, grad_weight, scatter_rows
 from spinerl.engine.cpu.patching import patch_forwards
-from spinerl.engine.loading import LoadedModel
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["reused_layers"]
 

@@ -20,10 +20,10 @@ import torch
 from transformers import Cache
 
 from spinerl.engine.attention import AttendingLayer
-from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Reuse
 from spinerl.engine.cpu.autograd import Function
+from spinerl.models.capabilities import Unsupported
 
 __all__ = ["ExtendLayer", "Span", "attend_compiled", "equal_strides", "extend_cache", "spans"]
 

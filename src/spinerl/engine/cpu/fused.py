@@ -19,7 +19,7 @@ import torch
 
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.patching import allows_patch, patch_forwards, suits_cpu
-from spinerl.engine.loading import LoadedModel
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["fused_modules", "fuses_modules", "is_swiglu", "swiglu_layers"]
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from spinerl.engine.capabilities import Unsupported
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Reuse, linear_layers
 from spinerl.engine.cpu.autograd import Function
 from spinerl.engine.cpu.patching import allows_patch, patch_forwards, suits_cpu
 from spinerl.engine.kv_cache import free_bytes
-from spinerl.engine.loading import LoadedModel
+from spinerl.models.capabilities import Unsupported
+from spinerl.models.loading import LoadedModel
 
 __all__ = [
     "active_rows",

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from spinerl.engine.capabilities import differences, nudged
-from spinerl.engine.loading import LoadedModel
+from spinerl.engine.self_check import differences, nudged
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["allows_patch", "patch_forwards", "suits_cpu"]
 

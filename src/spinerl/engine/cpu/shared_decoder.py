@@ -15,8 +15,8 @@ import torch
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Recorder
 from spinerl.engine.cpu.decoder import DecoderStep
-from spinerl.engine.loading import LoadedModel
 from spinerl.engine.shared_prefix import BLOCK_ON_CPU, Cohort, LayerState, SharedDecoder, SharedLayer
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["CpuDecoder", "decode_tasks"]
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
-from spinerl.engine.gguf import end_ids_of, missing_packages, open_gguf, split_name
-from spinerl.engine.gguf_header import read_header
-from spinerl.engine.loading import LoadedModel
 from spinerl.errors import InputError, MissingExtraError, RunError, did_you_mean, reason_of
 from spinerl.files import draft_of, remove_now
+from spinerl.models.gguf import end_ids_of, missing_packages, open_gguf, split_name
+from spinerl.models.gguf_header import read_header
+from spinerl.models.loading import LoadedModel
 
 __all__ = ["ARCHITECTURES", "KINDS", "Exported", "export_gguf", "kind_of_weights"]
 

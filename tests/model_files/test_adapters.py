@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 pytest.importorskip("peft", reason="adapters need the extra spinerl[lora]")
 
 from spinerl.config import load_config
-from spinerl.engine.adapters import add_adapters, base_of, learned_nothing, save_adapters
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score, update
 from spinerl.errors import InputError
+from spinerl.models.adapters import add_adapters, base_of, learned_nothing, save_adapters
+from spinerl.models.loading import load_model
 from spinerl.runs import load_learned, save_learned
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
@@ -173,8 +173,8 @@ MEMORY = """
 import sys, torch
 from spinerl.bench.timing import peak_memory
 from spinerl.config import load_config
-from spinerl.engine.adapters import add_adapters
-from spinerl.engine.loading import load_model
+from spinerl.models.adapters import add_adapters
+from spinerl.models.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.update import update
 from spinerl.step import StepState, freeze_targets

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from spinerl.config import LoraConfig
-from spinerl.engine.weights import PICKLES, find_file, listed, not_finite, read_json, read_shapes
 from spinerl.errors import InputError, MissingExtraError, did_you_mean, reason_of
+from spinerl.models.weights import PICKLES, find_file, listed, not_finite, read_json, read_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,9 +9,9 @@ import torch
 
 from spinerl.cli import main
 from spinerl.config import load_config, override
-from spinerl.engine import quantize
-from spinerl.engine.loading import load_model
 from spinerl.errors import InputError, MissingExtraError
+from spinerl.models import quantize
+from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
 from spinerl.train import adapt
 from tests.e2e.test_guarded_runs import Quiet

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from spinerl.config import Config
-from spinerl.engine.capabilities import Verdict
 from spinerl.machine import bfloat16_support
+from spinerl.models.capabilities import Verdict
 
 __all__ = ["VERDICT", "Speed", "choose_dtype", "matmul_speed", "with_dtype"]
 

@@ -17,13 +17,13 @@ import gguf
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from spinerl.config import load_config
-from spinerl.engine.gguf_header import read_header
-from spinerl.engine.gguf_writer import ARCHITECTURES, export_gguf, kind_of_weights
-from spinerl.engine.loading import load_model
 from spinerl.errors import InputError
-from tests.engine.test_gguf import TEXTS, greedy, opened
+from spinerl.models.gguf_header import read_header
+from spinerl.models.gguf_writer import ARCHITECTURES, export_gguf, kind_of_weights
+from spinerl.models.loading import load_model
 from tests.faults.commands import run_command
 from tests.gguf_files import MERGES, merging_tokenizer, write_folder, write_gguf
+from tests.model_files.test_gguf import TEXTS, greedy, opened
 from tests.models import write_model
 
 

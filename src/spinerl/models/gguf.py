@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from spinerl.engine.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
 from spinerl.errors import InputError, MissingExtraError, reason_of
+from spinerl.models.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
 
 __all__ = [
     "PACKAGED",

@@ -1,20 +1,30 @@
-"""What a model is, from its files' headers: no weight is read, and none is fetched from the hub."""
+"""A model by its files' headers, no weight of which is read: what it is in a line, and every module and shape of it
+without memory for its weights.  Nothing is fetched from the hub for the line."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spinerl.config import ModelConfig
-from spinerl.engine.context import context_length
-from spinerl.engine.gguf import gguf_shapes
-from spinerl.engine.loading import held_weights, open_settings, reads_images, resolve_name, whole_model
-from spinerl.engine.weights import Shapes, read_json, read_shapes
-from spinerl.machine import pick_device
+import torch
+from transformers import PreTrainedModel
 
-__all__ = ["ModelFacts", "model_facts"]
+from spinerl.config import Config, ModelConfig
+from spinerl.errors import InputError, SpinerlError
+from spinerl.machine import pick_device
+from spinerl.models.adapters import add_adapters
+from spinerl.models.capabilities import Capabilities
+from spinerl.models.context import context_length
+from spinerl.models.gguf import gguf_shapes
+from spinerl.models.loading import LoadedModel, held_weights, open_settings, reads_images, resolve_name, whole_model
+from spinerl.models.vision import vision_parameters
+from spinerl.models.weights import Shapes, read_json, read_shapes
+
+__all__ = ["ModelFacts", "count", "model_facts", "open_skeleton"]
+
+_MOST_LAYERS = 1000  # a config.json with more is damaged, and its modules would take minutes to make
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def count(parameters: int) -> str:
 def model_facts(config: ModelConfig) -> ModelFacts:
     """Look at a model: its config.json, and the headers of its weights if they are here.
 
-    Raises InputError for one that `spinerl.engine.loading.load_model` would refuse for its settings, for weights that
+    Raises InputError for one that `spinerl.models.loading.load_model` would refuse for its settings, for weights that
     are missing or damaged, and for a device that is not there.
     """
     whole, adapters = whole_model(config)
@@ -104,3 +114,45 @@ def _cached(config: ModelConfig, name: str) -> Path | None:
 
     found = try_to_load_from_cache(config.name, name, revision=config.revision or "main")
     return Path(found) if isinstance(found, str) else None
+
+
+def open_skeleton(config: Config, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """The model of a configuration on the meta device, with its adapters (lora.rank), as it would be on this device.
+
+    It has no tokenizer and computes nothing.  Raises InputError for settings that cannot be read, and for a model that
+    cannot be made without its weights.
+    """
+    whole, _ = whole_model(config.model)
+    settings = open_settings(whole)
+    text = settings.get_text_config(decoder=True)
+    if int(getattr(text, "num_hidden_layers", 0) or 0) > _MOST_LAYERS:
+        raise InputError(f"model={config.model.name}: {text.num_hidden_layers} layers in its config.json")
+    model = _without_memory(settings, dtype, config)
+    tokenizer: Any = None
+    loaded = LoadedModel(model, tokenizer, (), 0, device, settings=config.engine, capabilities=Capabilities())
+    return replace(loaded, vision=_SEES) if reads_images(settings) else loaded
+
+
+_SEES: Any = object()
+"""Stands for the vision part of a skeleton, of which only the weights count."""
+
+
+def _without_memory(settings: Any, dtype: torch.dtype, config: Config) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    loader = AutoModelForImageTextToText if reads_images(settings) else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model: Any = loader.from_config(settings, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
+            model.tie_weights()
+            if reads_images(settings):
+                for parameter in vision_parameters(model):
+                    parameter.requires_grad_(config.model.train_vision)
+            if config.lora.rank and config.steps:
+                add_adapters(model, config.lora, config.seed, train_vision=config.model.train_vision)
+    except SpinerlError:
+        raise
+    except Exception as error:  # an architecture whose constructor needs numbers: it is estimated when it is loaded
+        raise InputError(f"model={config.model.name}: no estimate without its weights ({error})") from error
+    model.eval()
+    return model

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from spinerl.config import ModelConfig
-from spinerl.engine.loading import open_pretrained, open_settings, reads_images, whole_model
-from spinerl.engine.vision import Vision, read_processor
+from spinerl.models.loading import open_pretrained, open_settings, reads_images, whole_model
+from spinerl.models.vision import Vision, read_processor
 from spinerl.types import ImageRef
 
 __all__ = ["Processor", "load_processor"]

@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from spinerl.config import EngineConfig, ModelConfig, RolloutConfig
-from spinerl.engine import precision
-from spinerl.engine.adapters import adapter_folder, base_of, merged
-from spinerl.engine.capabilities import Capabilities, Verdict
-from spinerl.engine.context import context_length
-from spinerl.engine.gguf import PACKAGED, find_gguf, gguf_shapes, open_gguf, packaged_file
-from spinerl.engine.quantize import compute_alike, quantize_options, require_quantizable
-from spinerl.engine.vision import Vision, vision_parameters
-from spinerl.engine.weights import (
+from spinerl.errors import InputError, RunError, SpinerlError
+from spinerl.files import quoted
+from spinerl.hub import model_fault, one_try
+from spinerl.machine import pick_device
+from spinerl.models import precision
+from spinerl.models.adapters import adapter_folder, base_of, merged
+from spinerl.models.capabilities import Capabilities, Verdict
+from spinerl.models.context import context_length
+from spinerl.models.gguf import PACKAGED, find_gguf, gguf_shapes, open_gguf, packaged_file
+from spinerl.models.quantize import compute_alike, quantize_options, require_quantizable
+from spinerl.models.vision import Vision, vision_parameters
+from spinerl.models.weights import (
     Shapes,
     check_loaded,
     check_settings,
@@ -34,10 +38,6 @@ from spinerl.engine.weights import (
     read_shapes,
     weight_files,
 )
-from spinerl.errors import InputError, RunError, SpinerlError
-from spinerl.files import quoted
-from spinerl.hub import model_fault, one_try
-from spinerl.machine import pick_device
 from spinerl.types import ImagePrompt, OnTokens, Question, Rollout
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _read_model(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     attention = None if config.attention == "auto" else config.attention
-    if Path(file := resolve_name(config.name)).is_file():  # `engine.gguf` checks that the file has every weight
+    if Path(file := resolve_name(config.name)).is_file():  # `models.gguf` checks that the file has every weight
         dtype, verdict = precision.choose_dtype(config.dtype, device, gguf_shapes(Path(file), config.name))
         loader = AutoModelForCausalLM.from_pretrained
         with no_tables():

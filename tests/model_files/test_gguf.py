@@ -17,9 +17,9 @@ pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
 import gguf
 
 from spinerl.config import load_config
-from spinerl.engine.loading import load_model, load_tokenizer, save_model
 from spinerl.engine.sampler import greedy_responses
 from spinerl.errors import InputError, MissingExtraError
+from spinerl.models.loading import load_model, load_tokenizer, save_model
 from spinerl.types import Question
 from spinerl.workload import open_workload
 from tests.faults.commands import run_command

@@ -11,11 +11,11 @@ import torch
 
 from spinerl.cli import main
 from spinerl.config import load_config, override
-from spinerl.engine import precision
-from spinerl.engine.loading import load_model
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score
+from spinerl.models import precision
+from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
 from spinerl.train import adapt
 from spinerl.types import Batch, Question

@@ -21,9 +21,9 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.utils.hub import cached_file
 
-from spinerl.engine.transfer import to_device
 from spinerl.errors import InputError, reason_of
 from spinerl.images import image_key, open_image
+from spinerl.machine import to_device
 from spinerl.types import ImagePrompt, ImageRef, ShownImages
 
 __all__ = ["Vision", "read_processor", "vision_parameters"]
