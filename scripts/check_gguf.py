@@ -35,6 +35,8 @@ TEXTS = (
     "Translate to French: good morning.",
 )
 
+FLOAT32 = ("model.dtype=float32",)  # "auto" may measure that bfloat16 is faster
+
 
 def prompts_of(loaded: LoadedModel, num: int) -> list[tuple[int, ...]]:
     """The texts as the model is asked them: in its chat template, or as they are."""
@@ -75,7 +77,7 @@ def generated(file: Path, loaded: LoadedModel, prompts: list[tuple[int, ...]], t
 
 def check(name: str, tokens: int, num_prompts: int) -> bool:
     """Prints what was found about one model; whether all tokens agree."""
-    config = load_config(overrides=[override("model", name), "model.dtype=float32", f"rollout.max_new_tokens={tokens}"])
+    config = load_config(overrides=[*FLOAT32, override("model", name), f"rollout.max_new_tokens={tokens}"])
     started = time.monotonic()
     loaded = load_model(config.model, config.engine)
     print(f"{name}: read in {time.monotonic() - started:.1f} s")
@@ -91,7 +93,7 @@ def check(name: str, tokens: int, num_prompts: int) -> bool:
         save_model(loaded, Path(folder))
         tokenizer = loaded.tokenizer
         del loaded  # a model at a time
-        again = load_model(load_config(overrides=[override("model", folder)]).model, config.engine)
+        again = load_model(load_config(overrides=[*FLOAT32, override("model", folder)]).model, config.engine)
         saved = greedy(again, config, prompts)
         same_prompts = prompts_of(again, num_prompts) == prompts
         files = {}
@@ -101,7 +103,7 @@ def check(name: str, tokens: int, num_prompts: int) -> bool:
             started = time.monotonic()
             written = export_gguf(again, file, kind, "check")
             print(f"  written as {kind}: {written.size:,} bytes in {time.monotonic() - started:.1f} s {written.notes}")
-            read = load_model(load_config(overrides=[override("model", str(file)), "model.dtype=float32"]).model)
+            read = load_model(load_config(overrides=[*FLOAT32, override("model", str(file))]).model)
             files[kind] = greedy(read, config, prompts)
             same_prompts = same_prompts and prompts_of(read, num_prompts) == prompts
             file.unlink()

@@ -89,10 +89,10 @@ class ModelConfig(_Section):
         description="hub name, local folder, GGUF file, or tiny-reasoner, tiny-vlm, smollm2-135m",
     )
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "mixed"] = Field(
         default="auto",
-        description="weights' type; auto: bfloat16 on CUDA, else float32; on a CPU bfloat16 where a large model's "
-        "matmuls are measured to be 2.5 times as fast",
+        description="weights' type; mixed: float32, but matmuls on a CPU with AMX round their factors to bfloat16; "
+        "auto: bfloat16 on CUDA, else float32, or mixed where a large model's matmuls are measured to be faster",
     )
     quantize: Literal["none", "4bit"] = Field(
         default="none",

@@ -59,7 +59,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
         rows.append((package, found or "missing: pip install spinerl", found is not None))
     rows.append(("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", True))
     native = bfloat16_support()
-    advice = "model.dtype=bfloat16 may be faster" if native == "AMX" else "models run in float32"
+    advice = "large models run in model.dtype=mixed" if native == "AMX" else "models run in float32"
     rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
     reason, note = compiled_loops_facts()

@@ -27,7 +27,7 @@ from spinerl.machine import pick_device, resident_bytes
 from spinerl.models.gguf import gguf_shapes
 from spinerl.models.headers import open_skeleton
 from spinerl.models.loading import LoadedModel, held_weights, load_tokenizer, resolve_name, whole_model
-from spinerl.models.precision import choose_dtype
+from spinerl.models.precision import Precision, choose_dtype, weights_dtype
 from spinerl.models.processor import load_processor
 from spinerl.models.quantize import BYTES_PER_WEIGHT
 from spinerl.step import cuts_short, needs_anchor
@@ -121,7 +121,7 @@ def remedies(config: Config, questions: Sequence[Question] | None = None) -> tup
     ahead = _Foresight(config, questions)
     now = ahead.footprint(config).peak.bytes
     found: list[tuple[Remedy, dict[str, Any]]] = []
-    for keys, values in _changes(config, ahead.dtype(config), ahead.device):
+    for keys, values in _changes(config, weights_dtype(ahead.precision(config)), ahead.device):
         try:
             lower = ahead.footprint(_changed(config, values))
         except SpinerlError:  # adapters without peft, say
@@ -181,7 +181,7 @@ class _Foresight:
     def __init__(self, config: Config, questions: Sequence[Question] | None) -> None:
         self.device = torch.device(pick_device(config.model.device))
         self._available = int(free_bytes(self.device)) + _held(self.device)
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._precisions: dict[str, Precision] = {}
         self._opened: dict[tuple[torch.dtype, int, bool], LoadedModel] = {}
         if questions is None:
             questions = load_data(config.data, answer_kind=config.answer.kind)[0].questions
@@ -191,16 +191,17 @@ class _Foresight:
         self._lengths = [len(prompt) for prompt in rendered.prompts]
         self._num_questions = len(questions)
 
-    def dtype(self, config: Config) -> torch.dtype:
-        """The type that the model will be loaded in."""
+    def precision(self, config: Config) -> Precision:
+        """What the model will compute in."""
         asked = config.model.dtype
-        if asked not in self._dtypes:
+        if asked not in self._precisions:
             shapes = [tuple(p.shape) for p in self._skeleton(config, torch.float32).model.parameters()]
-            self._dtypes[asked] = choose_dtype(asked, self.device, shapes)[0]
-        return self._dtypes[asked]
+            self._precisions[asked] = choose_dtype(asked, self.device, shapes)[0]
+        return self._precisions[asked]
 
     def footprint(self, config: Config) -> Footprint:
-        loaded = self._skeleton(config, self.dtype(config))
+        chosen = self.precision(config)
+        loaded = replace(self._skeleton(config, weights_dtype(chosen)), mixed=chosen == "mixed")
         return estimate(config, loaded, self._lengths, self._num_questions, self._available)
 
     def _skeleton(self, config: Config, dtype: torch.dtype) -> LoadedModel:

@@ -84,7 +84,7 @@ def _reserve_large_pages(libc: ctypes.CDLL) -> None:
 def bfloat16_support() -> str:
     """What the CPU makes of bfloat16: "AMX", "AVX-512", "emulated" (slower than float32), or "unknown".
 
-    Only with AMX is model.dtype=bfloat16 worth trying on a CPU.
+    Only with AMX is less than float32 worth trying on a CPU (model.dtype=mixed).
     """
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -58,7 +58,7 @@ class Settings(BaseModel):
     )
     threads: int = Field(0, ge=0, description="CPU threads, the same for all; 0: one or all, whichever is faster")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="as model.dtype")
+    dtype: Literal["auto", "float32", "bfloat16", "mixed"] = Field("auto", description="as model.dtype")
     lr: float = Field(1e-6, gt=0, description="learning rate of every update")
     trl_rows: int = Field(0, ge=0, description="TRL's rows per forward and backward; 0: try some, keep the fastest")
     update_vocabulary: int = Field(151936, ge=16, description="part update: tokens in the vocabulary")

@@ -178,7 +178,7 @@ def _trl_job(job: Job, work: Work, equivalence: Equivalence) -> TrlJob:
         lr=settings.lr,
         reward=lambda texts: vote_rewards(texts, work.config, equivalence),
         device=work.device,
-        bfloat16=work.loaded.model.dtype == torch.bfloat16,
+        bfloat16=work.loaded.mixed or work.loaded.model.dtype == torch.bfloat16,
     )
 
 

@@ -210,7 +210,7 @@ def training_arguments(
         "output_dir": str(_folder(config)),
         "seed": config.seed,
         "use_cpu": on_cpu,
-        "bf16": config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and not on_cpu),
+        "bf16": config.model.dtype in ("bfloat16", "mixed") or (config.model.dtype == "auto" and not on_cpu),
         "model_init_kwargs": {
             "dtype": "float32",  # bfloat16 is what passes compute in; weights that learn stay wide
             "revision": config.model.revision or "main",

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["agree", "differences", "nudged", "only_embeddings_learn"]
+__all__ = ["agree", "differences", "nudged", "only_embeddings_learn", "too_far"]
 
 # Relative to the largest number: what the same sum in another order may differ by.  float64 models compute some
 # parts in float32 (transformers' norms).
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 _SMALLEST = 1e-3  # a tensor's numbers are compared relative to at least this share of the largest of all tensors
+_ROUNDED, _SAME_WAY = 0.2, 0.9  # share of a norm; cosine
 _AMPLIFIED, _MOST = 8.0, 0.01  # times what one rounding of the norms' weights changes; at most
 
 
@@ -59,21 +60,46 @@ def differences(
     return f"{name} differs by {gap:.2g} from the plain path's"
 
 
+def too_far(
+    found: Iterable[tuple[str, torch.Tensor]], expected: Mapping[str, torch.Tensor], *_again: object
+) -> str | None:
+    """The same of numbers computed with factors that are rounded to bfloat16.
+
+    All outputs (logits, hidden states) together may be off by a fifth of their norm.  All gradients together have to
+    point the same way, with a cosine of at least 0.9: where one token carries most of a gradient, as the first of a
+    text does in some models, rounding changes its length by more than half.
+    """
+    sums = {"outputs": torch.zeros(3, dtype=torch.float64), "gradients": torch.zeros(3, dtype=torch.float64)}
+    for name, tensor in found:
+        a, b = tensor.detach().double(), expected[name].detach().double()
+        sums["gradients" if "gradient" in name else "outputs"] += torch.stack(
+            [(a * a).sum(), (a * b).sum(), (b * b).sum()]
+        )
+    aa, ab, bb = sums["outputs"].tolist()
+    if not aa - 2 * ab + bb <= _ROUNDED**2 * bb:
+        return f"outputs differ by {(max(aa - 2 * ab + bb, 0.0) / max(bb, 1e-300)) ** 0.5:.2g} of their norm"
+    aa, ab, bb = sums["gradients"].tolist()
+    if not ab >= _SAME_WAY * (aa * bb) ** 0.5:
+        return f"gradients have a cosine of {ab / max((aa * bb) ** 0.5, 1e-300):.2g} with those expected"
+    return None
+
+
 @contextmanager
 def nudged(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, each number of the one-dimensional parameters (norms, biases) is up or down by one rounding, in turns."""
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1 and parameter.is_floating_point()]
-    kept = [vector.detach().clone() for vector in vectors]
-    with torch.no_grad():
-        for vector in vectors:
-            signs = 1.0 - 2.0 * (torch.arange(len(vector), device=vector.device) % 2)
-            vector.mul_(1 + signs.to(vector.dtype) * torch.finfo(vector.dtype).eps)
+    """Inside, each number of the one-dimensional parameters (norms, biases) is up or down by one rounding, in turns.
+
+    Autograd does not notice: a check may run between a pass and its way back, which finds the same numbers again.
+    """
+    vectors = [one.data for one in model.parameters() if one.ndim == 1 and one.is_floating_point()]
+    kept = [vector.clone() for vector in vectors]
+    for vector in vectors:
+        signs = 1.0 - 2.0 * (torch.arange(len(vector), device=vector.device) % 2)
+        vector.mul_(1 + signs.to(vector.dtype) * torch.finfo(vector.dtype).eps)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for vector, before in zip(vectors, kept, strict=True):
-                vector.copy_(before)
+        for vector, before in zip(vectors, kept, strict=True):
+            vector.copy_(before)
 
 
 @contextmanager

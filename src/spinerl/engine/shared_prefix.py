@@ -10,7 +10,7 @@ that nothing but prompts of unlike lengths ever needs a mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -36,6 +36,9 @@ __all__ = [
     "check_decoding",
 ]
 
+Comparison = Callable[[Iterable[tuple[str, torch.Tensor]], Mapping[str, torch.Tensor]], str | None]
+"""As `spinerl.engine.self_check.differences`."""
+
 BLOCK_ON_CPU, BLOCK = 64, 256  # tokens whose keys lie together; small blocks are fast on a CPU only
 PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
@@ -49,8 +52,8 @@ def can_share_prompts(loaded: LoadedModel) -> bool:
 
 
 @torch.no_grad()
-def check_decoding(loaded: LoadedModel, decoding: SharedDecoder) -> str | None:
-    """What differs between logits by this decoder and by the model's own passes; None if nothing does.
+def check_decoding(loaded: LoadedModel, decoding: SharedDecoder, compare: Comparison = differences) -> str | None:
+    """What differs, by `compare`, between logits by this decoder and by the model's own passes; None if nothing does.
 
     Two prompts of unlike lengths, the second entering two tokens after the first, two responses each.
     """
@@ -71,7 +74,7 @@ def check_decoding(loaded: LoadedModel, decoding: SharedDecoder) -> str | None:
         ids = torch.cat([ids, tokens[2 * i : 2 * i + 2, 2 * i :]], dim=1)
         logits = loaded.model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :]
         expected[f"logits after prompt {i}"] = logits
-    return differences(zip(expected, (torch.stack(rows, dim=1) for rows in found), strict=True), expected)
+    return compare(zip(expected, (torch.stack(rows, dim=1) for rows in found), strict=True), expected)
 
 
 class SharedDecoder:

@@ -90,7 +90,8 @@ class LoadedModel:
 
     `vision` is there for models that see images.  `without_adapters` says that this is the model without its adapters
     (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `stop_texts`
-    end a response as those of rollout.stop do.  `settings` say what the engine may use, `capabilities` which of its
+    end a response as those of rollout.stop do.  `mixed`: linear layers may round what they multiply to bfloat16
+    (`spinerl.models.precision`).  `settings` say what the engine may use, `capabilities` which of its
     paths suit the model.  `notes` are worth a line each before anything is done with it.
     """
 
@@ -103,6 +104,7 @@ class LoadedModel:
     without_adapters: bool = False
     sampler: Sampler | None = None
     stop_texts: tuple[str, ...] = ()
+    mixed: bool = False
     settings: EngineConfig = field(default_factory=EngineConfig)
     capabilities: Capabilities = field(default_factory=Capabilities, compare=False, repr=False)
     notes: tuple[str, ...] = ()
@@ -242,7 +244,7 @@ def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Se
     """`load_model` once it is known which model and whose adapters."""
     device = torch.device(pick_device(config.device))
     require_quantizable(config, resolve_name(config.name), adapters)
-    model, verdict, notes = _read_model(config, device)
+    model, chosen, verdict, notes = _read_model(config, device)
     for folder in adapters:
         model = merged(model, folder)
     if adapters:
@@ -251,24 +253,29 @@ def _load_whole(config: ModelConfig, settings: EngineConfig | None, adapters: Se
         model.to(device)  # pyright: ignore[reportArgumentType]
     else:  # it was read to its device
         compute_alike(model)
-    loaded = replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes)
+    mixed = chosen == "mixed"
+    loaded = replace(wrap_model(model, load_tokenizer(config), config, settings), notes=notes, mixed=mixed)
     loaded.capabilities.verdicts[precision.VERDICT] = verdict
     return loaded
 
 
-def _read_model(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Verdict, tuple[str, ...]]:
-    """A whole model from its folder, hub name or GGUF file, every weight of it read, why it has the type that it has,
-    and what is worth a line."""
+def _read_model(
+    config: ModelConfig, device: torch.device
+) -> tuple[PreTrainedModel, precision.Precision, Verdict, tuple[str, ...]]:
+    """A whole model from its folder, hub name or GGUF file, every weight of it read, what it computes in and why, and
+    what is worth a line."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     attention = None if config.attention == "auto" else config.attention
     if Path(file := resolve_name(config.name)).is_file():  # `models.gguf` checks that the file has every weight
-        dtype, verdict = precision.choose_dtype(config.dtype, device, gguf_shapes(Path(file), config.name))
+        chosen, verdict = precision.choose_dtype(config.dtype, device, gguf_shapes(Path(file), config.name))
+        dtype = precision.weights_dtype(chosen)
         loader = AutoModelForCausalLM.from_pretrained
         with no_tables():
-            return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), verdict, ()
+            return open_pretrained(loader, config, dtype=dtype, attn_implementation=attention), chosen, verdict, ()
     described, shapes = held_weights(config)
-    dtype, verdict = precision.choose_dtype(config.dtype, device, shapes.values())
+    chosen, verdict = precision.choose_dtype(config.dtype, device, shapes.values())
+    dtype = precision.weights_dtype(chosen)
     architecture = open_settings(config, len(shapes))
     loader = AutoModelForImageTextToText if reads_images(architecture) else AutoModelForCausalLM
     with no_tables(), no_larger_than(shapes, config, packed="quantization_config" in described):
@@ -282,7 +289,7 @@ def _read_model(config: ModelConfig, device: torch.device) -> tuple[PreTrainedMo
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # which are refused by name
         )
-    return model, verdict, check_loaded(model, info, config)
+    return model, chosen, verdict, check_loaded(model, info, config)
 
 
 def held_weights(config: ModelConfig) -> tuple[dict[str, Any], Shapes]:

@@ -1,6 +1,9 @@
-"""Which type a model computes in where `model.dtype=auto` leaves it open: bfloat16 on a GPU; on a CPU float32, unless
-its bfloat16 instructions are measured to be so much faster at the model's own matmuls that they make up for what runs
-in float32 only (`spinerl.engine.cpu`: compiled loops, packed weights, reused activations).
+"""Which type a model computes in where `model.dtype=auto` leaves it open: bfloat16 on a GPU; on a CPU float32, or mixed
+where there are matrix registers for bfloat16 (AMX) that are measured to be faster at the model's own matmuls.
+
+float32: weights and everything else.  bfloat16: weights and activations; what has to be exact stays float32 (the
+optimizer's weights, log-probabilities, norms, losses).  mixed, on CPUs only: all of it float32, but what linear layers
+multiply, which is rounded to bfloat16 and summed up in float32 (`spinerl.engine.cpu.linear`).
 """
 
 from __future__ import annotations
@@ -11,23 +14,26 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from spinerl.config import Config
+from spinerl.errors import InputError
 from spinerl.machine import bfloat16_support
 from spinerl.models.capabilities import Verdict
 
-__all__ = ["VERDICT", "Speed", "choose_dtype", "matmul_speed", "with_dtype"]
+__all__ = ["VERDICT", "Precision", "Speed", "choose_dtype", "matmul_speed", "weights_dtype", "with_dtype"]
+
+Precision = Literal["float32", "bfloat16", "mixed"]
 
 VERDICT = "bfloat16"
 """The name of the verdict among a model's capabilities."""
 
 _log = logging.getLogger("spinerl.engine")
 
-_LARGE = 100_000_000  # parameters; smaller models spend their time between matmuls, which are compiled in float32 only
-_FASTER = 2.5  # times as fast matmuls have to be: what runs in float32 only makes steps about twice as fast
+_LARGE = 100_000_000  # parameters; smaller models spend much of their time between matmuls
+_FASTER = 1.5  # times as fast matmuls have to be
 _SECONDS = 0.5  # of the measurement
 _ROWS = (32, 512)  # multiplied at once: of a token in sampling, of a pass in an update
 _SMALLEST = 64  # a matrix with a shorter side is no linear layer worth measuring
@@ -44,49 +50,61 @@ class Speed(NamedTuple):
 
 def choose_dtype(
     asked: str, device: torch.device, shapes: Iterable[tuple[int, ...]], *, seconds: float = _SECONDS
-) -> tuple[torch.dtype, Verdict]:
-    """The type to load a model in, and why.
+) -> tuple[Precision, Verdict]:
+    """What a model computes in, and why; the verdict is whether that is less than float32.
 
     Args:
         asked: `model.dtype`.
         shapes: of the model's weights, from the headers of its files.
         seconds: how long to measure, where it comes to that.
+
+    Raises InputError where mixed is asked for on another device than a CPU.
     """
-    if asked != "auto":
-        dtype = torch.bfloat16 if asked == "bfloat16" else torch.float32
-        return dtype, Verdict(dtype == torch.bfloat16, f"model.dtype={asked}")
-    if device.type != "cpu":
-        verdict = Verdict(device.type == "cuda", f"model.dtype=auto on {device.type}")
+    if asked == "mixed" and device.type != "cpu":
+        raise InputError(f"model.dtype=mixed is for CPUs; on {device.type} take bfloat16")
+    found: Precision = "float32"
+    if asked == "float32" or asked == "bfloat16" or asked == "mixed":
+        found, reason = asked, f"model.dtype={asked}"
+    elif device.type != "cpu":
+        found, reason = "bfloat16" if device.type == "cuda" else "float32", f"model.dtype=auto on {device.type}"
     else:
-        verdict = _on_cpu(list(shapes), seconds)
+        faster, reason = _on_cpu(list(shapes), seconds)
+        found = "mixed" if faster else "float32"
+    verdict = Verdict(found != "float32", f"{found}: {reason}")
     _log.info("%s: %s (%s)", VERDICT, "on" if verdict.used else "off", verdict.reason)
-    return (torch.bfloat16 if verdict.used else torch.float32), verdict
+    return found, verdict
+
+
+def weights_dtype(precision: Precision) -> torch.dtype:
+    """Of the weights in memory."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def with_dtype(config: Config, recorded: object) -> Config:
     """The configuration with the type that a manifest recorded, where it leaves it open: what goes on rounds as it did.
 
-    >>> with_dtype(Config(), "bfloat16").model.dtype
-    'bfloat16'
+    >>> with_dtype(Config(), "mixed").model.dtype
+    'mixed'
     """
-    if config.model.dtype != "auto" or recorded not in ("float32", "bfloat16"):
+    if config.model.dtype != "auto" or recorded not in get_args(Precision):
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": recorded})})
 
 
-def _on_cpu(shapes: list[tuple[int, ...]], seconds: float) -> Verdict:
+def _on_cpu(shapes: list[tuple[int, ...]], seconds: float) -> tuple[bool, str]:
+    """Whether mixed is faster, and what was found."""
     support = bfloat16_support()
-    if support not in ("AMX", "AVX-512"):
-        return Verdict(False, f"the CPU has no instructions for it ({support})")
+    if support != "AMX":
+        return False, f"the CPU has no AMX ({support})"
     size = sum(map(math.prod, shapes))
     if size < _LARGE:
-        return Verdict(False, f"{size / 1e6:.1f} M parameters, and it is considered from {_LARGE / 1e6:.0f} M on")
+        return False, f"{size / 1e6:.1f} M parameters, and mixed is considered from {_LARGE / 1e6:.0f} M on"
     speed = matmul_speed(shapes, seconds)
     said = (
-        f"{support}: matmuls of the model's shapes run {speed.few_rows:.2f} times as fast with {_ROWS[0]} rows, "
-        f"{speed.many_rows:.2f} times with {_ROWS[1]}; needed are {_FASTER:g}, for what runs in float32 only"
+        f"matmuls of the model's shapes run {speed.few_rows:.2f} times as fast in bfloat16 with {_ROWS[0]} rows, "
+        f"{speed.many_rows:.2f} times with {_ROWS[1]}; needed are {_FASTER:g}"
     )
-    return Verdict(min(speed) >= _FASTER, said)
+    return min(speed) >= _FASTER, said
 
 
 def matmul_speed(shapes: Iterable[tuple[int, ...]], seconds: float) -> Speed:

@@ -116,6 +116,7 @@ def decoder_step(
     slot: int,
     final: tuple[torch.Tensor, float, torch.Tensor],
     logits: torch.Tensor,
+    bf16: bool = False,
 ) -> None:
     """Take one new token per row through all layers, the last norm and the head; fills `logits`.
 
@@ -131,6 +132,7 @@ def decoder_step(
         slot: of the first row's saved activations; the others follow.
         final: the last norm's weight (d,) and eps, and the head, `pack_panels` of (V, d).
         logits: (R, V rounded up to whole panels).
+        bf16: matrices were packed by `kernels.amx_pack`, not `pack_panels`.
 
     Raises ValueError for another head_dim, MemoryError where there is no memory to work in.
     """
@@ -153,6 +155,7 @@ def decoder_step(
         lm_head=lm_head.data_ptr(),
         vocab_size=logits.shape[1],
         logits=logits.data_ptr(),
+        bf16=int(bf16),
     )
     attention = DecodeAttentionArgs(
         num_rows=len(hidden_states),

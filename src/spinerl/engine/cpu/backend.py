@@ -7,7 +7,7 @@ model at hand before it is used (`spinerl.engine.self_check`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +29,14 @@ from spinerl.engine.cpu.decoder import DecoderStep, decoder_parts
 from spinerl.engine.cpu.decoder_backward import reused_layers
 from spinerl.engine.cpu.extend_attention import extend_cache, spans
 from spinerl.engine.cpu.fused import fused_modules, fuses_modules
-from spinerl.engine.cpu.linear import onednn_linear, packed_weights, packs_weights, reused_linear, uses_onednn
+from spinerl.engine.cpu.linear import (
+    onednn_linear,
+    packed_weights,
+    packs_weights,
+    reused_linear,
+    rounds_matmuls,
+    uses_onednn,
+)
 from spinerl.engine.cpu.patching import suits_cpu
 from spinerl.engine.cpu.shared_decoder import CpuDecoder
 from spinerl.engine.forward import (
@@ -44,7 +51,7 @@ from spinerl.engine.forward import (
 from spinerl.engine.kv_cache import CopyingDecoder
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.sampling import Sampled
-from spinerl.engine.self_check import differences, nudged
+from spinerl.engine.self_check import differences, nudged, too_far
 from spinerl.engine.shared_prefix import can_share_prompts, check_decoding
 from spinerl.models.capabilities import Unsupported
 from spinerl.models.loading import LoadedModel
@@ -85,7 +92,7 @@ class CpuBackend(Backend):
             size = sum(layer.weight.nbytes for layer in loaded.model.modules() if type(layer) is torch.nn.Linear)
             copies = steps and _may(loaded, "decoder_step")
             copies += _packs(loaded, bool(copies)) and not loaded.disables("packed-weights")
-            packed = size * copies
+            packed = size * copies // (2 if loaded.mixed else 1)
         if not _keeps_activations(loaded) or loaded.disables("shared-prefix") or not _may(loaded, "activation_reuse"):
             return PathMemory(packed)
         tokens = loaded.settings.activation_tokens or tokens_within(loaded, free)
@@ -108,7 +115,9 @@ class CpuBackend(Backend):
         loaded = self._loaded
         if _compiles(loaded):
             fuses_modules(loaded)
-            _steps_compiled(loaded)
+            rounds_matmuls(loaded)
+            if _steps_compiled(loaded):
+                _steps_rounding(loaded)
         if _packs(loaded):
             packs_weights(loaded)
         if not learns:
@@ -255,7 +264,17 @@ def _steps_compiled(loaded: LoadedModel) -> bool:
 def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
     """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
     for such a model, or found too little memory."""
-    return DecoderStep(loaded, settled=True) if _steps_compiled(loaded) else None
+    return DecoderStep(loaded, settled=True, rounds=_steps_rounding(loaded)) if _steps_compiled(loaded) else None
+
+
+def _steps_rounding(loaded: LoadedModel) -> bool:
+    """Whether the compiled loop multiplies in bfloat16."""
+
+    def check() -> str | None:
+        step = DecoderStep(loaded, settled=True, rounds=True)
+        return check_decoding(loaded, CpuDecoder(loaded, True, step, rows_per_thread=0), too_far)
+
+    return rounds_matmuls(loaded) and loaded.capabilities.allows("amx_decoder_step", check)
 
 
 def _keeps_activations(loaded: LoadedModel) -> bool:
@@ -311,7 +330,9 @@ def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
     batch = Batch(tuple(p for p in prompts for _ in range(2)), rollout.tokens, rollout.mask, 1.0)
     optim = OptimConfig()
     plain = _CpuForward(loaded, None, False, compiled=False if _extends(loaded) else None)
-    expected = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
+    rounds = rounds_matmuls(loaded)
+    with onednn_linear(loaded) if rounds else nullcontext():  # as what is reused was computed
+        expected = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
     if not isinstance(rollout.activations, KeptActivations):
         raise Unsupported("sampling kept no activations of this model")
 
@@ -322,4 +343,4 @@ def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
     path = _Reusing(loaded, Reuse(rollout.activations), layers)
     with path.running():
         found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), path)
-    return differences(found.items(), expected, again)
+    return (too_far if rounds else differences)(found.items(), expected, again)

@@ -18,7 +18,7 @@ __all__ = [
     "bind",
 ]
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _NUM_HEAD_DIMS = 5
 _NUM_SAVED = 9
 
@@ -98,6 +98,7 @@ class DecoderStepArgs(ctypes.Structure):
         *_fields(ctypes.c_void_p, "final_norm", "lm_head"),
         ("vocab_size", ctypes.c_long),
         ("logits", ctypes.c_void_p),
+        ("bf16", ctypes.c_long),
     )
 
 
@@ -149,6 +150,10 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {  # without the number of threads, w
     "pack_panels": (_N, _N, _P, _P),
     "grad_weight": (_N, _N, _N, _P, _P, _P),
     "grad_input": (_N, _N, _N, _P, _P, _P, _I),
+    "amx_available": (),
+    "amx_pack": (_N, _N, _P, _I, _P),
+    "amx_matmul": (_N, _N, _N, _P, _P, _P, _I),
+    "amx_grad_weight": (_N, _N, _N, _P, _P, _P),
     "sample": (_N, _N, _N, _P, _F, *(_P,) * 4),
     "decode_attention": (ctypes.POINTER(DecodeAttentionArgs), _N),
     "extend_attention_forward": (ctypes.POINTER(ExtendAttentionArgs),),

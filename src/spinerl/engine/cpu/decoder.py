@@ -37,8 +37,11 @@ class DecoderStep:
     Raises Unsupported for a model of another architecture, type or size.
     """
 
-    def __init__(self, loaded: LoadedModel, settled: bool = False) -> None:
-        """`settled`: that memory suffices was found before, and counts for the whole run."""
+    def __init__(self, loaded: LoadedModel, settled: bool = False, rounds: bool = False) -> None:
+        """`settled`: that memory suffices was found before, and counts for the whole run.  `rounds`: matmuls round to
+        bfloat16, with AMX."""
+        self._rounds = rounds
+        self._pack = kernels.amx_pack if rounds else kernels.pack_panels
         self._model: Any = loaded.model
         self._backbone: Any = loaded.model.base_model
         layers = decoder_parts(loaded)
@@ -54,8 +57,8 @@ class DecoderStep:
         self._tensors: list[torch.Tensor] = []
         self._weights = (kernels.LayerWeights * len(layers))(*(self._packed_layer(parts) for parts in layers))
         norm = self._backbone.norm
-        self._last = norm.weight.detach(), float(norm.variance_epsilon), kernels.pack_panels(head.weight.detach())
-        self._vocab_size = head.out_features
+        self._last = norm.weight.detach(), float(norm.variance_epsilon), self._pack(head.weight.detach())
+        self._vocab_size, self._panel = head.out_features, kernels.panel()
         self._rope: tuple[torch.Tensor, ...] = ()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -80,8 +83,7 @@ class DecoderStep:
 
     def new_logits(self, rows: int) -> torch.Tensor:
         """Where `run` writes the logits of so many rows: (R, V) filled up to whole panels."""
-        _, _, packed = self._last
-        return packed.new_empty(rows, packed.shape[0] * packed.shape[2])
+        return torch.empty(rows, -(-self._vocab_size // self._panel) * self._panel)
 
     def logits(self, written: torch.Tensor) -> torch.Tensor:
         """(R, V) of it."""
@@ -105,14 +107,16 @@ class DecoderStep:
     ) -> None:
         """`kernels.decoder_step` with this model's weights."""
         sizes = self.sizes, self.eps, self.scaling
-        kernels.decoder_step(states, *rope, self._weights, layer_states, *sizes, final=self._last, **others)
+        kernels.decoder_step(
+            states, *rope, self._weights, layer_states, *sizes, final=self._last, bf16=self._rounds, **others
+        )
 
     def _packed_layer(self, parts: LayerParts) -> kernels.LayerWeights:
         q, k, v, o, gate, up, down = parts.linear
-        whole = [kernels.pack_panels(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
+        whole = [self._pack(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
         for layer in (o, down):
-            whole.append(kernels.pack_panels(layer.weight.detach()))
-        whole.append(torch.cat([kernels.pack_panels(layer.weight.detach()) for layer in (gate, up)]))
+            whole.append(self._pack(layer.weight.detach()))
+        whole.append(torch.cat([self._pack(layer.weight.detach()) for layer in (gate, up)]))
         self._tensors += whole
         attention, output, downward, gates = (tensor.data_ptr() for tensor in whole)
         return kernels.LayerWeights(

@@ -22,7 +22,7 @@ from spinerl.engine.cpu.activations import KeptActivations, Reuse, linear_layers
 from spinerl.engine.cpu.autograd import Function
 from spinerl.engine.cpu.decoder import LayerParts, decoder_parts
 from spinerl.engine.cpu.extend_attention import ExtendLayer, Span, attend_compiled, equal_strides
-from spinerl.engine.cpu.linear import active_rows, grad_input, grad_weight, scatter_rows
+from spinerl.engine.cpu.linear import Matmuls, active_rows, matmuls_of, scatter_rows
 from spinerl.engine.cpu.patching import patch_forwards
 from spinerl.models.loading import LoadedModel
 
@@ -35,16 +35,23 @@ def reused_layers(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[N
 
     Unsupported as for `decoder_parts`.
     """
+    matmuls = matmuls_of(loaded)
     numbers = {layer: number for number, layer in enumerate(linear_layers(loaded))}
     layers: Any = loaded.model.base_model.layers
     return patch_forwards(
-        (layer, _forward(layer, number, len(layers), parts, [numbers[linear] for linear in parts.linear], reuse))
+        (layer, _forward(layer, number, len(layers), parts, [numbers[one] for one in parts.linear], reuse, matmuls))
         for number, (layer, parts) in enumerate(zip(layers, decoder_parts(loaded), strict=True))
     )
 
 
 def _forward(
-    layer: torch.nn.Module, number: int, count: int, parts: LayerParts, linear: Sequence[int], reuse: Reuse
+    layer: torch.nn.Module,
+    number: int,
+    count: int,
+    parts: LayerParts,
+    linear: Sequence[int],
+    reuse: Reuse,
+    matmuls: Matmuls,
 ) -> Callable[..., torch.Tensor]:
     ordinary = layer.forward
     norms = (parts.first_norm, parts.second_norm, parts.query_norm, parts.key_norm)
@@ -76,7 +83,7 @@ def _forward(
                 states = states.flatten(0, 1).index_select(0, real).unsqueeze(0)
             cos, sin = cos[real], sin[real]
         own_slots = slots.flatten()[real] if unpads else slots
-        saved = _Pass(reuse.kept, own_slots, starts, number, parts, outputs, cos, sin, lengths, spans)
+        saved = _Pass(reuse.kept, own_slots, starts, number, parts, matmuls, outputs, cos, sin, lengths, spans)
         output, keys, values = _Layer.apply(states, *equal_strides(*prompts), saved, *weights)
         if held is not None and keys is not None:
             held.update(keys, values)
@@ -98,6 +105,7 @@ class _Pass:
     starts: torch.Tensor | None  # (R + 1,) where those begin
     number: int  # of the layer
     parts: LayerParts
+    matmuls: Matmuls
     outputs: Sequence[torch.Tensor]  # kept ones of the seven linear layers
     cos: torch.Tensor  # (N, D)
     sin: torch.Tensor
@@ -164,6 +172,7 @@ class _Backward:
 
     def __init__(self, ctx: Any) -> None:
         self.saved: _Pass = ctx.saved
+        self.matmuls = self.saved.matmuls
         self.states, self.prompt_keys, self.prompt_values, *weights = ctx.saved_tensors
         self.first_norm, self.second_norm, self.query_norm, self.key_norm, *self.matrices = weights[:11]
         self.needed = ctx.needs_input_grad[4:]
@@ -176,13 +185,15 @@ class _Backward:
     ) -> tuple[Any, ...]:
         grads, active = self._feed_forward(grad_output.contiguous().flatten(0, 1))
         grad_q, grad_k, grad_v, grad_prompts, normed = self._attention(grads, active, grad_keys, grad_values)
-        grad_normed = grad_input(grad_v, self.matrices[2], grad_input(grad_k, self.matrices[1]))
+        grad_normed = self.matmuls.grad_input(
+            grad_v, self.matrices[2], self.matmuls.grad_input(grad_k, self.matrices[1])
+        )
         if active is None:
             self._learn(0, grad_q, normed)
-            grad_input(grad_q, self.matrices[0], grad_normed)
+            self.matmuls.grad_input(grad_q, self.matrices[0], grad_normed)
         else:
             self._learn(0, grad_q[active], normed[active])
-            grad_normed.index_add_(0, active, grad_input(grad_q[active], self.matrices[0]))
+            grad_normed.index_add_(0, active, self.matmuls.grad_input(grad_q[active], self.matrices[0]))
         residual = scatter_rows(grads, active, len(self.stream))
         grad_states, self.grads[0] = kernels.rms_norm_backward(
             grad_normed, self.stream, self.first_norm, self._first_rstd, None, residual
@@ -192,7 +203,7 @@ class _Backward:
     def _learn(self, number: int, grad_output: torch.Tensor, inputs: torch.Tensor) -> None:
         """The gradients of a linear layer's weight and bias."""
         if self.needed[4 + number]:
-            self.grads[4 + number] = grad_weight(grad_output, inputs)
+            self.grads[4 + number] = self.matmuls.grad_weight(grad_output, inputs)
         if self.needed[11 + number]:
             self.grads[11 + number] = grad_output.sum(0)
 
@@ -204,14 +215,16 @@ class _Backward:
             rows, stream, grads = rows[active], stream[active], grads[active]
         gates, ups = saved.outputs[4:6]
         inner, grad_gate, grad_up = kernels.swiglu_recompute_backward(
-            (rows, gates, ups), grad_input(grads, self.matrices[6])
+            (rows, gates, ups), self.matmuls.grad_input(grads, self.matrices[6])
         )
         self._learn(6, grads, inner)
         attention_output = rows, saved.outputs[3]
         normed, rstd = kernels.rms_norm_with_rstd(stream, attention_output, self.second_norm, self.eps)
         self._learn(4, grad_gate, normed)
         self._learn(5, grad_up, normed)
-        grad_normed = grad_input(grad_up, self.matrices[5], grad_input(grad_gate, self.matrices[4]))
+        grad_normed = self.matmuls.grad_input(
+            grad_up, self.matrices[5], self.matmuls.grad_input(grad_gate, self.matrices[4])
+        )
         grads, self.grads[1] = kernels.rms_norm_backward(
             grad_normed, stream, self.second_norm, rstd, attention_output, grads
         )
@@ -234,7 +247,7 @@ class _Backward:
         attended = attend_compiled(job, saved.kept.attended(saved.number, saved.slots) if saved.extends else None)
         output = attended[0].view(num_tokens, -1)
         self._learn(3, grads, output if active is None else output[active])
-        grad_output = scatter_rows(grad_input(grads, self.matrices[3]), active, num_tokens)
+        grad_output = scatter_rows(self.matmuls.grad_input(grads, self.matrices[3]), active, num_tokens)
         grad_heads = list(kernels.extend_attention_backward(job, grad_output.view_as(queries), *attended))
         for i, more in ((1, grad_keys), (2, grad_values)):
             if more is not None:

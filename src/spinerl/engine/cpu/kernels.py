@@ -4,12 +4,13 @@ Norms, SwiGLU and rotary positions are five to ten operators each in torch, ever
 one new token to a shared prompt and to its row's own tokens is twenty.  Each is one loop here.  The C files in
 `native/` say how each is computed, one operation a file.
 
-float32 on a CPU only.  Functions take contiguous tensors unless they say otherwise, and raise RuntimeError where
-`library()` is None.
+float32 on a CPU only, but for matmuls that round their factors to bfloat16.  Functions take contiguous tensors unless
+they say otherwise, and raise RuntimeError where `library()` is None.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +30,23 @@ from spinerl.engine.cpu.calls import addresses, call, constants
 from spinerl.engine.cpu.library import library, library_error
 
 __all__ = [
+    "AMX_COLUMNS",
     "ExtendAttention",
     "IndexedRows",
     "LayerState",
     "LayerWeights",
     "NormRope",
     "add_indexed",
+    "amx_grad_weight",
+    "amx_matmul",
+    "amx_pack",
     "decode_attention",
     "decoder_step",
     "extend_attention",
     "extend_attention_backward",
     "grad_input",
     "grad_weight",
+    "has_amx",
     "has_fast_gemm",
     "head_dims",
     "library",
@@ -49,6 +55,7 @@ __all__ = [
     "norm_rope_backward",
     "pack_panels",
     "pad_to_panel",
+    "panel",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_with_rstd",
@@ -66,6 +73,11 @@ def head_dims() -> tuple[int, ...]:
     """Sizes of a head that `decode_attention` and `decoder_step` are compiled for; none without a library."""
     found = library()
     return () if found is None else found.constants.head_dims
+
+
+def panel() -> int:
+    """Columns of a packed matrix that are stored together.  Raises RuntimeError where there is no library."""
+    return constants().panel
 
 
 # ---- RMSNorm ----
@@ -289,6 +301,45 @@ def pack_panels(weight: torch.Tensor) -> torch.Tensor:
     for one, out in zip(weight.view(-1, n, k), packed.view(-1, *packed.shape[-3:]), strict=True):
         call("pack_panels", n, k, *addresses(one, out))
     return packed
+
+
+# ---- matmul in bfloat16 ----
+
+AMX_COLUMNS, _AMX_DEPTH = 64, 32  # of amx.h
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether there is a library with loops for AMX, and this process may use it."""
+    found = library()
+    return found is not None and found.functions.amx_available(1) == 0
+
+
+def amx_pack(matrix: torch.Tensor, transposed: bool = True) -> torch.Tensor:
+    """A matrix (n, k), transposed, or (k, n), as `amx_matmul` takes it: (n / 64, k / 32, 4, 16, 32) bfloat16, sizes
+    rounded up, filled up with 0."""
+    n, depth = matrix.shape if transposed else reversed(matrix.shape)
+    sizes = -(-n // AMX_COLUMNS), -(-depth // _AMX_DEPTH), AMX_COLUMNS // 16, 16, _AMX_DEPTH
+    packed = matrix.new_empty(sizes, dtype=torch.bfloat16)
+    call("amx_pack", n, depth, *addresses(matrix.contiguous()), int(transposed), packed.data_ptr())
+    return packed
+
+
+def amx_matmul(states: torch.Tensor, packed: torch.Tensor, n: int, into: torch.Tensor | None = None) -> torch.Tensor:
+    """(m, n): states (m, k) times what `amx_pack` made of a matrix (k, n): both rounded to bfloat16, summed in float32;
+    added to `into` (m, n) in place if that is given."""
+    out = states.new_empty(len(states), n) if into is None else into
+    sizes = len(states), n, states.shape[1]
+    call("amx_matmul", *sizes, *addresses(states.contiguous(), packed, out), int(into is not None))
+    return out
+
+
+def amx_grad_weight(grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """`grad_weight`, both rounded to bfloat16 and summed in float32; k any number."""
+    out = grad_output.new_empty(grad_output.shape[1], states.shape[1])
+    inputs = grad_output.contiguous(), states.contiguous()
+    call("amx_grad_weight", *grad_output.shape, states.shape[1], *addresses(*inputs, out))
+    return out
 
 
 def pad_to_panel(values: torch.Tensor) -> torch.Tensor:

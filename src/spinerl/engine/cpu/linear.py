@@ -7,6 +7,9 @@ after token, the weights are packed for that beforehand (1.1 to 3 times as fast 
 
 Which library multiplies is decided by the model's type and device only, not by a measurement of time: a resumed run
 must round as the first one did.
+
+With model.dtype=mixed, and on processors with AMX, both factors of a matmul are rounded to bfloat16 and summed up in
+float32 (`rounds_matmuls`); all else stays float32.
 """
 
 from __future__ import annotations
@@ -21,21 +24,22 @@ import torch
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.activations import Reuse, linear_layers
 from spinerl.engine.cpu.autograd import Function
-from spinerl.engine.cpu.patching import allows_patch, patch_forwards, suits_cpu
+from spinerl.engine.cpu.patching import allows_patch, numbers, patch_forwards, suits_cpu
 from spinerl.engine.kv_cache import free_bytes
+from spinerl.engine.self_check import too_far
 from spinerl.models.capabilities import Unsupported
 from spinerl.models.loading import LoadedModel
 
 __all__ = [
+    "Matmuls",
     "active_rows",
-    "grad_input",
-    "grad_weight",
     "linear",
-    "matmul",
+    "matmuls_of",
     "onednn_linear",
     "packed_weights",
     "packs_weights",
     "reused_linear",
+    "rounds_matmuls",
     "scatter_rows",
     "uses_onednn",
 ]
@@ -66,7 +70,9 @@ def packs_weights(loaded: LoadedModel) -> bool:
 def packed_weights(loaded: LoadedModel) -> AbstractContextManager[None]:
     """Inside, the model's linear layers multiply by packed copies of their weights, where `packs_weights`; for
     inference."""
-    return _patch(loaded, _packed) if packs_weights(loaded) else nullcontext()
+    if not packs_weights(loaded):
+        return nullcontext()
+    return _patch(loaded, _packed_rounding if rounds_matmuls(loaded) else _packed)
 
 
 def uses_onednn(loaded: LoadedModel) -> bool:
@@ -77,20 +83,42 @@ def uses_onednn(loaded: LoadedModel) -> bool:
 
 
 def onednn_linear(loaded: LoadedModel) -> AbstractContextManager[None]:
-    """Inside, the model's linear layers multiply through oneDNN, forward and backward, where `uses_onednn`."""
+    """Inside, the model's linear layers multiply through oneDNN, forward and backward, where `uses_onednn`; or rounded,
+    where `rounds_matmuls`."""
+    if rounds_matmuls(loaded):
+        return _patch(loaded, _rounding)
     return _patch(loaded, _linear) if uses_onednn(loaded) else nullcontext()
+
+
+def rounds_matmuls(loaded: LoadedModel) -> bool:
+    """Whether linear layers round what they multiply to bfloat16: where model.dtype is, or was chosen to be, mixed, the
+    processor has AMX, and the self-check found numbers near those of float32."""
+
+    def check() -> str | None:
+        if not kernels.has_amx():
+            raise Unsupported(kernels.library_error() or "the processor, the system or the compiler has no AMX")
+        with torch.inference_mode(False), torch.enable_grad():
+            expected = numbers(loaded)
+            with _patch(loaded, _rounding):
+                found = numbers(loaded)
+        return too_far(found.items(), expected)
+
+    if not loaded.mixed or loaded.disables("compiled") or not suits_cpu(loaded):
+        return False
+    return loaded.capabilities.allows("amx", check)
 
 
 def reused_linear(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[None]:
     """Inside, the backbone's linear layers take their outputs from kept activations where there are any; their
     gradients are the ordinary ones."""
+    matmuls = matmuls_of(loaded)
 
     def forward_of(number: int, layer: torch.nn.Linear) -> _Forward:
         ordinary = layer.forward
 
         def forward(states: torch.Tensor) -> torch.Tensor:
             known = reuse.output(number)
-            return ordinary(states) if known is None else linear(states, layer.weight, layer.bias, known)
+            return ordinary(states) if known is None else linear(states, layer.weight, layer.bias, matmuls, known)
 
         return forward
 
@@ -112,8 +140,23 @@ def _packed(layer: torch.nn.Linear) -> _Forward:
     return lambda states: matmul(states, weight, bias)
 
 
+def _packed_rounding(layer: torch.nn.Linear) -> _Forward:
+    packed, n = kernels.amx_pack(layer.weight.detach()), layer.out_features
+    bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        found = kernels.amx_matmul(states.flatten(0, -2), packed, n).view(*states.shape[:-1], n)
+        return found if bias is None else found.add_(bias)
+
+    return forward
+
+
 def _linear(layer: torch.nn.Linear) -> _Forward:
     return lambda states: linear(states, layer.weight, layer.bias)
+
+
+def _rounding(layer: torch.nn.Linear) -> _Forward:
+    return lambda states: linear(states, layer.weight, layer.bias, AMX)
 
 
 def matmul(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -122,14 +165,75 @@ def matmul(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return operators._linear_pointwise(states, weight, bias, "none", [], "")
 
 
+class Matmuls:
+    """The three matmuls of a linear layer: in float32."""
+
+    def output(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """states (..., k) times weight (n, k), transposed, plus bias (n,)."""
+        return _matmul(states, weight, bias)
+
+    def grad_input(
+        self, grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """grad_output (m, n) times weight (n, k), added to `out` (m, k) if that is given."""
+        if _compiled(grad_output, weight.shape[1]):
+            return kernels.grad_input(grad_output.contiguous(), weight.contiguous(), out)
+        found = _matmul(grad_output, weight.t())
+        return found if out is None else out.add_(found)
+
+    def grad_weight(self, grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """grad_output (m, n), transposed, times states (m, k): (n, k), some rows at a time."""
+        if not len(grad_output):
+            return grad_output.new_zeros(grad_output.shape[1], states.shape[1])
+        if _compiled(grad_output, states.shape[1]):
+            return kernels.grad_weight(grad_output.contiguous(), states.contiguous())
+        wide = grad_output.shape[1] > states.shape[1]  # the order with more rows was measured to be slower
+        found: torch.Tensor | None = None
+        for some_grads, some_states in zip(grad_output.split(_CHUNK_ROWS), states.split(_CHUNK_ROWS), strict=True):
+            factors = (some_states.t(), some_grads.t()) if wide else (some_grads.t(), some_states.t())
+            part = _matmul(*factors)
+            found = part if found is None else found.add_(part)
+        assert found is not None
+        return found.t() if wide else found
+
+
+class _AmxMatmuls(Matmuls):
+    """The same of factors rounded to bfloat16, summed up in float32."""
+
+    def output(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        n = len(weight)
+        found = kernels.amx_matmul(states.flatten(0, -2), kernels.amx_pack(weight), n).view(*states.shape[:-1], n)
+        return found if bias is None else found.add_(bias)
+
+    def grad_input(
+        self, grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return kernels.amx_matmul(grad_output, kernels.amx_pack(weight, transposed=False), weight.shape[1], out)
+
+    def grad_weight(self, grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        return kernels.amx_grad_weight(grad_output, states)
+
+
+FLOAT32, AMX = Matmuls(), _AmxMatmuls()
+
+
+def matmuls_of(loaded: LoadedModel) -> Matmuls:
+    """How the model's linear layers multiply in passes."""
+    return AMX if rounds_matmuls(loaded) else FLOAT32
+
+
 def linear(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, known: torch.Tensor | None = None
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    matmuls: Matmuls = FLOAT32,
+    known: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """states (..., k) times weight (n, k), transposed, plus bias (n,), and its gradient.
 
     `known` (..., n): the output, where it is known already.
     """
-    return _Linear.apply(states, weight, bias, known)
+    return _Linear.apply(states, weight, bias, matmuls, known)
 
 
 class _Linear(Function):
@@ -139,15 +243,17 @@ class _Linear(Function):
         states: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        matmuls: Matmuls,
         known: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(states, weight)
-        return _matmul(states, weight, bias) if known is None else known
+        ctx.matmuls = matmuls
+        return matmuls.output(states, weight, bias) if known is None else known
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
-        needs_states, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_states, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         rows, inputs = grad_output.contiguous().flatten(0, -2), states.flatten(0, -2)
         active = active_rows(rows)
         if active is not None:
@@ -155,11 +261,12 @@ class _Linear(Function):
         grad_states = None
         if needs_states:
             num_rows = grad_output.shape[:-1].numel()
-            grad_states = scatter_rows(grad_input(rows, weight), active, num_rows).view(states.shape)
+            grad_states = scatter_rows(ctx.matmuls.grad_input(rows, weight), active, num_rows).view(states.shape)
         return (
             grad_states,
-            grad_weight(rows, inputs) if needs_weight else None,
+            ctx.matmuls.grad_weight(rows, inputs) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
+            None,
             None,
         )
 
@@ -173,30 +280,6 @@ def _matmul(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 def _compiled(grad_output: torch.Tensor, width: int) -> bool:
     on_cpu = grad_output.dtype == torch.float32 and grad_output.device.type == "cpu"
     return on_cpu and width % 16 == 0 and len(grad_output) > 0 and kernels.has_fast_gemm()
-
-
-def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """grad_output (m, n) times weight (n, k), added to `out` (m, k) if that is given."""
-    if _compiled(grad_output, weight.shape[1]):
-        return kernels.grad_input(grad_output.contiguous(), weight.contiguous(), out)
-    found = _matmul(grad_output, weight.t())
-    return found if out is None else out.add_(found)
-
-
-def grad_weight(grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """grad_output (m, n), transposed, times states (m, k): (n, k), some rows at a time."""
-    if not len(grad_output):
-        return grad_output.new_zeros(grad_output.shape[1], states.shape[1])
-    if _compiled(grad_output, states.shape[1]):
-        return kernels.grad_weight(grad_output.contiguous(), states.contiguous())
-    wide = grad_output.shape[1] > states.shape[1]  # the order with more rows was measured to be slower
-    found: torch.Tensor | None = None
-    for some_grads, some_states in zip(grad_output.split(_CHUNK_ROWS), states.split(_CHUNK_ROWS), strict=True):
-        factors = (some_states.t(), some_grads.t()) if wide else (some_grads.t(), some_states.t())
-        part = _matmul(*factors)
-        found = part if found is None else found.add_(part)
-    assert found is not None
-    return found.t() if wide else found
 
 
 def active_rows(grad_output: torch.Tensor) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from spinerl.engine.self_check import differences, nudged
 from spinerl.models.loading import LoadedModel
 
-__all__ = ["allows_patch", "patch_forwards", "suits_cpu"]
+__all__ = ["allows_patch", "numbers", "patch_forwards", "suits_cpu"]
 
 Forward = Callable[..., Any]
 
@@ -62,16 +62,16 @@ def patch_forwards(pairs: Iterable[tuple[torch.nn.Module, Forward]]) -> Iterator
 def _check(loaded: LoadedModel, patch: Callable[[], AbstractContextManager[None]], gradients: bool) -> str | None:
     def again() -> dict[str, torch.Tensor]:
         with nudged(loaded.model):
-            return _numbers(loaded)
+            return numbers(loaded)
 
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        expected = _numbers(loaded)
+        expected = numbers(loaded)
         with patch():
-            found = _numbers(loaded)
+            found = numbers(loaded)
         return differences(found.items(), expected, again)
 
 
-def _numbers(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+def numbers(loaded: LoadedModel) -> dict[str, torch.Tensor]:
     """Logits of a few tokens and, with gradient enabled, the gradient of each parameter of the backbone that learns."""
     ids = torch.arange(12, device=loaded.device).view(3, 4) + 1
     logits = loaded.model(input_ids=ids, use_cache=False).logits

@@ -8,6 +8,7 @@
 #include <omp.h>
 #endif
 
+#include "amx.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "rms_norm.h"
@@ -28,6 +29,7 @@ typedef struct {
     float *gate_up;                                   /* (rows, 2, intermediate_stride) */
     float *swiglu;                                    /* (rows, intermediate_size) */
     float *scratch;                                   /* of attention */
+    float *rounded;                                   /* inputs of a matmul in bfloat16, where that is asked for */
     float *memory;
 } workspace;
 
@@ -44,11 +46,13 @@ typedef struct {
 /* memory is NULL where there is none. */
 static workspace make_workspace(const slice *s)
 {
-    enum { PIECES = 10 };
+    enum { PIECES = 11 };
     const long rows = s->rows, heads = s->attention.num_heads;
     long max_rows = 0;
     for (long task = s->first_task; task < s->end_task; task++)
         max_rows = s->attention.task_count[task] > max_rows ? s->attention.task_count[task] : max_rows;
+    long inputs = s->model->hidden_size > s->q_size ? s->model->hidden_size : s->q_size;
+    inputs = s->model->intermediate_size > inputs ? s->model->intermediate_size : inputs;
     const long sizes[PIECES] = {
         rows * s->model->hidden_size,
         rows * s->model->hidden_size,
@@ -60,6 +64,7 @@ static workspace make_workspace(const slice *s)
         rows * 2 * s->intermediate_stride,
         rows * s->model->intermediate_size,
         decode_attention_scratch(&s->attention, s->head_dim, max_rows),
+        s->model->bf16 ? round_up(rows, AMX_ROWS) * round_up(inputs, AMX_DEPTH) / 2 : 0,
     };
     long size = 0;
     for (int i = 0; i < PIECES; i++)
@@ -73,17 +78,34 @@ static workspace make_workspace(const slice *s)
         size += round_up(sizes[i], LANES);
     }
     return (workspace){pieces[0], pieces[1], pieces[2], pieces[3], pieces[4], pieces[5],
-                       pieces[6], pieces[7], pieces[8], pieces[9], memory};
+                       pieces[6], pieces[7], pieces[8], pieces[9], pieces[10], memory};
+}
+
+/* `linear` without bias; the inputs are rounded already where they have to be (`round_inputs`). */
+static void matmul(const slice *s, long n, long k, const float *inp, const float *weight, float *out)
+{
+    const long rows = s->rows, stride = round_up(n, PANEL);
+    if (s->model->bf16)
+        amx_gemm(rows, stride, k, (const uint16_t *)s->w.rounded, (const uint16_t *)weight, out, stride, 0);
+    else
+        for (long p = 0; p < stride; p += PANEL)
+            gemm_column(BLOCK_VECTORS, rows, k, inp, k, 1, weight + p * k, PANEL, out + p, stride, 0);
+}
+
+static void round_inputs(const slice *s, long k, const float *inp)
+{
+    if (s->model->bf16)
+        amx_round(s->rows, k, inp, k, (uint16_t *)s->w.rounded);
 }
 
 /* out (rows, n rounded up to panels) = inp (rows, k) weight^T + bias; weight packed, bias padded to panels or NULL. */
-static void linear(long rows, long n, long k, const float *inp, const float *weight, const float *bias, float *out)
+static void linear(const slice *s, long n, long k, const float *inp, const float *weight, const float *bias, float *out)
 {
     const long stride = round_up(n, PANEL);
-    for (long p = 0; p < stride; p += PANEL)
-        gemm_column(BLOCK_VECTORS, rows, k, inp, k, 1, weight + p * k, PANEL, out + p, stride, 0);
+    round_inputs(s, k, inp);
+    matmul(s, n, k, inp, weight, out);
     if (bias)
-        for (long row = 0; row < rows; row++)
+        for (long row = 0; row < s->rows; row++)
             for (long i = 0; i < stride; i += LANES)
                 store(out + row * stride + i, load(out + row * stride + i) + load(bias + i));
 }
@@ -139,7 +161,7 @@ static int attention_block(slice *s, const layer_weights *weights, const layer_s
     const long rows = s->rows, hidden = model->hidden_size, q_size = s->q_size, kv_size = s->kv_size;
     decode_attention_args *args = &s->attention;
     rms_norm_rows(rows, hidden, w.hidden_states, weights->input_norm, model->eps, w.normed);
-    linear(rows, q_size + 2 * kv_size, hidden, w.normed, weights->qkv_proj, weights->qkv_bias, w.qkv);
+    linear(s, q_size + 2 * kv_size, hidden, w.normed, weights->qkv_proj, weights->qkv_bias, w.qkv);
     save(s, state->saved[SAVED_Q], q_size, w.qkv, s->qkv_stride);
     save(s, state->saved[SAVED_K], kv_size, w.qkv + q_size, s->qkv_stride);
     save(s, state->saved[SAVED_V], kv_size, w.qkv + q_size + kv_size, s->qkv_stride);
@@ -156,7 +178,7 @@ static int attention_block(slice *s, const layer_weights *weights, const layer_s
         }
     save(s, state->saved[SAVED_ATTENTION], q_size, w.attention, q_size);
     save(s, state->saved[SAVED_LSE], args->num_heads, w.lse, args->num_heads);
-    linear(rows, hidden, q_size, w.attention, weights->o_proj, weights->o_bias, w.out);
+    linear(s, hidden, q_size, w.attention, weights->o_proj, weights->o_bias, w.out);
     save(s, state->saved[SAVED_O], hidden, w.out, s->hidden_stride);
     add_rows(rows, hidden, w.out, s->hidden_stride, w.hidden_states);
     return OK;
@@ -169,12 +191,12 @@ static void feed_forward_block(const slice *s, const layer_weights *weights, con
     const long rows = s->rows, hidden = model->hidden_size, inner = model->intermediate_size;
     const long stride = s->intermediate_stride;
     rms_norm_rows(rows, hidden, w.hidden_states, weights->post_attention_norm, model->eps, w.normed);
-    linear(rows, 2 * stride, hidden, w.normed, weights->gate_up_proj, weights->gate_up_bias, w.gate_up);
+    linear(s, 2 * stride, hidden, w.normed, weights->gate_up_proj, weights->gate_up_bias, w.gate_up);
     save(s, state->saved[SAVED_GATE], inner, w.gate_up, 2 * stride);
     save(s, state->saved[SAVED_UP], inner, w.gate_up + stride, 2 * stride);
     for (long r = 0; r < rows; r++)
         swiglu_row(inner, w.gate_up + r * 2 * stride, w.gate_up + (2 * r + 1) * stride, w.swiglu + r * inner);
-    linear(rows, hidden, inner, w.swiglu, weights->down_proj, weights->down_bias, w.out);
+    linear(s, hidden, inner, w.swiglu, weights->down_proj, weights->down_bias, w.out);
     save(s, state->saved[SAVED_DOWN], hidden, w.out, s->hidden_stride);
     add_rows(rows, hidden, w.out, s->hidden_stride, w.hidden_states);
 }
@@ -183,9 +205,11 @@ static void head_logits(const slice *s)
 {
     const decoder_step_args *model = s->model;
     const long hidden = model->hidden_size, vocab_size = round_up(model->vocab_size, PANEL);
+    const long column = model->bf16 ? round_up(hidden, AMX_DEPTH) / 2 : hidden; /* floats in which one is stored */
     rms_norm_rows(s->rows, hidden, s->w.hidden_states, model->final_norm, model->final_eps, s->w.normed);
+    round_inputs(s, hidden, s->w.normed);
     for (long p = 0; p < vocab_size; p += PANEL) {
-        linear(s->rows, PANEL, hidden, s->w.normed, model->lm_head + p * hidden, NULL, s->w.out);
+        matmul(s, PANEL, hidden, s->w.normed, model->lm_head + p * column, s->w.out);
         for (long r = 0; r < s->rows; r++)
             copy_floats(model->logits + s->order[r] * vocab_size + p, s->w.out + r * PANEL, PANEL);
     }
@@ -224,6 +248,8 @@ static int step_rows(const decoder_step_args *model, const decode_attention_args
     for (long r = 0; r < s.rows; r++)
         copy_floats(s.w.hidden_states + r * model->hidden_size, model->hidden_states + s.order[r] * model->hidden_size,
                     model->hidden_size);
+    if (model->bf16)
+        amx_begin();
     int status = OK;
     for (long layer = 0; layer < model->num_layers && status == OK; layer++) {
         status = attention_block(&s, model->weights + layer, model->states + layer);
@@ -232,6 +258,8 @@ static int step_rows(const decoder_step_args *model, const decode_attention_args
     }
     if (status == OK)
         head_logits(&s);
+    if (model->bf16)
+        amx_end();
     free(s.w.memory);
     return status;
 }

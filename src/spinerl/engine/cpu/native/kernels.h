@@ -17,7 +17,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 #define NUM_PARTS 64     /* partial sums of a gradient that is summed over rows */
 #define TILE 64          /* queries, and keys, of one tile of extend attention */
 #define ROWS_PER_TASK 4  /* rows of one question that one thread attends for at a time in extend attention */
@@ -26,7 +26,7 @@
 #define PARALLEL_SIZE 16384 /* numbers below which one thread is faster than several */
 
 /* What functions return; bits, as several threads may fail. */
-enum { OK = 0, OUT_OF_MEMORY = 1, UNKNOWN_HEAD_DIM = 2, UNKNOWN_SIZE = 4 };
+enum { OK = 0, OUT_OF_MEMORY = 1, UNKNOWN_HEAD_DIM = 2, UNKNOWN_SIZE = 4, NO_AMX = 8 };
 
 /* Attention of one new token per row to its question's prompt and to the row's own earlier tokens. */
 typedef struct {
@@ -66,7 +66,7 @@ typedef struct {
     float *partial_sums;                /* (tasks, kv_heads, 2, max_length rounded up to TILE, head_dim) */
 } extend_attention_args;
 
-/* One decoder layer: matrices as `pack_panels` makes them, biases and head norms NULL where there are none. */
+/* One decoder layer: matrices as `pack_panels` or `amx_pack` makes them, biases and head norms NULL where there are none. */
 typedef struct {
     const float *input_norm, *qkv_proj, *qkv_bias;  /* rows of q_proj, k_proj, v_proj */
     const float *q_norm, *k_norm;
@@ -96,6 +96,7 @@ typedef struct {
     const float *final_norm, *lm_head;  /* lm_head packed */
     long vocab_size;                    /* rounded up to whole panels */
     float *logits;                      /* (rows, vocab_size) */
+    long bf16;                          /* 1: matrices are packed by `amx_pack`, in bfloat16 */
 } decoder_step_args;
 
 /* Constants and sizes, for Python to read and to check. */
@@ -139,6 +140,14 @@ EXPORT int pack_panels(int num_threads, long n, long k, const float *weight, flo
 EXPORT int grad_weight(int num_threads, long rows, long n, long k, const float *dout, const float *inp, float *dweight);
 EXPORT int grad_input(int num_threads, long rows, long k, long n, const float *dout, const float *weight, float *dinp,
                       int add);
+
+/* amx.c; amx_available: OK, or NO_AMX where processor, system or compiler know none, and then the others return it too */
+EXPORT int amx_available(int num_threads);
+EXPORT int amx_pack(int num_threads, long n, long depth, const float *matrix, int transposed, uint16_t *out);
+EXPORT int amx_matmul(int num_threads, long rows, long n, long depth, const float *inp, const uint16_t *packed, float *out,
+                      int add);
+EXPORT int amx_grad_weight(int num_threads, long rows, long n, long k, const float *dout, const float *inp,
+                           float *dweight);
 
 /* sampling.c */
 EXPORT int sample(int num_threads, long rows, long vocab_size, long stride, const float *logits, float inv_temperature,
