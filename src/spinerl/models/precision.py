@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -108,45 +108,46 @@ def _on_cpu(shapes: list[tuple[int, ...]], seconds: float) -> tuple[bool, str]:
 
 
 def matmul_speed(shapes: Iterable[tuple[int, ...]], seconds: float) -> Speed:
-    """Measured for about so many seconds on this machine, with torch's present number of threads; once in a process."""
+    """Measured for about so many seconds on this machine, on one thread; once in a process."""
     counts = Counter(shape for shape in shapes if len(shape) == 2 and min(shape) >= _SMALLEST)
     largest = sorted(counts.items(), key=lambda one: (-one[1] * math.prod(one[0]), one[0]))[:_MOST_SHAPES]
-    return _measured(tuple(largest), seconds, torch.get_num_threads()) if largest else Speed(1.0, 1.0)
+    return _measured(tuple(largest), seconds) if largest else Speed(1.0, 1.0)
 
 
 @lru_cache
-def _measured(counts: tuple[tuple[tuple[int, ...], int], ...], seconds: float, threads: int) -> Speed:  # noqa: ARG001
+def _measured(counts: tuple[tuple[tuple[int, ...], int], ...], seconds: float) -> Speed:
     """`matmul_speed` of shapes with how often each is there: an estimate of memory and loading the model both ask."""
+    if not torch.backends.mkldnn.is_available():
+        return Speed(1.0, 1.0)
     share = seconds / (len(counts) * len(_ROWS))
     totals = {rows: [0.0, 0.0] for rows in _ROWS}
-    for (n, k), count in counts:
-        height = min(n, _MOST_ROWS)
-        weights = [torch.randn(height, k).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
-        for rows in _ROWS:
-            pairs = [(torch.randn(rows, k).to(weight.dtype), weight) for weight in weights]
-            for i, best in enumerate(_fastest(pairs, share)):
-                totals[rows][i] += count * best * n / height
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for one another, the longer the busier the machine is
+    try:
+        for (n, k), count in counts:
+            height = min(n, _MOST_ROWS)
+            weights = [torch.randn(height, k).to(dtype) for dtype in (torch.float32, torch.bfloat16)]
+            for rows in _ROWS:
+                for i, best in enumerate(_fastest(weights, rows, share)):
+                    totals[rows][i] += count * best * n / height
+    finally:
+        torch.set_num_threads(threads)
     return Speed(*(float32 / bfloat16 for float32, bfloat16 in totals.values()))
 
 
 @torch.inference_mode()
-def _fastest(pairs: list[tuple[torch.Tensor, torch.Tensor]], seconds: float) -> list[float]:
-    """The least processor time that each matmul of states and a weight took, in turns, each at least twice: a machine
-    that is busy with other work gives the same ratios."""
+def _fastest(weights: list[torch.Tensor], rows: int, seconds: float) -> list[float]:
+    """The least processor time that so many rows times each weight, packed for that, took, in turns, each at least
+    three times: a machine that is busy with other work gives the same ratios."""
+    operators: Any = torch.ops.mkldnn
+    pairs = [(torch.randn(rows, w.shape[1]).to(w.dtype), operators._reorder_linear_weight(w, rows)) for w in weights]
     best = [math.inf] * len(pairs)
     until = time.perf_counter() + seconds
     turns = 0
-    while turns < 2 or time.perf_counter() < until:
+    while turns < 3 or time.perf_counter() < until:
         for i, (states, weight) in enumerate(pairs):
             started = time.process_time()
-            _matmul(states, weight)
+            operators._linear_pointwise(states, weight, None, "none", [], "")
             best[i] = min(best[i], time.process_time() - started)
         turns += 1
     return best
-
-
-def _matmul(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """By oneDNN, which multiplies float32 in `spinerl.engine.cpu` and bfloat16 in torch."""
-    if torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(states, weight, None, "none", [], "")
-    return torch.nn.functional.linear(states, weight)

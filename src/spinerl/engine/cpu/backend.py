@@ -116,8 +116,7 @@ class CpuBackend(Backend):
         if _compiles(loaded):
             fuses_modules(loaded)
             rounds_matmuls(loaded)
-            if _steps_compiled(loaded):
-                _steps_rounding(loaded)
+            _steps_compiled(loaded)
         if _packs(loaded):
             packs_weights(loaded)
         if not learns:
@@ -256,7 +255,10 @@ def _steps_compiled(loaded: LoadedModel) -> bool:
     """Whether the model's layers give the same logits as one compiled loop."""
 
     def check() -> str | None:
-        return check_decoding(loaded, CpuDecoder(loaded, True, DecoderStep(loaded), rows_per_thread=0))
+        rounds = rounds_matmuls(loaded)
+        decoder = CpuDecoder(loaded, True, DecoderStep(loaded, rounds=rounds), rows_per_thread=0)
+        with onednn_linear(loaded) if rounds else nullcontext():
+            return check_decoding(loaded, decoder, too_far if rounds else differences)
 
     return _attends_compiled(loaded) and loaded.capabilities.allows("decoder_step", check)
 
@@ -264,17 +266,7 @@ def _steps_compiled(loaded: LoadedModel) -> bool:
 def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
     """The model's layers as one compiled loop, with its weights as they are; None where that gives other logits, is not
     for such a model, or found too little memory."""
-    return DecoderStep(loaded, settled=True, rounds=_steps_rounding(loaded)) if _steps_compiled(loaded) else None
-
-
-def _steps_rounding(loaded: LoadedModel) -> bool:
-    """Whether the compiled loop multiplies in bfloat16."""
-
-    def check() -> str | None:
-        step = DecoderStep(loaded, settled=True, rounds=True)
-        return check_decoding(loaded, CpuDecoder(loaded, True, step, rows_per_thread=0), too_far)
-
-    return rounds_matmuls(loaded) and loaded.capabilities.allows("amx_decoder_step", check)
+    return DecoderStep(loaded, settled=True, rounds=rounds_matmuls(loaded)) if _steps_compiled(loaded) else None
 
 
 def _keeps_activations(loaded: LoadedModel) -> bool:

@@ -48,7 +48,8 @@ class DecoderStep:
         head = self._model.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.bias is not None:
             raise Unsupported("an output head that is not a plain linear layer")
-        size = sum(linear.weight.nbytes for linear in (head, *(one for parts in layers for one in parts.linear)))
+        numbers = sum(linear.weight.numel() for linear in (head, *(one for parts in layers for one in parts.linear)))
+        size = numbers * (2 if rounds else 4)
         if not settled and size > _SHARE_OF_MEMORY * free_bytes(loaded.device):
             raise Unsupported("too little free memory for a second copy of the weights")
         self.sizes = layers[0].sizes

@@ -58,7 +58,8 @@ def packs_weights(loaded: LoadedModel) -> bool:
     memory was short, where torch lacks the operators, and where the self-check found other numbers."""
 
     def fits() -> None:
-        if sum(layer.weight.nbytes for layer in _layers(loaded)) > _SHARE_OF_MEMORY * free_bytes(loaded.device):
+        size = sum(layer.weight.nbytes for layer in _layers(loaded)) // (2 if rounds_matmuls(loaded) else 1)
+        if size > _SHARE_OF_MEMORY * free_bytes(loaded.device):
             raise Unsupported("too little free memory for a second copy of the weights")
 
     patch = partial(_patch, loaded, _packed)
