@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,6 @@ def test_a_run_that_can_begin(place, capsys):
     ids=lambda value: str(value)[:60],
 )
 def test_what_a_run_would_refuse_is_refused(overrides, said, place, capsys):
-
     for name in ("taken", "mine", "broken"):
         (place / name).mkdir()
     (place / "taken/config.yaml").write_text("# A run of spinerl: its resolved configuration.\n")
@@ -183,14 +183,10 @@ def test_a_model_of_the_hub_whose_weights_are_elsewhere(place, capsys, monkeypat
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_gguf_file(place, capsys):
-    pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
-    from tests.gguf_files import write_folder, write_gguf
-    from tests.models import write_model
-
-    (place / "folder").mkdir()
-    file = write_gguf(write_folder("qwen2", place / "folder", write_model), place / "m.gguf")
-    held = sum(tensor.numel() for tensor in load_file(place / "folder/model.safetensors").values())
+def test_a_gguf_file(place, capsys, gguf_folders):
+    folder = gguf_folders("qwen2")
+    file = Path(shutil.copy(f"{folder}.gguf", place / "m.gguf"))
+    held = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
     capsys.readouterr()
     code, out, _ = run(["adapt", "--dry-run", f"model={file}", "data=good.jsonl"], capsys)
     assert code == 0
