@@ -73,7 +73,9 @@ def complete(root: Any, words: Sequence[str], begun: str) -> list[Candidate]:
 
 
 def _commands_of(command: Any) -> Mapping[str, Any]:
-    return getattr(command, "commands", {})
+    """The commands below one, in the order of its help; none below most."""
+    commands = getattr(command, "commands", {})
+    return {name: commands[name] for name in command.list_commands(None)} if commands else {}
 
 
 def _options(command: Any, path: Sequence[str], given: Sequence[str], begun: str) -> Iterator[Candidate]:
