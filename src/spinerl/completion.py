@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spinerl.choices import BENCHMARKS, DATA_KEYS, PATH_KEYS, fields_of, literals, model_names, suite_names, values_of
+from spinerl.choices import BENCHMARKS, DATA_KEYS, PATH_KEYS, literals, model_names, suite_names, values_of
+from spinerl.config import fields_of
 from spinerl.errors import InputError
 from spinerl.files import write_text
 from spinerl.lines import lines_of, read_text, visible

@@ -38,6 +38,7 @@ from spinerl.config.keys import (
     VllmConfig,
     VoteConfig,
     describe_keys,
+    fields_of,
     value_of,
 )
 from spinerl.config.layers import (
@@ -63,6 +64,6 @@ __all__ = [
     "EngineConfig", "EntropyConfig", "EvalConfig", "ExampleConfig", "FeedbackConfig", "ForksConfig", "GuardConfig",
     "LogConfig", "LoraConfig", "LossConfig", "ModelConfig", "OptimConfig", "PromptConfig", "RolloutConfig",
     "StreamConfig", "TrackConfig", "TreeConfig", "VllmConfig", "VoteConfig", "allow_plugins", "describe_keys",
-    "dump_yaml", "expand_layer", "explain_value", "layer_value", "load_config", "named_by_file", "named_code",
-    "override", "parse_override", "profile_of", "read_recipe", "sets_key", "split_override", "value_of",
+    "dump_yaml", "expand_layer", "explain_value", "fields_of", "layer_value", "load_config", "named_by_file",
+    "named_code", "override", "parse_override", "profile_of", "read_recipe", "sets_key", "split_override", "value_of",
 ]  # fmt: skip

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic.fields import FieldInfo
 
 from spinerl.methods import METHODS
 from spinerl.templates import TEMPLATE_OPTIONS_TAKEN
 
-__all__ = ["FILE_ENDING", "PLUGIN_KEYS", "STANDARD_INPUT", "Config", "describe_keys", "value_of"]
+__all__ = ["FILE_ENDING", "PLUGIN_KEYS", "STANDARD_INPUT", "Config", "describe_keys", "fields_of", "value_of"]
 
 _UNLISTED: dict[str, Any] = {"listed": False}
 """Of a field: a threshold that users have no ground to choose.  It can be set, and docs/guard.md names it."""
@@ -788,21 +789,24 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
+def fields_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, field) of every key of a configuration, unlisted ones too, in order."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from fields_of(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
 def describe_keys(unlisted: bool = False) -> Iterator[tuple[str, str, Any, str]]:
     """(key, type, default, description) of every key, in order; docs/configuration.md is made of it.
 
     `unlisted`: with those that are in no list, since users have no ground to choose their values.
     """
-    yield from _describe(Config, "", unlisted)
-
-
-def _describe(section: type[BaseModel], prefix: str, unlisted: bool) -> Iterator[tuple[str, str, Any, str]]:
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _describe(kind, f"{prefix}{name}.", unlisted)
-        elif unlisted or field.json_schema_extra is not _UNLISTED:
-            yield f"{prefix}{name}", _type_name(kind, field.metadata), field.default, field.description or ""
+    for key, field in fields_of():
+        if unlisted or field.json_schema_extra is not _UNLISTED:
+            yield key, _type_name(field.annotation, field.metadata), field.default, field.description or ""
 
 
 def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
