@@ -52,6 +52,23 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def gguf_folders(tmp_path_factory: pytest.TempPathFactory):
+    """A function: architecture name -> folder of a tiny random model, with the same model as FOLDER.gguf next to it."""
+    pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
+    from tests.gguf_files import write_folder, write_gguf
+
+    made: dict[str, Path] = {}
+
+    def folder(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = write_folder(architecture, tmp_path_factory.mktemp(architecture))
+            write_gguf(made[architecture], Path(f"{made[architecture]}.gguf"))
+        return made[architecture]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vision_model_folders(tmp_path_factory: pytest.TempPathFactory):
     """A function: family name -> folder of a tiny random vision-language model with its processor."""
     made: dict[str, Path] = {}

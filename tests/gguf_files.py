@@ -1,4 +1,4 @@
-"""GGUF files of the tiny random models, written as llama.cpp's converter writes them."""
+"""GGUF files of the tiny random models, written as llama.cpp's converter writes them, and what is asked of one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.models import CHAT_TEMPLATE, byte_tokenizer
+from spinerl.config import load_config
+from spinerl.engine.sampler import greedy_responses
+from spinerl.models.loading import LoadedModel, load_model
+from spinerl.types import Question
+from tests.models import CHAT_TEMPLATE, byte_tokenizer, write_model
 
+TEXTS = ("the 1212 in the inn", "  12 + 1\n\n= thé", "")
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("1", "2"), ("Ġ", "1")]
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -19,6 +24,19 @@ ARCHITECTURES = {
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
 }
+
+
+def opened(name: Path | str, *overrides: str) -> LoadedModel:
+    config = load_config(overrides=[f"model={name}", *overrides])
+    return load_model(config.model, config.engine)
+
+
+def greedy(loaded: LoadedModel, tokens: int = 24) -> tuple[list[list[int]], tuple[str, ...]]:
+    """(token ids, texts) of greedy responses to a few prompts."""
+    questions = [Question(f"q{i}", "?") for i in range(3)]
+    config = load_config(overrides=[f"rollout.max_new_tokens={tokens}"])
+    rollout = greedy_responses(loaded, questions, ((3, 40, 50, 60, 70), (90, 80, 70), (200,)), config.rollout)
+    return rollout.tokens.tolist(), rollout.texts
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
@@ -40,7 +58,7 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_folder(architecture: str, folder: Path, write_model: Any) -> Path:
+def write_folder(architecture: str, folder: Path) -> Path:
     """A tiny random model with the merging tokenizer, as a Hugging Face folder."""
     write_model(architecture, folder)
     tokenizer = merging_tokenizer()

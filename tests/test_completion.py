@@ -50,6 +50,7 @@ def offered(root, line: str) -> list[str]:
 # (a line up to the cursor, what may stand in place of its last word)
 LINES = {
     "spinerl ad": ["adapt"],
+    "spinerl p": ["preflight", "plan", "push"],  # as in the help
     "spinerl data ": ["list", "show", "check"],
     "spinerl adapt meth": ["method="],
     "spinerl adapt method=spine-": ["method=spine-no-band", "method=spine-memory", "method=spine-v2"],

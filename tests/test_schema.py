@@ -9,9 +9,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from spinerl.choices import FUNCTIONS, fields_of
+from spinerl.choices import FUNCTIONS
 from spinerl.comparison.keys import read_keys
-from spinerl.config import RENAMED, SWITCHES, dump_yaml, load_config, value_of
+from spinerl.config import RENAMED, SWITCHES, dump_yaml, fields_of, load_config, value_of
 from spinerl.errors import InputError
 from spinerl.schema import recipe_schema, schema_text
 

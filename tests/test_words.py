@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "src/spinerl/engine/cpu/kernels.py": {"rotate"},  # rotate_half, as transformers has it
     "src/spinerl/bench/": {"slope"},  # of fitted lines; a name in saved files
     "src/spinerl/bridges/verl_export.py": {"ability"},  # a column of verl's
-    "src/spinerl/config.py": {"normaliser", "products"},  # old keys
+    "src/spinerl/config/layers.py": {"normaliser", "products"},  # old keys
     "src/spinerl/tiny/": {"told"},  # stories are told
     "tests/bench/test_bench_command.py": {"slope"},
     "tests/bridges/test_verl_export.py": {"ability"},

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spinerl.config import Config
 from spinerl.methods import ALIASES, LOSSES, METHODS
 from spinerl.tiny import MODELS, SUITES, VQA_SUITES
 
@@ -22,7 +19,6 @@ __all__ = [
     "DATA_KEYS",
     "FUNCTIONS",
     "PATH_KEYS",
-    "fields_of",
     "literals",
     "model_names",
     "suite_names",
@@ -60,16 +56,6 @@ DATA_KEYS = ("data", "data.name", "data.target")
 
 PATH_KEYS = ("run", "data.path", "data.gold", "data.image_folder", "vllm.folder")
 """Keys whose value is a path and nothing else."""
-
-
-def fields_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted key, field) of every key of a configuration, unlisted ones too, in order."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from fields_of(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
 
 
 def literals(kind: Any) -> tuple[str, ...]:

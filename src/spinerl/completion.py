@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spinerl.choices import BENCHMARKS, DATA_KEYS, PATH_KEYS, fields_of, literals, model_names, suite_names, values_of
+from spinerl.choices import BENCHMARKS, DATA_KEYS, PATH_KEYS, literals, model_names, suite_names, values_of
+from spinerl.config import fields_of
 from spinerl.errors import InputError
 from spinerl.files import write_text
 from spinerl.lines import lines_of, read_text, visible
@@ -73,7 +74,9 @@ def complete(root: Any, words: Sequence[str], begun: str) -> list[Candidate]:
 
 
 def _commands_of(command: Any) -> Mapping[str, Any]:
-    return getattr(command, "commands", {})
+    """The commands below one, in the order of its help; none below most."""
+    commands = getattr(command, "commands", {})
+    return {name: commands[name] for name in command.list_commands(None)} if commands else {}
 
 
 def _options(command: Any, path: Sequence[str], given: Sequence[str], begun: str) -> Iterator[Candidate]:

@@ -28,7 +28,7 @@ from spinerl.runs import RunFolder
 from spinerl.train import check_disk, check_gold
 from spinerl.workload import fitting
 
-__all__ = ["DryRun", "check_writable", "dry_run", "show_dry_run"]
+__all__ = ["DryRun", "check_writable", "dry_run", "require_extras", "show_dry_run"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,7 @@ def dry_run(config: Config, overwrite: bool = False) -> DryRun:
     found: list[tuple[str, str]] = []
     open_code(config, lambda line: found.append(("plug-in", line.removeprefix("plug-in "))))
     _check_folder(folder, overwrite)
-    if config.rollout.sampler == "vllm" and config.vllm.url is None:
-        require_vllm()
-    if config.lora.rank and config.steps:
-        require_peft()
+    require_extras(config)
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
     facts, tokenizer = model_facts(config.model), load_tokenizer(config.model)
     vision = load_processor(config.model)
@@ -87,6 +84,14 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     owner = who_holds(folder)
     if owner is not None:
         raise InputError(f"{folder} is being written by {owner}; wait for its end, or stop it")
+
+
+def require_extras(config: Config) -> None:
+    """MissingExtraError for a package that the run needs and that is not installed."""
+    if config.rollout.sampler == "vllm" and config.vllm.url is None:
+        require_vllm()
+    if config.lora.rank and config.steps:
+        require_peft()
 
 
 def check_writable(key: str, folder: Path) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "NonFiniteError",
     "RunError",
     "SpinerlError",
+    "cause_of",
     "did_you_mean",
     "memory_line",
     "reason_of",
@@ -78,6 +79,15 @@ def did_you_mean(word: Any, allowed: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def cause_of(error: BaseException) -> str:
+    """What the system says of a file or folder, without its number and name; of another error its text.
+
+    >>> cause_of(FileNotFoundError(2, "No such file or directory", "a.txt")), cause_of(ValueError("no such thing"))
+    ('No such file or directory', 'no such thing')
+    """
+    return str(getattr(error, "strerror", None) or error)
 
 
 def reason_of(error: BaseException, most: int = 300) -> str:

@@ -33,7 +33,7 @@ from spinerl.models.quantize import BYTES_PER_WEIGHT
 from spinerl.step import cuts_short, needs_anchor
 from spinerl.types import Question
 
-__all__ = ["Footprint", "MemoryPhase", "Remedy", "estimate", "foresee", "memory_note", "remedies"]
+__all__ = ["Footprint", "MemoryPhase", "Remedy", "estimate", "foresee", "held_bytes", "memory_note", "remedies"]
 
 _LIBRARIES = 480 * 2**20  # of a process with torch and transformers at work, before it holds a model
 _ON_GPU = 600 * 2**20  # CUDA's context and the workspaces of its libraries
@@ -154,7 +154,7 @@ def memory_note(config: Config, questions: Sequence[Question]) -> str | None:
     """
     try:
         device = torch.device(pick_device(config.model.device))
-        if _MOST_BYTES * _num_parameters(config) < (free_bytes(device) + _held(device)) / _SMALL:
+        if _MOST_BYTES * _num_parameters(config) < (free_bytes(device) + held_bytes(device)) / _SMALL:
             return None
         found = foresee(config, questions)
         if found.fits:
@@ -180,7 +180,7 @@ class _Foresight:
 
     def __init__(self, config: Config, questions: Sequence[Question] | None) -> None:
         self.device = torch.device(pick_device(config.model.device))
-        self._available = int(free_bytes(self.device)) + _held(self.device)
+        self._available = int(free_bytes(self.device)) + held_bytes(self.device)
         self._precisions: dict[str, Precision] = {}
         self._opened: dict[tuple[torch.dtype, int, bool], LoadedModel] = {}
         if questions is None:
@@ -265,7 +265,7 @@ def _changed(config: Config, values: Mapping[str, Any]) -> Config:
     return config.model_copy(update=merged)
 
 
-def _held(device: torch.device) -> int:
+def held_bytes(device: torch.device) -> int:
     """Bytes that this process holds of the device's memory."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
 

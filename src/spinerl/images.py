@@ -29,7 +29,6 @@ __all__ = [
     "BadImageError",
     "ImageFacts",
     "augmented_image",
-    "image_bytes",
     "image_facts",
     "image_key",
     "open_image",
@@ -67,14 +66,6 @@ class ImageFacts:
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.width} x {self.height} pixels, {self.num_bytes:,} bytes"
-
-
-def image_bytes(ref: ImageRef) -> bytes:
-    """The file's bytes, as they are stored."""
-    if ref.data is not None:
-        return ref.data
-    with _file(ref) as file:
-        return file.read()
 
 
 def image_key(ref: ImageRef) -> str:

@@ -19,9 +19,9 @@ from spinerl.data import load_data, resolve
 from spinerl.engine.backend import backend_of
 from spinerl.engine.kv_cache import free_bytes
 from spinerl.engine.optimizer import Optimizer
-from spinerl.footprint import Footprint, Remedy, estimate, foresee, remedies
+from spinerl.footprint import Footprint, Remedy, estimate, foresee, held_bytes, remedies
 from spinerl.guard.probe import pick_probe
-from spinerl.machine import forget_peak_memory, peak_resident_bytes, resident_bytes, tune_allocator
+from spinerl.machine import forget_peak_memory, peak_resident_bytes, tune_allocator
 from spinerl.models.loading import LoadedModel
 from spinerl.permission import open_code
 from spinerl.rewards import alternating_rewards
@@ -271,7 +271,7 @@ def make_plan(work: Workload, config: Config, seconds: float = 30.0) -> Plan:
     phases = count_phases(config, len(work.questions))
     if not seconds or not config.steps:
         return Plan(phases)
-    free = int(free_bytes(work.loaded.device)) + _held(work.loaded)
+    free = int(free_bytes(work.loaded.device)) + held_bytes(work.loaded.device)
     return Plan(phases, measure(work, config, seconds), free)
 
 
@@ -331,20 +331,13 @@ def _guarded(config: Config) -> bool:
     return config.guard.mode != "off" and config.steps > 0
 
 
-def _held(loaded: LoadedModel) -> int:
-    """Bytes that the model's device, or this process, holds now."""
-    if loaded.device.type == "cuda":
-        return torch.cuda.memory_allocated(loaded.device)
-    return resident_bytes()
-
-
 def _reset_peak(loaded: LoadedModel) -> int:
     """Forget the highest memory so far; returns what is held now, in bytes."""
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
     else:
         forget_peak_memory()
-    return _held(loaded)
+    return held_bytes(loaded.device)
 
 
 def _peak(loaded: LoadedModel) -> int:

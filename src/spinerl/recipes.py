@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from spinerl.errors import InputError
+from spinerl.errors import InputError, cause_of
 
 __all__ = ["parse_yaml", "read_recipe", "read_yaml", "split_args"]
 
@@ -34,7 +34,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     try:
         value = read_yaml(path)
     except OSError as error:
-        raise InputError(f"cannot read recipe {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot read recipe {path}: {cause_of(error)}") from None
     except ValueError as error:  # no UTF-8; a path with a NUL
         raise InputError(f"cannot read recipe {path}: {error}") from None
     except yaml.YAMLError as error:

@@ -22,7 +22,7 @@ def configuration_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `make docs` from `src/spinerl/config.py`; `spinerl config --keys` prints the same, `spinerl config",
+        "Made by `make docs` from `src/spinerl/config/`; `spinerl config --keys` prints the same, `spinerl config",
         "--schema` as a JSON Schema for editors ([commands.md](commands.md#a-recipe-of-ones-own)).",
         "Keys come from a recipe file and from `key=value` overrides; `spinerl config [RECIPE] [KEY=VALUE]...` prints",
         "what they resolve to. Later layers win: defaults, the bundled model's profile, the method's row, the recipe,",

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spinerl.config import Config, dump_yaml, load_config, read_recipe
-from spinerl.errors import CheckpointError, InputError, RunError, SpinerlError, memory_line
+from spinerl.errors import CheckpointError, InputError, RunError, SpinerlError, cause_of, memory_line
 from spinerl.files import (
     Draft,
     draft_of,
@@ -123,7 +123,7 @@ class RunFolder:
             raise
         except OSError as error:
             run.unlock()
-            raise InputError(f"run={path} cannot be written: {_reason(error)}; choose another run=FOLDER") from None
+            raise InputError(f"run={path} cannot be written: {cause_of(error)}; choose another run=FOLDER") from None
         return run
 
     def check_free(self, overwrite: bool = False) -> None:
@@ -145,7 +145,7 @@ class RunFolder:
                 f"run={path} cannot be written: its name is no UTF-8 text; choose another run=FOLDER"
             ) from None
         except (OSError, ValueError) as error:
-            raise InputError(f"run={path} cannot be written: {_reason(error)}; choose another run=FOLDER") from None
+            raise InputError(f"run={path} cannot be written: {cause_of(error)}; choose another run=FOLDER") from None
         if taken and not overwrite:
             raise InputError(
                 f"run={path} exists; continue it with `spinerl adapt --resume {quoted(path)}`, replace it with "
@@ -161,7 +161,7 @@ class RunFolder:
         try:
             kind = kind_of(file, follow=True)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be opened: {_reason(error)}") from None
+            raise InputError(f"{path} cannot be opened: {cause_of(error)}") from None
         if kind is None:
             raise InputError(f"{path} is not a run folder: it has no config.yaml")
         if kind != "a file":
@@ -190,7 +190,7 @@ class RunFolder:
         except FolderInUseError as owner:
             raise InputError(f"{self.path} is being written by {owner}; wait for its end, or stop it") from None
         except OSError as error:
-            raise InputError(f"run={self.path} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"run={self.path} cannot be written: {cause_of(error)}") from None
 
     def unlock(self) -> None:
         """Let others write here again."""
@@ -447,10 +447,6 @@ def load_learned(model: torch.nn.Module, file: Path) -> None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _free_name(path: Path) -> Path:

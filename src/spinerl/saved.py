@@ -17,7 +17,7 @@ import torch
 
 from spinerl.config import Config
 from spinerl.engine.backend import backend_of
-from spinerl.errors import InputError, RunError
+from spinerl.errors import InputError, RunError, cause_of
 from spinerl.evaluation import Part
 from spinerl.files import kind_of, quoted
 from spinerl.locks import lock_file
@@ -162,7 +162,7 @@ class SavedEvaluation:
             self._lock()
             self.file.write_bytes(b"")
         except OSError as error:
-            raise InputError(f"{self.file} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"{self.file} cannot be written: {cause_of(error)}") from None
         self._head = head
         return self._at_once
 
@@ -213,7 +213,7 @@ def _kind(file: Path, follow: bool = False) -> str | None:
     try:
         return kind_of(file, follow=follow)
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{file} cannot be opened: {cause_of(error)}") from None
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

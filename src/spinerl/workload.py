@@ -19,6 +19,7 @@ from spinerl.engine.backend import backend_of
 from spinerl.engine.vllm import open_sampler, require_vllm
 from spinerl.errors import InputError
 from spinerl.footprint import memory_note
+from spinerl.lines import counted
 from spinerl.machine import choose_threads, set_threads, tune_allocator
 from spinerl.models import precision
 from spinerl.models.adapters import add_adapters
@@ -96,7 +97,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         for note in data.notes:
             observer.note(note)
         for reason, count in skipped.items():
-            observer.note(f"skipped {count} question{'s' * (count != 1)}: {reason}")
+            observer.note(f"skipped {counted(count, 'question')}: {reason}")
         for note in loaded.notes:
             observer.note(note)
     (questions, prompts, num_left_out), notes = fitting(loaded, rendered, config)
@@ -182,7 +183,7 @@ def fitting(loaded: Limits, rendered: Rendered, config: Config) -> tuple[Rendere
         ids = [questions[i].id for i in found.skipped]
         notes.insert(
             0,
-            f"skipped {len(ids)} question{'s' * (len(ids) != 1)}: of the model's context of {loaded.context} tokens "
+            f"skipped {counted(len(ids), 'question')}: of the model's context of {loaded.context} tokens "
             f"the prompt leaves fewer than {found.least} for a response ({listed(ids, _IDS_SHOWN)})",
         )
     kept = Rendered(tuple(questions[i] for i in found.kept), tuple(prompts[i] for i in found.kept), len(found.skipped))

@@ -13,7 +13,6 @@ from spinerl.answers import (
     Decision,
     best_of,
     early_stopped_majority,
-    easy_to_hard,
     first_finish,
     lead_probability,
     vote,
@@ -116,10 +115,3 @@ def test_the_certain_rule_is_never_wrong(classes: list[int | None], tie: str) ->
 def test_refusals(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(cast([0, 1]))
-
-
-def test_easy_questions_come_first() -> None:
-    # majority fractions 1/2, 1, 0, 1, 2/3: equal ones keep their order
-    votes = [cast([0, 1]), cast([0]), cast([None]), cast([1, 1]), cast([0, 0, 1])]
-    assert easy_to_hard(votes) == (1, 3, 4, 0, 2)
-    assert easy_to_hard([]) == ()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from spinerl.comparison.plan import plan
 from spinerl.config import load_config
 from spinerl.data import load_data
 from spinerl.locks import FolderLock, who_holds
-from spinerl.models.headers import count
+from spinerl.models import precision
+from spinerl.models.headers import count, model_facts
 from spinerl.models.loading import load_model
 from spinerl.plan import count_phases
 from spinerl.runs import RunFolder, write_json
+from spinerl.tiny import model_path
 from tests.commands import exit_code
 
 SHORT = ["questions_per_step=2", "group_size=2", "rollout.max_new_tokens=4", "data.max_questions=4", "threads=1",
@@ -47,6 +51,18 @@ def place(tmp_path, monkeypatch) -> Path:
 def no_weights(monkeypatch) -> None:
     """Weights cannot be read: only the headers of their files."""
     monkeypatch.setattr("spinerl.models.loading._read_model", lambda *_: pytest.fail("weights are read"))
+
+
+def cached_model(folder: Path, names, monkeypatch) -> Path:
+    """The bundled model's files of these names, as a hub's own/tiny in the cache of a folder; the files' folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+    snapshot = folder / "cache/models--own--tiny/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text("abc")
+    for name in names:
+        (snapshot / name).write_bytes((model_path() / name).read_bytes())
+    return snapshot
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -92,8 +108,6 @@ def test_a_run_that_can_begin(place, capsys):
     ids=lambda value: str(value)[:60],
 )
 def test_what_a_run_would_refuse_is_refused(overrides, said, place, capsys):
-    from spinerl.tiny import model_path
-
     for name in ("taken", "mine", "broken"):
         (place / name).mkdir()
     (place / "taken/config.yaml").write_text("# A run of spinerl: its resolved configuration.\n")
@@ -129,8 +143,6 @@ def test_a_plug_in_of_a_recipe_needs_leave(place, capsys):
 
 
 def test_the_number_of_parameters_is_that_of_the_model(model_folders, vision_model_folders, tmp_path):
-    from spinerl.models.headers import model_facts
-
     for folder in (model_folders("qwen2"), vision_model_folders("qwen2_vl")):
         config = load_config(overrides=[f"model={folder}"]).model
         facts, loaded = model_facts(config), load_model(config)
@@ -144,18 +156,26 @@ def test_the_number_of_parameters_is_that_of_the_model(model_folders, vision_mod
     assert model_facts(load_config(overrides=[f"model={tmp_path}"]).model).parameters == facts.parameters
 
 
+@pytest.mark.parametrize("faster", [0.0, math.inf], ids=["fast", "slow"])
+def test_the_type_is_the_one_that_loading_chooses(monkeypatch, tmp_path, faster):
+    """On a CPU whose bfloat16 is fast enough for the model, and on one where it is not; without weights too."""
+    monkeypatch.setattr(precision, "bfloat16_support", lambda: "AMX")
+    monkeypatch.setattr(precision, "_LARGE", 1000)
+    monkeypatch.setattr(precision, "_FASTER", faster)
+    config = load_config(overrides=[f"model={model_path()}", "model.dtype=auto", "model.device=cpu"]).model
+    loaded = str(load_model(config).model.dtype)
+    assert loaded == ("torch.bfloat16" if faster == 0 else "torch.float32")
+    assert f"torch.{model_facts(config).dtype}" == loaded
+    cached_model(tmp_path, ["config.json"], monkeypatch)
+    facts = model_facts(config.model_copy(update={"name": "own/tiny"}))
+    assert (f"torch.{facts.dtype}", facts.parameters) == (loaded, None)
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_a_model_of_the_hub_whose_weights_are_elsewhere(place, capsys, monkeypatch):
     """Its cache holds what `config.json` and tokenizer are; then its weights too."""
-    from spinerl.tiny import model_path
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "cache"))
-    snapshot = place / "cache/models--own--tiny/snapshots/abc"
-    snapshot.mkdir(parents=True)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs/main").write_text("abc")
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (snapshot / name).write_bytes((model_path() / name).read_bytes())
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    snapshot = cached_model(place, names, monkeypatch)
     arguments = ["adapt", "--dry-run", "model=own/tiny", "data=good.jsonl"]
     assert "own/tiny: qwen3, weights not on this machine yet, float32" in run(arguments, capsys)[1]
     (snapshot / "model.safetensors").write_bytes((model_path() / "model.safetensors").read_bytes())
@@ -163,14 +183,10 @@ def test_a_model_of_the_hub_whose_weights_are_elsewhere(place, capsys, monkeypat
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_gguf_file(place, capsys):
-    pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
-    from tests.gguf_files import write_folder, write_gguf
-    from tests.models import write_model
-
-    (place / "folder").mkdir()
-    file = write_gguf(write_folder("qwen2", place / "folder", write_model), place / "m.gguf")
-    held = sum(tensor.numel() for tensor in load_file(place / "folder/model.safetensors").values())
+def test_a_gguf_file(place, capsys, gguf_folders):
+    folder = gguf_folders("qwen2")
+    file = Path(shutil.copy(f"{folder}.gguf", place / "m.gguf"))
+    held = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
     capsys.readouterr()
     code, out, _ = run(["adapt", "--dry-run", f"model={file}", "data=good.jsonl"], capsys)
     assert code == 0

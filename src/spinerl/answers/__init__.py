@@ -9,7 +9,6 @@ from spinerl.answers.extract import Reading, Refused, extract_answer, read_answe
 from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_memory
 from spinerl.answers.normalize import KINDS, MAX_ANSWER_CHARS, normalize_answer
 from spinerl.answers.options import original_letter
-from spinerl.answers.order import easy_to_hard
 from spinerl.answers.pooling import harmonic_shares, pool_votes
 from spinerl.answers.rewards import (
     QUESTION_WEIGHTS,
@@ -52,7 +51,6 @@ __all__ = [
     "default_equivalence",
     "early_exit",
     "early_stopped_majority",
-    "easy_to_hard",
     "empo_reward",
     "evol_reward",
     "evol_sides",

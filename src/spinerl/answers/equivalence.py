@@ -181,9 +181,8 @@ class Equivalence:
                 if _is_inequality(a) and b.startswith(("number:", "value:")):
                     continue
                 if self._same(distinct[a].shown, distinct[b].shown, budget):
-                    first, second = sorted((_find(root, a), _find(root, b)))
-                    root[second] = first
-        return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
+                    _join(root, a, b)
+        return _classes(root)
 
     def _read(self, text: str, budget: _Budget) -> str:
         """The key of its value, or "yes" or "no" (math-verify can read it or not), or one of `_NO_ANSWER`."""
@@ -297,9 +296,8 @@ def _unite(keys: Sequence[Key], joined: dict[str, str | None]) -> dict[str, str 
         own = root.setdefault(key.text, key.text)
         for other in key.also if own is not None else ():
             root.setdefault(other, other)
-            first, second = sorted((_find(root, key.text), _find(root, other)))
-            root[second] = first
-    return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
+            _join(root, key.text, other)
+    return _classes(root)
 
 
 def _is_comparable(key: Key) -> bool:
@@ -314,6 +312,16 @@ def _find(root: dict[str, str | None], text: str) -> str:
     while (parent := root[text]) != text and parent is not None:
         text = parent
     return text
+
+
+def _join(root: dict[str, str | None], a: str, b: str) -> None:
+    first, second = sorted((_find(root, a), _find(root, b)))
+    root[second] = first
+
+
+def _classes(root: dict[str, str | None]) -> dict[str, str | None]:
+    """The text that stands for each text's class."""
+    return {text: None if parent is None else _find(root, text) for text, parent in root.items()}
 
 
 class _Cache(Generic[K, V]):

@@ -212,7 +212,6 @@ _DECLARED = re.compile(
     r"(?P<name>[knmlj])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*Z\s*\}?|Z|\\mathbf\s*\{?Z\}?)(?:\^[+*])?|(?:\\(?:text"
     r"|mbox)\s*\{\s*)?(?:is|being)?\s*(?:an(?:y)?\s+)?integer\s*\}?)\s*\)?\s*\.?$"
 )
-_PARAMETER = re.compile(r"(?<![\\A-Za-z_])([knm])(?![A-Za-z_(])")
 _VARIABLES = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from spinerl.answers.equivalence import Equivalence
-from spinerl.answers.votes import break_tie, choose_class, spelling_of
+from spinerl.answers.votes import break_tie, by_appearance, choose_class, spelling_of
 from spinerl.types import Remembered, Vote
 
 __all__ = ["harmonic_shares", "pool_votes"]
@@ -58,12 +58,7 @@ def pool_votes(
     answers = [answer for one in votes for answer in one.answers]
     flat = [weight for own in weights for weight in own]
     classes = equivalence.classes(answers, kind)
-    numbers: dict[int, int] = {}
-    renumbered = [None if c is None else numbers.setdefault(c, len(numbers)) for c in classes]
-    members: list[list[int]] = [[] for _ in numbers]
-    for index, number in enumerate(renumbered):
-        if number is not None:
-            members[number].append(index)
+    _, renumbered, members = by_appearance(classes)
     ends = [0]
     for one in votes:
         ends.append(ends[-1] + len(one.answers))

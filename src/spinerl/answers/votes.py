@@ -9,7 +9,17 @@ from collections.abc import Callable, Sequence
 from spinerl.errors import InputError, did_you_mean
 from spinerl.types import Vote
 
-__all__ = ["TIES", "break_tie", "by_question", "check_options", "choose_class", "spelling_of", "vote", "vote_metrics"]
+__all__ = [
+    "TIES",
+    "break_tie",
+    "by_appearance",
+    "by_question",
+    "check_options",
+    "choose_class",
+    "spelling_of",
+    "vote",
+    "vote_metrics",
+]
 
 TIES = ("abstain", "first", "random")
 """What a tie for the most votes yields: no winner; the class that appeared first; a seeded draw."""
@@ -54,15 +64,9 @@ def vote(
     if len(answers) != len(classes):
         raise InputError(f"{len(answers)} answers but {len(classes)} classes; give one class per answer")
     weight = _check_weights(weights, len(answers))
-    numbers: dict[int, int] = {}
-    renumbered = tuple(None if c is None else numbers.setdefault(c, len(numbers)) for c in classes)
-    for answer, number in zip(answers, renumbered, strict=True):
-        if answer is None and number is not None:
-            raise InputError("a response without an answer has a class; its class must be None")
-    members: list[list[int]] = [[] for _ in numbers]
-    for index, number in enumerate(renumbered):
-        if number is not None:
-            members[number].append(index)
+    if any(answer is None and c is not None for answer, c in zip(answers, classes, strict=True)):
+        raise InputError("a response without an answer has a class; its class must be None")
+    numbers, renumbered, members = by_appearance(classes)
     counts = tuple(math.fsum(weight[i] for i in group) for group in members)
     total = math.fsum(weight)
     winner = choose_class(
@@ -78,6 +82,23 @@ def vote(
     shown = max(counts, default=0.0) if winner is None else counts[winner]
     frac = shown / total if total > 0 else 0.0
     return Vote(tuple(answers), renumbered, counts, winner, label, frac)
+
+
+def by_appearance(
+    classes: Sequence[int | None],
+) -> tuple[dict[int, int], tuple[int | None, ...], list[list[int]]]:
+    """Classes renumbered by first appearance: (new number by old one, the responses' new numbers, responses by class).
+
+    >>> by_appearance([7, None, 3, 7])
+    ({7: 0, 3: 1}, (0, None, 1, 0), [[0, 3], [2]])
+    """
+    numbers: dict[int, int] = {}
+    renumbered = tuple(None if c is None else numbers.setdefault(c, len(numbers)) for c in classes)
+    members: list[list[int]] = [[] for _ in numbers]
+    for index, number in enumerate(renumbered):
+        if number is not None:
+            members[number].append(index)
+    return numbers, renumbered, members
 
 
 def choose_class(

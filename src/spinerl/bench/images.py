@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from spinerl.bench.models import IMAGE, write_vision_model
+from spinerl.bench.sharing import sharing_figures
 from spinerl.bench.timing import figures, interleave, ratios
 from spinerl.bench.work import Job, Work, bench_config
 from spinerl.engine.optimizer import Optimizer
@@ -61,21 +62,9 @@ def _measure(job: Job) -> dict[str, Any]:
         tasks[f"rollout, sharing {name}"] = lambda repeat, name=name: sample(name, repeat)
         tasks[f"update, sharing {name}"] = lambda repeat, name=name: learn(name, repeat)
     seconds = interleave(tasks, job.patience(), sides["on"].device, job.note)
-    rollout, update = (
-        {name: seconds[f"{phase}, sharing {name}"] for name in ("on", "off")} for phase in ("rollout", "update")
-    )
-    both = {name: [a + b for a, b in zip(rollout[name], update[name], strict=True)] for name in ("on", "off")}
     return {
-        **ratios("ratio", both["off"], both["on"]),
-        **ratios("rollout_ratio", rollout["off"], rollout["on"]),
-        **ratios("update_ratio", update["off"], update["on"]),
-        **ratios("ratio_vs_generate", seconds["generate"], rollout["on"]),
-        **figures("seconds", both["on"]),
-        **figures("seconds_off", both["off"]),
-        **figures("rollout_seconds", rollout["on"]),
-        **figures("rollout_seconds_off", rollout["off"]),
-        **figures("update_seconds", update["on"]),
-        **figures("update_seconds_off", update["off"]),
+        **sharing_figures(seconds),
+        **ratios("ratio_vs_generate", seconds["generate"], seconds["rollout, sharing on"]),
         **figures("generate_seconds", seconds["generate"]),
     }
 

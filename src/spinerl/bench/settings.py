@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from spinerl.config import explain_value, split_override
 from spinerl.errors import InputError, did_you_mean
 
-__all__ = ["PARTS", "Settings", "describe_settings", "load_settings"]
+__all__ = ["PARTS", "Settings", "load_settings"]
 
 Part = Literal["step", "rollout", "update", "sharing", "images", "efficiency", "scaling"]
 PARTS: tuple[Part, ...] = ("step", "rollout", "update", "sharing", "images", "efficiency", "scaling")
@@ -117,12 +117,6 @@ def load_settings(overrides: Sequence[str] = ()) -> Settings:
     if "scaling" in settings.parts and not settings.out_folder.is_dir():
         raise InputError(f"out={settings.out}: no such folder; make it first, or leave the key out")
     return settings
-
-
-def describe_settings() -> Iterator[tuple[str, Any, str]]:
-    """(key, default, description) of every key, in order."""
-    for name, field in Settings.model_fields.items():
-        yield name, field.default, field.description or ""
 
 
 def _explain(item: Any) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from spinerl.bench.timing import figures, interleave, ratios
 from spinerl.bench.work import Job, open_work
 
-__all__ = ["measure_sharing"]
+__all__ = ["measure_sharing", "sharing_figures"]
 
 _OFF = ("engine.disable=[shared-prefix]",)
 
@@ -28,7 +29,11 @@ def measure_sharing(job: Job) -> dict[str, Any]:
     learnt = sides["on"].targets(sides["on"].sample())
     tasks: dict[str, Any] = {f"rollout, sharing {name}": side.sample for name, side in sides.items()}
     tasks |= {f"update, sharing {name}": (lambda _, side=side: side.learn(*learnt)) for name, side in sides.items()}
-    seconds = interleave(tasks, job.patience(), sides["on"].device, job.note)
+    return sharing_figures(interleave(tasks, job.patience(), sides["on"].device, job.note))
+
+
+def sharing_figures(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Of "rollout, sharing on", "rollout, sharing off" and the same of updates: seconds, and off over on."""
     rollout, update = (
         {name: seconds[f"{phase}, sharing {name}"] for name in ("on", "off")} for phase in ("rollout", "update")
     )

@@ -21,7 +21,8 @@ from spinerl.comparison.state import State, states
 from spinerl.comparison.table import Table, build_table
 from spinerl.comparison.words import sentences
 from spinerl.config import allow_plugins, named_code
-from spinerl.errors import InputError, RunError
+from spinerl.errors import InputError, RunError, cause_of
+from spinerl.lines import counted
 from spinerl.locks import FolderInUseError, FolderLock
 from spinerl.runs import write_json, write_text
 from spinerl.terminal import PlainConsole
@@ -117,7 +118,7 @@ def _notes(comparison: Comparison, failures: Sequence[Failure]) -> list[str]:
     config = comparison.tasks[0].config
     most = max(keys.votes, keys.samples)
     notes = [
-        f"Model {config.model.name}; {len(keys.seeds)} seed{'s' * (len(keys.seeds) != 1)}: "
+        f"Model {config.model.name}; {counted(len(keys.seeds), 'seed')}: "
         f"{', '.join(map(str, keys.seeds))}. Questions are the unit: a question's value is its mean over the seeds.",
         f"Rows without an update start from the first {keys.samples} responses of the unadapted model; their Pass@1 "
         "is that of the answer they give. The equal-token vote is the majority of as many responses as an "
@@ -162,7 +163,7 @@ def _locked(out: Path) -> Iterator[None]:
     except FolderInUseError:
         raise in_use from None
     except OSError as error:
-        raise InputError(f"out={out} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"out={out} cannot be written: {cause_of(error)}") from None
     try:
         if not lock.held:
             raise in_use

@@ -14,11 +14,9 @@ from spinerl.comparison.plan import NONE, Comparison, Task, plan
 from spinerl.comparison.state import State, states
 from spinerl.config import Config, ModelConfig
 from spinerl.data import load_data
-from spinerl.dry_run import check_writable
-from spinerl.engine.vllm import require_vllm
+from spinerl.dry_run import check_writable, require_extras
 from spinerl.errors import InputError
 from spinerl.locks import who_holds
-from spinerl.models.adapters import require_peft
 from spinerl.models.headers import model_facts
 from spinerl.models.loading import load_tokenizer
 from spinerl.plan import count_phases
@@ -54,10 +52,7 @@ def dry_compare(args: Sequence[str], console: Console, overwrite: bool = False, 
             seen.append(config.model)
             facts, tokenizer = model_facts(config.model), load_tokenizer(config.model)
             console.print(f"model: {facts.sentence}; tokenizer of {len(tokenizer):,} tokens")
-        if config.rollout.sampler == "vllm" and config.vllm.url is None:
-            require_vllm()
-        if config.lora.rank and config.steps:
-            require_peft()
+        require_extras(config)
         check_gold(config, *sizes[task.data])
     for data, (num, num_gold) in sizes.items():
         console.print(f"questions: {num} of {data}, {num_gold} with gold answers, for figures only")

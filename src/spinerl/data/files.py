@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from spinerl.data.guesses import kind_of_text
-from spinerl.errors import InputError, reason_of
+from spinerl.errors import InputError, cause_of, reason_of
 from spinerl.files import kind_of
 
 __all__ = ["ENDINGS", "MAX_CHARS", "DataFile", "kind_by_name", "lines_in", "look_at"]
@@ -237,7 +237,7 @@ def _check_file(path: Path, label: str) -> None:
     try:
         found = kind_of(path, follow=True)
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise InputError(f"{label} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{label} cannot be opened: {cause_of(error)}") from None
     if found is None:
         raise InputError(f"{label}: there is no such file; give a {', '.join(ENDINGS)} file")
     if found == "a file":

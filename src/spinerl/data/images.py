@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spinerl.images import MAX_PIXELS, BadImageError, image_facts, open_image, shortened, upright_rgb
+from spinerl.lines import counted
 from spinerl.types import ImageRef, Question
 
 __all__ = ["ImageReader", "parts_of", "place_images"]
@@ -84,10 +85,10 @@ def place_images(text: str, images: tuple[ImageRef, ...], *, merged: bool = Fals
     if mixed:
         raise BadImageError("the text mixes <image> and numbered placeholders such as <image1>; use one kind", reason)
     if len(order) != len(images):
-        found, there = _count(len(order), "image placeholder"), _count(len(images), "image")
+        found, there = counted(len(order), "image placeholder"), counted(len(images), "image")
         raise BadImageError(f"the text has {found}, the row has {there}; see data.columns.images", reason)
     if max(order) > len(images):
-        there = _count(len(images), "image")
+        there = counted(len(images), "image")
         raise BadImageError(f"the text names <image{max(order)}>, the row has {there}", reason)
     shown: set[int] = set()
 
@@ -117,7 +118,7 @@ def parts_of(question: Question) -> list[str | ImageRef]:
     if len(pieces) == 1:
         return [*question.images, question.text]
     if len(pieces) != len(question.images) + 1:
-        found, there = _count(len(pieces) - 1, "image placeholder"), _count(len(question.images), "image")
+        found, there = counted(len(pieces) - 1, "image placeholder"), counted(len(question.images), "image")
         message = f"question {question.id!r}: the text has {found}, the question {there}"
         raise BadImageError(message, "wrong number of image placeholders")
     parts: list[str | ImageRef] = [pieces[0]]
@@ -192,7 +193,3 @@ def _decoded(text: str) -> bytes | None:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

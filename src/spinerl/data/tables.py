@@ -15,6 +15,7 @@ from spinerl.data import files
 from spinerl.data.files import DataFile, check_unpacked, lines_in
 from spinerl.data.guesses import delimiter_of
 from spinerl.errors import InputError, memory_line, reason_of
+from spinerl.lines import counted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -234,8 +235,8 @@ def _odd_length(record: Sequence[str], names: Sequence[str], delimiter: str) -> 
     if len(record) == len(names) or (len(record) > len(names) and not any(record[len(names) :])):
         return ""
     return (
-        f"{len(record)} cell{'s' * (len(record) != 1)} where the header names {len(names)} column"
-        f"{'s' * (len(names) != 1)}; a text that holds {delimiter!r} must stand in double quotes"
+        f"{counted(len(record), 'cell')} where the header names {counted(len(names), 'column')}; a text that holds "
+        f"{delimiter!r} must stand in double quotes"
     )
 
 

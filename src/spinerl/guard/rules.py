@@ -11,23 +11,12 @@ from typing import Any
 
 from spinerl.config import GuardConfig
 
-__all__ = ["RULES", "Verdict", "best_look", "judge", "look_score"]
-
-RULES = {
-    "no-go": "before step 1: too few of the pseudo-labels would be right",
-    "lost": "hardly an answer is one that the initial model gave",
-    "alike": "different questions suddenly have the same answer",
-    "shared": "most questions, whose answers should differ, have one answer",
-    "unreadable": "fewer and fewer answers can be read",
-    "refusals": "the model has begun to refuse",
-    "past-peak": "the score has fallen far below its best and stays there",
-    "diverged": "a loss, a gradient, weights or logits are no finite numbers any more",
-}
+__all__ = ["Verdict", "best_look", "judge", "look_score"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a run should go no further: the rule's name, and the figures in words."""
+    """Why a run should go no further: the rule's name (docs/guard.md lists them), and the figures in words."""
 
     rule: str
     reason: str

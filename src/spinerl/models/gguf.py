@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from spinerl.errors import InputError, MissingExtraError, reason_of
+from spinerl.errors import InputError, MissingExtraError, cause_of, reason_of
 from spinerl.models.gguf_header import ARRAY, MAGIC, TEXT, Cursor, Header, fault, read_header
 
 __all__ = [
@@ -144,7 +144,7 @@ def _checked_header(file: Path, name: str) -> Header:
         header = read_header(file)
         wrong = fault(header)
     except OSError as error:
-        _refuse(name, error.strerror or str(error))
+        _refuse(name, cause_of(error))
     except (*_UNREADABLE, MemoryError) as error:
         _refuse(name, f"its header is cut off or damaged ({error})")
     else:

@@ -4,6 +4,7 @@ without memory for its weights.  Nothing is fetched from the hub for the line.""
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from spinerl.models.capabilities import Capabilities
 from spinerl.models.context import context_length
 from spinerl.models.gguf import gguf_shapes
 from spinerl.models.loading import LoadedModel, held_weights, open_settings, reads_images, resolve_name, whole_model
+from spinerl.models.precision import choose_dtype
 from spinerl.models.vision import vision_parameters
 from spinerl.models.weights import Shapes, read_json, read_shapes
 
@@ -31,8 +33,8 @@ _MOST_LAYERS = 1000  # a config.json with more is damaged, and its modules would
 class ModelFacts:
     """A model that was looked at.  `parameters` is None where its weights are not on this machine.
 
-    `context` is the most tokens of prompt and response (None: any number), `num_embeddings` the number of tokens it
-    knows, `adapters` how many folders of adapters are added into it.
+    `dtype` is what it would be loaded in, `context` the most tokens of prompt and response (None: any number),
+    `num_embeddings` the number of tokens it knows, `adapters` how many folders of adapters are added into it.
     """
 
     name: str
@@ -48,7 +50,7 @@ class ModelFacts:
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights, in bytes; 0 where their number is not known."""
-        return (self.parameters or 0) * (4 if self.dtype == "float32" else 2)
+        return (self.parameters or 0) * (2 if self.dtype == "bfloat16" else 4)
 
     @property
     def sentence(self) -> str:
@@ -80,7 +82,6 @@ def model_facts(config: ModelConfig) -> ModelFacts:
     """
     whole, adapters = whole_model(config)
     device = pick_device(config.device)
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
     gguf = Path(resolve_name(whole.name))
     shapes: Shapes | None = None if gguf.is_file() else _shapes(whole)
     settings: Any = open_settings(whole, None if shapes is None else len(shapes))
@@ -89,6 +90,7 @@ def model_facts(config: ModelConfig) -> ModelFacts:
     else:
         sizes = None if shapes is None else shapes.values()
     parameters = None if sizes is None else sum(map(math.prod, sizes))
+    dtype, _ = choose_dtype(config.dtype, torch.device(device), _described(whole) if sizes is None else sizes)
     vocabulary = int(settings.get_text_config().vocab_size)
     return ModelFacts(
         config.name, str(settings.model_type), parameters, dtype, device, context_length(settings), vocabulary,
@@ -107,6 +109,14 @@ def _shapes(config: ModelConfig) -> Shapes | None:
     names = set() if index is None else set(read_json(index).get("weight_map", {}).values())
     files = [_cached(config, str(name)) for name in sorted(names)]
     return read_shapes(filter(None, files)) if files and all(files) else None
+
+
+def _described(config: ModelConfig) -> list[tuple[int, ...]]:
+    """The shapes of the weights that config.json describes; none where no model can be made of it without them."""
+    with suppress(InputError):
+        skeleton = open_skeleton(Config(model=config), torch.device("cpu"), torch.float32)
+        return [tuple(parameter.shape) for parameter in skeleton.model.parameters()]
+    return []
 
 
 def _cached(config: ModelConfig, name: str) -> Path | None:

@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from spinerl.config import ModelConfig
-from spinerl.errors import InputError, reason_of
+from spinerl.errors import InputError, cause_of, reason_of
 from spinerl.hub import model_fault, one_try, why_away
+from spinerl.lines import counted
 
 __all__ = [
     "Shapes",
@@ -204,14 +205,14 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], config: ModelC
     if mismatched:
         name, held, described = mismatched[0]
         raise InputError(
-            f"model={config.name}: {_count(mismatched, 'tensor')} of the weights {_have(mismatched)} another shape "
-            f"than config.json describes: {name} is {_shown(held)}, not {_shown(described)}; {_OTHERS}"
+            f"model={config.name}: {counted(len(mismatched), 'tensor')} of the weights {_have(mismatched)} another "
+            f"shape than config.json describes: {name} is {_shown(held)}, not {_shown(described)}; {_OTHERS}"
         )
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
         advice = _OTHERS if unexpected else "download the model again: random numbers are no substitute"
         raise InputError(
-            f"model={config.name}: the weights lack {_count(missing, 'tensor')}: {listed(missing)}; {advice}"
+            f"model={config.name}: the weights lack {counted(len(missing), 'tensor')}: {listed(missing)}; {advice}"
         )
     if not unexpected:
         return ()
@@ -222,10 +223,10 @@ def check_loaded(model: torch.nn.Module, info: Mapping[str, Any], config: ModelC
     wrong = [name for name in unexpected if _pattern(name) in patterns or name.rpartition(".")[0] in owners]
     if wrong and getattr(model.config, "quantization_config", None) is None:
         raise InputError(
-            f"model={config.name}: the weights hold {_count(wrong, 'tensor')} that config.json does not describe: "
-            f"{listed(wrong)}; {_OTHERS}"
+            f"model={config.name}: the weights hold {counted(len(wrong), 'tensor')} that config.json does not "
+            f"describe: {listed(wrong)}; {_OTHERS}"
         )
-    return (f"model={config.name}: {_count(unexpected, 'tensor')} of the weights not used: {listed(unexpected)}",)
+    return (f"model={config.name}: {counted(len(unexpected), 'tensor')} of the weights not used: {listed(unexpected)}",)
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
@@ -298,7 +299,7 @@ def _fault(file: Path) -> str | None:
         with file.open("rb") as opened:
             start = opened.read(len(_LFS))
     except OSError as error:
-        return str(error.strerror or error)
+        return cause_of(error)
     if size == 0:
         return "it is empty; download it again"
     if start == _LFS:
@@ -333,10 +334,6 @@ def _pattern(name: str) -> str:
 
 def _has_own(module: torch.nn.Module) -> bool:
     return next(iter(module.parameters(recurse=False)), None) is not None
-
-
-def _count(names: Sequence[Any], what: str) -> str:
-    return f"{len(names)} {what}{'s' * (len(names) != 1)}"
 
 
 def _have(names: Sequence[Any]) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "show_thousands",
     "svg_plot",
     "x_axis",
+    "y_tick",
 ]
 
 PALETTE_SIZE = 8  # .s0 ... .s7 in style.css
@@ -256,21 +257,17 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[Markup]:
     decimals = next((d for d in range(7) if abs(round(step, d) - step) < 1e-6 * step), 6)
     for tick in frame.ticks:
         label = f"{tick * scale:,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
-        kind = "grid base" if tick == 0 else "grid"
-        yield Markup(
-            '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
-        ).format(
-            k=kind,
-            a=LEFT,
-            b=WIDTH - RIGHT,
-            y=frame.y(tick),
-            tx=LEFT - 8,
-            ty=round(frame.y(tick) + 4, 1),
-            t=label,
-        )
+        yield y_tick(frame.y(tick), label, "grid base" if tick == 0 else "grid")
     power = f" ×10{_superscript(frame.exponent)}" if frame.exponent else ""
     steps = nice_ticks(frame.x0, frame.x1, integers=True)
     yield from x_axis([(frame.x(tick), show_thousands(tick)) for tick in steps], chart.unit + power, "step")
+
+
+def y_tick(y: float, label: str, kind: str = "grid") -> Markup:
+    """A line across a plot at a height, and its label to the left."""
+    return Markup(
+        '<line class="{k}" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
+    ).format(k=kind, a=LEFT, b=WIDTH - RIGHT, y=y, tx=LEFT - 8, ty=round(y + 4, 1), t=label)
 
 
 def x_axis(ticks: Iterable[tuple[float, str]], y_unit: str, x_unit: str) -> Iterable[Markup]:

@@ -20,6 +20,7 @@ from spinerl.report.charts import (
     nice_ticks,
     svg_plot,
     x_axis,
+    y_tick,
 )
 
 __all__ = ["Histogram", "Outline", "draw_histogram"]
@@ -123,16 +124,7 @@ class _Frame:
 
 def _axes(chart: Histogram, frame: _Frame) -> Iterable[Markup]:
     for tick in frame.ticks:
-        yield Markup(
-            '<line class="grid" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/><text class="ytick" x="{tx}" y="{ty}">{t}</text>'
-        ).format(
-            a=LEFT,
-            b=WIDTH - RIGHT,
-            y=frame.y(tick),
-            tx=LEFT - 8,
-            ty=round(frame.y(tick) + 4, 1),
-            t=f"{tick:g}",
-        )
+        yield y_tick(frame.y(tick), f"{tick:g}")
     ticks = nice_ticks(frame.edges[0], frame.edges[-1], 6)
     yield from x_axis([(frame.x(tick), f"{tick:g}") for tick in ticks], chart.unit, "entropy, nats")
 

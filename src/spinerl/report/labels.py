@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from spinerl.lines import counted
 from spinerl.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -100,7 +101,7 @@ def _view(run: RunData, name: str, number: int, questions: Mapping[str, Sequence
     num_flips = sum(stretch.changed for _, own in histories for stretch in own)
     num_again = sum(len(own) - 1 for _, own in histories)
     sentence = (
-        f"{len(questions)} question{'s' * (len(questions) != 1)} had {num_again + len(questions)} visits; "
+        f"{counted(len(questions), 'question')} had {num_again + len(questions)} visits; "
         f"{show_percent(num_flips / max(1, num_again))} of the later ones changed the label."
     )
     shown = histories

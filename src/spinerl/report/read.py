@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from spinerl.errors import InputError
+from spinerl.errors import InputError, cause_of
 from spinerl.files import kind_of
 from spinerl.lines import lines_of, read_text
 from spinerl.recipes import read_yaml
@@ -245,7 +245,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
         kind, config_kind = kind_of(folder, follow=True), kind_of(path, follow=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{folder} cannot be opened: {cause_of(error)}") from None
     if kind != "a folder":
         what = "there is no such folder" if kind is None else f"it is {kind}"
         raise InputError(f"{folder} is not a run folder: {what}; give the one a run wrote")
@@ -310,7 +310,7 @@ def _read_lines(path: Path, notes: _Notes, *, in_order: bool = True) -> list[Map
     try:
         text = read_text(path, errors="replace")
     except OSError as error:
-        notes.damaged(f"{path.name} cannot be read ({error.strerror or error}): it is left out.")
+        notes.damaged(f"{path.name} cannot be read ({cause_of(error)}): it is left out.")
         return []
     lines, is_cut = lines_of(text), not text.endswith("\n")
     rows: list[Mapping[str, Any]] = []

@@ -76,9 +76,9 @@ class Problem:
         return " ".join(sorted(f"{'+' if t.sign > 0 else '-'}{t.text}" for t in self.terms))
 
 
-def is_held_out(problem: Problem) -> bool:
-    """Whether this problem belongs to the question suites (True) or to the corpus (False)."""
-    digest = hashlib.blake2b(problem.key.encode(), digest_size=4).digest()
+def is_held_out(key: str) -> bool:
+    """Whether the problem of this key belongs to the question suites (True) or to the corpus (False)."""
+    digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_BUCKETS == 0
 
 
@@ -119,7 +119,7 @@ def draw_problem(rng: Random, kind: Kind, *, held_out: bool) -> Problem:
             terms.append(term)
             amount += term.value
         problem = Problem(tuple(terms))
-        if is_held_out(problem) == held_out:
+        if is_held_out(problem.key) == held_out:
             return problem
 
 

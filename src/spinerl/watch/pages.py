@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spinerl.errors import InputError
+from spinerl.errors import InputError, cause_of
 from spinerl.report.page import Live, fill, render
 from spinerl.report.read import RunData, read_run
 from spinerl.streams import STREAMS
@@ -118,7 +118,7 @@ class LivePage:
         except InputError as error:
             return state, error
         except OSError as error:
-            return state, InputError(f"{folder} cannot be read: {error.strerror or error}")
+            return state, InputError(f"{folder} cannot be read: {cause_of(error)}")
 
     def _said(self, states: dict[Path, _State]) -> str:
         """The folder, and when something in it was last written."""

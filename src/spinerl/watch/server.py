@@ -19,7 +19,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from spinerl.errors import InputError
+from spinerl.errors import InputError, cause_of
 from spinerl.files import kind_of
 from spinerl.report.page import policy
 from spinerl.watch.pages import LivePage
@@ -59,7 +59,7 @@ def watch(
     try:
         kind = kind_of(folder, follow=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{folder} cannot be opened: {cause_of(error)}") from None
     if kind not in (None, "a folder"):
         raise InputError(f"{folder} is {kind}, not a run folder; give the folder that a run or a comparison writes")
     with Server(LivePage(folder), port) as server:

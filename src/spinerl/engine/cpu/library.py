@@ -39,6 +39,7 @@ import torch
 
 from spinerl.engine.cpu import bindings
 from spinerl.engine.cpu.bindings import Library, LibraryMismatchError, bind
+from spinerl.errors import cause_of
 
 __all__ = [
     "COMPILE_SECONDS",
@@ -145,16 +146,12 @@ def load_library(seconds: float | None = None) -> LoadedLibrary:
             note = note and f"compiled again: {note}"
             return LoadedLibrary(_built_in(folder, compiler, file, seconds), note=note)
         except OSError as error:  # no space, or nothing may be run from there
-            note = f"compiled by every process again: {folder} cannot be used ({_reason(error)})"
+            note = f"compiled by every process again: {folder} cannot be used ({cause_of(error)})"
             return LoadedLibrary(_built_in(None, compiler, None, seconds), note=note)
     except (BuildError, LibraryMismatchError) as error:
         return LoadedLibrary(None, str(error), note)
     except OSError as error:
-        return LoadedLibrary(None, _reason(error), note)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+        return LoadedLibrary(None, cause_of(error), note)
 
 
 def _seconds() -> float:
@@ -287,7 +284,7 @@ def _cache_folder() -> tuple[Path | None, str | None]:
     except (RuntimeError, KeyError):  # no HOME, and no entry in the list of users
         return None, "there is no home folder to keep it in (HOME, XDG_CACHE_HOME)"
     except OSError as error:
-        return None, f"{error.filename or folder} cannot be used ({_reason(error)})"
+        return None, f"{error.filename or folder} cannot be used ({cause_of(error)})"
     return (folder, None) if os.access(folder, os.W_OK) else (None, f"{folder} cannot be written to")
 
 
@@ -326,7 +323,7 @@ def _cached(file: Path) -> tuple[Library | None, str | None]:
     except UnicodeDecodeError:
         return None, f"{checksum} was damaged"
     except OSError as error:
-        return None, f"{file} could not be loaded ({_reason(error)})"
+        return None, f"{file} could not be loaded ({cause_of(error)})"
     except LibraryMismatchError as error:
         return None, f"{file} was another library ({error})"
 

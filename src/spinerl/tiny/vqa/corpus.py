@@ -15,20 +15,18 @@ lies. The pre-training corpus takes one side only, the question suites the other
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from spinerl.tiny.corpus import is_held_out
 from spinerl.tiny.vqa.pictures import COLOURS, GRID, LOW, SHAPES, TALLEST, Chart, Look, Picture, Scene, Thing, draw
 
 Style = Literal["careful", "careless"]
 Asked = Literal["colour", "shape"]
 
-HELD_OUT_BUCKETS = 16
-"""One problem in this many is held out of the corpus."""
 LETTERS = "ABCD"
 
 
@@ -182,12 +180,6 @@ def word(thing: Thing | None, asks: Asked) -> str:
     return "none" if thing is None else thing.colour if asks == "colour" else thing.shape
 
 
-def is_held_out(problem: Problem) -> bool:
-    """Whether this problem belongs to the question suites (True) or to the corpus (False)."""
-    digest = hashlib.blake2b(problem.key.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") % HELD_OUT_BUCKETS == 0
-
-
 # ------------------------------------------------------------------------------------------- kinds
 PLAIN_LOOK = Look()
 
@@ -236,7 +228,7 @@ def draw_problem(rng: Random, kind: Kind, *, held_out: bool) -> Problem:
         ask = _draw_ask(rng, kind, name, content)
         if ask is not None:
             problem = Problem(content, ask)
-            if is_held_out(problem) == held_out:
+            if is_held_out(problem.key) == held_out:
                 return problem
 
 

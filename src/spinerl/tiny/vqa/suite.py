@@ -2,7 +2,7 @@
 
 Prints new questions as JSON lines with `id`, `question`, `images`, `choices` (where options are offered) and
 `answer`. No question of a suite shares picture content and question with any document of the pre-training
-corpus (see `corpus.is_held_out`).
+corpus (see `spinerl.tiny.corpus.is_held_out`).
 
 The suites in the package are listed in BUNDLED; `--write FOLDER` writes them again.
 """

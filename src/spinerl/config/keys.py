@@ -1,59 +1,23 @@
-"""The configuration: one frozen tree of typed keys, read from sparse YAML and key=value overrides.  No torch here.
-
-A run's configuration is merged in this order, later layers winning: the defaults below, what a bundled model
-sets for itself, the method's row, the recipe file, the command line.  Where the command line names another method
-than the recipe does, that method's row wins over the recipe.  `model=X`, `data=X` are short for
-`model.name=X`, `data.name=X`, and `loss=X` for the keys of a row of `spinerl.methods.LOSSES`.
-"""
+"""The keys: one frozen tree of typed sections, in the order of docs/configuration.md.  No torch here."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import json
-import logging
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic.fields import FieldInfo
 
-from spinerl.errors import InputError, did_you_mean, short
-from spinerl.lines import visible
-from spinerl.methods import ALIASES, LOSSES, METHODS
-from spinerl.recipes import parse_yaml, read_recipe
+from spinerl.methods import METHODS
 from spinerl.templates import TEMPLATE_OPTIONS_TAKEN
 
-__all__ = [
-    "FILE_ENDING",
-    "PLUGIN_KEYS",
-    "PROFILES",
-    "RENAMED",
-    "STANDARD_INPUT",
-    "SWITCHES",
-    "Config",
-    "allow_plugins",
-    "describe_keys",
-    "dump_yaml",
-    "expand_layer",
-    "explain_value",
-    "layer_value",
-    "load_config",
-    "named_by_file",
-    "named_code",
-    "override",
-    "parse_override",
-    "profile_of",
-    "read_recipe",
-    "sets_key",
-    "split_override",
-    "value_of",
-]
-
+__all__ = ["FILE_ENDING", "PLUGIN_KEYS", "STANDARD_INPUT", "Config", "describe_keys", "fields_of", "value_of"]
 
 _UNLISTED: dict[str, Any] = {"listed": False}
 """Of a field: a threshold that users have no ground to choose.  It can be set, and docs/guard.md names it."""
@@ -70,8 +34,6 @@ PLUGIN_KEYS = (
 """Keys that may name a function of the user's own, as `module:function`."""
 
 _NOT_OF_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined")  # encodings of pieces of text
-_MAX_NUMBER = 2**63 - 1
-_MAX_SECTIONS = 32
 
 
 class _Section(BaseModel):
@@ -819,155 +781,6 @@ class Config(_Section):
         return Path("runs") / f"{self.method}-{model}-{data}-seed{self.seed}"
 
 
-# Old keys, read for one release: under which name, and, of switches, which part of the engine they switched off.
-RENAMED = {
-    "loss.normaliser": "loss.normalizer",
-    "rollout.engine": "rollout.sampler",
-    "rollout.max_cache_tokens": "engine.kv_cache_tokens",
-}
-SWITCHES = {
-    "rollout.share_prompts": "shared-prefix",
-    "optim.share_prompts": "shared-prefix",
-    "model.share_images": "shared-images",
-    "rollout.compact": "compact",
-    "rollout.refill": "refill",
-    "optim.trim": "trim",
-    "optim.skip": "skip",
-    "optim.sort": "sort",
-    "optim.fast_products": "onednn",
-    "rollout.pack_weights": "packed-weights",
-    "rollout.compiled": "compiled",
-    "optim.compiled": "compiled",
-    "optim.replay": "activation-reuse",
-}
-_HEADLINE = {"model": "name", "data": "name", "guard": "mode", "track": "to"}  # `model=X` is `model.name=X`
-
-# What a bundled model needs besides the defaults above, which suit models a thousand times its size.
-# Chosen on tiny/shift-dev and tiny-vqa/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it
-# is named by `spinerl_profile` in the model's config.json, or by the model's name.
-PROFILES: dict[str, dict[str, Any]] = {
-    "tiny-reasoner": {
-        "prompt": {"instruction": ""},
-        "steps": 40,
-        "questions_per_step": 16,
-        "group_size": 16,
-        "rollout": {"max_new_tokens": 128},
-        "optim": {"lr": 5e-4},
-    },
-    "tiny-vlm": {
-        "data": {"name": "tiny-vqa/shift-a"},
-        "prompt": {"instruction": ""},
-        "steps": 40,
-        "questions_per_step": 16,
-        "group_size": 16,
-        "rollout": {"max_new_tokens": 96},
-        "optim": {"lr": 2e-4},
-    },
-}
-
-
-def load_config(
-    recipe: Mapping[str, Any] | Path | str | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    file: Path | str | None = None,
-) -> Config:
-    """The resolved configuration of a recipe (a YAML file, a mapping, or nothing) and `key=value` overrides.
-
-    No code that it names is run.  What a file names, and no override, does not run later either without a word of the
-    user's: see `allow_plugins`.  `file` is where a mapping was read from, if it was; one made in Python has none.
-
-    Raises InputError naming the key, its value and what is allowed; unknown keys with "did you mean".
-
-    >>> load_config(overrides=["method=ttrl", "data.columns.question=problem"]).forks.selector
-    'all'
-    """
-    if not isinstance(recipe, Mapping):
-        file, recipe = (recipe, read_recipe(recipe)) if recipe else (None, {})
-    disabled: list[str] = []
-    from_recipe = _renamed(expand_layer(recipe), disabled)
-    from_overrides: dict[str, Any] = {}
-    for one in overrides:
-        from_overrides = _merge(from_overrides, _renamed(expand_layer(parse_override(one)), disabled))
-    given = _merge(from_recipe, from_overrides)
-    method = given.get("method", Config.model_fields["method"].default)
-    if isinstance(method, str) and method in ALIASES:
-        method = from_overrides["method"] = ALIASES[method]
-    if not isinstance(method, str) or method not in METHODS:
-        raise InputError(
-            f"method={short(method)} is not a method{did_you_mean(method, METHODS)}; allowed: {', '.join(METHODS)}"
-        )
-    model = given.get("model", {})
-    model_name = model.get("name", ModelConfig.model_fields["name"].default) if isinstance(model, dict) else None
-    layers = [METHODS[method].sets, from_recipe]
-    if from_recipe.get("method", method) != method:  # it was written for another method
-        layers.reverse()
-    layers = [PROFILES.get(profile_of(str(model_name)), {}), *layers, from_overrides]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merge(merged, layer)
-    engine = merged.get("engine")
-    listed = (engine.get("disable") if isinstance(engine, Mapping) else None) or []
-    if disabled and isinstance(engine, Mapping | None) and isinstance(listed, list):
-        merged = _merge(merged, {"engine": {"disable": [*listed, *(part for part in disabled if part not in listed)]}})
-    config = _validate(merged)
-    if file is not None:
-        config = named_by_file(config, file, from_overrides)
-    return config
-
-
-def named_code(config: Config) -> dict[str, str]:
-    """What a configuration names of code that is not spinerl's, by key: plug-ins, a model's own code, vLLM's options.
-
-    >>> named_code(load_config(overrides=["reward=mine:cautious"]))
-    {'reward': 'mine:cautious'}
-    """
-    code = {key: name for key in PLUGIN_KEYS for name in _as_list(value_of(config, key)) if ":" in name}
-    if config.model.trust_remote_code:
-        code["model.trust_remote_code"] = "true"
-    # Numbers are settings; texts may name classes, by whatever key vLLM has for them.
-    if any(not isinstance(value, int | float | None) or "code" in key for key, value in config.vllm.options.items()):
-        code["vllm.options"] = short(config.vllm.options)
-    return code
-
-
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
-
-
-def named_by_file(config: Config, file: Path | str, *words: Mapping[str, Any]) -> Config:
-    """The configuration, remembering that `file` names its code, but for what one of the layers `words` has just so."""
-    marked = config.model_copy()
-    typed = {key for key in named_code(config) for layer in words if layer_value(layer, key) == value_of(config, key)}
-    marked._code_from = {key: str(file) for key in named_code(config) if key not in typed}
-    return marked
-
-
-def allow_plugins(config: Config, allowed: bool = True) -> Config:
-    """The configuration with leave to run the code that its files name (`--allow-plugins`): the reader trusts them."""
-    marked = config.model_copy()
-    marked._code_allowed = allowed
-    return marked
-
-
-_MISSING = object()
-
-
-def layer_value(layer: Mapping[str, Any], key: str) -> Any:
-    """What a nested layer gives to a dotted key; `_MISSING` for nothing."""
-    value: Any = layer
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return _MISSING
-        value = value[part]
-    return value
-
-
-def sets_key(layer: Mapping[str, Any], key: str) -> bool:
-    """Whether a nested layer gives a value to a dotted key."""
-    return layer_value(layer, key) is not _MISSING
-
-
 def value_of(config: Config, key: str) -> Any:
     """The value of a dotted key."""
     value: Any = config
@@ -976,9 +789,14 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
-def dump_yaml(config: Config) -> str:
-    """The whole configuration as YAML; loading it again gives an equal one."""
-    return visible(yaml.dump(config.model_dump(), Dumper=_FaithfulDumper, sort_keys=False, allow_unicode=True))
+def fields_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, field) of every key of a configuration, unlisted ones too, in order."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from fields_of(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
 
 
 def describe_keys(unlisted: bool = False) -> Iterator[tuple[str, str, Any, str]]:
@@ -986,16 +804,9 @@ def describe_keys(unlisted: bool = False) -> Iterator[tuple[str, str, Any, str]]
 
     `unlisted`: with those that are in no list, since users have no ground to choose their values.
     """
-    yield from _describe(Config, "", unlisted)
-
-
-def _describe(section: type[BaseModel], prefix: str, unlisted: bool) -> Iterator[tuple[str, str, Any, str]]:
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _describe(kind, f"{prefix}{name}.", unlisted)
-        elif unlisted or field.json_schema_extra is not _UNLISTED:
-            yield f"{prefix}{name}", _type_name(kind, field.metadata), field.default, field.description or ""
+    for key, field in fields_of():
+        if unlisted or field.json_schema_extra is not _UNLISTED:
+            yield key, _type_name(field.annotation, field.metadata), field.default, field.description or ""
 
 
 def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
@@ -1013,369 +824,6 @@ def _type_name(kind: Any, metadata: Iterable[Any] = ()) -> str:
         if (value := getattr(m, key, None)) is not None
     ]
     return f"{name} {', '.join(bounds)}".strip()
-
-
-def profile_of(model_name: str, depth: int = 8) -> str:
-    """The name of a model's profile: the one its folder's config.json gives, else the model's own name.
-
-    A folder of adapters has the profile of the model they belong to, which may have adapters itself, so many deep.
-    """
-    if not depth:
-        return model_name
-    for folder in (Path(model_name), Path(model_name) / "model"):
-        try:
-            base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return profile_of(base, depth - 1) if isinstance(base, str) else model_name
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass
-        try:
-            profile = json.loads((folder / "config.json").read_text(encoding="utf-8"))["spinerl_profile"]
-            return profile if isinstance(profile, str) else model_name
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return model_name
-
-
-class _FaithfulDumper(yaml.SafeDumper):
-    """Writes texts with characters that YAML takes for line ends (U+0085) or that steer a terminal in double quotes,
-    as escapes: those that YAML writes as they are, `visible` turns into the same escapes."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if visible(data) != data else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_FaithfulDumper.add_representer(str, _FaithfulDumper.represent_str)
-
-
-def split_override(text: str, example: str = "steps=20 (a recipe file must end in .yaml)") -> tuple[str, Any]:
-    """(key, value) of one `key=value` override, the value read as YAML, or as text where it is none or ends in ":".
-
-    Raises InputError, with the example, for any other text, and for a value that `parse_yaml` refuses.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"{short(text)} is not key=value; example: {example}")
-    try:
-        text.encode()
-        return key, value if value.endswith(":") else parse_yaml(value)
-    except UnicodeEncodeError:
-        raise InputError(f"{short(text)} is not UTF-8 text") from None
-    except InputError as error:
-        raise InputError(f"{short(key)}={short(value)}: {error}") from None
-    except yaml.YAMLError:
-        return key, value
-
-
-_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-"""Signs that YAML takes for line ends, or refuses, where they are not escaped."""
-
-
-def override(key: str, value: Any) -> str:
-    """`key=value` as the command line has it, whatever the value.
-
-    >>> override("rollout.stop", ["###"])
-    'rollout.stop=["###"]'
-    """
-    text = _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
-    return f"{key}={text}"
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """The layer of one `key=value` override; InputError if it is none.
-
-    Where the key's value is a text, what is written is the text, unless it stands in quotes or is null: a folder may be
-    called 2024, #1 or [x].
-    """
-    key, value = split_override(text)
-    raw = text.partition("=")[2]
-    is_null = value is None and raw.strip().lower() in ("", "null", "~")
-    is_section = isinstance(value, Mapping) and key in _HEADLINE
-    if _is_text(key) and not (is_null or is_section or raw[:1] in ("'", '"')):
-        value = raw
-    *sections, last = key.split(".")
-    if len(sections) > _MAX_SECTIONS:
-        raise InputError(f"{short(key, bare=True)}: more than {_MAX_SECTIONS} levels of sections")
-    layer: dict[str, Any] = {last: value}
-    for section in reversed(sections):
-        layer = {section: layer}
-    return layer
-
-
-def _is_text(key: str) -> bool:
-    """Whether the value of a dotted key is a text or null, and nothing else."""
-    section: Any = Config
-    *sections, last = key.split(".")
-    if key in _HEADLINE and key != "guard":
-        sections, last = [key], _HEADLINE[key]
-    for name in sections:
-        field = section.model_fields.get(name) if isinstance(section, type) else None
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return False
-        section = field.annotation
-    field = section.model_fields.get(last)
-    return field is not None and field.annotation in (str, str | None)
-
-
-def expand_layer(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer with `model: X`, `data: X` and `loss: X` written out; InputError for an unknown loss."""
-    expanded: dict[str, Any] = {}
-    for key, value in layer.items():
-        if key == "loss" and not isinstance(value, Mapping):
-            if not isinstance(value, str) or value not in LOSSES:
-                raise InputError(
-                    f"loss={short(value)} is not a loss{did_you_mean(value, LOSSES)}; allowed: {', '.join(LOSSES)}"
-                )
-            expanded = _merge(expanded, LOSSES[value].sets)
-        elif key in _HEADLINE and not isinstance(value, Mapping):
-            expanded = _merge(expanded, {key: {_HEADLINE[key]: value}})
-        else:
-            expanded = _merge(expanded, {key: value})
-    return expanded
-
-
-def _renamed(layer: dict[str, Any], disabled: list[str]) -> dict[str, Any]:
-    """The layer under today's names of keys, with one line of notice for old ones.
-
-    Parts of the engine that old switches turn off are added to `disabled`.
-    """
-    notes = []
-    for old in (*RENAMED, *SWITCHES):
-        section, _, name = old.partition(".")
-        own = layer.get(section)
-        if not isinstance(own, Mapping) or name not in own:
-            continue
-        value = own[name]
-        layer = {**layer, section: {key: other for key, other in own.items() if key != name}}
-        if old in RENAMED:
-            notes.append(f"{old} is called {RENAMED[old]}")
-            section, _, name = RENAMED[old].partition(".")
-            layer = _merge({section: {name: value}}, layer)  # where both are given, the new name wins
-        elif not isinstance(value, bool):
-            raise InputError(f"{old}={value!r}: it was true or false, and is engine.disable=[{SWITCHES[old]}] now")
-        elif not value:
-            notes.append(f"{old}=false is engine.disable=[{SWITCHES[old]}]")
-            disabled.append(SWITCHES[old])
-    if notes:
-        logging.getLogger(__name__).warning("old keys, read until the next release: %s", "; ".join(notes))
-    return layer
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` merged into `base`, section by section; neither is changed."""
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _validate(merged: Mapping[str, Any]) -> Config:
-    _check_numbers(merged)
-    try:
-        config = Config.model_validate(merged)
-    except ValidationError as error:
-        raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
-    for holds, message in (*_checks(config), *_gold_checks(config), *_vote_checks(config)):
-        if not holds:
-            raise InputError(message)
-    return config
-
-
-def _check_numbers(value: Any, key: str = "") -> None:
-    """InputError for a whole number that no library below could hold."""
-    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
-        raise InputError(f"{key}={short(value)}: a whole number is at most {_MAX_NUMBER}")
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for name, below in items:
-        _check_numbers(below, f"{key}.{name}" if key else str(name))
-
-
-def _checks(config: Config) -> list[tuple[bool, str]]:
-    """(whether it holds, what to say if not) of the rules between keys; `_vote_checks` has those about votes."""
-    return [
-        (
-            config.rollout.num_votes in (0,) or config.rollout.num_votes >= config.group_size,
-            f"rollout.num_votes={config.rollout.num_votes} is under group_size={config.group_size}: "
-            "every trained response votes; raise it or set 0",
-        ),
-        (
-            config.band.low <= config.band.high,
-            f"band.low={config.band.low} is above band.high={config.band.high}; the lower edge comes first",
-        ),
-        (
-            config.model.quantize == "none" or (bool(config.lora.rank) or not config.steps),
-            f"model.quantize={config.model.quantize}: weights in 4 bits do not learn; set lora.rank",
-        ),
-        (
-            config.model.quantize == "none" or config.rollout.sampler == "native",
-            f"model.quantize={config.model.quantize} cannot go with rollout.sampler={config.rollout.sampler}",
-        ),
-        (
-            config.optim.minibatches <= config.questions_per_step,
-            f"optim.minibatches={config.optim.minibatches} is more than questions_per_step={config.questions_per_step}",
-        ),
-        (
-            config.tree.bases == 0
-            or config.tree_bases * (1 + config.tree.forks * config.tree.branches) == config.num_votes,
-            f"a tree of {config.tree_bases} * (1 + tree.forks={config.tree.forks} * tree.branches="
-            f"{config.tree.branches}) responses per question does not make {config.num_votes} (rollout.num_votes, or "
-            "group_size); change tree.bases, tree.forks or tree.branches",
-        ),
-        (
-            config.advantage.credit == "response" or config.advantage.scope == "group",
-            "advantage.credit=prefix-tree needs advantage.scope=group: its tree is that of one question's responses",
-        ),
-        (
-            config.advantage.credit == "response" or config.advantage.scale in ("std", "none"),
-            "advantage.credit=prefix-tree needs advantage.scale=std or none: it shares out what is centred",
-        ),
-        (
-            config.advantage.scope == "group" or config.advantage.scale in ("std", "none", "raw"),
-            f"advantage.scale={config.advantage.scale} needs advantage.scope=group: it is of one question's responses",
-        ),
-        (
-            config.group_size > 1 or config.advantage.scale == "raw" or config.reward == "none" or config.steps == 0,
-            "group_size=1 leaves a response nothing to be compared with: set 2 or more, or advantage.scale=raw",
-        ),
-        (
-            config.data.min_agreement <= config.data.max_agreement,
-            f"data.min_agreement={config.data.min_agreement} is over data.max_agreement={config.data.max_agreement}",
-        ),
-        (config.data.target != STANDARD_INPUT, "data.target=-: only data=- reads standard input; name a file"),
-        (
-            not config.data.by_agreement or (config.rollout.reuse == 1 and not config.stream.on),
-            "data.min_agreement and data.max_agreement need questions that come again with fresh votes: not with "
-            "stream.on or rollout.reuse",
-        ),
-        (
-            config.rollout.reuse == 1 or not config.stream.on,
-            f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
-        ),
-        (
-            config.loss.form != "dpo"
-            or (config.reward == "pairs" and config.advantage.scale == "raw" and config.num_votes == config.group_size),
-            f"loss.form=dpo needs a pair of trained responses to each question: reward=pairs, advantage.scale=raw and "
-            f"rollout.num_votes=0 (now {config.reward}, {config.advantage.scale}, {config.rollout.num_votes})",
-        ),
-        (
-            not (config.anchor.fisher and config.stream.reset_every),
-            f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
-        ),
-        (
-            config.method != "none" or config.steps == 0,
-            f"method=none only evaluates: steps={config.steps} must be 0; choose another method to adapt",
-        ),
-        (
-            config.rollout.sampler == "native" or config.reward != "self-certainty",
-            "reward=self-certainty needs whole distributions, which rollout.sampler=vllm does not give; use native",
-        ),
-    ]
-
-
-def _gold_checks(config: Config) -> list[tuple[bool, str]]:
-    """As `_checks`, of the methods that use gold answers."""
-    return [
-        (
-            (config.reward == "gold") == (config.method == "grpo-gold"),
-            f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
-            "method=grpo-gold, as an upper bound",
-        ),
-        (
-            bool(config.feedback.questions) == (config.method == "bitta"),
-            f"feedback.questions={config.feedback.questions} cannot go with method={config.method}: gold answers say "
-            "yes and no only with method=bitta, which needs at least one",
-        ),
-        (
-            not config.feedback.questions
-            or (config.vote.memory == "off" and not config.vote.slow_decay and not config.vote.views),
-            "method=bitta cannot go with vote.memory, vote.slow_decay or vote.views, which count other votes",
-        ),
-    ]
-
-
-def _vote_checks(config: Config) -> list[tuple[bool, str]]:
-    """As `_checks`, of the rules about votes and what is remembered of them."""
-    return [
-        (
-            config.reward != "leave-one-out" or config.vote.weights == "equal" or config.vote.memory != "off",
-            f"vote.weights={config.vote.weights} cannot go with reward=leave-one-out, which counts each response once",
-        ),
-        (
-            not config.vote.memory_start or config.vote.memory != "off",
-            f"vote.memory_start={config.vote.memory_start} needs a memory: set vote.memory=fixed, sum or ema",
-        ),
-        (
-            not config.vote.slow_decay
-            or (config.rollout.sampler == "native" and not config.lora.rank and not config.stream.on),
-            f"vote.slow_decay={config.vote.slow_decay} needs whole weights of its own: no lora.rank, no stream.on and "
-            "rollout.sampler=native",
-        ),
-        (
-            not config.vote.slow_decay_end or bool(config.vote.slow_decay),
-            f"vote.slow_decay_end={config.vote.slow_decay_end} needs a slow copy: set vote.slow_decay",
-        ),
-        (
-            not config.vote.slow_decay or config.rollout.reuse == 1,
-            f"vote.slow_decay={config.vote.slow_decay} cannot go with rollout.reuse={config.rollout.reuse}",
-        ),
-        *_view_checks(config),
-        (
-            not config.vote.memory_start or not config.stream.on,
-            f"vote.memory_start={config.vote.memory_start} cannot go with stream.on: the questions of a stream are not "
-            "known before step 1",
-        ),
-    ]
-
-
-def _view_checks(config: Config) -> list[tuple[bool, str]]:
-    """As `_checks`, of the rules about views of a question."""
-    vote, shown = config.vote, f"vote.views={short(','.join(config.vote.views), bare=True)}"
-    off = not vote.views
-    return [
-        (
-            not off or (vote.pool == "sum" and not vote.train_views),
-            "vote.pool and vote.train_views are about views of a question: set vote.views, as [rephrase]",
-        ),
-        (
-            sum(":" in name for name in vote.views) <= 1,
-            f"{shown} names more than one module:function; one is allowed",
-        ),
-        (
-            off or (vote.memory == "off" and not vote.slow_decay),
-            f"{shown} cannot go with vote.memory or vote.slow_decay, which count other votes",
-        ),
-        (off or not config.tree.bases, f"{shown} cannot go with tree.bases={config.tree.bases}"),
-        (off or config.rollout.reuse == 1, f"{shown} cannot go with rollout.reuse={config.rollout.reuse}"),
-        (off or config.reward != "gold", f"{shown} cannot go with method=grpo-gold, whose rewards are no votes'"),
-        (
-            vote.pool == "sum" or config.reward != "leave-one-out",
-            "vote.pool=harmonic cannot go with reward=leave-one-out: a response has no share of its own in it",
-        ),
-    ]
-
-
-def _explain(item: Any) -> str:
-    """One line for one pydantic error: key, value, what is allowed."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        keys = [name for name, *_ in describe_keys(unlisted=True)]
-        sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
-        parent, _, last = key.rpartition(".")
-        siblings = [name for name in [*keys, *sections] if name.rpartition(".")[0] == parent]
-        near = did_you_mean(last, [name.rpartition(".")[2] for name in siblings])
-        if not near:
-            near = did_you_mean(key, keys) or did_you_mean(f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys])
-            near = near.replace('"x.', '"')
-        return f"unknown key {short(key, bare=True)}{near}; `spinerl config --keys` lists them all"
-    return explain_value(item)
-
-
-def explain_value(item: Any) -> str:
-    """One line for one pydantic error about a value: key, value, what is allowed."""
-    key = ".".join(str(part) for part in item["loc"])
-    shown = "a mapping" if isinstance(item["input"], Mapping) else short(item["input"])
-    return f"{key}={shown}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _slug(name: str) -> str:

@@ -1,0 +1,5 @@
+"""`python -m spinerl.cli` is `spinerl`."""
+
+from spinerl.cli import main
+
+main()
