@@ -16,7 +16,7 @@ from spinerl.engine.cpu.library import build, library_override
 from spinerl.engine.sampler import sample_responses
 from spinerl.models.loading import load_model
 from spinerl.types import Question
-from tests.models import needs_loops, without, write_model
+from tests.models import needs_amx, needs_loops, without, write_model
 
 pytestmark = needs_loops
 
@@ -205,6 +205,52 @@ def test_matmuls(rows, n, k):
     assert (kernels.grad_input(grads, weight) - back).abs().max() <= 1e-5 * float(back.abs().max())
     found = kernels.grad_input(grads, weight, into.clone())
     assert (found - back - into).abs().max() <= 1e-5 * float(back.abs().max() + 1)
+
+
+def rounded(tensor):
+    return tensor.bfloat16().double()
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("rows", "n", "k"), [(1, 1, 1), (3, 5, 7), (16, 64, 32), (17, 65, 33), (130, 200, 100), (300, 130, 576)]
+)
+def test_matmuls_of_rounded_factors(rows, n, k):
+    states, weight, grads, base = randn(rows, k), randn(n, k, seed=1), randn(rows, n, seed=2), randn(rows, k, seed=3)
+    packed, transposed = kernels.amx_pack(weight), kernels.amx_pack(weight, transposed=False)
+    into = base.clone()
+    kernels.amx_matmul(grads, transposed, k, into)
+    pairs = {
+        "output": (kernels.amx_matmul(states, packed, n), rounded(states) @ rounded(weight).T),
+        "grad_input": (kernels.amx_matmul(grads, transposed, k), rounded(grads) @ rounded(weight)),
+        "added": (into, base + rounded(grads) @ rounded(weight)),
+        "grad_weight": (kernels.amx_grad_weight(grads, states), rounded(grads).T @ rounded(states)),
+    }
+    for what, (found, expected) in pairs.items():
+        assert found.dtype == torch.float32
+        assert found.shape == expected.shape, what
+        assert (found - expected).abs().max() <= 2e-6 * max(rows, n, k) ** 0.5 * expected.abs().max() + 1e-6, what
+
+
+@needs_amx
+def test_rounded_matmuls_do_not_depend_on_threads():
+    states, weight = randn(300, 200), randn(130, 200, seed=1)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        grads = kernels.amx_matmul(states, kernels.amx_pack(weight), 130)
+        found.append([grads, kernels.amx_matmul(grads, kernels.amx_pack(weight, False), 200)])
+        found[-1].append(kernels.amx_grad_weight(grads, states))
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.usefixtures("plain_loops")
+def test_without_amx_there_is_none(plain_loops):
+    with library_override(plain_loops):
+        assert not kernels.has_amx()
+        with pytest.raises(RuntimeError, match="no AMX"):
+            kernels.amx_pack(randn(4, 4))
 
 
 @pytest.mark.usefixtures("loops")

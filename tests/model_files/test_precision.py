@@ -47,7 +47,7 @@ def test_what_is_asked_for_is_taken():
         assert (found, verdict.used) == (asked, asked != "float32")
     assert precision.choose_dtype("auto", torch.device("cuda"), LARGE)[0] == "bfloat16"
     assert precision.choose_dtype("auto", torch.device("mps"), LARGE)[0] == "float32"
-    with pytest.raises(InputError, match="^model.dtype=mixed is for CPUs; on cuda take bfloat16$"):
+    with pytest.raises(InputError, match=r"^model\.dtype=mixed is for CPUs; on cuda take bfloat16$"):
         precision.choose_dtype("mixed", torch.device("cuda"), LARGE)
     types = {one: precision.weights_dtype(one) for one in ("float32", "bfloat16", "mixed")}
     assert types == {"float32": torch.float32, "bfloat16": torch.bfloat16, "mixed": torch.float32}

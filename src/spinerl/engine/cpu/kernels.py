@@ -10,7 +10,6 @@ they say otherwise, and raise RuntimeError where `library()` is None.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -308,7 +307,6 @@ def pack_panels(weight: torch.Tensor) -> torch.Tensor:
 AMX_COLUMNS, _AMX_DEPTH = 64, 32  # of amx.h
 
 
-@functools.cache
 def has_amx() -> bool:
     """Whether there is a library with loops for AMX, and this process may use it."""
     found = library()
