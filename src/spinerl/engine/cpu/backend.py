@@ -61,6 +61,7 @@ __all__ = ["CpuBackend"]
 
 _LONGER_PASSES = 3  # times `optim.micro_batch_tokens` where whole layers are reused: they keep less than others at once
 _PASS_BYTES = 2**30  # of what a pass keeps for its way back: longer ones were measured to be no faster
+_MIXED_PASSES = 2  # times that, where each pass rounds all weights
 _SHORTEST = 512  # tokens of a pass, however large the model
 _LARGE = 50_000_000  # parameters, from which on a second packed copy of the weights costs more than it gives
 
@@ -100,7 +101,8 @@ class CpuBackend(Backend):
 
     def pass_tokens(self, asked: int, by_layers: bool) -> int:
         size = stream_bytes(self._loaded) if by_layers else graph_bytes(self._loaded)
-        return min(asked * (_LONGER_PASSES if by_layers else 1), max(_SHORTEST, _PASS_BYTES // size))
+        most = _PASS_BYTES * (_MIXED_PASSES if self._loaded.mixed else 1)
+        return min(asked * (_LONGER_PASSES if by_layers else 1), max(_SHORTEST, most // size))
 
     def machine(self) -> dict[str, Any]:
         found = kernels.library() if _compiles(self._loaded) else None
@@ -159,7 +161,10 @@ class _CpuSampling(SamplingPath):
         loaded = self._loaded
         if not can_share_prompts(loaded):
             return CopyingDecoder(loaded)
-        return CpuDecoder(loaded, _attends_compiled(loaded), decoder_step(loaded), self._recorder)
+        step, rounds = decoder_step(loaded), rounds_matmuls(loaded)
+        # Layer by layer, the last rows of a batch would have all weights rounded at every token.
+        few = {"rows_per_thread": 0} if rounds else {}
+        return CpuDecoder(loaded, _attends_compiled(loaded), step, self._recorder, **few)
 
     def begin_rows(self, numbers: torch.Tensor, columns: torch.Tensor) -> None:
         if self._recorder is not None:

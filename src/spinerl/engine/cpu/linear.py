@@ -50,6 +50,7 @@ _PACKED_FOR_ROWS = 64  # the packed layout's hint; any number from 16 on was mea
 _SHARE_OF_MEMORY = 1 / 8  # of what is free: packed matrices are there twice meanwhile
 _PROBED_ROWS = 64  # of a gradient, to find out whether to look at all of them
 _FEW_ACTIVE = 0.75  # rows of 0 are left out where at most this share of rows is not 0
+_HEAD = 16384  # outputs from which on a layer counts as a head
 _CHUNK_ROWS = 1024  # summed up at a time in a weight's gradient, so that they are found in the cache
 
 
@@ -87,7 +88,7 @@ def onednn_linear(loaded: LoadedModel) -> AbstractContextManager[None]:
     """Inside, the model's linear layers multiply through oneDNN, forward and backward, where `uses_onednn`; or rounded,
     where `rounds_matmuls`."""
     if rounds_matmuls(loaded):
-        return _patch(loaded, _rounding)
+        return _patch(loaded, partial(_rounding, _AmxMatmuls()))
     return _patch(loaded, _linear) if uses_onednn(loaded) else nullcontext()
 
 
@@ -100,7 +101,7 @@ def rounds_matmuls(loaded: LoadedModel) -> bool:
             raise Unsupported(kernels.library_error() or "the processor, the system or the compiler has no AMX")
         with torch.inference_mode(False), torch.enable_grad():
             expected = numbers(loaded)
-            with _patch(loaded, _rounding):
+            with _patch(loaded, partial(_rounding, _AmxMatmuls())):
                 found = numbers(loaded)
         return too_far(found.items(), expected)
 
@@ -156,8 +157,8 @@ def _linear(layer: torch.nn.Linear) -> _Forward:
     return lambda states: linear(states, layer.weight, layer.bias)
 
 
-def _rounding(layer: torch.nn.Linear) -> _Forward:
-    return lambda states: linear(states, layer.weight, layer.bias, AMX)
+def _rounding(matmuls: Matmuls, layer: torch.nn.Linear) -> _Forward:
+    return lambda states: linear(states, layer.weight, layer.bias, matmuls)
 
 
 def matmul(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -198,43 +199,59 @@ class Matmuls:
         return found.t() if wide else found
 
 
+_FLOAT32 = Matmuls()
+
+
 class _AmxMatmuls(Matmuls):
-    """The same of factors rounded to bfloat16, summed up in float32."""
+    """The same of factors rounded to bfloat16, summed up in float32; while the weights stay as they are.
+
+    Weights are packed at each matmul, which costs little where they meet many rows.  A head meets few at a time: its
+    packed copies are kept.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, bool], torch.Tensor] = {}
 
     def output(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         n = len(weight)
-        found = kernels.amx_matmul(states.flatten(0, -2), kernels.amx_pack(weight), n).view(*states.shape[:-1], n)
+        found = kernels.amx_matmul(states.flatten(0, -2), self._packed(weight, True), n).view(*states.shape[:-1], n)
         return found if bias is None else found.add_(bias)
 
     def grad_input(
         self, grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return kernels.amx_matmul(grad_output, kernels.amx_pack(weight, transposed=False), weight.shape[1], out)
+        return kernels.amx_matmul(grad_output, self._packed(weight, False), weight.shape[1], out)
 
     def grad_weight(self, grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         return kernels.amx_grad_weight(grad_output, states)
 
-
-FLOAT32, AMX = Matmuls(), _AmxMatmuls()
+    def _packed(self, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+        key = weight.data_ptr(), transposed
+        found = self._kept.get(key)
+        if found is None:
+            found = kernels.amx_pack(weight, transposed)
+            if len(weight) >= _HEAD:
+                self._kept[key] = found
+        return found
 
 
 def matmuls_of(loaded: LoadedModel) -> Matmuls:
-    """How the model's linear layers multiply in passes."""
-    return AMX if rounds_matmuls(loaded) else FLOAT32
+    """How the model's linear layers multiply in passes during which its weights stay as they are."""
+    return _AmxMatmuls() if rounds_matmuls(loaded) else _FLOAT32
 
 
 def linear(
     states: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    matmuls: Matmuls = FLOAT32,
+    matmuls: Matmuls | None = None,
     known: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """states (..., k) times weight (n, k), transposed, plus bias (n,), and its gradient.
 
     `known` (..., n): the output, where it is known already.
     """
-    return _Linear.apply(states, weight, bias, matmuls, known)
+    return _Linear.apply(states, weight, bias, matmuls or _FLOAT32, known)
 
 
 class _Linear(Function):

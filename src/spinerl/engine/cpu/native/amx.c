@@ -62,16 +62,42 @@ void amx_round(long rows, long k, const float *inp, long stride, uint16_t *out)
     memset(out + rows * width, 0, (size_t)(round_up(rows, AMX_ROWS) - rows) * width * sizeof(uint16_t));
 }
 
+/* Rows of 16 numbers of 32 bits become columns: halves of pairs of rows are interleaved, four times. */
+INLINE void transpose_16(__m512i *x)
+{
+    __m512i y[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int j = 0; j < 2; j++) {
+            x[i + 2 * j] = _mm512_unpacklo_epi64(y[i + j], y[i + 2 + j]);
+            x[i + 2 * j + 1] = _mm512_unpackhi_epi64(y[i + j], y[i + 2 + j]);
+        }
+    UNROLL for (int i = 0; i < 4; i++) { /* column i of each quarter, of rows 0 to 7 and 8 to 15 */
+        y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+        y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+        y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+        y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
+        x[i + 4] = _mm512_shuffle_i32x4(y[i + 4], y[i + 12], 0x88);
+        x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
+        x[i + 12] = _mm512_shuffle_i32x4(y[i + 4], y[i + 12], 0xdd);
+    }
+}
+
 /* One register of b for 32 rows and 16 columns of weight^T, of which so many are there; weight (n, k) has this stride. */
 INLINE void pack_transposed(const float *weight, long stride, long depth, long columns, uint16_t *out)
 {
-    uint32_t *pairs = (uint32_t *)out, line[16];
-    for (long i = 0; i < 16; i++) {
-        const __m512i numbers = i < columns ? round_32(weight + i * stride, depth) : _mm512_setzero_si512();
-        _mm512_storeu_si512(line, numbers);
-        UNROLL for (long pair = 0; pair < 16; pair++)
-            pairs[pair * 16 + i] = line[pair];
-    }
+    __m512i pairs[16];
+    UNROLL for (long i = 0; i < 16; i++)
+        pairs[i] = i < columns ? round_32(weight + i * stride, depth) : _mm512_setzero_si512();
+    transpose_16(pairs);
+    UNROLL for (long i = 0; i < 16; i++)
+        _mm512_storeu_si512(out + i * AMX_DEPTH, pairs[i]);
 }
 
 /* One register of b for 32 rows and 16 columns of inp (rows, n), of which so many are there. */
@@ -183,15 +209,14 @@ static void round_columns(long rows, long n, long columns, const float *dout, ui
 {
     const long width = round_up(rows, AMX_DEPTH);
     uint16_t tile[AMX_TILE] __attribute__((aligned(64)));
-    uint32_t *pairs = (uint32_t *)tile;
+    __m512i pairs[16];
     for (long d = 0; d < rows; d += AMX_DEPTH) {
         pack_rows(dout + d * n, n, rows - d, columns, tile);
-        for (long i = 0; i < 16; i++) {
-            uint32_t line[16];
-            UNROLL for (long pair = 0; pair < 16; pair++)
-                line[pair] = pairs[pair * 16 + i];
-            memcpy(out + i * width + d, line, sizeof line);
-        }
+        UNROLL for (long i = 0; i < 16; i++)
+            pairs[i] = _mm512_load_si512(tile + i * AMX_DEPTH);
+        transpose_16(pairs);
+        UNROLL for (long i = 0; i < 16; i++)
+            _mm512_storeu_si512(out + i * width + d, pairs[i]);
     }
 }
 
