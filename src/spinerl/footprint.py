@@ -369,7 +369,8 @@ class _Run:
             "weights": self._weights,
             "reference model": self._weights * copies,
             "slow copy": self._weights * bool(config.vote.slow_decay and config.steps),
-            "initial weights": self._weights * bool(config.stream.reset_every and config.steps),
+            "initial weights": self._weights
+            * bool(config.stream.reset_every and config.steps and not config.lora.rank),
             "master weights": self._masters,
             "optimizer states": self._moments,
         }

@@ -10,7 +10,7 @@ __all__ = ["checks"]
 
 def checks(config: Config) -> list[tuple[bool, str]]:
     """(whether it holds, what to say if not) of every rule between keys."""
-    return [*_checks(config), *_gold_checks(config), *_vote_checks(config)]
+    return [*_checks(config), *_stream_checks(config), *_gold_checks(config), *_vote_checks(config)]
 
 
 def _checks(config: Config) -> list[tuple[bool, str]]:
@@ -71,18 +71,10 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             "stream.on or rollout.reuse",
         ),
         (
-            config.rollout.reuse == 1 or not config.stream.on,
-            f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
-        ),
-        (
             config.loss.form != "dpo"
             or (config.reward == "pairs" and config.advantage.scale == "raw" and config.num_votes == config.group_size),
             f"loss.form=dpo needs a pair of trained responses to each question: reward=pairs, advantage.scale=raw and "
             f"rollout.num_votes=0 (now {config.reward}, {config.advantage.scale}, {config.rollout.num_votes})",
-        ),
-        (
-            not (config.anchor.fisher and config.stream.reset_every),
-            f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
         ),
         (
             config.method != "none" or config.steps == 0,
@@ -91,6 +83,25 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
         (
             config.rollout.sampler == "native" or config.reward != "self-certainty",
             "reward=self-certainty needs whole distributions, which rollout.sampler=vllm does not give; use native",
+        ),
+    ]
+
+
+def _stream_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about streams."""
+    return [
+        (
+            config.stream.on
+            or (config.stream.answer, config.stream.steps_each, config.stream.episodic) == ("before", 1, False),
+            "stream.answer, stream.steps_each and stream.reset_every=-1 are about streams: set stream.on=true",
+        ),
+        (
+            config.rollout.reuse == 1 or not config.stream.on,
+            f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
+        ),
+        (
+            not (config.anchor.fisher and config.stream.reset_every),
+            f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
         ),
     ]
 

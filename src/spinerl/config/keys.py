@@ -572,9 +572,33 @@ class OptimConfig(_Section):
 
 class StreamConfig(_Section):
     on: bool = Field(
-        default=False, description="questions come once, each answered before it is adapted on (stream.jsonl)"
+        default=False, description="questions come once, a batch of questions_per_step after the other (stream.jsonl)"
     )
-    reset_every: int = Field(default=0, ge=0, description="steps after which the initial model comes back; 0: never")
+    answer: Literal["before", "after", "both"] = Field(
+        default="before", description="whether each question is answered before it is adapted on, after it, or both"
+    )
+    steps_each: int = Field(default=1, ge=1, description="steps on a batch of questions before the next one comes")
+    reset_every: int = Field(
+        default=0, ge=-1, description="steps after which the initial model comes back; 0: never; -1: with each batch"
+    )
+
+    @property
+    def episodic(self) -> bool:
+        """Whether each batch of questions is adapted to from the initial weights, with which the run ends too."""
+        return self.reset_every == -1
+
+    @property
+    def steps_between_resets(self) -> int:
+        """Steps that follow one another without a reset; 0: there is none."""
+        return self.steps_each if self.episodic else self.reset_every
+
+    def batch(self, step: int) -> int:
+        """The batch of questions, from 0 up, that a step of a stream takes.
+
+        >>> [StreamConfig(on=True, steps_each=2).batch(step) for step in (1, 2, 3)]
+        [0, 0, 1]
+        """
+        return (step - 1) // self.steps_each
 
 
 class EvalConfig(_Section):
@@ -766,6 +790,11 @@ class Config(_Section):
         if self.tree.bases >= 0:
             return self.tree.bases
         return self.num_votes // (1 + self.tree.forks * self.tree.branches)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the guard brings the best weights back in the end; a run that ends with its initial ones has none."""
+        return self.guard.mode == "rollback" and not self.stream.episodic
 
     @property
     def eval_samples(self) -> int:
