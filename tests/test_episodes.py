@@ -90,9 +90,18 @@ def run_model(tmp_path):
     return tmp_path / "reset" / "model"
 
 
-@pytest.mark.parametrize("lora", [[], ["lora.rank=2"]], ids=["all weights", "adapters"])
-def test_an_episode_that_was_interrupted_goes_on_bit_for_bit(tmp_path, lora):
-    keys = [*EPISODIC, *lora]
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [],
+        ["lora.rank=2"],
+        ["method=ttadapt", "group_size=1", "stream.steps_each=2", "eval.samples=0"],
+        ["method=tt-si", "vote.views=[similar]", "lora.rank=2", "group_size=2", "data.max_questions=4"],
+    ],
+    ids=["all weights", "adapters", "ttadapt", "tt-si"],
+)
+def test_an_episode_that_was_interrupted_goes_on_bit_for_bit(tmp_path, keys):
+    keys = [*EPISODIC, *keys]
     whole = run(tmp_path / "whole", *keys)
     with pytest.raises(KeyboardInterrupt):
         adapt(load_config(overrides=[f"run={tmp_path / 'cut'}", *KEYS, *keys]), StopAt(3))  # inside the second episode
@@ -101,7 +110,8 @@ def test_an_episode_that_was_interrupted_goes_on_bit_for_bit(tmp_path, lora):
     for name in ("stream.jsonl", "metrics.jsonl", "eval.jsonl", "labels.jsonl"):
         assert without_times(cut.rows(name)) == without_times(whole.rows(name)), name
     assert cut.manifest["stream"] == whole.manifest["stream"]
-    assert [row["greedy"] for row in whole.predictions(6)] == [row["greedy"] for row in whole.predictions(0)]
+    last = whole.rows("eval.jsonl")[-1]["step"]
+    assert [row["greedy"] for row in whole.predictions(last)] == [row["greedy"] for row in whole.predictions(0)]
 
 
 def test_a_stream_cut_short_answers_its_last_batch(tmp_path):

@@ -29,6 +29,7 @@ from spinerl.rounds import first_step
 from spinerl.schedule import num_steps, question_order
 from spinerl.step import StepState, cuts_short, needs_anchor, train_step
 from spinerl.workload import Workload, add_configured_adapters, open_workload
+from spinerl.writing import WRITTEN
 
 __all__ = ["Measured", "Phase", "Plan", "count_phases", "format_duration", "make_plan", "measure", "open_plan"]
 
@@ -194,8 +195,8 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
     sampled = asked * (1 + num_views)
     shortest = min(config.forks.num_tokens, longest) if cuts_short(config) else longest
     phases.append(Phase("steps", last, sampled * votes, shortest, trained))
-    if config.vote.views.count("rephrase"):
-        phases.append(Phase("rephrasing", last, asked * config.vote.views.count("rephrase"), longest))
+    if written := sum(name in WRITTEN for name in config.vote.views):
+        phases.append(Phase("writing views", last, asked * written, longest))
     if config.vote.slow_decay:
         phases.append(Phase("slow voter", last, asked * votes, longest))
     if config.stream.on:

@@ -144,10 +144,13 @@ def train_step(
         old_logprobs = _rescored(policy, batch, old_logprobs, config, len(questions))
     learned = [votes[i] for i in groups], [rollout.questions[i] for i in groups]
     counts = weigh_questions(*learned, config.advantage.question_weight)
+    if config.vote.pool == "own":
+        counts = [own * bool(one.view) for own, one in zip(counts or [1.0] * len(groups), learned[1], strict=True)]
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, counts)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
-    by_question = torch.arange(len(batch.tokens)).view(len(questions), -1)
+    together = len(groups) if config.vote.pool == "own" else len(questions)  # a question goes with its views
+    by_question = torch.arange(len(batch.tokens)).view(together, -1)
     minibatches = by_question.tensor_split(min(config.optim.minibatches, len(questions)))
     updates: list[dict[str, float]] = []
     for _ in range(config.optim.epochs):

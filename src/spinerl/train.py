@@ -225,7 +225,7 @@ class _Session:
         self._memory = None
         if self._voter is not None or config.vote.memory != "off":
             self._memory = Memories(config, self._voter and self._voter.vote)
-        self._views = Views(config, self._render()) if config.vote.views else None
+        self._views = Views(config, self._render(), self._equivalence) if config.vote.views else None
         # What checkpoints hold next to the weights.
         self._kept = [one for one in (self._rounds, self._memory, self._voter, self._feedback) if one is not None]
         if resumed:

@@ -162,7 +162,7 @@ def _vote_checks(config: Config) -> list[tuple[bool, str]]:
 
 
 def _view_checks(config: Config) -> list[tuple[bool, str]]:
-    """Of the rules about views of a question."""
+    """As `_checks`, of the rules about views of a question."""
     vote, shown = config.vote, f"vote.views={short(','.join(config.vote.views), bare=True)}"
     off = not vote.views
     return [
@@ -182,7 +182,20 @@ def _view_checks(config: Config) -> list[tuple[bool, str]]:
         (off or config.rollout.reuse == 1, f"{shown} cannot go with rollout.reuse={config.rollout.reuse}"),
         (off or config.reward != "gold", f"{shown} cannot go with method=grpo-gold, whose rewards are no votes'"),
         (
-            vote.pool == "sum" or config.reward != "leave-one-out",
+            vote.pool != "harmonic" or config.reward != "leave-one-out",
             "vote.pool=harmonic cannot go with reward=leave-one-out: a response has no share of its own in it",
+        ),
+        (
+            vote.pool != "average" or (config.num_votes == 1 and config.rollout.sampler == "native"),
+            f"vote.pool=average decodes one response to all views: it needs group_size=1 (now {config.num_votes}) and "
+            "rollout.sampler=native",
+        ),
+        (
+            vote.pool != "own" or vote.train_views,
+            "vote.pool=own trains on the views only: set vote.train_views=true",
+        ),
+        (
+            not vote.unsure_margin or vote.pool == "own",
+            f"vote.unsure_margin={vote.unsure_margin} needs vote.pool=own",
         ),
     ]

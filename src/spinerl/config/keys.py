@@ -388,12 +388,21 @@ class VoteConfig(_Section):
     views: Annotated[list[str], BeforeValidator(_names)] = Field(
         default=[],
         description="other ways in which each question is asked in the same step, as many responses each, all voting "
-        "together: permuted-options, rephrase, reread, blank, again, augmented-images, or module:function "
+        "together: permuted-options, rephrase, similar, reread, blank, again, augmented-images, or module:function "
         "(docs/views.md)",
     )
-    pool: Literal["sum", "harmonic"] = Field(
+    pool: Literal["sum", "harmonic", "average", "own"] = Field(
         default="sum",
-        description="with views: votes are added up, or an answer's shares in them combined by the harmonic mean",
+        description="with views: sum: votes are added up; harmonic: an answer's shares in them are combined by the "
+        "harmonic mean; average: one response to all, of the mean of their next-token distributions (TTAug); own: each "
+        "votes for itself, and only the views are trained on (TT-SI)",
+    )
+    unsure_margin: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="with pool=own: views are asked only of questions whose two leading answers lie less than this "
+        "share of the votes apart; 0: of all",
     )
     train_views: bool = Field(
         default=False, description="whether responses to the views are trained on too, or only vote"
