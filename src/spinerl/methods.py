@@ -270,6 +270,17 @@ METHODS: dict[str, Method] = {
             "rollout": {"reuse": 0},
         },
     ),
+    "self-calibration": Method(
+        summary="P(Yes), asked whether a response is right, learns the share of votes for its answer",
+        source="Self-Calibration (arXiv 2503.00031)",
+        sets={
+            "reward": "frequency",
+            **_ALL_TOKENS,
+            "advantage": {"scale": "raw"},
+            "loss": {"form": "calibration", "beta": 0.25},
+            "anchor": {"weight": 0.0},
+        },
+    ),
     "ttadapt": Method(
         summary="for each question by itself: fine-tuning on one response decoded from all its views together",
         source="TTAdapt (arXiv 2510.03574)",

@@ -36,7 +36,7 @@ TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with more words.")
 ANSWERS = (("4", "4", "5", None), ("7", "7", "7", "7"), ("1", "2", "2", "2"))
 GOLD = {"0": "5", "1": "7", "2": "2"}
 QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in enumerate(TEXTS))
-ELSEWHERE = ("ttadapt", "tt-si")  # tests/engine/test_episodic_rows.py
+ELSEWHERE = ("ttadapt", "tt-si", "self-calibration")  # tests/engine/test_episodic_rows.py, test_calibration.py
 ADAPTING = [name for name in METHODS if name not in ("none", *ELSEWHERE)]
 START = (
     ("8", "8", "8", "7", None, None),

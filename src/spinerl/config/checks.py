@@ -10,7 +10,8 @@ __all__ = ["checks"]
 
 def checks(config: Config) -> list[tuple[bool, str]]:
     """(whether it holds, what to say if not) of every rule between keys."""
-    return [*_checks(config), *_stream_checks(config), *_gold_checks(config), *_vote_checks(config)]
+    rules = (_checks, _stream_checks, _calibration_checks, _gold_checks, _vote_checks)
+    return [rule for of_one in rules for rule in of_one(config)]
 
 
 def _checks(config: Config) -> list[tuple[bool, str]]:
@@ -102,6 +103,26 @@ def _stream_checks(config: Config) -> list[tuple[bool, str]]:
         (
             not (config.anchor.fisher and config.stream.reset_every),
             f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
+        ),
+    ]
+
+
+def _calibration_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about loss.form=calibration."""
+    off, form = config.loss.form != "calibration", "loss.form=calibration"
+    return [
+        (
+            off or config.advantage.scale == "raw",
+            f"{form} learns the reward itself: set advantage.scale=raw (now {config.advantage.scale})",
+        ),
+        (
+            off or (config.rollout.sampler == "native" and config.rollout.scored == "full"),
+            f"{form} scores with the model itself: it needs rollout.sampler=native and rollout.scored=full",
+        ),
+        (
+            off or (config.forks.selector == "all" and config.advantage.credit == "response"),
+            f"{form} has one token of each response to learn from: set forks.selector=all and "
+            "advantage.credit=response",
         ),
     ]
 

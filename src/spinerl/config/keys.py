@@ -467,12 +467,13 @@ class ForksConfig(_Section):
 
 
 class LossConfig(_Section):
-    form: Literal["token", "sequence", "cispo", "nll", "dpo"] = Field(
+    form: Literal["token", "sequence", "cispo", "nll", "dpo", "calibration"] = Field(
         default="token",
         description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO); nll: no "
-        "ratio, advantage times log-likelihood (fine-tuning); dpo: preference of one response over another (ScPO)",
+        "ratio, advantage times log-likelihood (fine-tuning); dpo: preference of one response over another (ScPO); "
+        "calibration: smooth L1 between P(Yes), asked of a response, and its reward (Self-Calibration)",
     )
-    beta: float = Field(default=0.5, gt=0, description="of form=dpo")
+    beta: float = Field(default=0.5, gt=0, description="of form=dpo and form=calibration")
     clip_low: float = Field(
         default=0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge"
     )
