@@ -41,6 +41,7 @@ from spinerl.evaluation import (
 from spinerl.feedback import Feedback
 from spinerl.figures import add_figures
 from spinerl.files import quoted
+from spinerl.guard.size import COLLAPSED, size_note
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
 from spinerl.maths import ENTROPY_EDGES, entropy_histogram, frequent_tokens
@@ -539,7 +540,9 @@ def _own_questions(config: Config, work: Workload, folder: Path) -> tuple[Config
 
 
 def _announce(work: Workload, config: Config, observer: Observer) -> None:
-    """Say what the run will take, where it is long enough for a measurement (log.plan)."""
+    """Say if there are too many questions, and what a run takes that is long enough for a measurement (log.plan)."""
+    if config.steps and not config.stream.on and not config.uses_gold and len(work.questions) >= COLLAPSED:
+        observer.note(size_note(len(work.questions)) or "")
     large = work.facts["model"]["num_parameters"] > _SMALL_MODEL
     if config.steps and (config.log.plan == "on" or (config.log.plan == "auto" and large)):
         observer.phase("plan", 0)

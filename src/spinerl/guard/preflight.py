@@ -15,6 +15,7 @@ from spinerl.figures import add_figures
 from spinerl.guard.forecast import Forecast, forecast
 from spinerl.guard.probe import pick_probe
 from spinerl.guard.signals import concentration
+from spinerl.guard.size import size_note
 from spinerl.models.loading import LoadedModel
 from spinerl.observer import Observer
 from spinerl.permission import open_code
@@ -33,6 +34,7 @@ def preflight(
     """
     open_code(config, None if observer is None else observer.note)
     work = open_workload(resolve(config), observer, given)
+    num_all = len(work.questions)
     asked = pick_probe(len(work.questions), config.guard.preflight_questions or len(work.questions))
     work = work.only(asked)
     seed = (config.seed, "preflight")
@@ -59,6 +61,8 @@ def preflight(
         "model": config.model.name,
         "data": config.data.name,
         **asdict(expected),
+        "num_all": num_all,
+        "size": size_note(num_all),
         "concentration": alike,
         "response_length": described["rollout/response_length"],
         "truncated_frac": described["rollout/truncated_frac"],
