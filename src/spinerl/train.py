@@ -41,6 +41,7 @@ from spinerl.evaluation import (
 from spinerl.feedback import Feedback
 from spinerl.figures import add_figures
 from spinerl.files import quoted
+from spinerl.guard.saturation import saturation_note, saturation_step
 from spinerl.guard.size import COLLAPSED, size_note
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
@@ -294,6 +295,11 @@ class _Session:
                 f"forks.selector={config.forks.selector} selected no token in {num} of {len(rows)} steps "
                 "(fork/fraction is 0 in metrics.jsonl): no response was learned from in them"
             )
+        saturated = saturation_step([row["reward/mean"] for row in rows])
+        if saturated is not None:
+            run.write_manifest({**run.manifest, "saturation_step": saturated})
+            if said := saturation_note(saturated, len(rows)):
+                self._observer.note(said)
         if config.stream.on:
             figures = stream_figures(run.rows("stream.jsonl"), config.eval.confidence)
             run.write_manifest({**run.manifest, "stream": figures})

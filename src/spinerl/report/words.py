@@ -70,9 +70,10 @@ def summary(group: Group) -> list[str]:
     text = group.runs[0].guard.get("text")
     if len(group.runs) == 1 and isinstance(text, str) and text:
         sentences.append(f"{text[0].upper()}{text[1:]}")
+    sentences += [_saturation_sentence(run) for run in group.runs[:1] if len(group.runs) == 1]
     sentences += [_stream_sentence(run) for run in group.runs[:1] if len(group.runs) == 1 and run.stream]
-    sentences += [sentence for sentence in (_dynamics_sentence(group), _collapse_sentence(group)) if sentence]
-    return sentences
+    sentences += [_dynamics_sentence(group), _collapse_sentence(group)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _accuracy_sentence(run: RunData) -> str:
@@ -103,6 +104,14 @@ def _accuracy_sentence(run: RunData) -> str:
     if verdict == "unclear":
         return f"Greedy Pass@1 went {change}, but this run cannot tell whether accuracy changed: the {both} overlap."
     return f"Greedy Pass@1 {verdict} {change} ({both})."
+
+
+def _saturation_sentence(run: RunData) -> str:
+    """When the reward had risen as far as it would; "" where that is not known."""
+    step = number(run.manifest.get("saturation_step"))
+    if step is None:
+        return ""
+    return f"The mean reward first came within 1{NBSP}% of its highest at step {step:.0f} of {run.steps_done}."
 
 
 def _stream_sentence(run: RunData) -> str:
