@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from spinerl.answers import Equivalence
 from spinerl.config import Config
+from spinerl.engine.snapshot import Snapshot
 from spinerl.evaluation import evaluate
 from spinerl.models.loading import LoadedModel
 from spinerl.workload import Workload
@@ -35,21 +34,18 @@ class Episodes:
 
     def __init__(self, loaded: LoadedModel, config: Config, equivalence: Equivalence) -> None:
         """`loaded`: the unadapted model, which will learn."""
-        self._loaded, self._config, self._equivalence = loaded, config, equivalence
-        self._initial: dict[str, torch.Tensor] = {}
-        if config.stream.reset_every and config.steps:
-            self._initial = {name: p.detach().clone() for name, p in _learned(loaded)}
+        self._config, self._equivalence = config, equivalence
+        self._initial = Snapshot(loaded.model) if config.stream.reset_every and config.steps else None
 
     def resets_before(self, step: int) -> bool:
         """Whether a step starts from the initial weights again."""
         span = self._config.stream.steps_between_resets
-        return bool(self._initial) and step > 1 and (step - 1) % span == 0
+        return self._initial is not None and step > 1 and (step - 1) % span == 0
 
     def reset(self) -> None:
         """Bring the initial weights back, in place."""
-        with torch.no_grad():
-            for name, parameter in _learned(self._loaded):
-                parameter.copy_(self._initial[name])
+        if self._initial is not None:
+            self._initial.restore()
 
     def before(self, step: int, batch: Workload) -> Answers | None:
         """The answers of the model as it is before a step, if that is the first of a batch and they are asked for."""
@@ -68,8 +64,3 @@ class Episodes:
         config = self._config.model_copy(update={"eval": greedy})
         found = evaluate(batch.loaded, batch.questions, batch.prompts, batch.gold, config, self._equivalence)
         return Answers(found.predictions, int(found.metrics["eval/num_tokens"]))
-
-
-def _learned(loaded: LoadedModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """The parameters that learn, by name."""
-    return [(name, p) for name, p in loaded.model.named_parameters() if p.requires_grad]

@@ -295,7 +295,7 @@ class _Session:
                 f"forks.selector={config.forks.selector} selected no token in {num} of {len(rows)} steps "
                 "(fork/fraction is 0 in metrics.jsonl): no response was learned from in them"
             )
-        saturated = saturation_step([row["reward/mean"] for row in rows])
+        saturated = saturation_step([row["reward/mean"] for row in rows if "reward/mean" in row])
         if saturated is not None:
             run.write_manifest({**run.manifest, "saturation_step": saturated})
             if said := saturation_note(saturated, len(rows)):

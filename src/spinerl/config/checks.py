@@ -131,6 +131,11 @@ def _gold_checks(config: Config) -> list[tuple[bool, str]]:
     """Of the methods that use gold answers."""
     return [
         (
+            not (config.guard.probe_steps and config.uses_gold),
+            f"guard.probe_steps={config.guard.probe_steps} cannot go with method={config.method}: the guard has no gold "
+            "answers to learn from",
+        ),
+        (
             (config.reward == "gold") == (config.method == "grpo-gold"),
             f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
             "method=grpo-gold, as an upper bound",

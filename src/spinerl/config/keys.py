@@ -653,6 +653,13 @@ class GuardConfig(_Section):
         "vote.memory, else 0",
     )
     preflight_questions: int = Field(default=64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
+    probe_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps of a short run at high pressure that `spinerl preflight` takes too, to see when the labels "
+        "collapse (URLVR); 0: none",
+    )
+    pressure: float = Field(default=10.0, ge=1, description="what the learning rate is multiplied by in it")
     no_go: float = Field(default=0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
     go: float = Field(default=0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")
     lost: float = Field(

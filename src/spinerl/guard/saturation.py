@@ -42,4 +42,5 @@ def saturation_note(step: int, num_steps: int) -> str | None:
     """
     if step > EARLY * num_steps:
         return None
-    return f"the mean reward saturated at step {step} of {num_steps}: so early, it may have been memorized (arXiv 2604.18574)"
+    where = f"step {step} of {num_steps}"
+    return f"the mean reward saturated at {where}: so early, it may have been memorized (arXiv 2604.18574)"
