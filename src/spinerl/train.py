@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from spinerl.alignment import Alignment
 from spinerl.answers import Equivalence
 from spinerl.cards import adapted_card, base_license, write_card
 from spinerl.config import STANDARD_INPUT, Config
@@ -206,6 +207,7 @@ class _Session:
         self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
         self._guard = self._new_guard()
         self._episodes = Episodes(self._loaded, config, self._equivalence)
+        self._alignment = Alignment(self._loaded.model) if config.log.alignment and config.steps else None
         self._anchor = None
         if needs_anchor(config):
             self._anchor = self._loaded.base if config.lora.rank else self._copy()
@@ -321,6 +323,8 @@ class _Session:
         asked_for = len(places) * config.num_votes
         observer.phase("step", asked_for * config.rollout.max_new_tokens, asked_for)
         before = self._episodes.before(step, chosen)
+        if self._alignment is not None:
+            self._alignment.begin()
         record, self._state = train_step(
             self._loaded,
             self._anchor,
@@ -342,6 +346,8 @@ class _Session:
             **record.metrics,
             **gold_metrics(record, labels, work.gold, config, self._equivalence),
         }
+        if self._alignment is not None:
+            metrics |= self._alignment.figures()
         if self._guard is not None:
             metrics |= self._guard.step(record)
         if self._voter is not None:

@@ -132,8 +132,8 @@ def _gold_checks(config: Config) -> list[tuple[bool, str]]:
     return [
         (
             not (config.guard.probe_steps and config.uses_gold),
-            f"guard.probe_steps={config.guard.probe_steps} cannot go with method={config.method}: the guard has no gold "
-            "answers to learn from",
+            f"guard.probe_steps={config.guard.probe_steps} cannot go with method={config.method}: the guard has no "
+            "gold answers to learn from",
         ),
         (
             (config.reward == "gold") == (config.method == "grpo-gold"),

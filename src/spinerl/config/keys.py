@@ -720,6 +720,11 @@ class LogConfig(_Section):
         description="questions per logged step whose responses go to samples.jsonl; 0: no samples, no tokens.jsonl",
     )
     sample_responses: int = Field(default=4, ge=1, description="responses logged of each such question")
+    alignment: bool = Field(
+        default=False,
+        description="log in each step the mean cosine between how a layer moved and how far it is from its initial "
+        "weights (optim/alignment, GALA); holds two copies of what learns",
+    )
     sample_every: int = Field(default=5, ge=1, description="steps between logged samples")
     plan: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         default="auto",
