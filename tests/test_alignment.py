@@ -26,11 +26,7 @@ def test_by_loops():
     torch.manual_seed(0)
     model = Two()
     alignment = Alignment(model)
-    layers = {
-        "layers.0": ["layers.0.weight", "layers.0.bias"],
-        "layers.1": ["layers.1.weight"],
-        "head": ["head.weight"],
-    }
+    layers = [["layers.0.weight", "layers.0.bias"], ["layers.1.weight"], ["head.weight"]]
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     for step in range(5):
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -40,7 +36,7 @@ def test_by_loops():
                 if name != "head.weight" or step != 2:  # in one step the head does not move
                     parameter.add_(torch.randn_like(parameter))
         cosines = []
-        for names in layers.values():
+        for names in layers:
             dot = moved = away = 0.0
             for name in names:
                 now = dict(model.named_parameters())[name].detach().flatten().tolist()
