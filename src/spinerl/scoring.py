@@ -87,7 +87,7 @@ def stream_figures(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95) 
         if row["greedy_correct"] is not None and before.get(name, {}).get("greedy_correct") is not None
     ]
     if pairs:
-        found = paired_difference(*zip(*pairs, strict=True), confidence)
+        found = paired_difference([one for one, _ in pairs], [other for _, other in pairs], confidence)
         figures |= {"change": found.difference, "change_low": found.low, "change_high": found.high}
         figures |= {"change_num": found.num, "change_p": found.p_value}
     return figures
