@@ -114,11 +114,13 @@ def test_an_episode_that_was_interrupted_goes_on_bit_for_bit(tmp_path, keys):
     assert [row["greedy"] for row in whole.predictions(last)] == [row["greedy"] for row in whole.predictions(0)]
 
 
-def test_a_stream_cut_short_answers_its_last_batch(tmp_path):
+def test_a_stream_cut_short_answers_its_last_batch(tmp_path, capsys):
     opened = run(tmp_path / "short", *EPISODIC, "steps=3")
     assert [(row["step"], row.get("when")) for row in opened.rows("stream.jsonl")] == [
         *[(1, None)] * 2, *[(2, "after")] * 2, *[(3, None)] * 2, *[(3, "after")] * 2
     ]  # fmt: skip
+    printed = capsys.readouterr()
+    assert "stream: 4 of 6 questions come; all of them with steps=6" in (printed.out + printed.err).replace("\n", " ")
 
 
 def test_keys_of_streams_need_one():

@@ -298,7 +298,7 @@ class _Session:
                 "(fork/fraction is 0 in metrics.jsonl): no response was learned from in them"
             )
         saturated = saturation_step([row["reward/mean"] for row in rows if "reward/mean" in row])
-        if saturated is not None:
+        if saturated is not None and config.reward not in ("constant", "none"):
             run.write_manifest({**run.manifest, "saturation_step": saturated})
             if said := saturation_note(saturated, len(rows)):
                 self._observer.note(said)
@@ -552,7 +552,12 @@ def _own_questions(config: Config, work: Workload, folder: Path) -> tuple[Config
 
 
 def _announce(work: Workload, config: Config, observer: Observer) -> None:
-    """Say if there are too many questions, and what a run takes that is long enough for a measurement (log.plan)."""
+    """Say if there are too many questions, or not all come, and what a run takes that is long enough to be measured."""
+    if config.stream.on and config.steps:
+        batches = -(-len(work.questions) // config.questions_per_step)
+        if (needed := batches * config.stream.steps_each) > config.steps:
+            came = (config.stream.batch(config.steps) + 1) * config.questions_per_step
+            observer.note(f"stream: {came} of {len(work.questions)} questions come; all of them with steps={needed}")
     if config.steps and not config.stream.on and not config.uses_gold and len(work.questions) >= COLLAPSED:
         observer.note(size_note(len(work.questions)) or "")
     large = work.facts["model"]["num_parameters"] > _SMALL_MODEL
