@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spinerl.config import load_config
+from spinerl.config import StreamConfig, load_config
 from spinerl.errors import InputError
 from spinerl.runs import RunFolder
 from spinerl.schedule import question_order, rank_questions
@@ -23,9 +23,9 @@ def test_an_epoch_has_every_question_once():
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled"])
 def test_a_stream_comes_once_and_its_last_step_takes_what_is_left(order):
-    seen = [q for step in (1, 2, 3) for q in question_order(10, 4, step, order, 0, stream=True)]
+    seen = [q for step in (1, 2, 3) for q in question_order(10, 4, step, order, 0, StreamConfig(on=True))]
     assert sorted(seen) == list(range(10))
-    assert question_order(10, 4, 4, order, 0, stream=True) == []
+    assert question_order(10, 4, 4, order, 0, StreamConfig(on=True)) == []
     assert (seen == list(range(10))) == (order == "sequential")
 
 

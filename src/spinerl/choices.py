@@ -31,7 +31,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
         "scrl", "dare", "compass", "scope", "exploration", "pairs", "constant", "reference", "none", "gold",
     ),
     "vote.weights": ("equal", "probability", "certainty", "margin", "stepwise"),
-    "vote.views": ("permuted-options", "rephrase", "reread", "blank", "again", "augmented-images"),
+    "vote.views": ("permuted-options", "rephrase", "similar", "reread", "blank", "again", "augmented-images"),
     "forks.selector": ("top-entropy", "otsu", "all", "first", "low-entropy", "random"),
     "guard.perturbation": ("none", "blank", "reread"),
     "advantage.question_weight": ("equal", "certain"),

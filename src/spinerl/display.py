@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from spinerl.progress import Meter, RunClock, format_clock
-from spinerl.stats import Difference, share_interval
+from spinerl.stats import Difference
 
 if TYPE_CHECKING:
     from spinerl.config import Config
@@ -159,19 +159,34 @@ def step_figures(metrics: Mapping[str, Any]) -> str:
 
 
 def stream_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A stream's prequential accuracy in words (each question answered before it was adapted on); [] for none."""
+    """A stream's accuracy in words: before each question was adapted on (prequential), after it; [] for no rows."""
+    from spinerl.scoring import stream_figures
+
     if not rows:
         return []
-    known = [row for row in rows if row["greedy_correct"] is not None]
+    figures = stream_figures(rows)
+    num = figures["num_questions"]
+    whens = {"after" if row.get("when") == "after" else "before" for row in rows}
+    asked = "before and after" if len(whens) > 1 else whens.pop()
+    known = [
+        f"{words} {format_share(figures, key)} right"
+        for words, key in (
+            ("greedy decoding had", "before"),
+            ("the vote", "vote"),
+            ("greedy decoding after it", "after"),
+        )
+        if key in figures
+    ]
     if not known:
-        return [f"stream: {len(rows)} questions answered before they were adapted on (stream.jsonl)"]
-    said = []
-    for words, key in (("greedy decoding had", "greedy_correct"), ("the vote", "majority_correct")):
-        right = sum(bool(row[key]) for row in known)
-        low, high = share_interval(right, len(known))
-        share = {"right": right / len(known), "right_low": low, "right_high": high}
-        said.append(f"{words} {format_share(share, 'right')} right")
-    return [f"stream: of {len(known)} questions, each answered before it was adapted on, {', '.join(said)}"]
+        return [f"stream: {num} questions answered {asked} they were adapted on (stream.jsonl)"]
+    lines = [f"stream: of {num} questions, each answered {asked} it was adapted on, {', '.join(known)}"]
+    if "change" in figures:
+        change, low, high = (100 * figures[key] for key in ("change", "change_low", "change_high"))
+        lines.append(
+            f"stream: adapting changed {change:+.1f} points [{low:+.1f}, {high:+.1f}] of {figures['change_num']} "
+            f"questions answered both times, p = {figures['change_p']:.2g}"
+        )
+    return lines
 
 
 def format_share(metrics: Mapping[str, Any], key: str) -> str:

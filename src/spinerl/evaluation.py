@@ -25,6 +25,7 @@ __all__ = [
     "Evaluation",
     "Part",
     "Record",
+    "adapted_rows",
     "begin_evaluation",
     "evaluate",
     "evaluate_model",
@@ -343,13 +344,20 @@ def stream_rows(
             right = one.winner is not None and flags[one.winner]
         rows.append(
             {
-                "step": step,
-                "id": row["id"],
-                "greedy": row["greedy"]["answer"],
-                "greedy_correct": row["greedy"]["correct"],
+                **_greedy_row(step, row),
                 "majority": one.pseudo_label,
                 "majority_frac": one.majority_frac,
                 "majority_correct": right,
             }
         )
     return rows
+
+
+def adapted_rows(step: int, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What it said, greedily, after it adapted on it; there is no vote afterwards."""
+    return [{**_greedy_row(step, row), "majority_correct": None, "when": "after"} for row in asked]
+
+
+def _greedy_row(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    greedy = row["greedy"]
+    return {"step": step, "id": row["id"], "greedy": greedy["answer"], "greedy_correct": greedy["correct"]}

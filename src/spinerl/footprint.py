@@ -364,12 +364,14 @@ class _Run:
         """What is there from the first step to the end."""
         config = self._config
         copies = needs_anchor(config) and not config.lora.rank
+        whole = 0 if config.lora.rank else self._weights  # of what learns; adapters are small
         return {
             "libraries": self._base,
             "weights": self._weights,
             "reference model": self._weights * copies,
             "slow copy": self._weights * bool(config.vote.slow_decay and config.steps),
-            "initial weights": self._weights * bool(config.stream.reset_every and config.steps),
+            "initial weights": whole * bool(config.stream.reset_every and config.steps),
+            "weights to compare with": 2 * whole * bool(config.log.alignment and config.steps),
             "master weights": self._masters,
             "optimizer states": self._moments,
         }

@@ -31,6 +31,8 @@ _FORKS = {"selector": "top-entropy", "fraction": 0.2, "scope": "response"}
 _EAR = {"entropy": "reshape", "entropy_range": 0.2}
 _FINE_TUNING = {**_ALL_TOKENS, "advantage": {"scale": "raw"}, "loss": {"form": "nll"}, "anchor": {"weight": 0.0}}
 
+_EPISODE = {"stream": {"on": True, "answer": "both", "reset_every": -1}, "questions_per_step": 1}
+
 METHODS: dict[str, Method] = {
     "spine": Method(
         summary="majority vote, updates on high-entropy forks only, entropy band on the forks",
@@ -266,6 +268,40 @@ METHODS: dict[str, Method] = {
             "forks": {"selector": "first", "num_tokens": 8},
             "group_size": 1,
             "rollout": {"reuse": 0},
+        },
+    ),
+    "self-calibration": Method(
+        summary="P(Yes), asked whether a response is right, learns the share of votes for its answer",
+        source="Self-Calibration (arXiv 2503.00031)",
+        sets={
+            "reward": "frequency",
+            **_ALL_TOKENS,
+            "advantage": {"scale": "raw"},
+            "loss": {"form": "calibration", "beta": 0.25},
+            "anchor": {"weight": 0.0},
+        },
+    ),
+    "ttadapt": Method(
+        summary="for each question by itself: fine-tuning on one response decoded from all its views together",
+        source="TTAdapt (arXiv 2510.03574)",
+        sets={
+            "reward": "constant",
+            **_FINE_TUNING,
+            "group_size": 1,
+            "vote": {"views": ["augmented-images", "blank", "reread"], "pool": "average", "train_views": True},
+            **_EPISODE,
+            "stream": {**_EPISODE["stream"], "steps_each": 6},
+        },
+    ),
+    "tt-si": Method(
+        summary="for each unsure question by itself: adapters learn from similar questions that the model writes",
+        source="TT-SI (arXiv 2510.07841), unsure by its votes",
+        sets={
+            "reward": "majority",
+            **_FINE_TUNING,
+            "lora": {"rank": 8},
+            "vote": {"views": ["similar"] * 4, "pool": "own", "train_views": True, "unsure_margin": 0.5},
+            **_EPISODE,
         },
     ),
     "grpo-gold": Method(

@@ -29,6 +29,7 @@ from spinerl.rounds import first_step
 from spinerl.schedule import num_steps, question_order
 from spinerl.step import StepState, cuts_short, needs_anchor, train_step
 from spinerl.workload import Workload, add_configured_adapters, open_workload
+from spinerl.writing import WRITTEN
 
 __all__ = ["Measured", "Phase", "Plan", "count_phases", "format_duration", "make_plan", "measure", "open_plan"]
 
@@ -169,7 +170,7 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
     phases = [Phase("evaluation", evaluations, evaluations * evaluated * (1 + config.eval_samples), longest)]
     if not last:
         return tuple(phases)
-    if config.guard.mode == "rollback":
+    if config.rolls_back:
         phases.append(Phase("rollback evaluation", 1, evaluated * (1 + config.eval_samples), longest))
     start = config.vote.memory_start
     from_evaluation = config.vote.weights == "equal" and evaluated == num_questions and config.eval_samples >= start
@@ -186,7 +187,7 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
     asked_in: defaultdict[int, set[int]] = defaultdict(set)  # by the step whose weights sample
     trained, num_views = 0, len(config.vote.views)
     for step in range(1, last + 1):
-        places = question_order(pool, per_step, step, order, config.seed, config.stream.on)
+        places = question_order(pool, per_step, step, order, config.seed, config.stream)
         reuse = config.rollout.reuse
         asked_in[step if reuse == 1 else first_step(step, reuse, pool, per_step, order)].update(places)
         trained += len(places) * config.group_size * (1 + num_views * config.vote.train_views)
@@ -194,12 +195,16 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
     sampled = asked * (1 + num_views)
     shortest = min(config.forks.num_tokens, longest) if cuts_short(config) else longest
     phases.append(Phase("steps", last, sampled * votes, shortest, trained))
-    if config.vote.views.count("rephrase"):
-        phases.append(Phase("rephrasing", last, asked * config.vote.views.count("rephrase"), longest))
+    if written := sum(name in WRITTEN for name in config.vote.views):
+        phases.append(Phase("writing views", last, asked * written, longest))
     if config.vote.slow_decay:
         phases.append(Phase("slow voter", last, asked * votes, longest))
     if config.stream.on:
-        phases.append(Phase("answers before adapting", last, asked, longest))
+        batches = config.stream.batch(last) + 1
+        came = min(pool, batches * per_step)
+        for when in ("before", "after"):
+            if config.stream.answer in (when, "both"):
+                phases.append(Phase(f"answers {when} adapting", batches, came, longest))
     return tuple(phases)
 
 

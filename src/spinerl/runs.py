@@ -6,7 +6,7 @@ metrics.jsonl   a line per step          eval.jsonl     a line per evaluation
 samples.jsonl   some responses, by token predictions/   a file per evaluation, a line per question
 tokens.jsonl    a line per logged step: its token entropies as a histogram, most frequent forks and followers
 labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl  a line per look at the probe
-stream.jsonl    with stream.on: a line per question, answered before it was adapted on
+stream.jsonl    with stream.on: a line per question, answered before or after it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
 trackers/       a folder per experiment tracker (`track`)
 report.html              questions.*    the questions, where a list of them or standard input was given

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spinerl.config import Config, DataConfig
+from spinerl.config import Config, DataConfig, StreamConfig
 from spinerl.data import load_data, render_all
 from spinerl.engine.update import embed_responses
 from spinerl.errors import InputError
@@ -20,21 +20,29 @@ __all__ = ["num_steps", "question_order", "rank_questions", "within_agreement"]
 
 
 def question_order(
-    num_questions: int, per_step: int, step: int, order: str, seed: int, stream: bool = False
+    num_questions: int,
+    per_step: int,
+    step: int,
+    order: str,
+    seed: int,
+    stream: StreamConfig | None = None,
 ) -> list[int]:
     """The questions of one step, none twice; depends on nothing but the arguments.
 
     shuffled: each epoch is a fresh permutation cut into steps; the remainder that fills no whole step is left for
-    another epoch's.  Otherwise: as they stand, round and round.  A stream comes once: its last step takes what is
-    left, and a step after that is empty.
+    another epoch's.  Otherwise: as they stand, round and round.  A stream (that is on) comes once, each batch for
+    `stream.steps_each` steps: its last batch has what is left, and a step after that is empty.
 
     >>> question_order(5, 2, 3, "sequential", 0)
     [4, 0]
-    >>> question_order(5, 2, 3, "sequential", 0, stream=True)
+    >>> question_order(5, 2, 3, "sequential", 0, StreamConfig(on=True))
     [4]
+    >>> [question_order(5, 2, step, "sequential", 0, StreamConfig(on=True, steps_each=2)) for step in (1, 2, 3)]
+    [[0, 1], [0, 1], [2, 3]]
     """
     first = (step - 1) * per_step
-    if stream:
+    if stream is not None and stream.on:
+        first = stream.batch(step) * per_step
         arrival = list(range(num_questions))
         if order == "shuffled":
             arrival = torch.randperm(num_questions, generator=_generator(seed, 0)).tolist()
@@ -67,7 +75,7 @@ def within_agreement(latest: Mapping[str, float], ids: Sequence[str], low: float
 
 
 def num_steps(config: Config, num_questions: int) -> int:
-    """`steps`; of a stream, at most one per batch of questions.
+    """`steps`; of a stream, at most `stream.steps_each` per batch of questions.
 
     >>> from spinerl.config import load_config
     >>> num_steps(load_config(overrides=["steps=60", "questions_per_step=8", "stream.on=true"]), 20)
@@ -75,7 +83,7 @@ def num_steps(config: Config, num_questions: int) -> int:
     """
     if not config.stream.on:
         return config.steps
-    return min(config.steps, -(-num_questions // config.questions_per_step))
+    return min(config.steps, -(-num_questions // config.questions_per_step) * config.stream.steps_each)
 
 
 def rank_questions(

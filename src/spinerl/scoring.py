@@ -31,6 +31,7 @@ __all__ = [
     "over_limit_line",
     "read_predictions",
     "score_row",
+    "stream_figures",
     "summarise",
     "why_no_accuracy",
 ]
@@ -54,6 +55,42 @@ def read_predictions(file: Path, gold_extract: str = "auto") -> list[dict[str, A
     if twice is not None:
         raise InputError(f"{file}: id {twice!r} is given twice; ids must differ")
     return rows
+
+
+def stream_figures(rows: Sequence[Mapping[str, Any]], confidence: float = 0.95) -> dict[str, Any]:
+    """What the rows of stream.jsonl say about accuracy: how many came, and with gold answers the shares right.
+
+    `before`, `vote`, `after`: the share of greedy answers before adapting, of votes, of greedy answers after adapting
+    that are right, with `_low` and `_high` the exact interval and `_num` the questions; `change`: the mean over the
+    questions answered both times of after less before, with a paired interval (`stats.paired_difference`).
+
+    >>> rows = [{"id": str(i), "greedy_correct": i > 1, "majority_correct": True} for i in range(4)]
+    >>> rows += [{"id": str(i), "greedy_correct": i > 0, "when": "after"} for i in range(4)]
+    >>> figures = stream_figures(rows)
+    >>> figures["num_questions"], figures["before"], figures["vote"], figures["after"], figures["change"]
+    (4, 0.5, 1.0, 0.75, 0.25)
+    """
+    after = {row.get("id"): row for row in rows if row.get("when") == "after"}
+    before = {row.get("id"): row for row in rows if row.get("when") != "after"}
+    figures: dict[str, Any] = {"num_questions": len({*before, *after})}
+    for name, of, key in (
+        ("before", before, "greedy_correct"), ("vote", before, "majority_correct"), ("after", after, "greedy_correct")
+    ):  # fmt: skip
+        known = [bool(row[key]) for row in of.values() if row.get(key) is not None]
+        if known:
+            low, high = share_interval(sum(known), len(known), confidence)
+            figures |= {name: sum(known) / len(known), f"{name}_low": low, f"{name}_high": high}
+            figures[f"{name}_num"] = len(known)
+    pairs = [
+        (float(before[name]["greedy_correct"]), float(row["greedy_correct"]))
+        for name, row in after.items()
+        if row["greedy_correct"] is not None and before.get(name, {}).get("greedy_correct") is not None
+    ]
+    if pairs:
+        found = paired_difference([one for one, _ in pairs], [other for _, other in pairs], confidence)
+        figures |= {"change": found.difference, "change_low": found.low, "change_high": found.high}
+        figures |= {"change_num": found.num, "change_p": found.p_value}
+    return figures
 
 
 def why_no_accuracy(rows: Sequence[Mapping[str, Any]], answer: AnswerConfig) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 
 from spinerl.answers import Equivalence, count_vote, vote_metrics
 from spinerl.answers.shared import void_shared
+from spinerl.calibration import calibration_metrics, checked_rows, score_checks, shown_targets
 from spinerl.config import AnswerConfig, Config, VoteConfig
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
@@ -139,25 +140,12 @@ def train_step(
     rewards = tuple(all_rewards[i][: config.group_size] for i in groups)
     over_limit = equivalence.stats["num_over_limit"] - over_limit
     watch.lap("answers")
-    batch, old_logprobs, entropies = trained_rows(rollout, config)
-    if not age:
-        old_logprobs = _rescored(policy, batch, old_logprobs, config, len(questions))
-    learned = [votes[i] for i in groups], [rollout.questions[i] for i in groups]
-    counts = weigh_questions(*learned, config.advantage.question_weight)
+    batch, old_logprobs, entropies = _learned_rows(policy, rollout, config, age)
+    counts = _question_weights(votes, rollout, groups, config)
     targets, state = freeze_targets(anchor, batch, rewards, old_logprobs, entropies, config, state, counts)
     targets, mismatch = correct_mismatch(targets, rollout, config)
     watch.lap("targets")
-    by_question = torch.arange(len(batch.tokens)).view(len(questions), -1)
-    minibatches = by_question.tensor_split(min(config.optim.minibatches, len(questions)))
-    updates: list[dict[str, float]] = []
-    for _ in range(config.optim.epochs):
-        for rows in minibatches:
-            sampled_by_it = not updates and not age  # the weights are still those that sampled
-            updates.append(
-                update(policy, anchor, batch, targets, optimizer, config, rows.flatten(), on_policy=sampled_by_it)
-            )
-            batch = replace(batch, activations=None)  # they were of the weights before
-    optimizer.zero_grad()  # nothing reads gradients any more, and the next step samples first
+    updates = _updates(policy, anchor, optimizer, batch, targets, config, len(questions), on_policy=not age)
     watch.lap("update")
     metrics = {
         **rollout_metrics(rollout),
@@ -167,13 +155,66 @@ def train_step(
         **({"label/over_limit": float(over_limit)} if over_limit else {}),
         **target_metrics(rewards, batch, targets, entropies),
         **mismatch,
+        **(calibration_metrics(targets, batch) if config.loss.form == "calibration" else {}),
         **_mean_over(updates),
         "optim/updates": float(len(updates)),
         **({} if draw is None or config.vote.views else {"rollout/age": float(age)}),
         **watch.figures(rollout),
     }
+    if config.loss.form == "calibration":
+        targets = shown_targets(targets, rollout, _trained(rollout, config))
     record = StepRecord(step, metrics, replace(rollout, activations=None), votes, rewards, targets, fresh)
     return (_without_views(record, groups) if config.vote.views else record), state
+
+
+def _learned_rows(
+    policy: LoadedModel, rollout: Rollout, config: Config, age: int
+) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """(batch, old log-probabilities, entropies) of what a step learns from, sampled `age` steps ago: responses, or with
+    loss.form=calibration checks of them."""
+    if config.loss.form == "calibration":
+        batch = checked_rows(policy, rollout, _trained(rollout, config), config)
+        return batch, *score_checks(policy, batch, config)
+    batch, old_logprobs, entropies = trained_rows(rollout, config)
+    if not age:
+        old_logprobs = _rescored(policy, batch, old_logprobs, config, len(themselves(rollout)))
+    return batch, old_logprobs, entropies
+
+
+def _question_weights(
+    votes: Sequence[Vote], rollout: Rollout, groups: Sequence[int], config: Config
+) -> list[float] | None:
+    """What each question or view that is trained on counts: by its vote, and with vote.pool=own only views; None: 1."""
+    learned = [rollout.questions[i] for i in groups]
+    counts = weigh_questions([votes[i] for i in groups], learned, config.advantage.question_weight)
+    if config.vote.pool == "own":
+        counts = [own * bool(one.view) for own, one in zip(counts or [1.0] * len(groups), learned, strict=True)]
+    return counts
+
+
+def _updates(
+    policy: LoadedModel,
+    anchor: LoadedModel | None,
+    optimizer: Optimizer,
+    batch: Batch,
+    targets: Targets,
+    config: Config,
+    num_questions: int,
+    on_policy: bool,
+) -> list[dict[str, float]]:
+    """All optimizer updates of a step, and what each saw; `on_policy`: the first has the weights that sampled."""
+    # A question goes with its views, if each has as many.
+    units = len(batch.tokens) // config.group_size if config.vote.pool == "own" else num_questions
+    by_question = torch.arange(len(batch.tokens)).view(units, -1)
+    minibatches = by_question.tensor_split(min(config.optim.minibatches, num_questions))
+    updates: list[dict[str, float]] = []
+    for _ in range(config.optim.epochs):
+        for rows in minibatches:
+            first = on_policy and not updates
+            updates.append(update(policy, anchor, batch, targets, optimizer, config, rows.flatten(), on_policy=first))
+            batch = replace(batch, activations=None)  # they were of the weights before
+    optimizer.zero_grad()  # nothing reads gradients any more, and the next step samples first
+    return updates
 
 
 def sample(

@@ -79,6 +79,7 @@ _OPTIONAL: Mapping[str, Mapping[str, _Check]] = {
         "why": _OPTIONAL_TEXT,
     },
     "labels.jsonl": {"vote": _OPTIONAL_TEXT},
+    "stream.jsonl": {"id": (_is_text, "a text"), "when": _OPTIONAL_TEXT},
     "metrics.jsonl": {"label/kept_frac": _NUMBER},
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from spinerl.alignment import Alignment
 from spinerl.answers import Equivalence
 from spinerl.cards import adapted_card, base_license, write_card
 from spinerl.config import STANDARD_INPUT, Config
@@ -27,8 +27,10 @@ from spinerl.engine.backend import backend_of
 from spinerl.engine.fisher import estimate_fisher
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
+from spinerl.episodes import Episodes
 from spinerl.errors import DivergedError, InputError, NonFiniteError, RunError
 from spinerl.evaluation import (
+    adapted_rows,
     begin_evaluation,
     evaluate,
     gold_agrees,
@@ -40,6 +42,8 @@ from spinerl.evaluation import (
 from spinerl.feedback import Feedback
 from spinerl.figures import add_figures
 from spinerl.files import quoted
+from spinerl.guard.saturation import saturation_note, saturation_step
+from spinerl.guard.size import COLLAPSED, size_note
 from spinerl.guard.watch import Guard
 from spinerl.hooks import weigh_votes
 from spinerl.maths import ENTROPY_EDGES, entropy_histogram, frequent_tokens
@@ -55,7 +59,7 @@ from spinerl.plan import make_plan
 from spinerl.rounds import Rounds
 from spinerl.runs import RunFolder, explain_failures, total_bytes, write_rows
 from spinerl.schedule import num_steps, question_order, rank_questions, within_agreement
-from spinerl.scoring import over_limit_line
+from spinerl.scoring import over_limit_line, stream_figures
 from spinerl.step import StepState, count_votes, cuts_short, needs_anchor, train_step, trained_rows
 from spinerl.trackers import check_installed
 from spinerl.trackers.observer import Trackers
@@ -202,7 +206,8 @@ class _Session:
         ids = [question.id for question in work.questions]
         self._ranks = rank_questions(config, self._loaded, work.prompts, ids, run.predictions(step=0))
         self._guard = self._new_guard()
-        self._initial = copy.deepcopy(self._loaded.model.state_dict()) if config.stream.reset_every else None
+        self._episodes = Episodes(self._loaded, config, self._equivalence)
+        self._alignment = Alignment(self._loaded.model) if config.log.alignment and config.steps else None
         self._anchor = None
         if needs_anchor(config):
             self._anchor = self._loaded.base if config.lora.rank else self._copy()
@@ -224,7 +229,7 @@ class _Session:
         self._memory = None
         if self._voter is not None or config.vote.memory != "off":
             self._memory = Memories(config, self._voter and self._voter.vote)
-        self._views = Views(config, self._render()) if config.vote.views else None
+        self._views = Views(config, self._render(), self._equivalence) if config.vote.views else None
         # What checkpoints hold next to the weights.
         self._kept = [one for one in (self._rounds, self._memory, self._voter, self._feedback) if one is not None]
         if resumed:
@@ -255,13 +260,15 @@ class _Session:
     def _advance(self, step: int) -> None:
         """One step, and what is due after it."""
         config, guard = self._config, self._guard
-        if self._initial is not None and step > 1 and (step - 1) % config.stream.reset_every == 0:
-            self._loaded.model.load_state_dict(self._initial)
+        if self._episodes.resets_before(step):
+            self._episodes.reset()
             self._optimizer, self._state = self._new_optimizer(), StepState()
         self._step(step)
         self._done = step
         if guard is not None:
             self._last = guard.look(step, self._last)
+        if step == self._last and config.stream.episodic:
+            self._episodes.reset()
         if step == self._last or (config.eval.every and step % config.eval.every == 0):
             self._evaluate(step)
         if config.checkpoint.every and (step % config.checkpoint.every == 0 or step == self._last):
@@ -290,6 +297,14 @@ class _Session:
                 f"forks.selector={config.forks.selector} selected no token in {num} of {len(rows)} steps "
                 "(fork/fraction is 0 in metrics.jsonl): no response was learned from in them"
             )
+        saturated = saturation_step([row["reward/mean"] for row in rows if "reward/mean" in row])
+        if saturated is not None and config.reward not in ("constant", "none"):
+            run.write_manifest({**run.manifest, "saturation_step": saturated})
+            if said := saturation_note(saturated, len(rows)):
+                self._observer.note(said)
+        if config.stream.on:
+            figures = stream_figures(run.rows("stream.jsonl"), config.eval.confidence)
+            run.write_manifest({**run.manifest, "stream": figures})
         run.write_manifest({**run.manifest, "finished": _now()})
         from spinerl.report import write_report
 
@@ -303,11 +318,13 @@ class _Session:
         config, run, work, observer = self._config, self._run, self._work, self._observer
         order = config.data.order
         pool = self._pool(step)
-        places = question_order(len(pool), self._per_step, step, order, config.seed, config.stream.on)
+        places = question_order(len(pool), self._per_step, step, order, config.seed, config.stream)
         chosen = work.only([pool[place] for place in places])
         asked_for = len(places) * config.num_votes
         observer.phase("step", asked_for * config.rollout.max_new_tokens, asked_for)
-        asked = _answer_first(chosen, config, self._equivalence) if config.stream.on else ()
+        before = self._episodes.before(step, chosen)
+        if self._alignment is not None:
+            self._alignment.begin()
         record, self._state = train_step(
             self._loaded,
             self._anchor,
@@ -329,12 +346,19 @@ class _Session:
             **record.metrics,
             **gold_metrics(record, labels, work.gold, config, self._equivalence),
         }
+        if self._alignment is not None:
+            metrics |= self._alignment.figures()
         if self._guard is not None:
             metrics |= self._guard.step(record)
         if self._voter is not None:
             self._voter.follow(self._loaded.model, step, num_steps(config, len(self._ranks)))
+        after = self._episodes.after(step, self._last, chosen)
+        if before is not None:
+            run.append("stream.jsonl", *stream_rows(step, before.rows, record, work.gold, config, self._equivalence))
+        if after is not None:
+            run.append("stream.jsonl", *adapted_rows(step, after.rows))
         if config.stream.on:
-            run.append("stream.jsonl", *stream_rows(step, asked, record, work.gold, config, self._equivalence))
+            metrics["stream/num_tokens"] = sum(float(one.num_tokens) for one in (before, after) if one is not None)
         run.append("labels.jsonl", *labels)
         run.append("metrics.jsonl", metrics)
         if config.log.sample_questions and ((step - 1) % config.log.sample_every == 0 or step == self._last):
@@ -393,7 +417,8 @@ class _Session:
 
     def _new_optimizer(self) -> Optimizer:
         optim = self._config.optim
-        num_updates = self._last * optim.epochs * min(optim.minibatches, self._per_step)
+        span = self._config.stream.steps_between_resets or self._last
+        num_updates = min(span, self._last) * optim.epochs * min(optim.minibatches, self._per_step)
         return Optimizer(self._loaded.model.parameters(), optim, num_updates, self._fisher)
 
     def _new_guard(self) -> Guard | None:
@@ -487,12 +512,6 @@ def _start_memory(
     memory.start(work.questions, votes, weigh_votes(rollout, config.vote.weights), rollout.total_drawn, equivalence)
 
 
-def _answer_first(chosen: Workload, config: Config, equivalence: Equivalence) -> tuple[Mapping[str, Any], ...]:
-    """Greedy answers to a stream's new questions, by the model as it is before it adapts to them."""
-    greedy_only = config.model_copy(update={"eval": config.eval.model_copy(update={"samples": 0, "max_questions": 0})})
-    return evaluate(chosen.loaded, chosen.questions, chosen.prompts, chosen.gold, greedy_only, equivalence).predictions
-
-
 def _selected_nothing(metrics: Mapping[str, Any]) -> bool:
     """Whether no token of a step was selected to be trained on, though some were sampled."""
     return metrics.get("fork/fraction") == 0 and metrics.get("rollout/num_tokens", 0) > 0
@@ -511,7 +530,7 @@ def check_disk(config: Config, folder: Path, weights: int) -> None:
     parent = folder.absolute()
     while not os.path.exists(parent):
         parent = parent.parent
-    copies = (config.guard.mode == "rollback") + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)
+    copies = (config.rolls_back) + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)
     needed = weights * (1 + copies) + 10 * 2**20
     free = shutil.disk_usage(parent).free
     if config.steps and free < needed:
@@ -533,7 +552,14 @@ def _own_questions(config: Config, work: Workload, folder: Path) -> tuple[Config
 
 
 def _announce(work: Workload, config: Config, observer: Observer) -> None:
-    """Say what the run will take, where it is long enough for a measurement (log.plan)."""
+    """Say if there are too many questions, or not all come, and what a run takes that is long enough to be measured."""
+    if config.stream.on and config.steps:
+        batches = -(-len(work.questions) // config.questions_per_step)
+        if (needed := batches * config.stream.steps_each) > config.steps:
+            came = (config.stream.batch(config.steps) + 1) * config.questions_per_step
+            observer.note(f"stream: {came} of {len(work.questions)} questions come; all of them with steps={needed}")
+    if config.steps and not config.stream.on and not config.uses_gold and len(work.questions) >= COLLAPSED:
+        observer.note(size_note(len(work.questions)) or "")
     large = work.facts["model"]["num_parameters"] > _SMALL_MODEL
     if config.steps and (config.log.plan == "on" or (config.log.plan == "auto" and large)):
         observer.phase("plan", 0)

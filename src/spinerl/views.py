@@ -11,25 +11,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
-from typing import Any
+
+import torch
+from torch.nn.functional import pad
 
 from spinerl.answers import Equivalence, pool_votes
-from spinerl.answers.options import choice_lines, permute_options, permuted_places, shows_choices
-from spinerl.answers.strip import after_last_thought, strip_thoughts
+from spinerl.answers.options import permute_options, permuted_places
 from spinerl.answers.votes import by_question
 from spinerl.config import Config
-from spinerl.engine.sampler import sample_responses
-from spinerl.errors import RunError
+from spinerl.engine.sampler import averaged_responses
+from spinerl.figures import add_figures
 from spinerl.hooks import ask_otherwise, blank_around, read_again
 from spinerl.images import augmented_image
 from spinerl.models.loading import LoadedModel
 from spinerl.plugins import find
 from spinerl.seeding import seed_of
-from spinerl.step import sample
-from spinerl.templates import TOKEN_CHARS, TemplateFaultError, apply_template, name_of
+from spinerl.step import count_votes, sample
 from spinerl.types import OnTokens, Question, Rollout, Vote
+from spinerl.writing import WRITTEN, longest_prompt, write_questions
 
-__all__ = ["VIEWS", "Asked", "Views", "rephrase"]
+__all__ = ["VIEWS", "Asked", "Views"]
 
 View = Callable[[Question, Random], Question | str | None]
 """(question, random choices) -> the question asked differently, or only its text; None where it cannot be."""
@@ -47,14 +48,20 @@ class Asked:
     num_tokens: int
     as_is_frac: float
 
+    def without_themselves(self) -> Asked:
+        """Only the views."""
+        kept = [i for i, question in enumerate(self.questions) if question.view]
+        questions, prompts = (tuple(all_of[i] for i in kept) for all_of in (self.questions, self.prompts))
+        return replace(self, questions=questions, prompts=prompts)
+
 
 class Views:
     """Asks a step's questions in the ways that vote.views lists, and counts the votes on all of them together."""
 
-    def __init__(self, config: Config, render: Callable[[Question], tuple[int, ...]]) -> None:
+    def __init__(self, config: Config, render: Callable[[Question], tuple[int, ...]], equivalence: Equivalence) -> None:
         """`render`: a question's prompt."""
-        self._config, self._render = config, render
-        self._as_is_frac = 0.0
+        self._config, self._render, self._equivalence = config, render, equivalence
+        self._as_is_frac, self._unsure_frac = 0.0, 1.0
 
     def ask(
         self,
@@ -73,9 +80,9 @@ class Views:
         written: dict[int, Sequence[str | None]] = {}
         num_tokens = 0
         for number, name in enumerate(names):
-            if name == "rephrase":
-                seed = (config.seed, "rephrase", number, step)
-                written[number], num = rephrase(policy, questions, config, seed, on_tokens)
+            if name in WRITTEN:
+                seed = (config.seed, name, number, step)
+                written[number], num = write_questions(policy, questions, name, config, seed, on_tokens)
                 num_tokens += num
         asked: list[Question] = []
         shown: list[tuple[int, ...]] = []
@@ -88,7 +95,7 @@ class Views:
                 found = written[number][place] if number in written else self._view(question, name, random)
                 view = _complete(question, found, name, number)
                 ids = prompt if found is None else self._render(view)
-                if len(ids) > max(len(prompt), _longest(policy, config)):
+                if len(ids) > max(len(prompt), longest_prompt(policy, config)):
                     view, ids, found = _complete(question, None, name, number), prompt, None
                 as_is += found is None
                 asked.append(view)
@@ -103,13 +110,42 @@ class Views:
         step: int,
         on_tokens: OnTokens | None = None,
     ) -> tuple[Rollout, int]:
-        """(responses to all that is asked, 0); the tokens of what was written to ask it count as sampled."""
-        asked = self.ask(policy, questions, prompts, step, on_tokens)
+        """(responses to all that is asked, 0); the tokens of what was written to ask it count as sampled.
+
+        With vote.unsure_margin the questions are answered first, and views are made of those whose vote is unsure.
+        """
+        config, own = self._config, None
+        unsure = list(range(len(questions)))
+        if config.vote.unsure_margin:
+            own = sample(policy, questions, prompts, config, step, on_tokens)
+            votes = count_votes(own, config.answer, config.vote, self._equivalence, seed=config.seed + step)
+            unsure = [i for i, one in enumerate(votes) if _margin(one) < config.vote.unsure_margin]
+            self._unsure_frac = len(unsure) / len(questions)
+            if not unsure:
+                self._as_is_frac = 0.0
+                return own, 0
+        chosen = [questions[i] for i in unsure], [prompts[i] for i in unsure]
+        asked = self.ask(policy, *chosen, step, on_tokens)
         self._as_is_frac = asked.as_is_frac
-        rollout = sample(policy, asked.questions, asked.prompts, self._config, step, on_tokens)
+        if own is not None:
+            asked = asked.without_themselves()
+        rollout = self._answered(policy, asked, step, on_tokens)
+        if own is not None:
+            rollout = _joined(own, rollout, unsure, len(config.vote.views), policy.pad_id)
         if asked.num_tokens:
             rollout = replace(rollout, num_drawn=rollout.total_drawn + asked.num_tokens)
         return rollout, 0
+
+    def _answered(self, policy: LoadedModel, asked: Asked, step: int, on_tokens: OnTokens | None) -> Rollout:
+        config = self._config
+        if config.vote.pool != "average":
+            return sample(policy, asked.questions, asked.prompts, config, step, on_tokens)
+        keep = not config.model.gradient_checkpointing
+        rollout = averaged_responses(
+            policy, asked.questions, asked.prompts, 1 + len(config.vote.views), config.rollout, on_tokens,
+            keep_activations=keep,
+        )  # fmt: skip
+        return add_figures(policy, rollout, config)
 
     def vote(
         self,
@@ -131,6 +167,13 @@ class Views:
             sampled: the step, which names the draws of ties that are broken at random.
         """
         config, size = self._config, 1 + len(self._config.vote.views)
+        if config.vote.pool == "own":
+            own = [one for one, question in zip(fresh, rollout.questions, strict=True) if not question.view]
+            return tuple(fresh), {
+                "label/labelled_frac": fmean(one.winner is not None for one in own),
+                "views/as_is_frac": self._as_is_frac,
+                "views/unsure_frac": self._unsure_frac,
+            }
         votes: list[Vote] = []
         own_weights = by_question(weights, fresh)
         agree: list[bool] = []
@@ -141,7 +184,7 @@ class Views:
                 own_weights[first : first + size],
                 config.answer.kind_of(rollout.questions[first].answer_kind),
                 equivalence,
-                pool=config.vote.pool,
+                pool="harmonic" if config.vote.pool == "harmonic" else "sum",
                 seed=config.seed + sampled,
                 **config.vote.rules,
             )
@@ -162,74 +205,48 @@ class Views:
         return ask_otherwise(question, find(VIEWS, name, "vote.views"), name, random)
 
 
-def rephrase(
-    policy: LoadedModel,
-    questions: Sequence[Question],
-    config: Config,
-    seed: tuple[object, ...],
-    on_tokens: OnTokens | None = None,
-) -> tuple[list[str | None], int]:
-    """(each question in the policy's own other words, None where it wrote none that can be used; tokens sampled).
-
-    It is sampled at the rollout's temperature and length.  Lines of options stay as they are; where options stand
-    elsewhere in the text, a text that does not show them all behind their letters is not used, nor is one that is cut
-    off, or says the same.  Images are not shown, and come before the new text.
-    """
-    stems, ends = zip(*map(_split, questions), strict=True)
-    requests = [_request(policy, stem, config) for stem in stems]
-    places = [place for place, ids in enumerate(requests) if len(ids) <= _longest(policy, config)]
-    texts: list[str | None] = [None] * len(questions)
-    if not places:
-        return texts, 0
-    asked = [replace(questions[place], images=()) for place in places]
-    prompts = [requests[place] for place in places]
-    written = sample_responses(policy, asked, prompts, 1, config.rollout, seed, on_tokens)
-    for place, text, finished in zip(places, written.texts, written.finished_mask.tolist(), strict=True):
-        new = after_last_thought(strip_thoughts(text).text).strip().replace("<image>", "the image")
-        if not _uses_template(policy, config):
-            new = new.partition("\n")[0].strip()  # a base model goes on with something else
-        options = () if ends[place] else questions[place].choices
-        if finished and new and new != stems[place] and shows_choices(new, options):
-            texts[place] = f"{new}{ends[place]}"
-    return texts, written.total_drawn
-
-
-def _split(question: Question) -> tuple[str, str]:
-    """(a question's text without the lines of its options, these lines)."""
-    lines = "".join(f"\n{line}" for line in choice_lines(question.choices))
-    stem = question.text.removesuffix(lines)
-    return stem.replace("<image>", "the image"), question.text[len(stem) :]
-
-
-def _request(policy: LoadedModel, text: str, config: Config) -> tuple[int, ...]:
-    """A prompt that asks for a question in other words."""
-    tokenizer: Any = policy.tokenizer
-    template = None if policy.vision is None else policy.vision.chat_template
-    if not _uses_template(policy, config):
-        asked = f"Question: {text}\n\nThe same question in other words:"
-        return tuple(tokenizer(asked[: TOKEN_CHARS * config.prompt.max_tokens])["input_ids"])
-    request = (
-        "Write the following question in other words. Keep every number, name, quantity and condition, and ask for the "
-        f"same answer. Do not solve it; write only the question.\n\n{text}"
-    )
-    content: Any = request if policy.vision is None else [{"type": "text", "text": request}]
-    try:
-        shown = apply_template(
-            tokenizer, [{"role": "user", "content": content}], config.prompt.template_options, template
-        )
-    except TemplateFaultError as error:
-        raise RunError(f"the chat template of {name_of(tokenizer)} refuses a request ({error})") from None
-    return tuple(tokenizer(shown, add_special_tokens=False)["input_ids"])
-
-
 def _winner_among(pooled: Vote, own: Vote) -> int | None:
     """The winner of a view's own responses, by its number among all views' classes."""
     return None if own.winner is None else pooled.classes[own.classes.index(own.winner)]
 
 
-def _uses_template(policy: LoadedModel, config: Config) -> bool:
-    owner = policy.tokenizer if policy.vision is None else policy.vision
-    return config.prompt.chat_template != "off" and bool(getattr(owner, "chat_template", None))
+def _margin(one: Vote) -> float:
+    """How far the leading answer is ahead of the next, as a share of all responses."""
+    first, second = [*sorted(one.counts, reverse=True), 0.0, 0.0][:2]
+    return (first - second) / max(1, len(one.classes))
+
+
+def _joined(own: Rollout, views: Rollout, unsure: Sequence[int], num_views: int, pad_id: int) -> Rollout:
+    """One rollout of questions, each followed by its views where there are any; `unsure` are the places of those.
+
+    Without activations, which are of one sampling only.
+    """
+    width = max(own.tokens.shape[1], views.tokens.shape[1])
+
+    def joined(parts: Sequence[torch.Tensor | None], padding: float = 0) -> torch.Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat([pad(x, (0, width - x.shape[1]), value=padding) for x in there]) if there else None
+
+    names = ("mask", "logprobs", "entropies", "certainties", "sampler_logprobs", "log_mass")
+    tensors = {name: joined([getattr(one, name) for one in (own, views)]) for name in names}
+    figures = {name: joined([own.figures[name], views.figures[name]]) for name in own.figures}
+    everything = replace(
+        own,
+        questions=own.questions + views.questions,
+        prompts=own.prompts + views.prompts,
+        finished_mask=torch.cat([own.finished_mask, views.finished_mask]),
+        texts=own.texts + views.texts,
+        tokens=joined([own.tokens, views.tokens], pad_id),
+        figures=figures,
+        **tensors,
+    )
+    order: list[int] = []
+    for place in range(len(own.questions)):
+        order.append(place)
+        if place in unsure:
+            first = len(own.questions) + unsure.index(place) * num_views
+            order += range(first, first + num_views)
+    return replace(everything.of_questions(order), num_drawn=own.total_drawn + views.total_drawn)
 
 
 def _complete(question: Question, found: Question | str | None, name: str, number: int) -> Question:
@@ -239,13 +256,6 @@ def _complete(question: Question, found: Question | str | None, name: str, numbe
     if isinstance(found, str):
         found = replace(question, text=found)
     return replace(found, id=f"{question.id}/view {number + 1}", view=name)
-
-
-def _longest(policy: LoadedModel, config: Config) -> int:
-    """The longest prompt of a view, in tokens."""
-    context = policy.context
-    most = config.prompt.max_tokens
-    return most if context is None else min(most, context - config.rollout.max_new_tokens)
 
 
 def _permuted(question: Question, random: Random) -> Question | None:
@@ -274,15 +284,16 @@ def _reread(question: Question, random: Random) -> str:  # noqa: ARG001
     return read_again(question.text.replace("<image>", "the image")) if question.images else read_again(question.text)
 
 
-def _rephrased(question: Question, random: Random) -> None:
-    """`Views.ask` has the policy write all of a step's at once."""
+def _written(question: Question, random: Random) -> None:
+    """`Views.ask` has the policy write all of a step's at once (`spinerl.writing`)."""
 
 
 VIEWS: dict[str, View] = {
     "again": _again,
     "blank": _blank,
     "reread": _reread,
-    "rephrase": _rephrased,
+    "rephrase": _written,
+    "similar": _written,
     "permuted-options": _permuted,
     "augmented-images": _augmented,
 }

@@ -257,7 +257,7 @@ def test_every_method_is_either_honoured_or_refused():
     fine_tuning = {"lmsi", "sealong", "roirl", "upft"}  # they reuse responses
     others = {"ettrl-etmr", "evol", "self-certainty", "cat", "grpo-gold", "none", "spine-memory", "ttc-rl"}
     others |= {"self-harmony", "permuted-ttrl", "compass", "scope", "co-rewarding-ii", "petal", "exploration", "bitta"}
-    others |= {"scpo", "eata-fisher"}
+    others |= {"scpo", "eata-fisher", "ttadapt", "tt-si", "self-calibration"}
     assert refused == others | fine_tuning
 
 

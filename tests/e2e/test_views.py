@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import torch
 
-from spinerl.answers import extract_answer
+from spinerl.answers import Equivalence, extract_answer
 from spinerl.config import load_config
 from spinerl.data import render_prompt, resolve
 from spinerl.engine.sampler import sample_responses
@@ -58,7 +58,7 @@ def test_the_labels_are_those_that_the_options_texts_give(choices, tmp_path, poo
     own = work.only([places[row["id"]] for row in rows])
     loaded, config = work.loaded, made.config
     render = partial(render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind="auto")
-    asked = Views(config, render).ask(loaded, own.questions, own.prompts, 1)
+    asked = Views(config, render, Equivalence()).ask(loaded, own.questions, own.prompts, 1)
     assert asked.as_is_frac == 0
     rollout = sample_responses(loaded, asked.questions, asked.prompts, 6, config.rollout, (0, "train", 1))
     found, moved = [], 0

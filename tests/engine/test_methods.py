@@ -36,7 +36,8 @@ TEXTS = ("What is 2 + 3?", "Hi", "A longer question, with more words.")
 ANSWERS = (("4", "4", "5", None), ("7", "7", "7", "7"), ("1", "2", "2", "2"))
 GOLD = {"0": "5", "1": "7", "2": "2"}
 QUESTIONS = tuple(Question(str(i), text, answer_kind="number") for i, text in enumerate(TEXTS))
-ADAPTING = [name for name in METHODS if name != "none"]
+ELSEWHERE = ("ttadapt", "tt-si", "self-calibration")  # tests/engine/test_episodic_rows.py, test_calibration.py
+ADAPTING = [name for name in METHODS if name not in ("none", *ELSEWHERE)]
 START = (
     ("8", "8", "8", "7", None, None),
     ("5", "5", "5", "5", "5", None),
@@ -102,7 +103,7 @@ def memory_of(config, equivalence):
 
 def rolled_out(config, policy, anchor, prompts, equivalence, step=1, memory=None):
     """(rollout, votes, rewards, batch, old log-probabilities, entropies), the votes being those of ANSWERS."""
-    views = Views(config, lambda question: tuple(policy.tokenizer(question.text).input_ids))
+    views = Views(config, lambda question: tuple(policy.tokenizer(question.text).input_ids), equivalence)
     if config.vote.views:
         memory, (rollout, _) = views, views.draw(policy, QUESTIONS, prompts, step)
     else:
@@ -599,6 +600,16 @@ def test_a_losss_gradient_is_that_of_its_formula(model_folders, loss):
         assert (captured[name] - value).abs().max().item() <= 1e-7 * max(scale, 1e-2), name
 
 
+def same_as_recorded(method, rows):
+    """Compare the figures of ten steps with those recorded; or record them, with SPINERL_WRITE_GOLDEN."""
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    if os.environ.get("SPINERL_WRITE_GOLDEN"):
+        record[method] = rows
+        RECORD.write_text(json.dumps(record, indent=0, sort_keys=True) + "\n")
+    for step, (row, expected) in enumerate(zip(rows, record[method], strict=True)):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6), f"step {step}"
+
+
 @pytest.mark.parametrize("method", ADAPTING)
 def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
     """Ten steps; the record is rewritten by `SPINERL_WRITE_GOLDEN=1 make test ARGS=tests/engine/test_methods.py`."""
@@ -622,11 +633,6 @@ def test_a_methods_trajectory_is_the_recorded_one(model_folders, method):
             rows.append(
                 {"reward": sum(map(sum, rewards)) / sum(map(len, rewards)), **figures, **rollout_metrics(rollout)}
             )
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    if os.environ.get("SPINERL_WRITE_GOLDEN"):
-        record[method] = rows
-        RECORD.write_text(json.dumps(record, indent=0, sort_keys=True) + "\n")
-    for step, (row, expected) in enumerate(zip(rows, record[method], strict=True)):
-        assert row == pytest.approx(expected, rel=1e-5, abs=1e-6), f"step {step}"
+    same_as_recorded(method, rows)
     # A random model writes no reference that can be read: tests/engine/test_step_rewards.py sees to the rest.
     assert any(row["optim/grad_norm"] > 0 for row in rows) or method == "cat"

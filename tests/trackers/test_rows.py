@@ -62,11 +62,14 @@ def test_a_streams_accuracy_is_of_the_steps_questions_that_have_gold(tmp_path):
         {"step": 1, "greedy_correct": True, "majority_correct": True},
         {"step": 1, "greedy_correct": False, "majority_correct": True},
         {"step": 1, "greedy_correct": None, "majority_correct": None},
+        {"step": 1, "greedy_correct": True, "majority_correct": None, "when": "after"},
         {"step": 2, "greedy_correct": None, "majority_correct": None},
     ]
     write(tmp_path, "stream.jsonl", *rows)
     (entry,) = Tail(tmp_path).read(sizes_of(tmp_path))
-    assert entry == Entry(1, {"stream/greedy_accuracy": 0.5, "stream/majority_accuracy": 1.0})
+    assert entry == Entry(
+        1, {"stream/greedy_accuracy": 0.5, "stream/majority_accuracy": 1.0, "stream/adapted_accuracy": 1.0}
+    )
 
 
 def test_histograms_have_an_edge_more_than_counts(tmp_path):

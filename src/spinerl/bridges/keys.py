@@ -61,6 +61,7 @@ def check_keys(config: Config, loop: Loop) -> None:
         )
     for key, own, reason in (
         ("loss.form", config.loss.form == "dpo", "its loss is of single tokens, and of no pairs"),
+        ("loss.form", config.loss.form == "calibration", "its batch holds responses, and no checks of them"),
         ("anchor.fisher", config.anchor.fisher > 0, "it has no anchor on weights"),
     ):
         if own:

@@ -63,6 +63,10 @@ def preflight_command(
     out.print(preflight_table(figures))
     colour = {"go": "green", "caution": "yellow", "no-go": "red"}[expected.verdict]
     out.print(Text(expected.verdict, style=f"bold {colour}"), f": {expected.reason}", sep="")
+    if "probe_run" in figures:
+        out.print(Text(figures["probe_run"]["sentence"]))
+    if figures["size"]:
+        out.print(Text(figures["size"]))
     if json_file is not None:
         write_json(json_file, figures)
 

@@ -177,7 +177,7 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
     if outcome.kind == "adapted":
         num_questions = max(1, int(number(run.manifest.get("data", {}).get("num_questions")) or len(final)))
         sampled = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
-        spent = [*sampled, *run.series("memory/tokens")]
+        spent = [*sampled, *run.series("memory/tokens"), *run.series("stream/num_tokens")]
         outcome.tokens[seed] = sum(value or 0.0 for _, value in spent) / num_questions
         outcome.seconds[seed] = run.step_seconds or 0.0
     else:

@@ -10,7 +10,8 @@ __all__ = ["checks"]
 
 def checks(config: Config) -> list[tuple[bool, str]]:
     """(whether it holds, what to say if not) of every rule between keys."""
-    return [*_checks(config), *_gold_checks(config), *_vote_checks(config)]
+    rules = (_checks, _stream_checks, _calibration_checks, _gold_checks, _vote_checks)
+    return [rule for of_one in rules for rule in of_one(config)]
 
 
 def _checks(config: Config) -> list[tuple[bool, str]]:
@@ -71,18 +72,10 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
             "stream.on or rollout.reuse",
         ),
         (
-            config.rollout.reuse == 1 or not config.stream.on,
-            f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
-        ),
-        (
             config.loss.form != "dpo"
             or (config.reward == "pairs" and config.advantage.scale == "raw" and config.num_votes == config.group_size),
             f"loss.form=dpo needs a pair of trained responses to each question: reward=pairs, advantage.scale=raw and "
             f"rollout.num_votes=0 (now {config.reward}, {config.advantage.scale}, {config.rollout.num_votes})",
-        ),
-        (
-            not (config.anchor.fisher and config.stream.reset_every),
-            f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
         ),
         (
             config.method != "none" or config.steps == 0,
@@ -95,9 +88,53 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
     ]
 
 
+def _stream_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about streams."""
+    return [
+        (
+            config.stream.on
+            or (config.stream.answer, config.stream.steps_each, config.stream.episodic) == ("before", 1, False),
+            "stream.answer, stream.steps_each and stream.reset_every=-1 are about streams: set stream.on=true",
+        ),
+        (
+            config.rollout.reuse == 1 or not config.stream.on,
+            f"rollout.reuse={config.rollout.reuse} cannot go with stream.on: the questions of a stream come once",
+        ),
+        (
+            not (config.anchor.fisher and config.stream.reset_every),
+            f"anchor.fisher={config.anchor.fisher} cannot go with stream.reset_every: it holds what is reset anyway",
+        ),
+    ]
+
+
+def _calibration_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about loss.form=calibration."""
+    off, form = config.loss.form != "calibration", "loss.form=calibration"
+    return [
+        (
+            off or config.advantage.scale == "raw",
+            f"{form} learns the reward itself: set advantage.scale=raw (now {config.advantage.scale})",
+        ),
+        (
+            off or (config.rollout.sampler == "native" and config.rollout.scored == "full"),
+            f"{form} scores with the model itself: it needs rollout.sampler=native and rollout.scored=full",
+        ),
+        (
+            off or (config.forks.selector == "all" and config.advantage.credit == "response"),
+            f"{form} has one token of each response to learn from: set forks.selector=all and "
+            "advantage.credit=response",
+        ),
+    ]
+
+
 def _gold_checks(config: Config) -> list[tuple[bool, str]]:
     """Of the methods that use gold answers."""
     return [
+        (
+            not (config.guard.probe_steps and config.uses_gold),
+            f"guard.probe_steps={config.guard.probe_steps} cannot go with method={config.method}: the guard has no "
+            "gold answers to learn from",
+        ),
         (
             (config.reward == "gold") == (config.method == "grpo-gold"),
             f"reward={config.reward} cannot go with method={config.method}: gold answers are used only by "
@@ -151,7 +188,7 @@ def _vote_checks(config: Config) -> list[tuple[bool, str]]:
 
 
 def _view_checks(config: Config) -> list[tuple[bool, str]]:
-    """Of the rules about views of a question."""
+    """As `_checks`, of the rules about views of a question."""
     vote, shown = config.vote, f"vote.views={short(','.join(config.vote.views), bare=True)}"
     off = not vote.views
     return [
@@ -171,7 +208,20 @@ def _view_checks(config: Config) -> list[tuple[bool, str]]:
         (off or config.rollout.reuse == 1, f"{shown} cannot go with rollout.reuse={config.rollout.reuse}"),
         (off or config.reward != "gold", f"{shown} cannot go with method=grpo-gold, whose rewards are no votes'"),
         (
-            vote.pool == "sum" or config.reward != "leave-one-out",
+            vote.pool != "harmonic" or config.reward != "leave-one-out",
             "vote.pool=harmonic cannot go with reward=leave-one-out: a response has no share of its own in it",
+        ),
+        (
+            vote.pool != "average" or (config.num_votes == 1 and config.rollout.sampler == "native"),
+            f"vote.pool=average decodes one response to all views: it needs group_size=1 (now {config.num_votes}) and "
+            "rollout.sampler=native",
+        ),
+        (
+            vote.pool != "own" or vote.train_views,
+            "vote.pool=own trains on the views only: set vote.train_views=true",
+        ),
+        (
+            not vote.unsure_margin or vote.pool == "own",
+            f"vote.unsure_margin={vote.unsure_margin} needs vote.pool=own",
         ),
     ]

@@ -388,12 +388,21 @@ class VoteConfig(_Section):
     views: Annotated[list[str], BeforeValidator(_names)] = Field(
         default=[],
         description="other ways in which each question is asked in the same step, as many responses each, all voting "
-        "together: permuted-options, rephrase, reread, blank, again, augmented-images, or module:function "
+        "together: permuted-options, rephrase, similar, reread, blank, again, augmented-images, or module:function "
         "(docs/views.md)",
     )
-    pool: Literal["sum", "harmonic"] = Field(
+    pool: Literal["sum", "harmonic", "average", "own"] = Field(
         default="sum",
-        description="with views: votes are added up, or an answer's shares in them combined by the harmonic mean",
+        description="with views: sum: votes are added up; harmonic: an answer's shares in them are combined by the "
+        "harmonic mean; average: one response to all, of the mean of their next-token distributions (TTAug); own: each "
+        "votes for itself, and only the views are trained on (TT-SI)",
+    )
+    unsure_margin: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="with pool=own: views are asked only of questions whose two leading answers lie less than this "
+        "share of the votes apart; 0: of all",
     )
     train_views: bool = Field(
         default=False, description="whether responses to the views are trained on too, or only vote"
@@ -458,12 +467,13 @@ class ForksConfig(_Section):
 
 
 class LossConfig(_Section):
-    form: Literal["token", "sequence", "cispo", "nll", "dpo"] = Field(
+    form: Literal["token", "sequence", "cispo", "nll", "dpo", "calibration"] = Field(
         default="token",
         description="ratios clipped per token, per response (GSPO), or clipped outside the gradient (CISPO); nll: no "
-        "ratio, advantage times log-likelihood (fine-tuning); dpo: preference of one response over another (ScPO)",
+        "ratio, advantage times log-likelihood (fine-tuning); dpo: preference of one response over another (ScPO); "
+        "calibration: smooth L1 between P(Yes), asked of a response, and its reward (Self-Calibration)",
     )
-    beta: float = Field(default=0.5, gt=0, description="of form=dpo")
+    beta: float = Field(default=0.5, gt=0, description="of form=dpo and form=calibration")
     clip_low: float = Field(
         default=0.2, ge=0, le=1, description="ratios under 1 - clip_low are clipped; 1: no lower edge"
     )
@@ -572,9 +582,33 @@ class OptimConfig(_Section):
 
 class StreamConfig(_Section):
     on: bool = Field(
-        default=False, description="questions come once, each answered before it is adapted on (stream.jsonl)"
+        default=False, description="questions come once, a batch of questions_per_step after the other (stream.jsonl)"
     )
-    reset_every: int = Field(default=0, ge=0, description="steps after which the initial model comes back; 0: never")
+    answer: Literal["before", "after", "both"] = Field(
+        default="before", description="whether each question is answered before it is adapted on, after it, or both"
+    )
+    steps_each: int = Field(default=1, ge=1, description="steps on a batch of questions before the next one comes")
+    reset_every: int = Field(
+        default=0, ge=-1, description="steps after which the initial model comes back; 0: never; -1: with each batch"
+    )
+
+    @property
+    def episodic(self) -> bool:
+        """Whether each batch of questions is adapted to from the initial weights, with which the run ends too."""
+        return self.reset_every == -1
+
+    @property
+    def steps_between_resets(self) -> int:
+        """Steps that follow one another without a reset; 0: there is none."""
+        return self.steps_each if self.episodic else self.reset_every
+
+    def batch(self, step: int) -> int:
+        """The batch of questions, from 0 up, that a step of a stream takes.
+
+        >>> [StreamConfig(on=True, steps_each=2).batch(step) for step in (1, 2, 3)]
+        [0, 0, 1]
+        """
+        return (step - 1) // self.steps_each
 
 
 class EvalConfig(_Section):
@@ -619,6 +653,13 @@ class GuardConfig(_Section):
         "vote.memory, else 0",
     )
     preflight_questions: int = Field(default=64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
+    probe_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps of a short run at high pressure that `spinerl preflight` takes too, to see when the labels "
+        "collapse (URLVR); 0: none",
+    )
+    pressure: float = Field(default=10.0, ge=1, description="what the learning rate is multiplied by in it")
     no_go: float = Field(default=0.2, ge=0, le=1, description="predicted label accuracy under which nothing is adapted")
     go: float = Field(default=0.4, ge=0, le=1, description="predicted label accuracy from which on adapting is advised")
     lost: float = Field(
@@ -679,6 +720,11 @@ class LogConfig(_Section):
         description="questions per logged step whose responses go to samples.jsonl; 0: no samples, no tokens.jsonl",
     )
     sample_responses: int = Field(default=4, ge=1, description="responses logged of each such question")
+    alignment: bool = Field(
+        default=False,
+        description="log in each step the mean cosine between how a layer moved and how far it is from its initial "
+        "weights (optim/alignment, GALA); holds two copies of what learns",
+    )
     sample_every: int = Field(default=5, ge=1, description="steps between logged samples")
     plan: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         default="auto",
@@ -766,6 +812,11 @@ class Config(_Section):
         if self.tree.bases >= 0:
             return self.tree.bases
         return self.num_votes // (1 + self.tree.forks * self.tree.branches)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the guard brings the best weights back in the end; a run that ends with its initial ones has none."""
+        return self.guard.mode == "rollback" and not self.stream.episodic
 
     @property
     def eval_samples(self) -> int:

@@ -25,12 +25,13 @@ from spinerl.engine.sampling import Sampled, Truncation, sample, truncation_of, 
 from spinerl.engine.shared_prefix import SharedDecoder
 from spinerl.errors import DivergedError, InputError
 from spinerl.machine import to_device
+from spinerl.maths import token_figures
 from spinerl.models.context import limits_within
 from spinerl.models.loading import LoadedModel
 from spinerl.seeding import seed_of
 from spinerl.types import OnTokens, Question, Rollout
 
-__all__ = ["ROWS_ON_CPU", "greedy_responses", "sample_responses"]
+__all__ = ["ROWS_ON_CPU", "averaged_responses", "greedy_responses", "sample_responses"]
 
 ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
 _REFILL_AT = 0.75  # questions enter when so much of the budget or less is in use: one by one they would be slow
@@ -103,6 +104,31 @@ def greedy_responses(
     return _respond(loaded, questions, prompts, 1, rollout, params, on_tokens, steps_per_check)
 
 
+def averaged_responses(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    together: int,
+    rollout: RolloutConfig,
+    on_tokens: OnTokens | None = None,
+    *,
+    keep_activations: bool = False,
+) -> Rollout:
+    """One response to every `together` questions that follow one another: the same tokens to each of them.
+
+    Every token is the likeliest under the mean of the distributions that these prompts give, y_t = argmax_v
+    sum_k pi(v | prompt_k, y_<t).  Log-probabilities and entropies are each prompt's own, at the rollout's temperature.
+    It ends where the first of its prompts leaves the context.  Source: TTAug (arXiv 2510.03574).
+
+    `on_tokens`, `keep_activations` and errors as for `sample_responses`.
+    """
+    assert loaded.sampler is None, "the configuration refuses another sampler"
+    own = limits_within(loaded.context, prompts, [rollout.max_new_tokens] * len(questions))
+    most = [min(own[i - i % together : i - i % together + together]) for i in range(len(own))]
+    params = _SamplingParams(rollout.temperature, unwritable(loaded), None, False, most, together)
+    return _respond(loaded, questions, prompts, 1, rollout, params, on_tokens, None, keep_activations)
+
+
 @dataclass(frozen=True)
 class _SamplingParams:
     """How tokens are sampled."""
@@ -112,6 +138,7 @@ class _SamplingParams:
     streams: Sequence[tuple[object, ...]] | None  # the name of each response's random stream; None: greedy
     certainties: bool
     limits: Sequence[int]  # the most tokens of a response, by question
+    together: int = 1  # questions that follow one another and get one response, from the mean of their distributions
 
 
 def _respond(
@@ -130,7 +157,7 @@ def _respond(
     path = backend_of(loaded).sampling(num_rows, longest, [len(prompt) for prompt in prompts], keep_activations)
     decoding = path.decoder()
     with loaded.acting(), torch.inference_mode(), path.running(), decoding as decoder:
-        queue = _Queue(loaded, prompts, num_responses, rollout, decoder.shares_prompts)
+        queue = _Queue(loaded, prompts, num_responses, rollout, decoder.shares_prompts, params.together)
         loop = _Loop(loaded, decoder, queue, rollout, params, path)
         sampled_steps = loop.run(steps, on_tokens or (lambda *_: None))
         kept = path.activations()
@@ -156,13 +183,16 @@ class _Queue:
         num_responses: int,
         rollout: RolloutConfig,
         shared: bool,
+        together: int,
     ) -> None:
+        """`together`: questions that follow one another enter the batch so many at once."""
         self.prompts = prompts
         self.num_responses = num_responses
         self._shared = shared  # a prompt is held once, not once for each of its rows
         self._per_row = rollout.max_new_tokens
         self._refill = not loaded.disables("refill")
-        self._waiting = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
+        units = [range(i, i + together) for i in range(0, len(prompts), together)]
+        self._waiting = deque(sorted(units, key=lambda unit: max(len(prompts[i]) for i in unit)))
         self._max_tokens = cache_tokens(loaded)
         limited = loaded.device.type == "cpu" and not loaded.settings.kv_cache_tokens
         self._max_rows = ROWS_ON_CPU if limited else float("inf")
@@ -184,11 +214,11 @@ class _Queue:
             return []
         taken: list[int] = []
         while self._waiting:
-            used += self._tokens(self._waiting[0], self.num_responses)
-            num_rows += self.num_responses
+            used += sum(self._tokens(question, self.num_responses) for question in self._waiting[0])
+            num_rows += self.num_responses * len(self._waiting[0])
             if (active or taken) and (used > self._max_tokens or num_rows > self._max_rows):
                 break
-            taken.append(self._waiting.popleft())
+            taken += self._waiting.popleft()
         return taken
 
     def _tokens(self, question: int, num_rows: int) -> int:
@@ -352,6 +382,8 @@ class _Loop:
 
     def _sampled(self, logits: torch.Tensor, column: torch.Tensor) -> Sampled:
         params, uniforms = self._params, None
+        if params.together > 1:
+            return self._averaged(logits)
         if params.streams is not None:
             uniforms = self._rows.uniforms.gather(1, column.unsqueeze(1)).squeeze(1)
             if params.truncate is None and not params.certainties:
@@ -359,6 +391,16 @@ class _Loop:
                 if found is not None:
                     return found
         return sample(logits, params.temperature, uniforms, params.truncate, params.certainties)
+
+    def _averaged(self, logits: torch.Tensor) -> Sampled:
+        """The likeliest tokens of the mean distributions of rows that belong together (one response a question)."""
+        params, none = self._params, logits.new_empty(0)
+        numbers, group = (self._rows.number // params.together).unique(return_inverse=True)
+        sums = logits.new_zeros(len(numbers), logits.shape[1], dtype=torch.float64)
+        sums.index_add_(0, group, torch.softmax(logits.double(), 1))
+        tokens = (sums if params.truncate is None else params.truncate(sums)).argmax(1)[group]
+        logprobs, entropies = token_figures(logits, tokens, params.temperature)
+        return Sampled(tokens, logprobs, entropies, none, none)
 
     def _drop_finished(self, tokens: torch.Tensor) -> torch.Tensor:
         """Let the decoder drop finished rows; the last tokens of the others."""

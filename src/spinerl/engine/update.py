@@ -24,6 +24,7 @@ from spinerl.machine import to_device
 from spinerl.maths import (
     band_penalty,
     budget_weights,
+    calibration_surrogate,
     cispo_surrogate,
     clipped_surrogate,
     exact_kl,
@@ -156,7 +157,7 @@ def update(
     chosen = torch.zeros(len(batch.tokens), 1, dtype=torch.bool)
     chosen[rows] = True
     weights = weigh_terms(targets, batch.mask, chosen, config)
-    wanted = wanted_tokens(targets, weights)
+    wanted = wanted_tokens(targets, weights, all_targets=config.loss.form == "calibration")
     truncate = truncation_of(config.rollout, loaded) if config.rollout.scored == "truncated" else None
     log_ratios = None
     if config.loss.form == "sequence":
@@ -351,7 +352,7 @@ class Terms:
         loss = self._config.loss
         lowest = -math.log1p(-loss.clip_low) if loss.clip_low < 1 else math.inf
         limit = torch.where(advantages > 0, math.log1p(loss.clip_high), lowest)
-        if loss.form in ("nll", "dpo"):
+        if loss.form in ("nll", "dpo", "calibration"):
             limit = math.inf  # nothing is clipped
         clipped = (log_ratio * advantages.sign() > limit) & (advantages != 0)
         self._add("clipped", (weights * clipped).sum())
@@ -366,9 +367,14 @@ class Terms:
         return value
 
 
-def wanted_tokens(targets: Targets, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tokens (B, T) at which some term has a gradient: no other needs its logits."""
-    wanted = (weights["policy"] > 0) & (targets.advantages != 0)
+def wanted_tokens(targets: Targets, weights: dict[str, torch.Tensor], all_targets: bool = False) -> torch.Tensor:
+    """The tokens (B, T) at which some term has a gradient: no other needs its logits.
+
+    `all_targets`: an advantage of 0 is a target like any other (loss.form=calibration).
+    """
+    wanted = weights["policy"] > 0
+    if not all_targets:
+        wanted = wanted & (targets.advantages != 0)
     for name in weights.keys() - {"policy"}:
         wanted = wanted | (weights[name] > 0)
     return wanted
@@ -423,6 +429,8 @@ def _surrogate(
 ) -> torch.Tensor:
     if loss.form == "nll":
         return nll_surrogate(logprobs, advantages)
+    if loss.form == "calibration":
+        return calibration_surrogate(logprobs, advantages, loss.beta)
     if log_ratios is not None:
         return sequence_surrogate(logprobs, log_ratios, advantages, loss.clip_low, loss.clip_high)
     form = cispo_surrogate if loss.form == "cispo" else clipped_surrogate

@@ -132,13 +132,13 @@ class Guard:
         kept = {"label/kept_frac": sum(self._kept) / len(self._kept)} if self._kept else {}
         self._look(step, kept)
         self._kept.clear()
-        if self._keys.mode == "rollback" and best_look(self._looks, self._tolerance)["step"] == step:
+        if self._config.rolls_back and best_look(self._looks, self._tolerance)["step"] == step:
             self._save(step)
         return last if known else self._last_step(step, last)
 
     def rescues(self, why: str) -> bool:
         """Whether a run whose numbers are finite no more may end with the weights of the best look (mode rollback)."""
-        if self._keys.mode != "rollback" or not self._looks:
+        if not self._config.rolls_back or not self._looks:
             return False
         self._diverged = why
         return True
@@ -150,7 +150,7 @@ class Guard:
         """
         kept, broken = step, self._broken
         rule = None if broken is None else broken["rule"]
-        if self._keys.mode == "rollback":
+        if self._config.rolls_back:
             kept = 0 if rule == "no-go" else best_look(self._looks, self._tolerance)["step"]
         wanted = kept
         lost = (wanted < step or self._diverged is not None) and not self._restore(wanted)
@@ -169,7 +169,7 @@ class Guard:
                 f"The weights of the best look (step {wanted}) are damaged or of another course of an interrupted"
                 " run: those of the last step were kept."
             )
-        elif kept < step or self._diverged is not None or (kept == 0 and self._keys.mode == "rollback"):
+        elif kept < step or self._diverged is not None or (kept == 0 and self._config.rolls_back):
             sentences.append(self._restored(kept))
         return GuardOutcome(kept, rule, " ".join(sentences) or "guard: nothing to object to.")
 
@@ -211,7 +211,7 @@ class Guard:
 
     def _look_first(self) -> None:
         """The look before step 1, with the forecast."""
-        if self._keys.mode == "rollback":
+        if self._config.rolls_back:
             self._save(0)
         probe, keys = self._probe, self._keys
         kinds = [self._config.answer.kind_of(question.answer_kind) for question in self._probed]

@@ -27,6 +27,7 @@ from spinerl.maths.reduce import masked_mean, share_weights, term_weights
 from spinerl.maths.responses import low_entropy_reward, response_means, row_means, self_certainty, self_certainty_reward
 from spinerl.maths.variants import (
     budget_weights,
+    calibration_surrogate,
     cispo_surrogate,
     nll_surrogate,
     preference_surrogate,
@@ -45,6 +46,7 @@ __all__ = [
     "blend_edges",
     "bounded_advantages",
     "budget_weights",
+    "calibration_surrogate",
     "cispo_surrogate",
     "clipped_surrogate",
     "consensus_scores",

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from spinerl.maths.losses import MAX_LOG_RATIO
 
-__all__ = ["budget_weights", "cispo_surrogate", "nll_surrogate", "preference_surrogate", "sequence_surrogate"]
+__all__ = [
+    "budget_weights",
+    "calibration_surrogate",
+    "cispo_surrogate",
+    "nll_surrogate",
+    "preference_surrogate",
+    "sequence_surrogate",
+]
 
 
 def budget_weights(mask: Bool[Tensor, "B T"], max_tokens: int, num_responses: int) -> Float[Tensor, "B T"]:
@@ -35,6 +42,20 @@ def budget_weights(mask: Bool[Tensor, "B T"], max_tokens: int, num_responses: in
     if max_tokens < 1 or num_responses < 1:
         raise ValueError(f"max_tokens={max_tokens}, num_responses={num_responses}: both must be 1 or more")
     return mask.to(torch.float64) / (max_tokens * num_responses)
+
+
+def calibration_surrogate(
+    logprobs: Float[Tensor, " N"], targets: Float[Tensor, " N"], beta: float = 0.25
+) -> Float[Tensor, " N"]:
+    """- smooth L1 of p - c, p = exp(logp) and c the target in [0, 1]: to be *maximized*.
+
+    Smooth L1 of d is d^2 / (2 beta) for |d| < beta and |d| - beta / 2 beyond.  Source: Self-Calibration (arXiv
+    2503.00031); beta as in its code.
+
+    >>> calibration_surrogate(torch.tensor([0.5, 1.0]).log(), torch.tensor([0.25, 0.0]).double()).tolist()
+    [-0.125, -0.875]
+    """
+    return -torch.nn.functional.smooth_l1_loss(logprobs.exp(), targets.to(logprobs.dtype), reduction="none", beta=beta)
 
 
 def cispo_surrogate(

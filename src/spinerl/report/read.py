@@ -157,6 +157,12 @@ class RunData:
         return guard if isinstance(guard, Mapping) else {}
 
     @property
+    def stream(self) -> Mapping[str, Any]:
+        """What a stream's answers were worth (`scoring.stream_figures`); {} for other runs, and before the end."""
+        stream = self.manifest.get("stream")
+        return stream if isinstance(stream, Mapping) else {}
+
+    @property
     def final_eval(self) -> Mapping[str, Any] | None:
         """The evaluation of the weights that the run ended with; None before the first."""
         kept = self.guard.get("kept_step")

@@ -20,6 +20,8 @@ from spinerl.report.text import NBSP, show_duration, show_percent
 
 __all__ = ["headline", "level_of", "progress", "show_interval", "summary", "title"]
 
+_STREAM_WORDS = (("before adapting", "before"), ("by the vote", "vote"), ("after adapting", "after"))
+
 
 def title(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for run in group.runs]
@@ -68,8 +70,10 @@ def summary(group: Group) -> list[str]:
     text = group.runs[0].guard.get("text")
     if len(group.runs) == 1 and isinstance(text, str) and text:
         sentences.append(f"{text[0].upper()}{text[1:]}")
-    sentences += [sentence for sentence in (_dynamics_sentence(group), _collapse_sentence(group)) if sentence]
-    return sentences
+    sentences += [_saturation_sentence(run) for run in group.runs[:1] if len(group.runs) == 1]
+    sentences += [_stream_sentence(run) for run in group.runs[:1] if len(group.runs) == 1 and run.stream]
+    sentences += [_dynamics_sentence(group), _collapse_sentence(group)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _accuracy_sentence(run: RunData) -> str:
@@ -100,6 +104,34 @@ def _accuracy_sentence(run: RunData) -> str:
     if verdict == "unclear":
         return f"Greedy Pass@1 went {change}, but this run cannot tell whether accuracy changed: the {both} overlap."
     return f"Greedy Pass@1 {verdict} {change} ({both})."
+
+
+def _saturation_sentence(run: RunData) -> str:
+    """When the reward had risen as far as it would; "" where that is not known."""
+    step = number(run.manifest.get("saturation_step"))
+    if step is None:
+        return ""
+    return f"The mean reward first came within 1{NBSP}% of its highest at step {step:.0f} of {run.steps_done}."
+
+
+def _stream_sentence(run: RunData) -> str:
+    """What a stream's answers before and after adapting were worth, from the figures in the manifest."""
+    figures = run.stream
+
+    def share(name: str) -> str:
+        value, low, high = (number(figures.get(key)) for key in (name, f"{name}_low", f"{name}_high"))
+        return "" if value is None else f"{show_percent(value)} ({show_interval((value, low, high))})"
+
+    said = [f"{words} {found}" for words, name in _STREAM_WORDS if (found := share(name))]
+    num = int(number(figures.get("num_questions")) or 0)
+    if not said:
+        return f"{num} questions came once, as a stream."
+    sentence = f"Of {num} questions that came once, as a stream, right were {', '.join(said)}"
+    change, low, high = (number(figures.get(key)) for key in ("change", "change_low", "change_high"))
+    if change is not None and low is not None and high is not None:
+        edges = f"{level_of(run)} interval {100 * low:+.1f} to {100 * high:+.1f}"
+        sentence += f"; question by question adapting changed {100 * change:+.1f} points ({edges})"
+    return f"{sentence}."
 
 
 def _seeds_sentence(group: Group) -> str:

@@ -148,10 +148,14 @@ def _look(step: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
 
 
 def _answers(step: int, rows: Sequence[Mapping[str, Any]]) -> Entry:
-    """Of the questions of a stream that have gold: the share answered rightly before they were adapted on."""
+    """Of the questions of a stream that have gold: the share answered rightly before and after adapting on them."""
     scalars = {}
-    for name, key in (("stream/greedy_accuracy", "greedy_correct"), ("stream/majority_accuracy", "majority_correct")):
-        known = [bool(row[key]) for row in rows if row.get(key) is not None]
+    for name, key, after in (
+        ("stream/greedy_accuracy", "greedy_correct", False),
+        ("stream/majority_accuracy", "majority_correct", False),
+        ("stream/adapted_accuracy", "greedy_correct", True),
+    ):
+        known = [bool(row[key]) for row in rows if (row.get("when") == "after") == after and row.get(key) is not None]
         if known:
             scalars[name] = sum(known) / len(known)
     return Entry(step, scalars)
