@@ -12,7 +12,9 @@ state.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from spinerl.answers import Equivalence
 from spinerl.comparison.forcing import forced_responses
 from spinerl.comparison.plan import elsewhere_file
 from spinerl.comparison.refine import Refined, refined_responses
-from spinerl.comparison.state import ASKED
+from spinerl.comparison.state import ASKED, ASKING_S
 from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
@@ -59,19 +61,26 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
                 if after.get(key):
                     asked = after[key] * len(own.questions)
                     observer.phase(key, asked * config.rollout.max_new_tokens, asked)
-                    saved[key], figures[key] = _sampled(own, after[key], equivalence, observer)
+                    with _timed(figures, key):
+                        saved[key], found = _sampled(own, after[key], equivalence, observer)
+                    figures[key] |= found
                     write_rows(folder / f"{key}.jsonl", saved[key])
             if num := after.get("synthesis"):
                 observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens, len(own.questions))
-                rows = _synthesized(own, saved["votes"], num, equivalence, observer)
+                with _timed(figures, "synthesis"):
+                    rows = _synthesized(own, saved["votes"], num, equivalence, observer)
                 write_rows(folder / "synthesis.jsonl", rows)
             if refine := after.get("refine"):
                 most = 2 * refine["responses"] * refine["rounds"] * len(own.questions)  # a check and a correction each
                 observer.phase("verify and correct", most * config.rollout.max_new_tokens, most)
-                write_rows(folder / "refined.jsonl", _refined(own, saved["votes"], refine, equivalence, observer))
+                with _timed(figures, "refined"):
+                    rows = _refined(own, saved["votes"], refine, equivalence, observer)
+                write_rows(folder / "refined.jsonl", rows)
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
-                write_rows(folder / "forced.jsonl", _forced(own, forcing, equivalence, observer))
+                with _timed(figures, "forced"):
+                    rows = _forced(own, forcing, equivalence, observer)
+                write_rows(folder / "forced.jsonl", rows)
             for other in after["elsewhere"]:
                 there = _Asked(loaded, Config.model_validate(other["config"]), prints)
                 begin_evaluation(observer, len(there.questions), there.config, other["role"])
@@ -87,6 +96,14 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
 
     with explain_failures(run.path, "spinerl compare ..."):
         run.write_folder(ASKED, fill)
+
+
+@contextlib.contextmanager
+def _timed(figures: dict[str, Any], name: str) -> Iterator[None]:
+    """Note under a name how many seconds what is inside took."""
+    start = time.perf_counter()
+    yield
+    figures.setdefault(name, {})[ASKING_S] = time.perf_counter() - start
 
 
 class _Asked:

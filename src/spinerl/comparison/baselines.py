@@ -63,26 +63,29 @@ def baselines(none: MethodResult, k: int) -> list[MethodResult]:
             if known and all(len(row["classes"]) >= k for row in known):
                 outcome = by_name.setdefault(name, MethodResult(name, "no update", none.data, rule.note))
                 outcome.right[seed], outcome.tokens[seed] = _apply(rule.decide, known, k, none, seed)
+                _add_seconds(outcome, none, seed)
         if _known(rows) and _first_look(k) < k < min(len(row["classes"]) for row in rows):  # others have none to route
             name, note = f"majority of {k}, routed", f"{_first_look(k)} first, more where they differ; {k} on average"
             outcome = by_name.setdefault(name, MethodResult(name, "no update", none.data, note))
             budget = sum(sum(row["lengths"][:k]) for row in rows)
             outcome.right[seed], sizes = _routed(none, seed, k, budget)
             outcome.tokens[seed] = _tokens(rows, sizes)
+            _add_seconds(outcome, none, seed)
     found = list(by_name.values())
-    num_read = [row["num_read"] for rows in none.synthesized.values() for row in rows]
-    read = f"reads {fmean(num_read or [0]):.3g} of {k}, writes one more"
+    drafts = [row["num_read"] for rows in none.synthesized.values() for row in rows]
+    read = f"reads {fmean(drafts or [0]):.3g} of {k}, writes one more"
     written = {
-        f"synthesis of {k}": (read, none.synthesized, lambda row: row["correct"]),
-        "budget forcing": ("greedy, sent on (s1)", none.forced, lambda row: row["greedy"]["correct"]),
+        f"synthesis of {k}": (read, none.synthesized, "synthesis", k, lambda row: row["correct"]),
+        "budget forcing": ("greedy, sent on (s1)", none.forced, "forced", 0, lambda row: row["greedy"]["correct"]),
     }
-    for name, (note, by_seed, correct) in written.items():
+    for name, (note, by_seed, file, num_read, correct) in written.items():
         outcome = MethodResult(name, "no update", none.data, note)
         for seed, rows in by_seed.items():
             right = {row["id"]: float(correct(row)) for row in rows if correct(row) is not None}
             if right:
                 outcome.right[seed] = right
                 outcome.tokens[seed] = sum(row["num_tokens"] for row in rows) / len(rows)
+                _add_written_seconds(outcome, none, seed, file, num_read)
         if outcome.right:
             found.append(outcome)
     for seed, rows in none.refined.items():
@@ -92,7 +95,9 @@ def baselines(none: MethodResult, k: int) -> list[MethodResult]:
         if right := first_votes(rows, num, none.voting, seed):
             spent = fmean(row["num_tokens"] for row in rows)
             name = f"verified majority of {num}"
-            found.append(MethodResult(name, "no update", none.data, note, {seed: right}, tokens={seed: spent}))
+            outcome = MethodResult(name, "no update", none.data, note, {seed: right}, tokens={seed: spent})
+            _add_written_seconds(outcome, none, seed, "refined", num)
+            found.append(outcome)
     return found
 
 
@@ -151,6 +156,8 @@ def at_equal_tokens(none: MethodResult, tokens: float, rule: str = "majority") -
     num_votes = sum(used) / len(used)
     name = {"majority": "equal-token vote", "likeliest": "equal-token likeliest"}.get(rule, f"equal-token vote, {rule}")
     outcome = MethodResult(name, "no update", none.data, right=right, tokens=spent)
+    for seed in right:
+        _add_seconds(outcome, none, seed)
     what = "likeliest" if rule == "likeliest" else "majority"
     note = f"{what} of {num_votes:.3g}" + (", all that were sampled" if capped else "")
     return EqualTokens(replace(outcome, note=note), num_votes, capped)
@@ -206,14 +213,16 @@ def _rules(none: MethodResult, seed: int, k: int) -> dict[str, _Rule]:
 
 def _right(rule: str, num: int, none: MethodResult, seed: int) -> dict[str, float]:
     """Whether what `num` responses per question decide by a rule of `EQUAL_TOKEN_RULES` is right, by id."""
-    rows = none.votes[seed]
-    if rule == "majority":
-        return first_votes(rows, num, none.voting, seed)
-    if rule == "likeliest":
-        decide: Callable[..., Decision] = _likeliest
-    else:
-        decide = _weighted(EQUAL_TOKEN_RULES[rule], none, seed)
-    return _apply(decide, _known(rows), num, none, seed)[0]
+    key = (rule, num, seed)
+    if key not in none.decided:
+        rows = none.votes[seed]
+        if rule == "majority":
+            none.decided[key] = first_votes(rows, num, none.voting, seed)
+        else:
+            likeliest = rule == "likeliest"
+            decide = _likeliest if likeliest else _weighted(EQUAL_TOKEN_RULES[rule], none, seed)
+            none.decided[key] = _apply(decide, _known(rows), num, none, seed)[0]
+    return none.decided[key]
 
 
 def _routed(none: MethodResult, seed: int, num: int, budget: float) -> tuple[dict[str, float], list[int]]:
@@ -233,6 +242,28 @@ def _routed(none: MethodResult, seed: int, num: int, budget: float) -> tuple[dic
 def _first_look(num: int) -> int:
     """How many of `num` responses say whether a question's answers agree: half of them, at least 2 and at most 4."""
     return min(num, max(2, min(_FEW, num // 2)))
+
+
+def _add_seconds(outcome: MethodResult, none: MethodResult, seed: int, num: int | None = None) -> None:
+    """Add what the saved responses that an outcome reads took to sample, were they sampled as they were, many at once.
+
+    Seconds of all that were saved x the share of their tokens that it reads: `outcome.tokens`, or the first `num`.
+    Nothing where the seconds were not noted.
+    """
+    seconds, rows = none.asking_s.get("votes", {}).get(seed), none.votes.get(seed)
+    if seconds is None or not rows:
+        return
+    read = outcome.tokens[seed] if num is None else _tokens(rows, [num] * len(rows))
+    share = read / max(_tokens(rows, [len(row["lengths"]) for row in rows]), 1e-9)
+    outcome.seconds[seed] = outcome.seconds.get(seed, 0.0) + seconds * share
+
+
+def _add_written_seconds(outcome: MethodResult, none: MethodResult, seed: int, file: str, num: int) -> None:
+    """Add the seconds of what was asked under a name, and of the first `num` responses that it reads."""
+    own = none.asking_s.get(file, {}).get(seed)
+    if own is not None:
+        outcome.seconds[seed] = own
+        _add_seconds(outcome, none, seed, num)
 
 
 def _tokens(rows: Rows, sizes: Sequence[int]) -> float:
