@@ -2,14 +2,15 @@
 
 All read the same responses, so they differ only in their rule.  Rules and sources: `spinerl.answers.baselines` and
 `spinerl.answers.adaptive`.
-Three have responses of their own: `spinerl.comparison.synthesis` and `.refine`, which read those, and `.forcing`.
+Others have responses of their own: `spinerl.comparison.synthesis` and `.refine`, which read those, `.forcing`, and the
+searches in `spinerl.comparison.search`.
 No torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from spinerl.answers import (
     early_exit,
     early_stopped_majority,
     first_finish,
+    rank_weights,
     routed_sizes,
     share_stopped_majority,
     weighted_majority,
@@ -34,6 +36,8 @@ __all__ = ["EQUAL_TOKEN_RULES", "EqualTokens", "at_equal_tokens", "baselines"]
 _CONFIDENCE = 0.95  # of early stopping: that of its source
 _SHARE = 0.8  # of ASC (arXiv 2503.00031)
 _QUANTILE = 0.75  # of the confidences of first responses: over it, a question's first responses end the search
+_POWER = 0.5  # of ranks in self-certainty
+_SHORT = 3  # responses that vote in short-m@k, its source's m
 _FEW = 4  # responses that say whether a question's answers agree, before others are routed to it
 
 EQUAL_TOKEN_RULES = {
@@ -41,6 +45,7 @@ EQUAL_TOKEN_RULES = {
     "likeliest": "probabilities",
     "by probability": "probabilities",
     "by self-certainty": "certainties",
+    "by rank of self-certainty": "certainties",
     "routed": "lengths",
 }
 """What `at_equal_tokens` decides by, and the key of a row that it reads."""
@@ -88,6 +93,7 @@ def baselines(none: MethodResult, k: int) -> list[MethodResult]:
                 _add_written_seconds(outcome, none, seed, file, num_read)
         if outcome.right:
             found.append(outcome)
+    found += _searched(none)
     for seed, rows in none.refined.items():
         num = len(rows[0]["responses"])
         corrected = fmean(row["num_corrections"] for row in rows)
@@ -99,6 +105,70 @@ def baselines(none: MethodResult, k: int) -> list[MethodResult]:
             _add_written_seconds(outcome, none, seed, "refined", num)
             found.append(outcome)
     return found
+
+
+_SEARCHES: Mapping[str, tuple[str, str]] = {  # how a search's rows decide, and where it is from
+    "deepening": ("vote", "ID-sampling"),
+    "qalign": ("vote", "QAlign"),
+    "carbon": ("likeliest", "CarBoN"),
+    "latentseek": ("only", "LatentSeek"),
+    "latentevolve": ("only", "LatentEvolve"),
+    "testnuc": ("testnuc", "TestNUC"),
+    "lame": ("lame", "LAME"),
+}
+
+
+def _searched(none: MethodResult) -> Iterator[MethodResult]:
+    """A "no update" outcome per search of `spinerl.comparison.search`; two of the neighbors'."""
+    for name, (how, source) in _SEARCHES.items():
+        file = "neighbors" if how == name else name
+        for seed, rows in none.searched.get(file, {}).items():
+            known = [
+                row for row in rows if (row[how]["correct"] if file == "neighbors" else row["correct"]) is not None
+            ]
+            if not known:
+                continue
+            num = len(known[0].get("responses", ()))
+            title, note = _said_of(name, num, known)
+            if how == "vote":
+                right = first_votes(known, num, none.voting, seed)
+            elif how == "likeliest":
+                right = _apply(_likeliest, known, num, none, seed)[0]
+            else:
+                right = {row["id"]: float((row[how] if file == "neighbors" else row)["correct"]) for row in known}
+            spent = {seed: fmean(row["num_tokens"] for row in rows)}
+            outcome = MethodResult(title, "no update", none.data, f"{note} ({source})", {seed: right}, tokens=spent)
+            read = len(none.votes[seed][0]["lengths"]) if seed in none.votes else 0
+            seen = none.num_seen.get(file, 0) if how not in ("vote", "likeliest") else 0
+            _add_written_seconds(outcome, none, seed, file, min(seen, read))
+            yield outcome
+
+
+def _said_of(name: str, num: int, rows: Rows) -> tuple[str, str]:
+    """(a search's name in the table, what is said of it), from its rows of `num` responses."""
+
+    def mean(key: str) -> float:
+        return fmean(row[key] for row in rows)
+
+    if name == "deepening":
+        return f"majority of {num}, deepened", "sent on at growing budgets, then votes"
+    if name == "qalign":
+        accepted = f"{mean('num_accepted') / max(1, num - 1):.0%}"
+        return f"chain of {num}", f"half of each written again, {accepted} accepted, then votes"
+    if name == "carbon":
+        return (
+            f"best of {num}, calibrated",
+            f"half of them calibrated, temperature {mean('temperature'):.3g}, likeliest",
+        )
+    if name in ("latentseek", "latentevolve"):
+        also = ", begun near similar questions" if name == "latentevolve" else ""
+        return {"latentseek": "latents sought", "latentevolve": "latents evolved"}[name], (
+            f"first states learned{also}, {mean('changed'):.0%} of responses changed"
+        )
+    titles = {"testnuc": "neighbors' votes", "lame": "neighbors' labels"}
+    return titles[
+        name
+    ], "of similar questions, weighted" if name == "testnuc" else "near the votes and their neighbors'"
 
 
 @dataclass(frozen=True)
@@ -118,8 +188,9 @@ def at_equal_tokens(none: MethodResult, tokens: float, rule: str = "majority") -
     """What the unadapted model's responses elect at `tokens` per question; None if it has no saved responses.
 
     `rule`, one of `EQUAL_TOKEN_RULES`: "majority"; "likeliest", the answer of the response with the highest mean token
-    probability; majorities weighted "by probability" (the same one) or "by self-certainty"; "routed", the majority of
-    as many responses per question as `spinerl.answers.routed_sizes` gives it.
+    probability; majorities weighted "by probability" (the same one), "by self-certainty" or "by rank of
+    self-certainty"; "routed", the majority of as many responses per question as `spinerl.answers.routed_sizes` gives
+    it.
 
     num_votes = tokens / mean length of a response, at least 1 and at most as many as were saved.  A question's value
     is (1 - w) right(floor) + w right(ceil) with w the fraction: what a share w of the votes' last one would add.
@@ -182,6 +253,11 @@ def _rules(none: MethodResult, seed: int, k: int) -> dict[str, _Rule]:
         f"majority of {k}, by self-certainty": _Rule(
             "weighted by mean KL from uniform", _weighted("certainties", none, seed), "certainties"
         ),
+        f"majority of {k}, by rank of self-certainty": _Rule(
+            "weighted by its rank among them",
+            lambda row, one, lengths: _by_rank(row, one, lengths, ties),
+            "certainties",
+        ),
         f"best of {k}, likeliest": _Rule("mean token probability", _likeliest, "probabilities"),
         f"best of {k}, self-certain": _Rule(
             "mean KL from uniform",
@@ -191,6 +267,12 @@ def _rules(none: MethodResult, seed: int, k: int) -> dict[str, _Rule]:
         f"first of {k} done": _Rule(
             "the shortest",
             lambda row, one, lengths: first_finish(one, lengths, [not cut for cut in row["truncated"][:k]]),
+        ),
+        f"first {_SHORT} of {k} done": _Rule(
+            f"the {_SHORT} shortest vote (short-m@k)",
+            lambda row, one, lengths: first_finish(
+                one, lengths, [not cut for cut in row["truncated"][:k]], min(_SHORT, k)
+            ),
         ),
         "stopped when decided": _Rule("the vote, ended once settled", early(None)),
         "stopped when likely": _Rule(f"the vote, ended at {_CONFIDENCE:.0%} lead", early(_CONFIDENCE)),
@@ -219,8 +301,11 @@ def _right(rule: str, num: int, none: MethodResult, seed: int) -> dict[str, floa
         if rule == "majority":
             none.decided[key] = first_votes(rows, num, none.voting, seed)
         else:
-            likeliest = rule == "likeliest"
-            decide = _likeliest if likeliest else _weighted(EQUAL_TOKEN_RULES[rule], none, seed)
+            ties = {"tie": none.voting.tie, "seed": seed}
+            decide: Callable[..., Decision] = {
+                "likeliest": _likeliest,
+                "by rank of self-certainty": lambda row, one, lengths: _by_rank(row, one, lengths, ties),
+            }.get(rule) or _weighted(EQUAL_TOKEN_RULES[rule], none, seed)
             none.decided[key] = _apply(decide, _known(rows), num, none, seed)[0]
     return none.decided[key]
 
@@ -281,6 +366,10 @@ def _weighted(key: str, none: MethodResult, seed: int) -> Callable[..., Decision
 def _weights(row: Mapping[str, Any], key: str, num: int) -> list[float]:
     """The first `num` confidences; a KL divergence rounded to below 0 is 0."""
     return [max(0.0, value) for value in row[key][:num]]
+
+
+def _by_rank(row: Mapping[str, Any], one: Vote, lengths: list[int], ties: Mapping[str, Any]) -> Decision:
+    return weighted_majority(one, rank_weights(row["certainties"][: len(lengths)], _POWER), lengths, **ties)
 
 
 def _likeliest(row: Mapping[str, Any], one: Vote, lengths: list[int]) -> Decision:

@@ -40,7 +40,8 @@ class MethodResult:
     of its steps.  `course`: greedy Pass@1 by step, by seed; `on_the_way`: by seed and evaluated step, the tokens per
     question until then and whether each question's greedy answer is right.  `length` (tokens) and `entropy` (nats) are
     of the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation, as do
-    `synthesized` (written after reading those), `refined` (checked and corrected) and `forced` (by budget forcing);
+    `synthesized` (written after reading those), `refined` (checked and corrected), `forced` (by budget forcing) and
+    `searched` (by search and seed; some searches read the first `num_seen` votes);
     `asking_s`: the seconds that each of these took, by name and seed.  `decided`: what `baselines` has worked out.
     """
 
@@ -63,6 +64,8 @@ class MethodResult:
     synthesized: dict[int, Rows] = field(default_factory=dict)
     refined: dict[int, Rows] = field(default_factory=dict)
     forced: dict[int, Rows] = field(default_factory=dict)
+    searched: dict[str, dict[int, Rows]] = field(default_factory=dict)
+    num_seen: dict[str, int] = field(default_factory=dict)
     asking_s: dict[str, dict[int, float]] = field(default_factory=dict)
     decided: dict[tuple[str, int, int], dict[str, float]] = field(default_factory=dict, repr=False, compare=False)
     uses_gold: bool = False
@@ -172,6 +175,10 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
         outcome.refined[seed] = refined
     if forced := _rows(asked / "forced.jsonl"):
         outcome.forced[seed] = forced
+    for name, request in task.after.get("search", {}).items():
+        outcome.num_seen[name] = request["seen"]
+        if rows := _rows(asked / f"{name}.jsonl"):
+            outcome.searched.setdefault(name, {})[seed] = rows
     if known := [row for row in sampled if row.get("responses_correct") is not None]:
         size = min(k or len(row["responses_correct"]) for row in known)
         outcome.mean[seed] = {row["id"]: sum(row["responses_correct"][:size]) / size for row in known}
