@@ -35,7 +35,7 @@ class Searched:
         """The most tokens of a response to each question, where `margin` tokens of the context are for other things."""
         most = [self.config.rollout.max_new_tokens] * len(self.prompts)
         context = self.loaded.context
-        return limits_within(None if context is None else context - margin, self.prompts, most)
+        return list(limits_within(None if context is None else context - margin, self.prompts, most))
 
     def without_end(self, ids: Sequence[int]) -> list[int]:
         """A response's tokens without the one that ended it."""
