@@ -270,7 +270,10 @@ def test_states_of_similar_questions_are_blended_in():
     generator = torch.Generator().manual_seed(3)
     own = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     past = [
-        tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4,), (2 + j, 4)))
+        (
+            torch.randn(4, generator=generator, dtype=torch.float64),
+            torch.randn(2 + j, 4, generator=generator, dtype=torch.float64),
+        )
         for j in range(5)
     ]
     cosines = []
