@@ -9,6 +9,7 @@ labels.jsonl    a line per question and step: its pseudo-label      guard.jsonl 
 stream.jsonl    with stream.on: a line per question, answered before or after it was adapted on
 checkpoints/    step-N folders           model/         the adapted model, a Hugging Face folder
 trackers/       a folder per experiment tracker (`track`)
+compare/        what `spinerl compare` asked of the final model (asking/: what is done of that)
 report.html              questions.*    the questions, where a list of them or standard input was given
 """
 
@@ -75,6 +76,7 @@ _INSIDE = {  # folders to which files and folders are added, and the names of th
     "predictions": re.compile(r"step-[0-9]+\.jsonl"),
     "checkpoints": re.compile(r"step-[0-9]+"),
     "images": re.compile(r"[0-9a-f]{16}"),
+    "asking": re.compile(r"[a-z]+\.jsonl"),
 }
 """All that a run writes: --overwrite removes nothing else."""
 

@@ -168,6 +168,54 @@ def test_majority_at_equal_tokens(comparison, lines):
     assert at_equal_tokens(none, 1.0).num_votes == 1.0, "one vote is the least there is"
 
 
+def test_the_strongest_baseline_at_equal_tokens(lines):
+    # at 20 tokens: the vote of two is right on 0; the likeliest of two (the second) on 0 and 1, as often as weighted
+    # votes and the first confident one, which come later
+    assert lines["ttrl"].strongest == lines["spine"].strongest == "equal-token likeliest"
+    # by question against 1, 1, 0, 0: ttrl's means are 1, 0.5, 0, 0, spine's 1, 1, 1, 0.5
+    assert lines["ttrl"].against_strongest.value == pytest.approx(-0.5 / 4)
+    assert (lines["ttrl"].against_strongest.num_won, lines["ttrl"].against_strongest.num_lost) == (0, 1)
+    assert (lines["spine"].against_strongest.num_won, lines["spine"].against_strongest.num_lost) == (2, 0)
+    # against the vote (1, 0, 0, 0) ttrl wins question 1
+    assert (lines["ttrl"].against_votes.num_won, lines["ttrl"].against_votes.num_lost) == (1, 0)
+    assert lines["majority of 4"].strongest is None
+
+
+def test_each_budget_on_its_way(lines):
+    first, second = lines["ttrl"].budgets
+    # step 1, 10 tokens: any rule has one response, 0, 1, 1, 0; ttrl's means are 1, 1, 1, 0.5
+    assert (first.step, first.tokens, first.strongest, first.baseline) == (1, 10.0, "equal-token vote", 0.5)
+    assert (first.right, first.num_won, first.num_lost) == (0.875, 2, 1)
+    assert (second.step, second.tokens, second.strongest) == (2, 20.0, "equal-token likeliest")
+    assert (second.right, second.baseline, second.num_won, second.num_lost) == (0.375, 0.5, 0, 1)
+    assert lines["none"].budgets == ()
+
+
+def test_a_baseline_of_fewer_tokens_may_be_the_strongest(comparison):
+    asked = comparison.task("none", "tiny/shift-a", 0).folder / ASKED
+    rows = [{"id": f"q{i}", "correct": True, "num_read": 1, "num_tokens": 20 + i} for i in range(4)]
+    for spent, strongest in ((20, "equal-token likeliest"), (18, "synthesis of 4")):  # 21.5 tokens, then 19.5
+        write_rows(asked / "synthesis.jsonl", [row | {"num_tokens": row["num_tokens"] - 20 + spent} for row in rows])
+        outcomes = collect(comparison, comparison.tasks)["tiny/shift-a"]
+        assert {line.name: line for line in figure_lines([outcomes], 4)}["ttrl"].strongest == strongest
+
+
+def test_seconds_of_rows_without_an_update(comparison):
+    asked = comparison.task("none", "tiny/shift-a", 0).folder / ASKED
+    write_rows(asked / "synthesis.jsonl", [
+        {"id": f"q{i}", "correct": True, "num_read": 4, "num_tokens": 50} for i in range(4)
+    ])  # fmt: skip
+    (asked / "figures.json").write_text(
+        json.dumps({"votes": {"time/asking_s": 8.0}, "synthesis": {"time/asking_s": 3.0}})
+    )
+    lines = {line.name: line for line in figure_lines([collect(comparison, comparison.tasks)["tiny/shift-a"]], 4)}
+    # four responses of 10 tokens to each question took 8 seconds
+    assert (lines["majority of 4"].seconds, lines["first confident of 4"].seconds) == (8.0, 2.0)
+    assert lines["equal-token vote"].seconds == 4.0, "20 tokens a question"
+    assert lines["synthesis of 4"].seconds == 11.0, "its drafts too"
+    assert lines["none"].seconds is None, "not noted"
+
+
 def test_rows_without_an_update(lines):
     assert "synthesis of 4" not in lines, "there is no file of it"
     assert lines["majority of 4"].right.value == 0.5
@@ -297,8 +345,14 @@ def test_the_outputs_hold_the_figures(comparison):
     assert ttrl["right"]["by_seed"] == {0: 0.5, 1: 0.25}
     page = as_markdown("T", tables, ["a note"])
     assert "| ttrl | 37.5 [" in page
+    assert (rows["spine"]["against_strongest_num_won"], rows["ttrl"]["step_1_num_lost"]) == ("2", "1")
+    (heads,) = (line for line in page.splitlines() if line.startswith("|  | Pass@1"))
+    assert heads.count("won : lost") == 2
+    assert all(head in heads for head in ("tokens (per question)", "time (s, that took)", "by step 1", "by step 2"))
     assert "majority of 4 (no update, the vote)" in page
     said = " ".join(tables[0].sentences)
+    assert "the strongest baseline at its tokens (equal-token likeliest): +37.5" in said
+    assert "2 questions won, 0 lost" in said
     assert "ttrl: 37.5 % at the end" in said
     assert "DECLINES: best at step 1 (87.5 %), 50.0 points lower at step 2" in said
     assert "At equal tokens spine beats majority voting of the unadapted model; these do NOT: ttrl." in said

@@ -7,11 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from spinerl.comparison.keys import Keys, describe_compare_keys, read_keys
 from spinerl.comparison.plan import plan
 from spinerl.config import load_config
 from spinerl.errors import InputError
+from spinerl.methods import METHODS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -154,7 +156,9 @@ def test_every_key_is_documented():
     page = (ROOT / "docs" / "compare.md").read_text()
     for key, *_ in describe_compare_keys():
         assert f"`{key}`" in page, key
-    assert len(list(describe_compare_keys())) == len(Keys.model_fields) - 1 + 4
+    sections = [field.default for field in Keys.model_fields.values() if isinstance(field.default, BaseModel)]
+    num = sum(len(type(one).model_fields) for one in sections)
+    assert len(list(describe_compare_keys())) == len(Keys.model_fields) - len(sections) + num
 
 
 @pytest.mark.parametrize("study", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
@@ -165,6 +169,15 @@ def test_every_study_is_a_comparison(study):
     assert text.startswith("#")
     assert "aper" in text
     assert f"spinerl compare configs/studies/{study.name}" in text
+
+
+def test_the_field_has_every_method():
+    field = plan([str(ROOT / "configs" / "studies" / "field.yaml")])
+    assert {row.method for row in field.rows} == set(METHODS)
+    assert {task.data for task in field.tasks} == {"tiny/shift-a", "tiny/shift-b"}
+    assert len({task.seed for task in field.tasks}) == 5
+    searches = next(task.after["search"] for task in field.tasks if task.row.name == "none")
+    assert {"qalign", "carbon", "latentseek", "latentevolve"} <= set(searches)
 
 
 COMMANDS = [

@@ -1,12 +1,13 @@
 """From a response's text to its answer, to equivalence classes, to a vote and its rewards.  Never imports
 torch."""
 
-from spinerl.answers.adaptive import early_exit, routed_sizes, share_stopped_majority, weighted_majority
+from spinerl.answers.adaptive import early_exit, rank_weights, routed_sizes, share_stopped_majority, weighted_majority
 from spinerl.answers.baselines import Decision, best_of, early_stopped_majority, first_finish, lead_probability
 from spinerl.answers.counting import count_vote
 from spinerl.answers.equivalence import Equivalence, default_equivalence
 from spinerl.answers.extract import Reading, Refused, extract_answer, read_answer
 from spinerl.answers.memory import MEMORIES, VoteMemory, add_votes, vote_from_memory
+from spinerl.answers.neighbors import lame_labels, nearest, neighbor_labels
 from spinerl.answers.normalize import KINDS, MAX_ANSWER_CHARS, normalize_answer
 from spinerl.answers.options import original_letter
 from spinerl.answers.pooling import harmonic_shares, pool_votes
@@ -58,13 +59,17 @@ __all__ = [
     "first_finish",
     "frequency_reward",
     "harmonic_shares",
+    "lame_labels",
     "lead_probability",
     "leave_one_out_reward",
     "majority_reward",
+    "nearest",
+    "neighbor_labels",
     "normalize_answer",
     "original_letter",
     "pair_reward",
     "pool_votes",
+    "rank_weights",
     "read_answer",
     "reference_reward",
     "routed_sizes",

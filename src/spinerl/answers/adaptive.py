@@ -12,7 +12,7 @@ from spinerl.answers.baselines import Decision, best_of, check_sizes, elect
 from spinerl.errors import InputError
 from spinerl.types import Vote
 
-__all__ = ["early_exit", "routed_sizes", "share_stopped_majority", "weighted_majority"]
+__all__ = ["early_exit", "rank_weights", "routed_sizes", "share_stopped_majority", "weighted_majority"]
 
 
 def weighted_majority(
@@ -32,6 +32,24 @@ def weighted_majority(
     check_sizes(vote, weights=weights, lengths=lengths)
     answer, winner = elect(vote, range(len(lengths)), tie, seed, weights)
     return Decision(answer, winner, len(lengths), sum(lengths))
+
+
+def rank_weights(scores: Sequence[float], power: float) -> list[float]:
+    """Borda voting: (N - rank_i + 1)^power for `weighted_majority`, the highest of N scores having rank 1.
+
+    Equal scores: the earlier response ranks higher.  Raises `InputError` for a power under 0.
+    Source: Borda voting by self-certainty (arXiv 2502.18581); its powers depend on N, so none is a default here.
+
+    >>> rank_weights([0.2, 0.9, 0.5], 1.0)
+    [1.0, 3.0, 2.0]
+    """
+    if power < 0:
+        raise InputError(f"power is {power}; it must be 0 or more")
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    weights = [0.0] * len(scores)
+    for rank, i in enumerate(order, start=1):
+        weights[i] = float((len(scores) - rank + 1) ** power)
+    return weights
 
 
 def share_stopped_majority(

@@ -2,17 +2,20 @@
 
 Runs in the child process.  The request is a mapping of plain values, so that it can travel and be compared:
 
-    {"samples": 16, "votes": 64, "synthesis": 16, "refine": {...}, "forcing": {...},
+    {"samples": 16, "votes": 64, "synthesis": 16, "refine": {...}, "forcing": {...}, "search": {NAME: {...}, ...},
      "elsewhere": [{"role", "name", "config"}, ...]}
 
 Everything lands in one folder inside the run's, which appears whole or not at all:
-samples.jsonl, votes.jsonl, synthesis.jsonl, refined.jsonl, forced.jsonl, a file per other data set, figures.json,
-state.json.
+samples.jsonl, votes.jsonl, synthesis.jsonl, refined.jsonl, forced.jsonl, a file per search and per other data set,
+figures.json, state.json.  What a search has done so far is kept next to it, in `asking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,22 @@ from spinerl.answers import Equivalence
 from spinerl.comparison.forcing import forced_responses
 from spinerl.comparison.plan import elsewhere_file
 from spinerl.comparison.refine import Refined, refined_responses
-from spinerl.comparison.state import ASKED
+from spinerl.comparison.search.neighbors import share_labels, together
+from spinerl.comparison.search.records import Searched
+from spinerl.comparison.search.runner import run_search
+from spinerl.comparison.state import ASKED, ASKING, ASKING_S
 from spinerl.comparison.synthesis import synthesized_responses
 from spinerl.config import Config
 from spinerl.data import load_data, render_all
 from spinerl.engine.sampler import sample_responses
 from spinerl.evaluation import begin_evaluation, evaluate
+from spinerl.files import remove
 from spinerl.machine import set_threads, tune_allocator
 from spinerl.maths import mean_probability, response_means
 from spinerl.models.loading import LoadedModel, load_model
 from spinerl.observer import Observer
 from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
-from spinerl.scoring import judge
+from spinerl.scoring import correctness, judge
 from spinerl.types import GoldTable, Question
 from spinerl.workload import fitting, stopping
 
@@ -59,19 +66,31 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
                 if after.get(key):
                     asked = after[key] * len(own.questions)
                     observer.phase(key, asked * config.rollout.max_new_tokens, asked)
-                    saved[key], figures[key] = _sampled(own, after[key], equivalence, observer)
+                    with _timed(figures, key):
+                        saved[key], found = _sampled(own, after[key], equivalence, observer)
+                    figures[key] |= found
                     write_rows(folder / f"{key}.jsonl", saved[key])
             if num := after.get("synthesis"):
                 observer.phase("synthesis", len(own.questions) * config.rollout.max_new_tokens, len(own.questions))
-                rows = _synthesized(own, saved["votes"], num, equivalence, observer)
+                with _timed(figures, "synthesis"):
+                    rows = _synthesized(own, saved["votes"], num, equivalence, observer)
                 write_rows(folder / "synthesis.jsonl", rows)
             if refine := after.get("refine"):
                 most = 2 * refine["responses"] * refine["rounds"] * len(own.questions)  # a check and a correction each
                 observer.phase("verify and correct", most * config.rollout.max_new_tokens, most)
-                write_rows(folder / "refined.jsonl", _refined(own, saved["votes"], refine, equivalence, observer))
+                with _timed(figures, "refined"):
+                    rows = _refined(own, saved["votes"], refine, equivalence, observer)
+                write_rows(folder / "refined.jsonl", rows)
             if forcing := after.get("forcing"):
                 observer.phase("budget forcing", forcing["budget"] * len(own.questions))
-                write_rows(folder / "forced.jsonl", _forced(own, forcing, equivalence, observer))
+                with _timed(figures, "forced"):
+                    rows = _forced(own, forcing, equivalence, observer)
+                write_rows(folder / "forced.jsonl", rows)
+            for name, request in after.get("search", {}).items():
+                rows, seconds = _searched(own, saved["votes"], name, request, equivalence, observer, run.path / ASKING)
+                if rows:
+                    write_rows(folder / f"{name}.jsonl", rows)
+                    figures[name] = {ASKING_S: seconds}
             for other in after["elsewhere"]:
                 there = _Asked(loaded, Config.model_validate(other["config"]), prints)
                 begin_evaluation(observer, len(there.questions), there.config, other["role"])
@@ -87,6 +106,15 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
 
     with explain_failures(run.path, "spinerl compare ..."):
         run.write_folder(ASKED, fill)
+        remove(run.path / ASKING)
+
+
+@contextlib.contextmanager
+def _timed(figures: dict[str, Any], name: str) -> Iterator[None]:
+    """Note under a name how many seconds what is inside took."""
+    start = time.perf_counter()
+    yield
+    figures.setdefault(name, {})[ASKING_S] = time.perf_counter() - start
 
 
 class _Asked:
@@ -94,7 +122,7 @@ class _Asked:
 
     def __init__(self, loaded: LoadedModel, config: Config, prints: dict[str, str]) -> None:
         data, gold = load_data(config.data, answer_kind=config.answer.kind)
-        prints[config.data.name] = data.fingerprint
+        prints[config.data.name] = self.fingerprint = data.fingerprint
         rendered = render_all(
             data.questions, loaded.tokenizer, config.prompt, kind=config.answer.kind, vision=loaded.vision
         )
@@ -216,6 +244,67 @@ def _refined(
         }
         rows.append(judge(row, equivalence, config.answer, config.vote, config.seed))
     return rows
+
+
+def _searched(
+    asked: _Asked,
+    votes: Sequence[Mapping[str, Any]],
+    name: str,
+    request: Mapping[str, Any],
+    equivalence: Equivalence,
+    observer: Observer,
+    parts: Path,
+) -> tuple[list[dict[str, Any]], float]:
+    """(judged rows of what a search found, its seconds); none where the questions have no labels to share."""
+    config, seen = asked.config, request["seen"]
+    search = Searched(
+        asked.loaded,
+        config,
+        asked.questions,
+        asked.prompts,
+        [row["answers"][:seen] for row in votes],
+        [row["lengths"][:seen] for row in votes],
+        equivalence,
+        observer.tokens,
+    )
+    own = {key: value for key, value in request.items() if key != "seen"}
+    if name == "neighbors":
+        return _neighbors(asked, search, **own)
+    observer.phase(name, len(asked.questions) * config.rollout.max_new_tokens, len(asked.questions))
+    parts.mkdir(exist_ok=True)
+    found, seconds = run_search(name, search, own, parts / f"{name}.jsonl", asked.fingerprint)
+    rows = [
+        judge(
+            {
+                **asked.row(question),
+                **{key: value for key, value in asdict(one).items() if key != "figures" and value != []},
+                **one.figures,
+            },
+            equivalence,
+            config.answer,
+            config.vote,
+            config.seed,
+        )
+        for question, one in zip(asked.questions, found, strict=True)
+    ]
+    return rows, seconds
+
+
+def _neighbors(asked: _Asked, search: Searched, num: int) -> tuple[list[dict[str, Any]], float]:
+    if not share_labels(asked.questions):
+        return [], 0.0
+    start = time.perf_counter()
+    labels = together(search, num)
+    rows = []
+    for i, question in enumerate(asked.questions):
+        row = asked.row(question)
+        kind = asked.config.answer.kind_of(question.answer_kind)
+        said = {
+            method: {"answer": own[i], "correct": correctness(own[i], row["gold"], kind, search.equivalence)}
+            for method, own in zip(("testnuc", "lame"), labels, strict=True)
+        }
+        rows.append({**row, **said, "num_tokens": sum(search.lengths[i])})
+    return rows, time.perf_counter() - start
 
 
 def _forced(

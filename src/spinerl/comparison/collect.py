@@ -13,7 +13,7 @@ from typing import Any
 
 from spinerl.answers import vote
 from spinerl.comparison.plan import NONE, Comparison, Task, elsewhere_file
-from spinerl.comparison.state import ASKED
+from spinerl.comparison.state import ASKED, ASKING_S
 from spinerl.config import VoteConfig
 from spinerl.errors import InputError, RunError
 from spinerl.report import RunData, read_run
@@ -37,9 +37,12 @@ class MethodResult:
     `kind` is "none", "adapted", or "no update".  `right`: of the answer given, that is of the greedy response, or of
     the answer that a way of voting elects.  `mean`, `majority`: of k samples.  `elsewhere`: as `right`, by role and
     name.  `tokens` per question and `seconds` are what getting there cost, by seed; an adaptation's are those
-    sampled in its steps.  `course`: greedy Pass@1 by step, by seed.  `length` (tokens) and `entropy` (nats) are of
-    the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation, as do
-    `synthesized` (written after reading those), `refined` (checked and corrected) and `forced` (by budget forcing).
+    of its steps.  `course`: greedy Pass@1 by step, by seed; `on_the_way`: by seed and evaluated step, the tokens per
+    question until then and whether each question's greedy answer is right.  `length` (tokens) and `entropy` (nats) are
+    of the final model's samples.  `votes` holds the unadapted model's responses, for the row without adaptation, as do
+    `synthesized` (written after reading those), `refined` (checked and corrected), `forced` (by budget forcing) and
+    `searched` (by search and seed; some searches read the first `num_seen` votes);
+    `asking_s`: the seconds that each of these took, by name and seed.  `decided`: what `baselines` has worked out.
     """
 
     name: str
@@ -55,11 +58,16 @@ class MethodResult:
     length: dict[int, float] = field(default_factory=dict)
     entropy: dict[int, float] = field(default_factory=dict)
     course: dict[int, dict[int, float]] = field(default_factory=dict)
+    on_the_way: dict[int, dict[int, tuple[float, dict[str, float]]]] = field(default_factory=dict)
     runs: tuple[RunData, ...] = ()
     votes: dict[int, Rows] = field(default_factory=dict)
     synthesized: dict[int, Rows] = field(default_factory=dict)
     refined: dict[int, Rows] = field(default_factory=dict)
     forced: dict[int, Rows] = field(default_factory=dict)
+    searched: dict[str, dict[int, Rows]] = field(default_factory=dict)
+    num_seen: dict[str, int] = field(default_factory=dict)
+    asking_s: dict[str, dict[int, float]] = field(default_factory=dict)
+    decided: dict[tuple[str, int, int], dict[str, float]] = field(default_factory=dict, repr=False, compare=False)
     uses_gold: bool = False
     voting: VoteConfig = field(default_factory=lambda: VoteConfig.model_validate({}))
 
@@ -167,33 +175,53 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
         outcome.refined[seed] = refined
     if forced := _rows(asked / "forced.jsonl"):
         outcome.forced[seed] = forced
+    for name, request in task.after.get("search", {}).items():
+        outcome.num_seen[name] = request["seen"]
+        if rows := _rows(asked / f"{name}.jsonl"):
+            outcome.searched.setdefault(name, {})[seed] = rows
     if known := [row for row in sampled if row.get("responses_correct") is not None]:
         size = min(k or len(row["responses_correct"]) for row in known)
         outcome.mean[seed] = {row["id"]: sum(row["responses_correct"][:size]) / size for row in known}
         outcome.majority[seed] = first_votes(known, size, outcome.voting, seed)
-    for values, figure in zip((outcome.length, outcome.entropy), _figures(asked, run, outcome.kind), strict=True):
+    figures = _saved_figures(asked)
+    for values, figure in zip((outcome.length, outcome.entropy), _figures(figures, run, outcome.kind), strict=True):
         if figure is not None:
             values[seed] = figure
+    for name, own in figures.items():
+        if isinstance(own, dict) and (seconds := number(own.get(ASKING_S))) is not None:
+            outcome.asking_s.setdefault(name, {})[seed] = seconds
     if outcome.kind == "adapted":
         num_questions = max(1, int(number(run.manifest.get("data", {}).get("num_questions")) or len(final)))
         sampled = run.series("rollout/num_drawn") or run.series("rollout/num_tokens")
         spent = [*sampled, *run.series("memory/tokens"), *run.series("stream/num_tokens")]
         outcome.tokens[seed] = sum(value or 0.0 for _, value in spent) / num_questions
         outcome.seconds[seed] = run.step_seconds or 0.0
+        outcome.on_the_way[seed] = {
+            step: (sum(value or 0.0 for at, value in spent if at <= step) / num_questions, right)
+            for step in sorted(course)
+            if step and (right := _greedy(_rows(task.folder / "predictions" / f"step-{step:06d}.jsonl")))
+        }
     else:
         outcome.tokens[seed] = number((run.final_eval or {}).get("eval/greedy_length")) or 0.0  # of the answer itself
+        if (seconds := number((run.final_eval or {}).get("time/eval_s"))) is not None and not task.config.eval_samples:
+            outcome.seconds[seed] = seconds
     for other in task.after["elsewhere"]:
         values = outcome.elsewhere.setdefault((other["role"], other["name"]), {})
         values[seed] = _greedy(_rows(asked / elsewhere_file(other["role"], other["name"])))
 
 
-def _figures(asked: Path, run: RunData, kind: str) -> tuple[float | None, float | None]:
-    """(length, entropy) of the final model's samples; of its greedy responses where none were sampled."""
+def _saved_figures(asked: Path) -> dict[str, Any]:
+    """What `after.py` wrote into figures.json; {} where that cannot be read."""
     try:
         figures = json.loads((asked / "figures.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        figures = {}
-    own = figures.get("votes" if kind == NONE else "samples") if isinstance(figures, dict) else None
+        return {}
+    return figures if isinstance(figures, dict) else {}
+
+
+def _figures(figures: Mapping[str, Any], run: RunData, kind: str) -> tuple[float | None, float | None]:
+    """(length, entropy) of the final model's samples; of its greedy responses where none were sampled."""
+    own = figures.get("votes" if kind == NONE else "samples")
     if isinstance(own, dict):
         return number(own.get("response_length")), number(own.get("entropy"))
     final = run.final_eval or {}

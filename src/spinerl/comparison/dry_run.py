@@ -103,12 +103,30 @@ def _amount(task: Task, sizes: Mapping[str, tuple[int, int]], state: State) -> t
     asked = num * (after.get("samples", 0) + after.get("votes", 0) + bool(after.get("synthesis")))
     if refine := after.get("refine"):
         asked += 2 * num * refine["responses"] * refine["rounds"]  # at most: a check and a correction each
+    asked += num * sum(_searched_responses(after.get("search", {})).values())
     asked += sum(sizes[one["name"]][0] for one in after["elsewhere"])
     forced = num * bool(after.get("forcing"))
     longest = task.config.rollout.max_new_tokens
     budget = after["forcing"]["budget"] + after["forcing"]["answer_tokens"] if forced else 0
     responses = sum(phase.responses for phase in phases) + asked + forced
     return responses, sum(phase.tokens for phase in phases) + asked * longest + forced * budget
+
+
+def _searched_responses(searches: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Responses per question that each search samples at most, by what it is called."""
+    found = {}
+    for name, request in searches.items():
+        if name == "deepening":
+            found[f"{request['responses']} with growing budgets"] = request["responses"]
+        elif name == "qalign":
+            found[f"a chain of {request['steps']}"] = request["steps"]
+        elif name == "carbon":
+            found[f"{request['responses']}, half of them calibrated"] = request["responses"]
+        elif name == "neighbors":
+            found[f"neighbors' votes ({request['num']}) where questions share labels"] = 0
+        else:  # the greedy response, one to begin with and one per round
+            found[f"{name} of {request['rounds']} rounds"] = request["rounds"] + 1 + (name == "latentevolve")
+    return found
 
 
 def _baselines(comparison: Comparison) -> str:
@@ -120,4 +138,5 @@ def _baselines(comparison: Comparison) -> str:
     said += [f"one more response that reads {after['synthesis']}"] if "synthesis" in after else []
     said += [f"{after['refine']['responses']} checked and corrected"] if "refine" in after else []
     said += [f"budget forcing ({after['forcing']['budget']} tokens)"] if "forcing" in after else []
+    said += _searched_responses(after.get("search", {}))
     return f"baselines without an update: {', '.join(said) or 'none'}"

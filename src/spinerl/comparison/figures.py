@@ -11,13 +11,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from spinerl.comparison.baselines import EQUAL_TOKEN_RULES, EqualTokens, at_equal_tokens, baselines
 from spinerl.comparison.collect import MethodResult, Values
 from spinerl.comparison.plan import NONE
 from spinerl.stats import grouped_difference, grouped_mean, spread_interval, two_level_interval
 
-__all__ = ["ElsewhereFigures", "Estimate", "Figures", "Gain", "figure_lines"]
+__all__ = ["Budget", "ElsewhereFigures", "Estimate", "Figures", "Gain", "figure_lines", "strongest_baseline"]
+
+_ROUNDING = 1e-9  # smaller differences of means are none
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Gain:
     """How much better a row is than another, paired by question; fractions.
 
     `low`, `high`: over questions.  `seeds_low`, `seeds_high`: over seeds; `both_low`, `both_high`: over both (two-level
-    bootstrap); None for fewer than two seeds.
+    bootstrap); None for fewer than two seeds.  `num_won`, `num_lost`: questions whose mean over seeds rose, or fell.
     """
 
     value: float
@@ -48,6 +51,26 @@ class Gain:
     seeds_high: float | None
     both_low: float | None = None
     both_high: float | None = None
+    num_won: int = 0
+    num_lost: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An adapted row at one of its steps against the strongest baseline at the tokens sampled until then; fractions.
+
+    `strongest` names the baseline: of those without an update that take no more tokens, the one that is right most
+    often, which only gold answers show, so it is chosen in its own favor.  `num_won`, `num_lost`: questions whose mean
+    over seeds is above, or below, its.
+    """
+
+    step: int
+    tokens: float
+    right: float
+    strongest: str
+    baseline: float
+    num_won: int
+    num_lost: int
 
 
 @dataclass(frozen=True)
@@ -66,9 +89,10 @@ class Figures:
 
     `kind` is "none", "adapted" or "no update".  `right`: greedy Pass@1, or for "no update" the answer elected.
     `against_votes`: against majority voting at equal tokens, whose own figure is `votes` with `num_votes` a
-    question (`votes_capped`: more tokens were spent than the saved responses could stand for).  `best`, `last`:
-    (step, Pass@1) of the mean over seeds; the best is chosen with gold answers, so it flatters.  `tokens`: sampled
-    per question.
+    question (`votes_capped`: more tokens were spent than the saved responses could stand for).  `against_strongest`:
+    against the strongest baseline at no more tokens (see `Budget`), named `strongest`; `budgets`: the same at up to
+    four steps.  `best`, `last`: (step, Pass@1) of the mean over seeds; the best is chosen with gold answers, so it
+    flatters.  `tokens`: sampled per question.
     """
 
     name: str
@@ -92,6 +116,9 @@ class Figures:
     length: float | None
     entropy: float | None
     uses_gold: bool = False
+    strongest: str | None = None
+    against_strongest: Gain | None = None
+    budgets: tuple[Budget, ...] = ()
 
 
 def figure_lines(
@@ -137,6 +164,7 @@ def _line(
     adapted = first.kind == "adapted"
     equal = _equal(rows, nones) if adapted else []
     seeds = sorted(set.intersection(*(set(row.right) for row in rows)))
+    strongest = strongest_baseline(nones, groups, [row.tokens for row in rows]) if adapted else None
     course = _course(rows) if adapted else {}
     best = max(course, key=lambda step: (course[step], -step)) if course else None
     return Figures(
@@ -161,7 +189,89 @@ def _line(
         length=_mean_of(row.length for row in rows),
         entropy=_mean_of(row.entropy for row in rows),
         uses_gold=first.uses_gold,
+        strongest=None if strongest is None else strongest.name,
+        against_strongest=strongest and _gain(strongest.right, [row.right for row in rows], confidence),
+        budgets=_budgets(rows, nones, groups) if adapted else (),
     )
+
+
+class Strongest(NamedTuple):
+    """A baseline without an update, and whether it is right, for each data set."""
+
+    name: str
+    right: tuple[Values, ...]
+    share: float
+
+
+def strongest_baseline(
+    nones: Sequence[MethodResult | None],
+    groups: Sequence[Mapping[str, MethodResult]],
+    tokens: Sequence[Mapping[int, float]],
+) -> Strongest | None:
+    """Of the baselines that take no more tokens than these, the one that is right most often.
+
+    Votes and the likeliest response are taken at just these tokens (`at_equal_tokens`), the others as they stand in
+    the table.  None where nothing was saved to decide from.
+
+    Args: `tokens`, per question, by seed, for each data set.
+    """
+    known = [none for none in nones if none is not None]
+    if len(known) < len(groups) or not all(tokens):
+        return None
+    limits = [fmean(own.values()) for own in tokens]
+    found: dict[str, list[MethodResult]] = {}
+    for rule in EQUAL_TOKEN_RULES:
+        equal = [at_equal_tokens(none, limit, rule) for none, limit in zip(known, limits, strict=True)]
+        outcomes = [one.outcome for one in equal if one is not None]
+        if len(outcomes) == len(groups):
+            found[outcomes[0].name] = outcomes
+    for name, first in groups[0].items():
+        if first.kind == "no update" and name not in found and all(name in group for group in groups):
+            own = [group[name] for group in groups]
+            if all(one.tokens and fmean(one.tokens.values()) <= most for one, most in zip(own, limits, strict=True)):
+                found[name] = own
+    ranked = [Strongest(name, tuple(one.right for one in own), _share(own)) for name, own in found.items()]
+    return max(ranked, key=lambda one: one.share) if ranked else None
+
+
+def _share(outcomes: Sequence[MethodResult]) -> float:
+    return fmean(fmean(_by_question(one.right).values() or [0.0]) for one in outcomes)
+
+
+def _budgets(
+    rows: Sequence[MethodResult], nones: Sequence[MethodResult | None], groups: Sequence[Mapping[str, MethodResult]]
+) -> tuple[Budget, ...]:
+    """At a quarter, a half, three quarters and the end of the evaluated steps that all runs have."""
+    runs = [way for row in rows for way in row.on_the_way.values()]
+    steps = sorted(set.intersection(*(set(way) for way in runs))) if runs else []
+    if not steps or not all(row.on_the_way for row in rows):
+        return ()
+    quarters = (steps[max(0, round(len(steps) * part) - 1)] for part in (0.25, 0.5, 0.75, 1.0))
+    found = []
+    for step in dict.fromkeys(quarters):
+        tokens = [{seed: way[step][0] for seed, way in row.on_the_way.items()} for row in rows]
+        strongest = strongest_baseline(nones, groups, tokens)
+        if strongest is None:
+            return ()
+        rights = [_by_question({seed: way[step][1] for seed, way in row.on_the_way.items()}) for row in rows]
+        bases = [_by_question(values) for values in strongest.right]
+        changes = [own[id_] - base[id_] for own, base in zip(rights, bases, strict=True) for id_ in own if id_ in base]
+        found.append(
+            Budget(
+                step,
+                fmean(fmean(own.values()) for own in tokens),
+                fmean(fmean(own.values()) for own in rights),
+                strongest.name,
+                strongest.share,
+                *_won_and_lost(changes),
+            )
+        )
+    return tuple(found)
+
+
+def _won_and_lost(changes: Sequence[float]) -> tuple[int, int]:
+    """How many of these differences by question are above 0, and below."""
+    return sum(one > _ROUNDING for one in changes), sum(one < -_ROUNDING for one in changes)
 
 
 def _equal(rows: Sequence[MethodResult], nones: Sequence[MethodResult | None]) -> list[EqualTokens]:
@@ -257,7 +367,8 @@ def _gain(a: Sequence[Values], b: Sequence[Values], confidence: float, pair_seed
     none = (None, None)
     seeds_ = spread_interval(list(by_seed.values()), confidence) or none
     both = two_level_interval(changes, confidence) or none
-    return Gain(found.difference, found.low, found.high, found.p_value, found.num, by_seed, *seeds_, *both)
+    won = _won_and_lost([y - x for a, b in zip(befores, afters, strict=True) for x, y in zip(a, b, strict=True)])
+    return Gain(found.difference, found.low, found.high, found.p_value, found.num, by_seed, *seeds_, *both, *won)
 
 
 def _difference(before: Mapping[str, float], after: Mapping[str, float], ids: Sequence[str]) -> float:

@@ -44,6 +44,46 @@ class ForcingKeys(_Section):
     answer_tokens: int = Field(32, ge=1, description="tokens left for the answer after that")
 
 
+class DeepeningKeys(_Section):
+    """ID-sampling: responses that are sent on at growing budgets."""
+
+    responses: int = Field(
+        0, ge=0, description="ID-sampling: responses that get a cue at growing budgets; 0: no such row"
+    )
+    budget: int = Field(32, ge=1, description="tokens before the first cue")
+    growth: float = Field(
+        2.0, gt=1.0, description="how much each budget is of the one before, until the response's limit"
+    )
+    cue: str = Field(" Wait", description="appended where a budget ends")
+
+
+class QalignKeys(_Section):
+    """QAlign: a Markov chain over responses."""
+
+    steps: int = Field(0, ge=0, description="QAlign: responses in a question's chain, each half new; 0: no such row")
+    beta: float = Field(0.02, gt=0.0, description="how little the mean token probability counts when one is accepted")
+
+
+class CarbonKeys(_Section):
+    """CarBoN: calibrated best of N."""
+
+    responses: int = Field(0, ge=0, description="CarBoN: responses, half of them calibrated; 0: no such row, else 2 up")
+    keep: int = Field(2, ge=1, description="the most probable of the first half, which calibrate")
+    steps: int = Field(20, ge=1, description="steps of Adam")
+    lr: float = Field(0.01, gt=0.0, description="their size")
+    decay: float = Field(0.01, ge=0.0, description="weight of the squared shift in the loss")
+
+
+class LatentKeys(_Section):
+    """LatentSeek and LatentEvolve: learned hidden states behind the first tokens of a response."""
+
+    rounds: int = Field(0, ge=0, description="LatentSeek: most updates per question; 0: no such row")
+    evolve: int = Field(0, ge=0, description="LatentEvolve: the same, begun near similar questions; 0: no such row")
+    fraction: float = Field(0.1, gt=0.0, le=1.0, description="share of the greedy response whose states are learned")
+    most: int = Field(300, ge=1, description="most tokens of it")
+    lr: float = Field(0.03, gt=0.0, description="step size of Adam")
+
+
 class Keys(_Section):
     """What is compared, and how the models are asked afterwards."""
 
@@ -79,7 +119,14 @@ class Keys(_Section):
         0, ge=0, description="responses that the unadapted model checks and corrects before they vote; 0: no such row"
     )
     refine_rounds: int = Field(1, ge=1, description="most corrections of each of those")
+    neighbors: int = Field(
+        0, ge=0, description="questions that decide together with each, where all share their labels; 0: no such rows"
+    )
     forcing: ForcingKeys = ForcingKeys()  # pyright: ignore[reportCallIssue]
+    deepening: DeepeningKeys = DeepeningKeys()  # pyright: ignore[reportCallIssue]
+    qalign: QalignKeys = QalignKeys()  # pyright: ignore[reportCallIssue]
+    carbon: CarbonKeys = CarbonKeys()  # pyright: ignore[reportCallIssue]
+    latents: LatentKeys = LatentKeys()  # pyright: ignore[reportCallIssue]
 
     @field_validator("methods", "data", "seeds", mode="before")
     @classmethod
@@ -193,9 +240,9 @@ def leaves(layer: Mapping[str, Any], whole: Sequence[str] = (), prefix: str = ""
 def describe_compare_keys() -> Iterator[tuple[str, Any, str]]:
     """(key, default, description) of every key of a comparison; docs/compare.md lists them."""
     for name, field in Keys.model_fields.items():
-        if name == "forcing":
-            for inner, one in ForcingKeys.model_fields.items():
-                yield f"forcing.{inner}", one.default, one.description or ""
+        if isinstance(field.default, _Section):
+            for inner, one in type(field.default).model_fields.items():
+                yield f"{name}.{inner}", one.default, one.description or ""
         else:
             yield name, field.default, field.description or ""
 
@@ -238,6 +285,14 @@ def _checked(keys: Keys) -> Keys:
         if taken:
             raise InputError(
                 f"variants.{name}.{taken}: a variant cannot set it; data sets and seeds are the same for all"
+            )
+    if keys.carbon.responses == 1:
+        raise InputError("carbon.responses=1: half of them calibrate the others; give 2 or more, or 0")
+    for key, value in (("latents.rounds", keys.latents.rounds), ("latents.evolve", keys.latents.evolve),
+                       ("neighbors", keys.neighbors)):  # fmt: skip
+        if value and not keys.samples:
+            raise InputError(
+                f"{key}={value} reads the unadapted model's first `samples` responses; give samples=8, say"
             )
     known = [*METHODS, *ALIASES, *keys.variants]
     for name in keys.methods:

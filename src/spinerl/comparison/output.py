@@ -119,9 +119,12 @@ def _flat(line: Figures) -> Iterator[tuple[str, Any]]:
     yield from (("row", line.name), ("kind", line.kind), ("seeds", " ".join(map(str, line.seeds))))
     for key in ("right", "mean", "majority", "votes"):
         yield from _estimate(key, getattr(line, key))
-    for key in ("against_none", "against_ttrl", "against_votes"):
+    for key in ("against_none", "against_ttrl", "against_votes", "against_strongest"):
         yield from _gain(key, getattr(line, key))
-    yield from (("num_votes", line.num_votes), ("votes_capped", line.votes_capped))
+    yield from (("num_votes", line.num_votes), ("votes_capped", line.votes_capped), ("strongest", line.strongest))
+    for one in line.budgets:
+        for key in ("tokens", "right", "strongest", "baseline", "num_won", "num_lost"):
+            yield f"step_{one.step}_{key}", getattr(one, key)
     for key in ("best", "last"):
         pair = getattr(line, key)
         if pair is not None:
@@ -146,5 +149,5 @@ def _gain(key: str, value: Gain | None) -> Iterator[tuple[str, Any]]:
             (f"{key}_p", value.p_value),
             (f"{key}_by_seed", " ".join(f"{v:.6g}" for v in value.by_seed.values())),
         )
-        for edge in ("seeds_low", "seeds_high", "both_low", "both_high"):
+        for edge in ("num_won", "num_lost", "seeds_low", "seeds_high", "both_low", "both_high"):
             yield f"{key}_{edge}", getattr(value, edge)

@@ -195,9 +195,25 @@ def _after(
         if forcing.budget and seed == keys.seeds[0]:  # greedy, so the same for every seed
             budget = config.rollout.max_new_tokens if forcing.budget < 0 else forcing.budget
             after["forcing"] = forcing.model_dump() | {"budget": budget}
+        if seed == keys.seeds[0] and not shows_images and (searches := _searches(keys)):
+            after["search"] = searches
     elif not config.eval_samples:
         after["samples"] = keys.samples
     return after
+
+
+def _searches(keys: Keys) -> dict[str, dict[str, Any]]:
+    """The searches that are asked for, each with its request: the arguments of its function."""
+    latents = keys.latents.model_dump(include={"fraction", "most", "lr"})
+    asked = {
+        "deepening": (keys.deepening.responses, keys.deepening.model_dump()),
+        "qalign": (keys.qalign.steps, keys.qalign.model_dump()),
+        "carbon": (keys.carbon.responses, keys.carbon.model_dump()),
+        "latentseek": (keys.latents.rounds, {"rounds": keys.latents.rounds, **latents}),
+        "latentevolve": (keys.latents.evolve, {"rounds": keys.latents.evolve, **latents}),
+        "neighbors": (keys.neighbors, {"num": keys.neighbors}),
+    }
+    return {name: {**request, "seen": keys.samples} for name, (wanted, request) in asked.items() if wanted}
 
 
 def _elsewhere(keys: Keys, data: str) -> tuple[Elsewhere, ...]:

@@ -16,13 +16,19 @@ from spinerl.errors import InputError
 from spinerl.paths import absolute_paths
 from spinerl.runs import RunFolder
 
-__all__ = ["ASKED", "State", "asked", "states"]
+__all__ = ["ASKED", "ASKING", "ASKING_S", "State", "asked", "states"]
 
 State = Literal["new", "interrupted", "unasked", "done"]
 """Not begun; begun; finished, but its model not yet asked all that is wanted; nothing left to do."""
 
 ASKED = "compare"
 """The folder inside a run folder for what its final model was asked."""
+
+ASKING = "asking"
+"""The folder next to it for what searches have done so far."""
+
+ASKING_S = "time/asking_s"
+"""The key, in figures.json of that folder, of the seconds that one thing asked of the model took."""
 
 # A run may be continued with another number of threads; where it lives and who is shown it say nothing about it.
 _FREE = ("threads", "run", "track.to", "track.name", "track.project")

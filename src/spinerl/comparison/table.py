@@ -58,15 +58,22 @@ def build_table(title: str, lines: Sequence[Figures], k: int, reference: str, se
         Column(f"against {reference}", "points", lambda line: _gain(line.against_ttrl)),
         Column("equal-token vote", "%, unadapted", _votes),
         Column("against that vote", "points", lambda line: _gain(line.against_votes)),
+        Column("won : lost", "questions, that vote", lambda line: _won(line.against_votes)),
+        Column("against the strongest", "points, no update", _strongest),
+        Column("won : lost", "questions, strongest", lambda line: _won(line.against_strongest)),
         Column(f"avg@{k}", "%", lambda line: _plain(line.mean)),
         Column(f"maj@{k}", "%", lambda line: _plain(line.majority)),
         Column("best", "%, by gold", lambda line: _at(line.best)),
         Column("last", "%", lambda line: _at(line.last)),
         *(Column(role, f"{name}, %", lambda line, key=(role, name): _place(line, key)) for role, name in elsewhere),
         Column("tokens", "per question", lambda line: _number(line.tokens, 0)),
-        Column("time", "s in steps", lambda line: _number(line.seconds, 0)),
+        Column("time", "s, that took", lambda line: _number(line.seconds, 0)),
         Column("length", "tokens, at end", lambda line: _number(line.length, 1)),
         Column("entropy", "nats, at end", lambda line: _number(line.entropy, 3)),
+    ]
+    steps = dict.fromkeys(budget.step for line in lines for budget in line.budgets)
+    columns += [
+        Column(f"by step {step}", "points, strongest", lambda line, step=step: _budget(line, step)) for step in steps
     ]
     filled = [column for column in columns if any(column.cell(line) != Cell() for line in lines)]
     return Table(title, tuple(lines), tuple(filled), tuple(sentences))
@@ -98,6 +105,25 @@ def _votes(line: Figures) -> Cell:
         return Cell()
     only = "only " if line.votes_capped else ""
     return Cell(f"{100 * line.votes.value:.1f}", f"{only}{num_votes(line.num_votes)}")
+
+
+def _strongest(line: Figures) -> Cell:
+    if line.against_strongest is None or line.strongest is None:
+        return Cell()
+    cell = _gain(line.against_strongest)
+    return Cell(cell.main, f"{cell.small} {line.strongest}", cell.verdict)
+
+
+def _won(gain: Gain | None) -> Cell:
+    return Cell() if gain is None else Cell(f"{gain.num_won} : {gain.num_lost}")
+
+
+def _budget(line: Figures, step: int) -> Cell:
+    for one in line.budgets:
+        if one.step == step:
+            said = f"{one.num_won} : {one.num_lost}, {one.strongest}"
+            return Cell(points(one.right - one.baseline), said)
+    return Cell()
 
 
 def _at(pair: tuple[int, float] | None) -> Cell:

@@ -86,6 +86,10 @@ def _about(line: Figures, reference: str) -> str:
         capped = "; its tokens would buy more" if line.votes_capped else ""
         votes = f"{100 * line.votes.value:.1f} % with {num_votes(line.num_votes)}{capped}"
         parts.append(f"{how} voting at equal tokens ({votes}): {_of(gain)}")
+    if (gain := line.against_strongest) and line.strongest:
+        how = {"rose": "beats", "fell": "WORSE than", "": "does NOT clearly beat"}[verdict(gain)]
+        won = f"{gain.num_won} questions won, {gain.num_lost} lost"
+        parts.append(f"{how} the strongest baseline at its tokens ({line.strongest}): {_of(gain)}, {won}")
     parts += [part for part in (_decline(line), *_elsewhere(line)) if part]
     if line.uses_gold:
         parts.append("it uses gold answers: an upper bound, not a baseline")

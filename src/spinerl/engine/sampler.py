@@ -31,12 +31,19 @@ from spinerl.models.loading import LoadedModel
 from spinerl.seeding import seed_of
 from spinerl.types import OnTokens, Question, Rollout
 
-__all__ = ["ROWS_ON_CPU", "averaged_responses", "greedy_responses", "sample_responses"]
+__all__ = ["ROWS_ON_CPU", "Calibration", "averaged_responses", "greedy_responses", "sample_responses"]
 
 ROWS_ON_CPU = 512  # a wider batch was measured to be no faster on a CPU
 _REFILL_AT = 0.75  # questions enter when so much of the budget or less is in use: one by one they would be slow
 _STEPS_PER_CHECK = 16  # on devices where reading which rows have finished means a synchronisation
 _NO_TOKEN = 2**40  # an id beyond any vocabulary
+
+
+class Calibration(NamedTuple):
+    """Changes to every token's logits (V,) by question: (logits + bias) * scale, before `rollout.temperature`."""
+
+    bias: torch.Tensor  # (P, V)
+    scale: torch.Tensor  # (P,)
 
 
 def sample_responses(
@@ -52,6 +59,7 @@ def sample_responses(
     limits: Sequence[int] | None = None,
     steps_per_check: int | None = None,
     keep_activations: bool = False,
+    calibration: Calibration | None = None,
 ) -> Rollout:
     """`num_responses` sampled responses to each question.
 
@@ -69,6 +77,7 @@ def sample_responses(
         steps_per_check: tokens per row between two looks at which rows have finished; None: 1 on a CPU, else 16.
         keep_activations: whether an update with the same weights follows, which may reuse activations
             (`Rollout.activations`) where the backend keeps them.
+        calibration: by question; figures are then of the calibrated distributions.
 
     Raises InputError for a text in `rollout.stop` that is empty or that the tokenizer cannot write, and for a prompt as
     long as the context; DivergedError for a model whose logits are not numbers.
@@ -76,9 +85,15 @@ def sample_responses(
     most = [rollout.max_new_tokens] * len(questions) if limits is None else limits
     most = limits_within(loaded.context, prompts, most)
     if loaded.sampler is not None:
+        if calibration is not None:
+            raise InputError(f"rollout.sampler={rollout.sampler} cannot change logits by question; use native")
         return loaded.sampler.respond(loaded, questions, prompts, num_responses, rollout, seed, most, on_tokens)
     streams = [(*seed, question.id, j) for question in questions for j in range(num_responses)]
-    params = _SamplingParams(rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most)
+    if calibration is not None:
+        calibration = Calibration(*(to_device(part, loaded.device) for part in calibration))
+    params = _SamplingParams(
+        rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most, calibration
+    )
     return _respond(
         loaded, questions, prompts, num_responses, rollout, params, on_tokens, steps_per_check, keep_activations
     )
@@ -139,6 +154,7 @@ class _SamplingParams:
     certainties: bool
     limits: Sequence[int]  # the most tokens of a response, by question
     together: int = 1  # questions that follow one another and get one response, from the mean of their distributions
+    calibration: Calibration | None = None
 
 
 def _respond(
@@ -384,6 +400,10 @@ class _Loop:
         params, uniforms = self._params, None
         if params.together > 1:
             return self._averaged(logits)
+        if params.calibration is not None:
+            question = self._rows.number // self._queue.num_responses
+            bias, scale = params.calibration
+            logits = (logits + bias[question]) * scale[question].unsqueeze(1)
         if params.streams is not None:
             uniforms = self._rows.uniforms.gather(1, column.unsqueeze(1)).squeeze(1)
             if params.truncate is None and not params.certainties:

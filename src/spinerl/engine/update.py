@@ -46,6 +46,7 @@ from spinerl.types import Batch, Targets
 __all__ = [
     "Terms",
     "embed_responses",
+    "predicting_states",
     "score",
     "score_with_mass",
     "token_margins",
@@ -132,6 +133,26 @@ def embed_responses(loaded: LoadedModel, batch: Batch, optim: OptimConfig) -> to
             found = row_means(states, micro.row_of, len(batch.tokens))
             means = found if means is None else means + found  # a row's tokens are all in one micro-batch
     return torch.zeros(len(batch.tokens), 1) if means is None else means
+
+
+@torch.no_grad()
+def predicting_states(
+    loaded: LoadedModel, batch: Batch, wanted: torch.Tensor, optim: OptimConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(states (N, d), rows (N,), columns (N,)): the last hidden states that predict the wanted (B, T) tokens.
+
+    States are on the model's device and in its type; rows and columns on the CPU, by row, then column.
+    `engine.lm_head.head_logits` makes logits of states.
+    """
+    path = backend_of(loaded).forward()
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for piece in plan(loaded, batch, wanted, optim):
+        prefix = _prefix(loaded, piece, path)
+        for micro in piece.micros:
+            found.append((wanted_states(loaded, micro, prefix, path), micro.row_of, micro.column_of))
+    states, rows, columns = map(torch.cat, zip(*found, strict=True))
+    order = (rows * batch.tokens.shape[1] + columns).argsort()
+    return states[to_device(order, states.device)], rows[order], columns[order]
 
 
 def update(
