@@ -10,7 +10,7 @@ import pytest
 from spinerl.methods import ALIASES, METHODS
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("method.md", "systems.md", "compare.md")
+PAGES = ("method.md", "systems.md", "compare.md", "guard.md")
 
 # Systems that learn or decide without labels, as their sources are named in the literature.
 NAMES = """

@@ -92,7 +92,7 @@ def sample_responses(
     if calibration is not None:
         calibration = Calibration(*(to_device(part, loaded.device) for part in calibration))
     params = _SamplingParams(
-        rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most, calibration
+        rollout.temperature, truncation_of(rollout, loaded), streams, certainties, most, calibration=calibration
     )
     return _respond(
         loaded, questions, prompts, num_responses, rollout, params, on_tokens, steps_per_check, keep_activations
@@ -140,7 +140,7 @@ def averaged_responses(
     assert loaded.sampler is None, "the configuration refuses another sampler"
     own = limits_within(loaded.context, prompts, [rollout.max_new_tokens] * len(questions))
     most = [min(own[i - i % together : i - i % together + together]) for i in range(len(own))]
-    params = _SamplingParams(rollout.temperature, unwritable(loaded), None, False, most, together)
+    params = _SamplingParams(rollout.temperature, unwritable(loaded), None, False, most, together=together)
     return _respond(loaded, questions, prompts, 1, rollout, params, on_tokens, None, keep_activations)
 
 
