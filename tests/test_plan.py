@@ -104,7 +104,7 @@ def test_a_whole_step_is_measured_where_there_is_time():
     config = resolve(load_config(overrides=[*SMALL, "rollout.max_new_tokens=20", "lora.rank=0"]))
     work = open_workload(config)
     before = [parameter.clone() for parameter in work.loaded.model.parameters()]
-    plan = make_plan(work, config, 60)
+    plan = make_plan(work, config, 3600)  # however busy the machine is
     assert (plan.measured.questions, plan.measured.tokens) == (3, 20)
     assert plan.measured.rollout_s > 0
     assert plan.measured.update_s > 0
