@@ -20,7 +20,7 @@ from spinerl.models.loading import load_model
 from spinerl.runs import load_learned, save_learned
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, needs_amx, needs_loops
 
 QUESTIONS = (Question("a", "first"), Question("b", "second"))
 PROMPTS = ((3, 4, 5, 6, 7), (9, 8, 7))
@@ -217,3 +217,22 @@ def test_an_anchor_costs_no_memory(tmp_path):
         for rank in (0, 4)
     }  # fmt: skip
     assert peaks[0] > peaks[4] + 2.5 * size
+
+
+@needs_loops
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("mixed", marks=needs_amx)])
+def test_the_compiled_step_adds_adapters_into_its_weights(dtype):
+    """Responses of a model with adapters, and of the one beneath, have the log-probabilities of teacher forcing."""
+    loaded, config = opened("tiny-reasoner", f"model.dtype={dtype}", "rollout.max_new_tokens=24")
+    stir(loaded.model, by=0.02)
+    means = []
+    for one in (loaded, loaded.base):
+        rollout = sample_responses(one, QUESTIONS, PROMPTS, 8, config.rollout, ("a",), keep_activations=True)
+        assert loaded.capabilities.uses("decoder_step")
+        assert rollout.activations is None
+        batch, old, _ = trained_rows(rollout, config)
+        gaps = (score(one, batch, batch.mask, config.optim)[0] - old)[batch.mask].abs()
+        assert gaps.mean() < (1e-5 if dtype == "float32" else 0.01)
+        other = score(loaded if one.without_adapters else loaded.base, batch, batch.mask, config.optim)[0]
+        means.append(float((other - old)[batch.mask].abs().mean()))
+    assert min(means) > 0.05  # of the other model they are not

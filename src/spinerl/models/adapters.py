@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "adapted_weight",
     "adapted_weights",
     "adapter_folder",
     "add_adapters",
     "base_of",
+    "has_plain_adapters",
     "learned_nothing",
     "merged",
     "require_peft",
@@ -177,8 +179,25 @@ def adapted_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
             if ".lora_" not in name:
                 yield name, weight.detach()
         else:
-            added = own == "weight" and sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-            yield f"{owner.removesuffix('.base_layer')}.{own}", (weight + added if own == "weight" else weight).detach()
+            found = adapted_weight(layer) if own == "weight" else weight.detach()
+            yield f"{owner.removesuffix('.base_layer')}.{own}", found
+
+
+def adapted_weight(layer: Any) -> torch.Tensor:
+    """The weight (n, k) of a linear layer, what its adapters add being added in; without a gradient."""
+    weight = layer.weight.detach()
+    for adapter in getattr(layer, "active_adapters", ()):
+        weight = weight + layer.get_delta_weight(adapter).detach()
+    return weight
+
+
+def has_plain_adapters(layer: torch.nn.Module) -> bool:
+    """Whether `adapted_weight` is all there is to this layer with adapters, as it is to those of `add_adapters`."""
+    if type(layer).__module__ != "peft.tuners.lora.layer" or type(layer).__name__ != "Linear":
+        return False
+    found: Any = layer
+    plain = type(found.get_base_layer()) is torch.nn.Linear and not found.merged
+    return plain and not found.lora_variant and not any(found.lora_bias.values())
 
 
 def _targets(model: PreTrainedModel, wanted: str, train_vision: bool) -> list[str]:

@@ -73,7 +73,8 @@ class CpuBackend(Backend):
 
     def sampling(self, num_rows: int, num_tokens: int, prompt_lengths: Sequence[int], keep: bool) -> SamplingPath:
         loaded, recorder = self._loaded, None
-        if keep and can_share_prompts(loaded) and _keeps_activations(loaded) and _may(loaded, "activation_reuse"):
+        may = _keeps_activations(loaded) and _may(loaded, "activation_reuse")
+        if keep and may and can_share_prompts(loaded) and not (_adapts(loaded) and _steps_compiled(loaded)):
             # Prompts are padded: to a length that is at most half as much again, and 64 (`shared_prefix`).
             wanted = num_rows * num_tokens + sum(length * 3 // 2 + 64 for length in prompt_lengths)
             capacity = min(wanted, token_capacity(loaded))
@@ -94,7 +95,8 @@ class CpuBackend(Backend):
             copies = steps and _may(loaded, "decoder_step")
             copies += _packs(loaded, bool(copies)) and not loaded.disables("packed-weights")
             packed = size * copies // (2 if loaded.mixed else 1)
-        if not _keeps_activations(loaded) or loaded.disables("shared-prefix") or not _may(loaded, "activation_reuse"):
+        keeps = _keeps_activations(loaded) and _may(loaded, "activation_reuse") and not (steps and _adapts(loaded))
+        if not keeps or loaded.disables("shared-prefix"):
             return PathMemory(packed)
         tokens = loaded.settings.activation_tokens or tokens_within(loaded, free)
         return PathMemory(packed, kept_bytes(loaded), tokens, by_layers=steps and _may(loaded, "layer_reuse"))
@@ -274,6 +276,12 @@ def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
     return DecoderStep(loaded, settled=True, rounds=rounds_matmuls(loaded)) if _steps_compiled(loaded) else None
 
 
+def _adapts(loaded: LoadedModel) -> bool:
+    """Whether the model has adapters: its compiled step adds them into its weights, and computes no output of theirs
+    that could be kept."""
+    return bool(getattr(loaded.model, "peft_config", None))
+
+
 def _keeps_activations(loaded: LoadedModel) -> bool:
     return not loaded.disables("activation-reuse") and keeps_activations(loaded)
 
@@ -286,7 +294,7 @@ def _may(loaded: LoadedModel, path: str) -> bool:
 def _is_llama_style(loaded: LoadedModel) -> bool:
     """Whether there are compiled loops for whole layers of such a model."""
     try:
-        return kernels.library() is not None and bool(decoder_parts(loaded))
+        return kernels.library() is not None and bool(decoder_parts(loaded, adapters=True))
     except Unsupported:
         return False
 

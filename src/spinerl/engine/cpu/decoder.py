@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from spinerl.engine.cpu import kernels
 from spinerl.engine.cpu.patching import suits_cpu
 from spinerl.engine.kv_cache import free_bytes
+from spinerl.models.adapters import adapted_weight, has_plain_adapters
 from spinerl.models.capabilities import Unsupported
 from spinerl.models.loading import LoadedModel
 
@@ -32,7 +33,7 @@ _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class DecoderStep:
-    """The layers of a decoder, with packed copies of its present weights.
+    """The layers of a decoder, with packed copies of its present weights, into which those of adapters are added.
 
     Raises Unsupported for a model of another architecture, type or size.
     """
@@ -42,9 +43,10 @@ class DecoderStep:
         bfloat16, with AMX."""
         self._rounds = rounds
         self._pack = kernels.amx_pack if rounds else kernels.pack_panels
+        self._adapted = not loaded.without_adapters
         self._model: Any = loaded.model
         self._backbone: Any = loaded.model.base_model
-        layers = decoder_parts(loaded)
+        layers = decoder_parts(loaded, adapters=True)
         head = self._model.get_output_embeddings()
         if type(head) is not torch.nn.Linear or head.bias is not None:
             raise Unsupported("an output head that is not a plain linear layer")
@@ -114,10 +116,10 @@ class DecoderStep:
 
     def _packed_layer(self, parts: LayerParts) -> kernels.LayerWeights:
         q, k, v, o, gate, up, down = parts.linear
-        whole = [self._pack(torch.cat([layer.weight.detach() for layer in (q, k, v)]))]
+        whole = [self._pack(torch.cat([self._weight(layer) for layer in (q, k, v)]))]
         for layer in (o, down):
-            whole.append(self._pack(layer.weight.detach()))
-        whole.append(torch.cat([self._pack(layer.weight.detach()) for layer in (gate, up)]))
+            whole.append(self._pack(self._weight(layer)))
+        whole.append(torch.cat([self._pack(self._weight(layer)) for layer in (gate, up)]))
         self._tensors += whole
         attention, output, downward, gates = (tensor.data_ptr() for tensor in whole)
         return kernels.LayerWeights(
@@ -135,6 +137,9 @@ class DecoderStep:
             down_bias=self._biases([down], torch.cat),
         )
 
+    def _weight(self, layer: torch.nn.Linear) -> torch.Tensor:
+        return adapted_weight(layer) if self._adapted else layer.weight.detach()
+
     def _biases(
         self, layers: Sequence[torch.nn.Linear], join: Callable[[list[torch.Tensor]], torch.Tensor]
     ) -> int | None:
@@ -151,18 +156,24 @@ class DecoderStep:
         return tensor.data_ptr()
 
 
-def decoder_parts(loaded: LoadedModel) -> list[LayerParts]:
+def decoder_parts(loaded: LoadedModel, adapters: bool = False) -> list[LayerParts]:
     """The parts of each layer of a Llama-style decoder, all layers alike and with full causal attention.
 
-    Unsupported for other models, other types than float32, other devices than a CPU, and where nothing is compiled.
+    `adapters`: whether linear layers may have some.  Unsupported for other models, other types than float32, other
+    devices than a CPU, and where nothing is compiled.
     """
-    if not suits_cpu(loaded) or kernels.library() is None or loaded.vision is not None or loaded.without_adapters:
-        raise Unsupported("only float32 language models without adapters, on a CPU with a compiler")
+    if (
+        not suits_cpu(loaded)
+        or kernels.library() is None
+        or loaded.vision is not None
+        or (loaded.without_adapters and not adapters)
+    ):
+        raise Unsupported("only float32 language models, on a CPU with a compiler")
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=loaded.model.config).layers):
         raise Unsupported("attention that is not full and causal in every layer")
     backbone: Any = loaded.model.base_model
     try:
-        layers = [LayerParts(layer) for layer in backbone.layers]
+        layers = [LayerParts(layer, adapters) for layer in backbone.layers]
     except AttributeError as error:
         raise Unsupported(f"not a Llama-style decoder: {error}") from None
     if len({parts.sizes for parts in layers}) != 1 or len({parts.constants for parts in layers}) != 1:
@@ -173,7 +184,7 @@ def decoder_parts(loaded: LoadedModel) -> list[LayerParts]:
 class LayerParts:
     """The modules of one layer; AttributeError or Unsupported where one is missing or another than expected."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, adapters: bool) -> None:
         attention, feed_forward = layer.self_attn, layer.mlp
         names = {name for name, _ in layer.named_children()}
         if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
@@ -181,7 +192,9 @@ class LayerParts:
         if type(feed_forward.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
             raise Unsupported("feed-forward blocks without SwiGLU")
         self.linear = [getattr(attention if name[0] in "qkvo" else feed_forward, name) for name in _LINEAR]
-        if any(type(linear) is not torch.nn.Linear for linear in self.linear):
+        if not all(
+            type(linear) is torch.nn.Linear or (adapters and has_plain_adapters(linear)) for linear in self.linear
+        ):
             raise Unsupported("linear layers of another class than torch.nn.Linear")
         self.first_norm, self.second_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.query_norm, self.key_norm = (getattr(attention, f"{name}_norm", None) for name in "qk")
