@@ -134,7 +134,7 @@ def test_every_key_is_reached_by_pressing_tab(root):
 def test_every_value_that_is_offered_is_taken(root):
     """Together with the others' defaults, but for what needs another key too."""
     needs_more = {"advantage.credit", "advantage.scale", "advantage.scope", "method", "reward", "vote.memory_start"}
-    needs_more |= {"vote.pool", "vote.train_views", "loss.form", "model.quantize"}
+    needs_more |= {"vote.pool", "vote.train_views", "loss.form", "model.quantize", "stream.answer"}
     for key in {key for key, *_ in describe_keys()} - needs_more:
         for value in offered(root, f"spinerl adapt mine.yaml {key}="):
             load_config(overrides=[value])

@@ -61,3 +61,8 @@ def test_a_container_copies_what_is_there_and_runs_as_a_user(file):
     named = {name for group in re.findall(r"\[([a-z,]+)\]'", file.read_text()) for name in group.split(",")}
     assert named
     assert named <= set(PROJECT["optional-dependencies"])
+
+
+def test_no_page_has_a_place_that_was_to_be_filled_in():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert [page.name for page in pages if re.search(r"@@|TODO|TBD|XXX", page.read_text(encoding="utf-8"))] == []

@@ -273,7 +273,9 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _comment(indent: str, meaning: str, found: str | None) -> list[str]:
     """What a key means, and what was found out about its value, as lines of comments."""
-    lines = [part for text in (meaning, found) if text for part in textwrap.wrap(text, _WIDTH - len(indent))]
+    width = _WIDTH - len(indent)  # a name with a hyphen stays whole
+    texts = [text for text in (meaning, found) if text]
+    lines = [part for text in texts for part in textwrap.wrap(text, width, break_on_hyphens=False)]
     return [f"{indent}# {visible(line)}" for line in lines]
 
 

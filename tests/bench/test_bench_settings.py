@@ -26,7 +26,7 @@ def test_parts_are_a_list_a_word_or_all():
         (["repeats=0"], "repeats=0: input should be greater than or equal to 1"),
         (["parts=rollouts"], "allowed: step, rollout, update, sharing, images, efficiency, scaling, all"),
         (["parts=rollouts"], '(did you mean "rollout"?)'),
-        (["dtype=int8"], "dtype='int8': input should be 'auto', 'float32' or 'bfloat16'"),
+        (["dtype=int8"], "dtype='int8': input should be 'auto', 'float32', 'bfloat16' or 'mixed'"),
         (["questions"], "'questions' is not key=value"),
         (["heads=3", "kv_heads=2"], "kv_heads=2 must divide heads=3"),
         (["parts=scaling", "out=no/such"], "out=no/such: no such folder"),

@@ -163,12 +163,12 @@ def test_the_type_is_the_one_that_loading_chooses(monkeypatch, tmp_path, faster)
     monkeypatch.setattr(precision, "_LARGE", 1000)
     monkeypatch.setattr(precision, "_FASTER", faster)
     config = load_config(overrides=[f"model={model_path()}", "model.dtype=auto", "model.device=cpu"]).model
-    loaded = str(load_model(config).model.dtype)
-    assert loaded == ("torch.bfloat16" if faster == 0 else "torch.float32")
-    assert f"torch.{model_facts(config).dtype}" == loaded
+    expected = "mixed" if faster == 0 else "float32"
+    assert load_model(config).mixed == (expected == "mixed")
+    assert model_facts(config).dtype == expected
     cached_model(tmp_path, ["config.json"], monkeypatch)
     facts = model_facts(config.model_copy(update={"name": "own/tiny"}))
-    assert (f"torch.{facts.dtype}", facts.parameters) == (loaded, None)
+    assert (facts.dtype, facts.parameters) == (expected, None)
 
 
 @pytest.mark.usefixtures("no_weights")
