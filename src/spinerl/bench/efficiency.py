@@ -25,7 +25,7 @@ def measure_efficiency(job: Job) -> dict[str, Any]:
     rollout = work.sample()
     batch, targets = work.targets(rollout)
     _, all_targets = work.targets(rollout, everything)
-    dtype = work.loaded.model.dtype
+    dtype = torch.bfloat16 if work.loaded.mixed else work.loaded.model.dtype
     job.note("matmuls")
     libraries = [False, True] if work.device == "cpu" and dtype == torch.float32 else [False]
     peaks = {onednn: matmul_peak(work.device, dtype, onednn=onednn) for onednn in libraries}
