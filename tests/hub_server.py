@@ -46,6 +46,9 @@ class Hub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, *_):
+        """A client that leaves in the middle of a request, as a test of broken connections does, is nothing to print."""
+
 
 class Handler(BaseHTTPRequestHandler):
     server: Hub
