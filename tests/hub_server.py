@@ -47,7 +47,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_):
-        """A client that leaves in the middle of a request, as a test of broken connections does, is nothing to print."""
+        """A client that leaves in the middle of a request, as some tests do, is nothing to print."""
 
 
 class Handler(BaseHTTPRequestHandler):
