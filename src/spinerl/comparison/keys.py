@@ -122,11 +122,11 @@ class Keys(_Section):
     neighbors: int = Field(
         0, ge=0, description="questions that decide together with each, where all share their labels; 0: no such rows"
     )
-    forcing: ForcingKeys = ForcingKeys()  # pyright: ignore[reportCallIssue]
-    deepening: DeepeningKeys = DeepeningKeys()  # pyright: ignore[reportCallIssue]
-    qalign: QalignKeys = QalignKeys()  # pyright: ignore[reportCallIssue]
-    carbon: CarbonKeys = CarbonKeys()  # pyright: ignore[reportCallIssue]
-    latents: LatentKeys = LatentKeys()  # pyright: ignore[reportCallIssue]
+    forcing: ForcingKeys = ForcingKeys.model_validate({})
+    deepening: DeepeningKeys = DeepeningKeys.model_validate({})
+    qalign: QalignKeys = QalignKeys.model_validate({})
+    carbon: CarbonKeys = CarbonKeys.model_validate({})
+    latents: LatentKeys = LatentKeys.model_validate({})
 
     @field_validator("methods", "data", "seeds", mode="before")
     @classmethod
