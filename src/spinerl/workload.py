@@ -122,7 +122,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
             "notes": list(data.notes),
         },
         "device": str(loaded.device),
-        "dtype": "mixed" if loaded.mixed else str(loaded.model.dtype).removeprefix("torch."),
+        "dtype": loaded.precision,
         "threads": torch.get_num_threads(),
         **({} if loaded.sampler is None else loaded.sampler.facts),
     }

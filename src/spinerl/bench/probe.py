@@ -35,6 +35,6 @@ def probe(job: Job) -> dict[str, Any]:
         "machine": describe_machine(torch.get_num_threads(), str(loaded.device)),
         "model": {
             "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
-            "dtype": "mixed" if loaded.mixed else str(loaded.model.dtype).removeprefix("torch."),
+            "dtype": loaded.precision,
         },
     }

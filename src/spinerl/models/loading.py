@@ -114,6 +114,11 @@ class LoadedModel:
         return part in self.settings.disable
 
     @property
+    def precision(self) -> str:
+        """What it computes in, as model.dtype names it."""
+        return "mixed" if self.mixed else str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def base(self) -> LoadedModel:
         """The same model without its adapters: as before it learned, at no cost in memory."""
         return replace(self, without_adapters=True, sampler=None)

@@ -6,7 +6,7 @@ model at hand before it is used (`spinerl.engine.self_check`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -262,12 +262,18 @@ def _steps_compiled(loaded: LoadedModel) -> bool:
     """Whether the model's layers give the same logits as one compiled loop."""
 
     def check() -> str | None:
-        rounds = rounds_matmuls(loaded)
-        decoder = CpuDecoder(loaded, True, DecoderStep(loaded, rounds=rounds), rows_per_thread=0)
-        with onednn_linear(loaded) if rounds else nullcontext():
-            return check_decoding(loaded, decoder, too_far if rounds else differences)
+        step = DecoderStep(loaded, rounds=rounds_matmuls(loaded))
+        as_it_multiplies, compare = _expecting(loaded)
+        with as_it_multiplies:
+            return check_decoding(loaded, CpuDecoder(loaded, True, step, rows_per_thread=0), compare)
 
     return _attends_compiled(loaded) and loaded.capabilities.allows("decoder_step", check)
+
+
+def _expecting(loaded: LoadedModel) -> tuple[AbstractContextManager[None], Callable[..., str | None]]:
+    """What a self-check expects: a context in which the plain path's matmuls round as the model's do, and how numbers
+    are compared."""
+    return (onednn_linear(loaded), too_far) if rounds_matmuls(loaded) else (nullcontext(), differences)
 
 
 def decoder_step(loaded: LoadedModel) -> DecoderStep | None:
@@ -335,8 +341,8 @@ def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
     batch = Batch(tuple(p for p in prompts for _ in range(2)), rollout.tokens, rollout.mask, 1.0)
     optim = OptimConfig()
     plain = _CpuForward(loaded, None, False, compiled=False if _extends(loaded) else None)
-    rounds = rounds_matmuls(loaded)
-    with onednn_linear(loaded) if rounds else nullcontext():  # as what is reused was computed
+    as_it_multiplies, compare = _expecting(loaded)
+    with as_it_multiplies:
         expected = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), plain)
     if not isinstance(rollout.activations, KeptActivations):
         raise Unsupported("sampling kept no activations of this model")
@@ -348,4 +354,4 @@ def _check_reuse(loaded: LoadedModel, layers: bool) -> str | None:
     path = _Reusing(loaded, Reuse(rollout.activations), layers)
     with path.running():
         found = states_and_gradient(loaded, plan(loaded, batch, batch.mask, optim), path)
-    return (too_far if rounds else differences)(found.items(), expected, again)
+    return compare(found.items(), expected, again)

@@ -146,11 +146,13 @@ def _packed_rounding(layer: torch.nn.Linear) -> _Forward:
     packed, n = kernels.amx_pack(layer.weight.detach()), layer.out_features
     bias = None if layer.bias is None else layer.bias.detach()
 
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        found = kernels.amx_matmul(states.flatten(0, -2), packed, n).view(*states.shape[:-1], n)
-        return found if bias is None else found.add_(bias)
+    return lambda states: _rounded_output(states, packed, n, bias)
 
-    return forward
+
+def _rounded_output(states: torch.Tensor, packed: torch.Tensor, n: int, bias: torch.Tensor | None) -> torch.Tensor:
+    """states (..., k) times a weight (n, k) that `kernels.amx_pack` packed, transposed, plus bias (n,)."""
+    found = kernels.amx_matmul(states.flatten(0, -2), packed, n).view(*states.shape[:-1], n)
+    return found if bias is None else found.add_(bias)
 
 
 def _linear(layer: torch.nn.Linear) -> _Forward:
@@ -213,9 +215,7 @@ class _AmxMatmuls(Matmuls):
         self._kept: dict[tuple[int, bool], torch.Tensor] = {}
 
     def output(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        n = len(weight)
-        found = kernels.amx_matmul(states.flatten(0, -2), self._packed(weight, True), n).view(*states.shape[:-1], n)
-        return found if bias is None else found.add_(bias)
+        return _rounded_output(states, self._packed(weight, True), len(weight), bias)
 
     def grad_input(
         self, grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
