@@ -16,7 +16,7 @@ from spinerl.models.context import limits_within
 from spinerl.models.loading import LoadedModel
 from spinerl.types import OnTokens, Question
 
-__all__ = ["Forced", "forced_responses"]
+__all__ = ["Forced", "forced_responses", "ids_of"]
 
 
 @dataclass
@@ -48,7 +48,7 @@ def forced_responses(
             leaves less before the answer.
         answer_tokens: tokens after the answer cue; a response that needs more is truncated.
     """
-    cue_ids, answer_ids = (_ids(loaded, text) for text in (cue, answer))
+    cue_ids, answer_ids = (ids_of(loaded, text) for text in (cue, answer))
     states = [Forced() for _ in questions]
     budgets = limits_within(
         None if loaded.context is None else loaded.context - len(answer_ids) - answer_tokens,
@@ -90,7 +90,8 @@ def forced_responses(
     return [(str(decode(s.ids, skip_special_tokens=True)), s.truncated, s.num_tokens) for s in states]
 
 
-def _ids(loaded: LoadedModel, text: str) -> list[int]:
+def ids_of(loaded: LoadedModel, text: str) -> list[int]:
+    """The tokens of a text that is appended to a response."""
     return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
 
 

@@ -7,6 +7,7 @@ results vote.
 
 from __future__ import annotations
 
+from spinerl.comparison.forcing import ids_of
 from spinerl.comparison.search.records import Found, Searched
 from spinerl.engine.sampler import sample_responses
 
@@ -35,7 +36,7 @@ def deepened(search: Searched, *, responses: int, budget: int, growth: float, cu
     and then a response that ended stays as it is.  The streams are (config.seed, "deepening", response, round).
     """
     loaded, rollout = search.loaded, search.config.rollout
-    cue_ids = list(loaded.tokenizer(cue, add_special_tokens=False)["input_ids"])  # pyright: ignore
+    cue_ids = ids_of(loaded, cue)
     most = search.limits()
     found = [Found([], [], [], 0) for _ in search.questions]
     for j in range(responses):
