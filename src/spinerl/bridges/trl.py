@@ -30,7 +30,7 @@ import torch
 
 from spinerl.answers import Equivalence, vote_metrics
 from spinerl.bridges.keys import Loop, check_keys, refuse
-from spinerl.config import Config, allow_plugins, load_config, read_recipe, split_override
+from spinerl.config import TRL_NAMES, Config, allow_plugins, load_config, read_recipe, split_override
 from spinerl.data import load_data, render_all, resolve
 from spinerl.engine.forward import MicroBatch, micro_batch
 from spinerl.engine.rollouts import rollout_of
@@ -120,28 +120,6 @@ _ARGUMENTS = (
     *("deepspeed", "ds3_", "fsdp", "ddp_", "gradient_checkpointing_kwargs", "cast_lm_head_to_fp32", "tf32"),
     *("report_to", "run_name", "logging_steps", "disable_tqdm", "save_only_model", "log_level"),
 )
-_STANDS_FOR = {
-    "learning_rate": "optim.lr",
-    "max_steps": "steps",
-    "num_generations": "rollout.num_votes or group_size",
-    "max_completion_length": "rollout.max_new_tokens",
-    "temperature": "rollout.temperature",
-    "num_iterations": "optim.epochs",
-    "steps_per_generation": "optim.minibatches",
-    "per_device_train_batch_size": "optim.micro_batch_rows",
-    "gradient_accumulation_steps": "optim.micro_batch_rows",
-    "beta": "anchor.weight",
-    "epsilon": "loss.clip_low",
-    "epsilon_high": "loss.clip_high",
-    "loss_type": "loss",
-    "scale_rewards": "advantage.scale",
-    "top_entropy_quantile": "forks.fraction",
-    "entropy_coef": "entropy.weight",
-    "output_dir": "run",
-    "seed": "seed",
-    "bf16": "model.dtype",
-    "use_cpu": "model.device",
-}
 
 
 @dataclass
@@ -700,8 +678,8 @@ def _check_arguments(trl: Mapping[str, Any]) -> None:
     for name in trl:
         if name not in known:
             raise InputError(f"trl.{name} is no argument of TRL's{did_you_mean(name, known)}")
-        if name in _STANDS_FOR:
-            raise InputError(f"trl.{name} is set by {_STANDS_FOR[name]}: give that")
+        if name in TRL_NAMES:
+            raise InputError(f"trl.{name} is set by {TRL_NAMES[name]}: give that")
         if not name.startswith(_ARGUMENTS) or "importance_sampling" in name:
             raise InputError(f"trl.{name} cannot be given: what is learned, and from what, follows only spinerl's keys")
 

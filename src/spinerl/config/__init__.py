@@ -45,6 +45,7 @@ from spinerl.config.layers import (
     PROFILES,
     RENAMED,
     SWITCHES,
+    TRL_NAMES,
     allow_plugins,
     expand_layer,
     explain_value,
@@ -59,11 +60,12 @@ from spinerl.config.texts import dump_yaml, override, parse_override, split_over
 from spinerl.recipes import read_recipe
 
 __all__ = [
-    "FILE_ENDING", "PLUGIN_KEYS", "PROFILES", "RENAMED", "STANDARD_INPUT", "SWITCHES", "AdvantageConfig",
-    "AnchorConfig", "AnswerConfig", "BandConfig", "CheckpointConfig", "ColumnsConfig", "Config", "DataConfig",
-    "EngineConfig", "EntropyConfig", "EvalConfig", "ExampleConfig", "FeedbackConfig", "ForksConfig", "GuardConfig",
-    "LogConfig", "LoraConfig", "LossConfig", "ModelConfig", "OptimConfig", "PromptConfig", "RolloutConfig",
-    "StreamConfig", "TrackConfig", "TreeConfig", "VllmConfig", "VoteConfig", "allow_plugins", "describe_keys",
+    "FILE_ENDING", "PLUGIN_KEYS", "PROFILES", "RENAMED", "STANDARD_INPUT", "SWITCHES", "TRL_NAMES",
+    "AdvantageConfig", "AnchorConfig", "AnswerConfig", "BandConfig", "CheckpointConfig", "ColumnsConfig", "Config",
+    "DataConfig", "EngineConfig", "EntropyConfig", "EvalConfig", "ExampleConfig", "FeedbackConfig", "ForksConfig",
+    "GuardConfig", "LogConfig", "LoraConfig", "LossConfig", "ModelConfig", "OptimConfig", "PromptConfig",
+    "RolloutConfig", "StreamConfig", "TrackConfig", "TreeConfig", "VllmConfig", "VoteConfig", "allow_plugins",
+    "describe_keys",
     "dump_yaml", "expand_layer", "explain_value", "fields_of", "layer_value", "load_config", "named_by_file",
     "named_code", "override", "parse_override", "profile_of", "read_recipe", "sets_key", "split_override", "value_of",
 ]  # fmt: skip

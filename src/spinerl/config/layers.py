@@ -21,6 +21,7 @@ __all__ = [
     "PROFILES",
     "RENAMED",
     "SWITCHES",
+    "TRL_NAMES",
     "allow_plugins",
     "expand_layer",
     "explain_value",
@@ -55,6 +56,31 @@ SWITCHES = {
     "optim.compiled": "compiled",
     "optim.replay": "activation-reuse",
 }
+
+# Names that TRL has for what these keys set.
+TRL_NAMES = {
+    "learning_rate": "optim.lr",
+    "max_steps": "steps",
+    "num_generations": "rollout.num_votes or group_size",
+    "max_completion_length": "rollout.max_new_tokens",
+    "temperature": "rollout.temperature",
+    "num_iterations": "optim.epochs",
+    "steps_per_generation": "optim.minibatches",
+    "per_device_train_batch_size": "optim.micro_batch_rows",
+    "gradient_accumulation_steps": "optim.micro_batch_rows",
+    "beta": "anchor.weight",
+    "epsilon": "loss.clip_low",
+    "epsilon_high": "loss.clip_high",
+    "loss_type": "loss",
+    "scale_rewards": "advantage.scale",
+    "top_entropy_quantile": "forks.fraction",
+    "entropy_coef": "entropy.weight",
+    "output_dir": "run",
+    "seed": "seed",
+    "bf16": "model.dtype",
+    "use_cpu": "model.device",
+}
+_RUN_NAMES = ("out", "out_dir", "output", "run_dir", "run_folder")
 
 # What a bundled model needs besides the defaults, which suit models a thousand times its size.
 # Chosen on tiny/shift-dev and tiny-vqa/shift-dev (docs/experiments.md).  A model adapted from one keeps its profile: it
@@ -285,7 +311,9 @@ def _explain(item: Any) -> str:
         sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
         parent, _, last = key.rpartition(".")
         siblings = [name for name in [*keys, *sections] if name.rpartition(".")[0] == parent]
-        near = did_you_mean(last, [name.rpartition(".")[2] for name in siblings])
+        known = {**TRL_NAMES, **dict.fromkeys(_RUN_NAMES, "run")}.get(key, "").replace(" or ", '" or "')
+        near = f' (did you mean "{known}"?)' if known else ""
+        near = near or did_you_mean(last, [name.rpartition(".")[2] for name in siblings])
         if not near:
             near = did_you_mean(key, keys) or did_you_mean(f"x.{last}", [f"x.{k.rpartition('.')[2]}" for k in keys])
             near = near.replace('"x.', '"')

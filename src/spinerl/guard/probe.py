@@ -61,7 +61,7 @@ class Probe:
         """The signals of the model as it is now.
 
         probe/initial_agreement: questions whose greedy answer is the initial majority's, of those that had one.
-        probe/initial_support: the share of initial votes that the greedy answer has, mean.
+        probe/initial_support: the share of initial votes that the greedy answer has, mean; support: of each question.
         probe/concentration: as `signals.concentration`, of the greedy answers.
         probe/readable_frac: greedy responses with an answer that can be read, cut-off ones counting as none.
         probe/refused_frac: greedy responses that decline to answer.
@@ -90,6 +90,7 @@ class Probe:
         return {
             "probe/initial_agreement": sum(agree) / max(1, len(agree)),
             "probe/initial_support": sum(support) / len(support),
+            "support": [round(share, 4) for share in support],
             "probe/concentration": concentration(equivalence.classes(answers)),
             "probe/readable_frac": sum(answer is not None for answer in answers) / size,
             "probe/refused_frac": refused_share(rollout.texts[:size], answers),
