@@ -17,6 +17,7 @@ _Static_assert(PANEL == AMX_COLUMNS, "decoder_step.c takes one packing for the o
 
 #define REQUEST_PERMISSION 0x1023 /* arch_prctl: ARCH_REQ_XCOMP_PERM */
 #define TILE_DATA 18              /* what is asked for: XFEATURE_XTILEDATA */
+#define PREFETCH 4                 /* blocks of AMX_DEPTH rows of b that are asked for ahead */
 #define CHUNK 128                 /* rows that a thread takes through all columns */
 
 typedef struct {
@@ -59,7 +60,6 @@ void amx_round(long rows, long k, const float *inp, long stride, uint16_t *out)
     for (long row = 0; row < rows; row++)
         for (long d = 0; d < width; d += AMX_DEPTH)
             _mm512_storeu_si512(out + row * width + d, round_32(inp + row * stride + d, k - d));
-    memset(out + rows * width, 0, (size_t)(round_up(rows, AMX_ROWS) - rows) * width * sizeof(uint16_t));
 }
 
 /* Rows of 16 numbers of 32 bits become columns: halves of pairs of rows are interleaved, four times. */
@@ -154,6 +154,9 @@ void amx_gemm(long m, long n, long depth, const uint16_t *a, const uint16_t *b, 
             }
             const uint16_t *tile = b;
             for (long d = 0; d < width; d += AMX_DEPTH, tile += 4 * AMX_TILE) {
+                if (i == 0)
+                    for (long at = 0; at < 4 * AMX_TILE; at += 32)
+                        _mm_prefetch((const char *)(tile + PREFETCH * 4 * AMX_TILE + at), _MM_HINT_T1);
                 _tile_loadd(4, a + i * width + d, width * (long)sizeof(uint16_t));
                 _tile_loadd(5, tile, 64);
                 _tile_dpbf16ps(0, 4, 5);

@@ -1,7 +1,7 @@
 /* Matmul in the processor's matrix registers (Intel AMX): factors rounded to bfloat16, sums in float32.
  *
  * A register holds 16 rows of 64 bytes.  `a` is bfloat16, row-major, its rows filled up with 0 to a multiple of AMX_DEPTH
- * numbers and to a multiple of AMX_ROWS rows.  `b` (depth, n) is packed: for AMX_COLUMNS columns after the other, for
+ * numbers; up to a multiple of AMX_ROWS rows are read, those beyond m without an effect.  `b` (depth, n) is packed: for AMX_COLUMNS columns after the other, for
  * AMX_DEPTH rows after the other, four registers of 16 columns, in which two rows of a column are neighbours. */
 
 #ifndef SPINERL_AMX_H
@@ -26,7 +26,7 @@
 void amx_begin(void);
 void amx_end(void);
 
-/* out (rows rounded up, k rounded up) = inp (rows, k) with this stride, rounded; what fills it up is 0. */
+/* out (rows, k rounded up) = inp (rows, k) with this stride, rounded; what fills up a row is 0. */
 void amx_round(long rows, long k, const float *inp, long stride, uint16_t *out);
 
 /* c (m, n) with this stride = or += a (m, depth) b (depth, n). */
