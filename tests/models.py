@@ -51,8 +51,9 @@ def write_model(
     dtype: torch.dtype = torch.float32,
     spread: float = 0.3,
     head_dim: int = 8,
+    **sizes: int,
 ) -> Path:
-    """A two-layer model of this architecture with random weights, saved as safetensors.
+    """A two-layer model of this architecture with random weights, saved as safetensors; `sizes` go into its config.
 
     A wide `spread` of the weights gives distributions far from uniform; a narrow one little rounding noise.
     """
@@ -87,7 +88,7 @@ def write_model(
     if architecture == "mistral":
         small |= {"sliding_window": 16}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **small))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **small | sizes))
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

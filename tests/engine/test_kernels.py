@@ -337,6 +337,27 @@ def test_compiled_loops_change_no_sample(wide_models, architecture, layers, budg
     assert torch.allclose(found.entropies, expected.entropies, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), [("qwen2", "float32"), pytest.param("qwen3", "mixed", marks=needs_amx)]
+)
+def test_threads_that_share_large_weights_change_no_sample(tmp_path, architecture, dtype):
+    """One thread takes rows through all layers; several take columns of weights of over 16 MB."""
+    folder = write_model(architecture, tmp_path, spread=0.02, head_dim=16, hidden_size=256, intermediate_size=8160)
+    loaded, config = opened(folder, f"model.dtype={dtype}")
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(sample_responses(loaded, QUESTIONS, PROMPTS, 5, config.rollout, ("k",)))
+            assert loaded.capabilities.uses("decoder_step")
+    finally:
+        torch.set_num_threads(1)
+    assert len(set(results[0].mask.sum(1).tolist())) > 1
+    for found in results[1:]:
+        assert torch.equal(found.tokens, results[0].tokens)
+        assert torch.equal(found.logprobs, results[0].logprobs)
+
+
 def test_a_model_that_computes_otherwise_keeps_its_own_functions(wide_models):
     """The parts have the names; what they compute is another thing."""
     loaded, config = opened(wide_models("llama"))

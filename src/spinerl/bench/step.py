@@ -128,7 +128,9 @@ class _OurStep:
         lengths = _lengths(job)
         self.work: Work = open_work(job, lengths)
         self._equivalence = equivalence
-        self._configs = {method: bench_config(job, lengths, [f"method={method}"]) for method in ("spine", "ttrl")}
+        # A majority reward is alike in most groups of random responses, and TTRL skips those; TRL computes all of them.
+        overrides = {"spine": ["method=spine"], "ttrl": ["method=ttrl", "reward=entropy"]}
+        self._configs = {method: bench_config(job, lengths, given) for method, given in overrides.items()}
         self._metrics: dict[str, list[dict[str, float]]] = {method: [] for method in self._configs}
 
     def run(self, method: str, repeat: int) -> None:

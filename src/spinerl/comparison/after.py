@@ -21,7 +21,7 @@ from typing import Any
 
 from spinerl.answers import Equivalence
 from spinerl.comparison.forcing import forced_responses
-from spinerl.comparison.plan import elsewhere_file
+from spinerl.comparison.plan import elsewhere_file, search_size
 from spinerl.comparison.refine import Refined, refined_responses
 from spinerl.comparison.search.neighbors import share_labels, together
 from spinerl.comparison.search.records import Searched
@@ -270,7 +270,8 @@ def _searched(
     own = {key: value for key, value in request.items() if key != "seen"}
     if name == "neighbors":
         return _neighbors(asked, search, **own)
-    observer.phase(name, len(asked.questions) * config.rollout.max_new_tokens, len(asked.questions))
+    most = len(asked.questions) * search_size(name, request)[1]
+    observer.phase(name, most * config.rollout.max_new_tokens, most)
     parts.mkdir(exist_ok=True)
     found, seconds = run_search(name, search, own, parts / f"{name}.jsonl", asked.fingerprint)
     rows = [

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spinerl.comparison.command import open_named_code
-from spinerl.comparison.plan import NONE, Comparison, Task, plan
+from spinerl.comparison.plan import NONE, Comparison, Task, plan, search_size
 from spinerl.comparison.state import State, states
 from spinerl.config import Config, ModelConfig
 from spinerl.data import load_data
@@ -103,30 +103,13 @@ def _amount(task: Task, sizes: Mapping[str, tuple[int, int]], state: State) -> t
     asked = num * (after.get("samples", 0) + after.get("votes", 0) + bool(after.get("synthesis")))
     if refine := after.get("refine"):
         asked += 2 * num * refine["responses"] * refine["rounds"]  # at most: a check and a correction each
-    asked += num * sum(_searched_responses(after.get("search", {})).values())
+    asked += num * sum(search_size(*search)[1] for search in after.get("search", {}).items())
     asked += sum(sizes[one["name"]][0] for one in after["elsewhere"])
     forced = num * bool(after.get("forcing"))
     longest = task.config.rollout.max_new_tokens
     budget = after["forcing"]["budget"] + after["forcing"]["answer_tokens"] if forced else 0
     responses = sum(phase.responses for phase in phases) + asked + forced
     return responses, sum(phase.tokens for phase in phases) + asked * longest + forced * budget
-
-
-def _searched_responses(searches: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Responses per question that each search samples at most, by what it is called."""
-    found = {}
-    for name, request in searches.items():
-        if name == "deepening":
-            found[f"{request['responses']} with growing budgets"] = request["responses"]
-        elif name == "qalign":
-            found[f"a chain of {request['steps']}"] = request["steps"]
-        elif name == "carbon":
-            found[f"{request['responses']}, half of them calibrated"] = request["responses"]
-        elif name == "neighbors":
-            found[f"neighbors' votes ({request['num']}) where questions share labels"] = 0
-        else:  # the greedy response, one to begin with and one per round
-            found[f"{name} of {request['rounds']} rounds"] = request["rounds"] + 1 + (name == "latentevolve")
-    return found
 
 
 def _baselines(comparison: Comparison) -> str:
@@ -138,5 +121,5 @@ def _baselines(comparison: Comparison) -> str:
     said += [f"one more response that reads {after['synthesis']}"] if "synthesis" in after else []
     said += [f"{after['refine']['responses']} checked and corrected"] if "refine" in after else []
     said += [f"budget forcing ({after['forcing']['budget']} tokens)"] if "forcing" in after else []
-    said += _searched_responses(after.get("search", {}))
+    said += [search_size(*search)[0] for search in after.get("search", {}).items()]
     return f"baselines without an update: {', '.join(said) or 'none'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from spinerl.paths import absolute_paths
 from spinerl.recipes import split_args
 from spinerl.tiny import SUITES, VQA_SUITES
 
-__all__ = ["Comparison", "Elsewhere", "Task", "Variant", "elsewhere_file", "plan", "slug"]
+__all__ = ["Comparison", "Elsewhere", "Task", "Variant", "elsewhere_file", "plan", "search_size", "slug"]
 
 NONE = "none"
 """The row without adaptation."""
@@ -58,6 +58,24 @@ class Task:
     def label(self) -> str:
         """For people: "spine, tiny/shift-a, seed 0"."""
         return f"{self.row.name}, {self.data}, seed {self.seed}"
+
+
+def search_size(name: str, request: Mapping[str, Any]) -> tuple[str, int]:
+    """A search in words, and the responses per question that it samples at most.
+
+    >>> search_size("qalign", {"steps": 39})
+    ('a chain of 39', 39)
+    """
+    if name == "deepening":
+        return f"{request['responses']} with growing budgets", request["responses"]
+    if name == "qalign":
+        return f"a chain of {request['steps']}", request["steps"]
+    if name == "carbon":
+        return f"{request['responses']}, half of them calibrated", request["responses"]
+    if name == "neighbors":
+        return f"neighbors' votes ({request['num']}) where questions share labels", 0
+    # The greedy response, one to begin with and one per round.
+    return f"{name} of {request['rounds']} rounds", request["rounds"] + 1 + (name == "latentevolve")
 
 
 @dataclass(frozen=True)

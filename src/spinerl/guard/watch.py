@@ -18,7 +18,7 @@ from spinerl.errors import InputError, RunError
 from spinerl.files import quoted
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
-from spinerl.guard.rules import best_look, judge, look_score
+from spinerl.guard.rules import best_look, judge, look_score, tolerance_of
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.hooks import ask_differently
 from spinerl.lines import read_text
@@ -32,7 +32,6 @@ from spinerl.types import OnTokens, Question, StepRecord
 __all__ = ["Guard", "GuardOutcome"]
 
 _BEST = "best"  # folder with the weights of the best look so far
-_WITH_MEMORY = 0.05  # chosen on tiny/shift-dev (docs/memory.md)
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class Guard:
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
+        self._tolerance = tolerance_of(self._keys, config.vote.memory)
         self._diverged: str | None = None  # why the run ended where its numbers were finite no more
 
     def begin(self, done: int, last: int) -> int:
@@ -177,12 +177,6 @@ class Guard:
     def _stops(self) -> bool:
         """Whether a run is to end when a rule is broken."""
         return self._keys.mode in ("stop", "rollback")
-
-    @property
-    def _tolerance(self) -> float:
-        """How far under the best score weights may be to be kept for being later."""
-        given = self._keys.tolerance
-        return given if given is not None else 0.0 if self._config.vote.memory == "off" else _WITH_MEMORY
 
     @property
     def _broken(self) -> dict[str, Any] | None:
