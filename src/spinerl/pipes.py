@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["messages", "open_job", "python_command", "python_environment"]
+__all__ = ["end_with_parent", "messages", "open_job", "python_command", "python_environment"]
 
 
 def python_command(module: str) -> list[str]:
@@ -62,8 +62,13 @@ def open_job() -> tuple[dict[str, Any], Callable[..., None]]:
     """
     say = messages()
     job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     return job, say
+
+
+def end_with_parent() -> None:
+    """End this process when its standard input closes, from which nothing else may read any more."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

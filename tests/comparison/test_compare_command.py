@@ -40,7 +40,15 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, which import what runs need, and their forks, which run."""
+    return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
 def alive(pid: int) -> bool:
@@ -69,7 +77,7 @@ def test_interrupted_continued_and_not_touched(tmp_path, capsys):
     out = tmp_path / "c"
     overrides = ["methods=ttrl,spine", "seeds=0,1", *SHORT, f"out={out}"]
     process = start(overrides, lambda _: len(list(out.glob("*/*/compare/state.json"))) >= 2)
-    started = children(process.pid)
+    started = descendants(process.pid)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -157,8 +165,8 @@ def test_interrupted_continued_and_not_touched(tmp_path, capsys):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
 def test_children_end_with_a_parent_that_is_killed(tmp_path):
     overrides = ["methods=none", *SHORT, f"out={tmp_path / 'c'}"]
-    process = start(overrides, lambda process: children(process.pid))
-    started = children(process.pid)
+    process = start(overrides, lambda process: set(descendants(process.pid)) - set(children(process.pid)))
+    started = descendants(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 60

@@ -1,22 +1,30 @@
-"""One run of a comparison in a process of its own: `python -m spinerl.comparison.child`, started by `schedule.py`.
+"""The runs of a comparison, one after the other: `python -m spinerl.comparison.child`, started by `schedule.py`.
 
-The first line of standard input is the job; on standard output come lines of JSON that say how far it is, and at
-the end {"done"}, or {"error", "kind"} if an error of ours stopped it.  The process ends when its standard input closes,
-that is with its parent, whatever ended that: a run can be killed at any moment and continued.
+Each line of standard input is a job, sent when the one before has ended.  A job runs in a fork of this process, so that
+what every run imports is imported once; where a system has no fork, the process runs one job and ends.  On standard
+output come lines of JSON that say how far it is, {"done"}, or {"error", "kind"} if an error of ours stopped it, and
+last {"ended"} with the exit code.  All of it ends when standard input closes, that is with the parent, whatever ended
+that: a run can be killed at any moment and continued.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spinerl.comparison.after import ask_afterwards
+from spinerl.config import Config, allow_plugins
 from spinerl.display import step_figures
 from spinerl.errors import SpinerlError
-from spinerl.pipes import open_job
+from spinerl.pipes import end_with_parent, messages
 from spinerl.progress import Meter
+from spinerl.runs import RunFolder
+from spinerl.train import adapt
 
 __all__ = ["main"]
 
@@ -24,8 +32,22 @@ _SECONDS_BETWEEN = 2.0  # messages about a phase under way
 
 
 def main() -> int:
-    """Run the job on standard input; 0 if it is done, the error's exit code if an error of ours was reported."""
-    job, say = open_job()
+    """Run the jobs on standard input; 0, or in the process of a job the exit code of the error that stopped it."""
+    say = messages()
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+        pid = os.fork() if hasattr(os, "fork") else 0
+        if not pid:
+            return _job(job, say)
+        say(ended=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return 0
+
+
+def _job(job: Mapping[str, Any], say: Callable[..., None]) -> int:
+    with open(job["log"], "w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+        os.dup2(log.fileno(), 1)
+    end_with_parent()
     sys.argv = job["command"]  # the manifest names the command that the user gave
     try:
         _run(job, _Teller(say))
@@ -75,11 +97,6 @@ class _Teller:
 
 
 def _run(job: Mapping[str, Any], teller: _Teller) -> None:
-    from spinerl.comparison.after import ask_afterwards
-    from spinerl.config import Config, allow_plugins
-    from spinerl.runs import RunFolder
-    from spinerl.train import adapt
-
     folder = Path(job["folder"])
     if job["state"] == "new":
         config = Config.model_validate(job["config"])

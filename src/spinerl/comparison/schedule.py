@@ -1,7 +1,7 @@
 """Runs tasks in child processes, so many at a time, listens to them, and ends them when the user does.
 
-A child reads its job from standard input and ends when that closes.  It sits in a process group of its own:
-Ctrl-C reaches only this process, which then ends its children and what they started, and no others.
+A child reads jobs from standard input, one after the other, and ends when that closes.  It sits in a process group of
+its own: Ctrl-C reaches only this process, which then ends its children and what they started, and no others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from spinerl import errors
 from spinerl.comparison.plan import Task
@@ -65,7 +65,9 @@ def run_tasks(
         command: the arguments that the user gave, for the runs' manifests.
         overwrite: whether a new run takes the place of one in its folder.
     """
-    waiting, running, failures = deque(tasks), {}, []
+    waiting, failures = deque(tasks), []
+    running: dict[Path, _Child] = {}
+    idle: list[_Child] = []
     heard: queue.SimpleQueue[tuple[Path, dict[str, Any] | None] | int] = queue.SimpleQueue()
     logs.mkdir(parents=True, exist_ok=True)
     restore = _interrupts_to(heard)
@@ -81,17 +83,22 @@ def run_tasks(
                     "overwrite": overwrite,
                     "command": list(command),
                 }
-                running[task.folder] = _Child(task, job, logs / f"{task.folder.parent.name}-{task.folder.name}", heard)
+                log = logs / f"{task.folder.parent.name}-{task.folder.name}.log"
+                running[task.folder] = idle.pop() if idle else _Child(log, heard)
+                running[task.folder].begin(task, job, log)
                 watcher.started(task)
             news = heard.get()
             if isinstance(news, int):
                 raise KeyboardInterrupt if news == signal.SIGINT else Signalled(news)
             folder, message = news
-            child = running[folder]
-            if message is None:
+            child = running.get(folder)
+            if child is None:  # it ended with nothing to do
+                continue
+            if message is None or "ended" in message:
                 del running[folder]
-                failure = child.reason()
-                child.end()
+                failure = child.reason(None if message is None else message["ended"])
+                if message is not None:
+                    idle.append(child)
                 watcher.ended(child.task, failure)
                 if failure is not None:
                     failures.append((child.task, failure))
@@ -104,9 +111,9 @@ def run_tasks(
             else:
                 watcher.heard(child.task, message)
     finally:
-        for child in running.values():
+        for child in (*running.values(), *idle):
             child.ask_to_end()
-        for child in running.values():
+        for child in (*running.values(), *idle):
             child.end()
         for log in logs.glob("*.log"):
             if not log.stat().st_size:  # nothing was said
@@ -140,14 +147,14 @@ def _interrupts_to(heard: queue.SimpleQueue[Any]) -> Callable[[], None]:
 
 
 class _Child:
-    """A running task."""
+    """A process that runs tasks, one at a time."""
 
-    def __init__(self, task: Task, job: Mapping[str, Any], log: Path, heard: queue.SimpleQueue[Any]) -> None:
-        self.task = task
-        self.error: SpinerlError | None = None
-        self.is_done = False
-        self._log = log.with_suffix(log.suffix + ".log")
-        with self._log.open("w", encoding="utf-8") as output:
+    task: Task
+    error: SpinerlError | None
+    is_done: bool
+
+    def __init__(self, log: Path, heard: queue.SimpleQueue[Any]) -> None:
+        with log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 python_command("spinerl.comparison.child"),
                 stdin=subprocess.PIPE,
@@ -157,22 +164,35 @@ class _Child:
                 env={**python_environment(), **_ENVIRONMENT},
                 start_new_session=True,
             )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; its log says of what
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-        threading.Thread(target=self._listen, args=(self._process.stdout, heard), daemon=True).start()
+        self._heard = heard
+        self._listener: threading.Thread | None = None
 
-    def _listen(self, lines: IO[str], heard: queue.SimpleQueue[Any]) -> None:
+    def begin(self, task: Task, job: Mapping[str, Any], log: Path) -> None:
+        """Send a task; what it prints goes to the log."""
+        self.task, self.error, self.is_done, self._log = task, None, False, log
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its log says of what
+            self._process.stdin.write(json.dumps({**job, "log": str(log)}) + "\n")
+            self._process.stdin.flush()
+        if self._listener is None:
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
+        elif not self._listener.is_alive():  # the process has ended since its last task
+            self._heard.put((task.folder, None))
+
+    def _listen(self) -> None:
+        lines = self._process.stdout
+        assert lines is not None
         with contextlib.suppress(ValueError):  # the pipe was closed while it was read
             for line in lines:
-                heard.put((self.task.folder, json.loads(line)))
-        heard.put((self.task.folder, None))
+                self._heard.put((self.task.folder, json.loads(line)))
+        self._heard.put((self.task.folder, None))
 
-    def reason(self) -> str | None:
-        """Why the task is not done, in one line; None if it is.  Waits for the process, which has stopped talking."""
-        code = self._process.wait()
+    def reason(self, code: int | None = None) -> str | None:
+        """Why the task is not done, in one line; None if it is.  `code`: how it ended; None: as the process did."""
+        if code is None:
+            self.end()
+            code = self._process.wait()
         if self.error is not None:
             return str(self.error)
         if code == 0 and self.is_done:
