@@ -2,7 +2,7 @@
  *
  * Of small weights a thread takes some rows from the first layer to the last, as no row depends on another: its activations
  * stay in its caches, and threads meet only at the end.  Weights too large for its caches each thread would then read as a
- * whole from memory: there each takes some columns of a matmul for all rows, so that they are read once, and threads meet
+ * whole from memory: there each can take some columns of a matmul for all rows, so that they are read once, and threads meet
  * after each part of a layer. */
 
 #include <string.h>
@@ -18,7 +18,8 @@
 #include "simd.h"
 #include "swiglu.h"
 
-#define SPLIT_BYTES (16L << 20) /* of weights, from which on threads take columns */
+#define SPLIT_BYTES (16L << 20) /* of weights, from which on threads may take columns */
+#define STEPS_BETWEEN 16        /* trials of the other way, at least */
 
 enum { SAVED_Q, SAVED_K, SAVED_V, SAVED_O, SAVED_GATE, SAVED_UP, SAVED_DOWN, SAVED_ATTENTION, SAVED_LSE };
 _Static_assert(SAVED_LSE + 1 == NUM_SAVED, "one for each");
@@ -318,13 +319,13 @@ static long weight_bytes(const slice *s)
     return (model->num_layers * layer + round_up(model->vocab_size, PANEL) * hidden) * (long)sizeof(float);
 }
 
-/* logits of all rows; each thread takes about the same number of rows, whole tasks, or of columns. */
-int decoder_step(int num_threads, const decoder_step_args *args, const decode_attention_args *attention, long head_dim)
+/* logits of all rows; each thread takes some columns (split), or about the same number of rows, whole tasks. */
+static int step_threads(int num_threads, const slice *rows, int split)
 {
-    int status = OK;
+    const decode_attention_args *attention = &rows->attention;
     const int64_t *start = attention->task_start;
-    slice all = make_slice(args, attention, head_dim, 0, attention->num_tasks, num_threads);
-    const int split = num_threads > 1 && weight_bytes(&all) > SPLIT_BYTES;
+    int status = OK;
+    slice all = *rows;
     if (split && open_workspace(&all) != OK)
         return OUT_OF_MEMORY;
 #pragma omp parallel num_threads(num_threads) firstprivate(all) reduction(| : status)
@@ -344,7 +345,7 @@ int decoder_step(int num_threads, const decoder_step_args *args, const decode_at
             for (end = first; end < attention->num_tasks && start[end] * threads < (number + 1) * attention->num_rows;)
                 end++;
             if (first < end) {
-                slice own = make_slice(args, attention, head_dim, first, end, 1);
+                slice own = make_slice(all.model, attention, all.head_dim, first, end, 1);
                 status = open_workspace(&own);
                 if (status == OK)
                     status = step_slice(own, 0);
@@ -353,5 +354,44 @@ int decoder_step(int num_threads, const decoder_step_args *args, const decode_at
         }
     }
     free(all.w.memory);
+    return status;
+}
+
+static double seconds_now(void)
+{
+#ifdef _OPENMP
+    return omp_get_wtime();
+#else
+    return 0.0;
+#endif
+}
+
+/* Columns are the faster way while each thread has a core: where others want it too, all wait for the thread that waits.  Both
+ * ways give the same bits, so large weights go the way that was the faster one when both were last tried. */
+int decoder_step(int num_threads, const decoder_step_args *args, const decode_attention_args *attention, long head_dim)
+{
+    static struct {
+        int split;
+        long left;      /* steps until the other way is tried */
+        long rows;      /* of the last step that was no trial */
+        double seconds; /* that it took */
+    } way = {1, STEPS_BETWEEN, 0, 0.0};
+    const slice rows = make_slice(args, attention, head_dim, 0, attention->num_tasks, num_threads);
+    if (num_threads == 1 || weight_bytes(&rows) <= SPLIT_BYTES)
+        return step_threads(num_threads, &rows, 0);
+    const int tries = --way.left <= 0 && rows.rows == way.rows, split = tries ? !way.split : way.split;
+    const double before = seconds_now();
+    const int status = step_threads(num_threads, &rows, split);
+    const double seconds = seconds_now() - before;
+    if (!tries) {
+        way.seconds = seconds;
+        way.rows = rows.rows;
+    } else if (seconds < way.seconds) {
+        way.split = split;
+        way.left = STEPS_BETWEEN;
+    } else { /* the more it cost, the later again */
+        const double times = seconds / (way.seconds > 0.0 ? way.seconds : seconds);
+        way.left = STEPS_BETWEEN * (long)(times < 64.0 ? times : 64.0);
+    }
     return status;
 }
