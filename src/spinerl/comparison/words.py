@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spinerl.comparison.figures import Figures, Gain
+from spinerl.lines import counted
 
 __all__ = ["num_votes", "points", "reach", "sentences", "verdict"]
 
@@ -88,7 +89,7 @@ def _about(line: Figures, reference: str) -> str:
         parts.append(f"{how} voting at equal tokens ({votes}): {_of(gain)}")
     if (gain := line.against_strongest) and line.strongest:
         how = {"rose": "beats", "fell": "WORSE than", "": "does NOT clearly beat"}[verdict(gain)]
-        won = f"{gain.num_won} questions won, {gain.num_lost} lost"
+        won = f"{counted(gain.num_won, 'question')} won, {gain.num_lost} lost"
         parts.append(f"{how} the strongest baseline at its tokens ({line.strongest}): {_of(gain)}, {won}")
     parts += [part for part in (_decline(line), *_elsewhere(line)) if part]
     if line.uses_gold:
