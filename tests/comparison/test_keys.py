@@ -104,6 +104,14 @@ def test_only_the_first_seed_draws_all_votes():
     assert not {"forcing", "synthesis"} & set(second.after)
 
 
+def test_adapted_models_need_not_sample():
+    words = ["methods=none,ttrl", "samples=8", "unseen=none", "original=none"]
+    none, ttrl = plan(words).tasks
+    assert (none.after["votes"], ttrl.after["samples"]) == (64, 8)
+    none, ttrl = plan([*words, "sample_adapted=false"]).tasks
+    assert (none.after["votes"], ttrl.after) == (64, {"elsewhere": []})
+
+
 @pytest.mark.parametrize("word", ["synthesis=false", "samples=0", "data=tiny-vqa/shift-a"])
 def test_no_synthesis_unless_it_is_wanted_of_drafts_and_without_images(word):
     assert "synthesis" not in plan(["methods=none", word]).tasks[0].after

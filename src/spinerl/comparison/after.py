@@ -53,12 +53,18 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
     tune_allocator()
     if config.threads:
         set_threads(config.threads)
-    adapted = (run.path / "model").is_dir()
-    loaded = load_model(config.model.model_copy(update={"name": str(run.path)} if adapted else {}))
     prints: dict[str, str] = {}
     figures: dict[str, Any] = {}
 
     def fill(folder: Path) -> None:
+        if any(after.values()):
+            ask(folder)
+        write_json(folder / "figures.json", figures)
+        write_json(folder / "state.json", {"after": after, "fingerprints": prints})
+
+    def ask(folder: Path) -> None:
+        adapted = (run.path / "model").is_dir()
+        loaded = load_model(config.model.model_copy(update={"name": str(run.path)} if adapted else {}))
         with Equivalence() as equivalence:
             own = _Asked(loaded, config, prints)
             saved: dict[str, list[dict[str, Any]]] = {}
@@ -101,8 +107,6 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
                 )
                 write_rows(folder / elsewhere_file(other["role"], other["name"]), result.predictions)
                 figures[other["name"]] = result.metrics
-        write_json(folder / "figures.json", figures)
-        write_json(folder / "state.json", {"after": after, "fingerprints": prints})
 
     with explain_failures(run.path, "spinerl compare ..."):
         run.write_folder(ASKED, fill)

@@ -111,6 +111,9 @@ class Keys(_Section):
     samples: int = Field(
         16, ge=0, description="responses per question for avg@k and maj@k of the final models; 0: none"
     )
+    sample_adapted: bool = Field(
+        True, description="whether adapted models sample too; false: only the unadapted one, for the baselines"
+    )
     votes: int = Field(64, ge=0, description="most responses per question of the unadapted model that vote")
     synthesis: bool = Field(
         True, description="whether the unadapted model also reads its `samples` responses and writes one more: a row"

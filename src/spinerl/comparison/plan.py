@@ -215,7 +215,7 @@ def _after(
             after["forcing"] = forcing.model_dump() | {"budget": budget}
         if seed == keys.seeds[0] and not shows_images and (searches := _searches(keys)):
             after["search"] = searches
-    elif not config.eval_samples:
+    elif keys.sample_adapted and not config.eval_samples:
         after["samples"] = keys.samples
     return after
 
