@@ -19,6 +19,7 @@ from spinerl.models.loading import LoadedModel
 from spinerl.observer import Observer
 from spinerl.scoring import class_correct, judge, over_limit_line, summarise
 from spinerl.types import GoldTable, OnTokens, Question, Rollout, StepRecord, Vote
+from spinerl.views import answered_over_views
 from spinerl.workload import Workload, open_workload
 
 __all__ = [
@@ -139,7 +140,11 @@ def _answered(
 ) -> Part:
     """The questions with their responses, judged."""
     start = time.perf_counter()
-    greedy = greedy_responses(loaded, questions, prompts, config.rollout, on_tokens)
+    over_views = None
+    if config.eval.views:
+        greedy, over_views = answered_over_views(loaded, questions, prompts, config, equivalence, on_tokens)
+    else:
+        greedy = greedy_responses(loaded, questions, prompts, config.rollout, on_tokens)
     k = config.eval_samples
     sampled = None
     if k:
@@ -149,7 +154,8 @@ def _answered(
         judge(_row(i, question, gold, greedy, sampled), equivalence, config.answer, config.vote, config.seed)
         for i, question in enumerate(questions)
     )
-    sums = {"greedy": _sums(greedy), **({} if sampled is None else {"sampled": _sums(sampled)})}
+    of_greedy = _sums(greedy) | ({} if over_views is None else {"over_views": over_views})
+    sums = {"greedy": of_greedy, **({} if sampled is None else {"sampled": _sums(sampled)})}
     over_limit = equivalence.stats["num_over_limit"] - over_limit
     return Part(rows, {**sums, "over_limit": over_limit, "seconds": time.perf_counter() - start})
 
@@ -172,12 +178,14 @@ def _described(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     kind = "sampled" if "sampled" in sums[0] else "greedy"
     tokens = total(kind, "tokens")
     over_limit = sum(one["over_limit"] for one in sums)
+    over_views = total("greedy", "over_views") if "over_views" in sums[0]["greedy"] else None
     return {
         "eval/response_length": tokens / total(kind, "responses"),
         "eval/entropy": total(kind, "entropy") / tokens if tokens else 0.0,
         "eval/truncated_frac": total(kind, "truncated") / total(kind, "responses"),
         "eval/greedy_length": total("greedy", "tokens") / total("greedy", "responses"),
-        "eval/num_tokens": tokens + (total("greedy", "tokens") if kind == "sampled" else 0),
+        **({} if over_views is None else {"eval/greedy_tokens": over_views / total("greedy", "responses")}),
+        "eval/num_tokens": (tokens if kind == "sampled" else 0) + (over_views or total("greedy", "tokens")),
         **({"eval/over_limit": over_limit} if over_limit else {}),
         "time/eval_s": sum(one["seconds"] for one in sums),
     }

@@ -16,14 +16,23 @@ __all__ = ["absolute_paths"]
 def absolute_paths(config: Config) -> Config:
     """The configuration with absolute paths in place of relative ones, so that it means the same in any folder.
 
-    Of `model` and `data` what names a file or folder that is there; data.path, data.gold, data.image_folder; and files
-    of functions (`FILE.py:function`).  Names of models, data sets and modules stay, and so does `run`.
+    Of `model`, `steer` and `data` what names a file or folder that is there; data.path, data.gold, data.image_folder;
+    and files of functions (`FILE.py:function`).  Names of models, data sets and modules stay, and so does `run`.
     """
     data = config.data
     changed: dict[str, Any] = {}
     folder = os.path.expanduser(config.model.name)
     if os.path.exists(folder) and config.model.name not in MODELS:
         changed["model"] = config.model.model_copy(update={"name": os.path.abspath(folder)})
+    steer = {
+        key: os.path.abspath(found)
+        for key in ("adapted", "base")
+        if (value := getattr(config.steer, key)) is not None
+        and value not in MODELS
+        and os.path.exists(found := os.path.expanduser(value))
+    }
+    if steer:
+        changed["steer"] = config.steer.model_copy(update=steer)
     update: dict[str, Any] = {key: os.path.abspath(value) for key in ("path", "gold", "image_folder")
                               if (value := getattr(data, key)) is not None}  # fmt: skip
     update |= {key: os.path.abspath(value) for key in ("name", "target")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from statistics import fmean
 
@@ -19,6 +20,7 @@ from spinerl.answers import Equivalence, pool_votes
 from spinerl.answers.options import permute_options, permuted_places
 from spinerl.answers.votes import by_question
 from spinerl.config import Config
+from spinerl.data.prompts import render_prompt
 from spinerl.engine.sampler import averaged_responses
 from spinerl.figures import add_figures
 from spinerl.hooks import ask_otherwise, blank_around, read_again
@@ -30,7 +32,7 @@ from spinerl.step import count_votes, sample
 from spinerl.types import OnTokens, Question, Rollout, Vote
 from spinerl.writing import WRITTEN, longest_prompt, write_questions
 
-__all__ = ["VIEWS", "Asked", "Views"]
+__all__ = ["VIEWS", "Asked", "Views", "answered_over_views"]
 
 View = Callable[[Question, Random], Question | str | None]
 """(question, random choices) -> the question asked differently, or only its text; None where it cannot be."""
@@ -203,6 +205,30 @@ class Views:
         if name == "permuted-options" and self._config.answer.kind_of(question.answer_kind) not in ("choice", "auto"):
             return None  # the options are only named in answers that are letters
         return ask_otherwise(question, find(VIEWS, name, "vote.views"), name, random)
+
+
+def answered_over_views(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    prompts: Sequence[tuple[int, ...]],
+    config: Config,
+    equivalence: Equivalence,
+    on_tokens: OnTokens | None = None,
+) -> tuple[Rollout, int]:
+    """(one greedy response to each question, from the mean of its own distributions and of its views' (eval.views);
+    how many tokens were decoded for them, those of the views too).
+
+    Source: TTAug (arXiv 2510.03574).
+    """
+    vote = config.vote.model_copy(update={"views": config.eval.views, "pool": "average"})
+    render = partial(
+        render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind=config.answer.kind, vision=loaded.vision
+    )
+    views = Views(config.model_copy(update={"vote": vote}), render, equivalence)
+    asked = views.ask(loaded, questions, prompts, 0, on_tokens)
+    together = 1 + len(config.eval.views)
+    rollout = averaged_responses(loaded, asked.questions, asked.prompts, together, config.rollout, on_tokens)
+    return rollout.of_questions(range(0, len(asked.questions), together)), int(rollout.mask.sum())
 
 
 def _winner_among(pooled: Vote, own: Vote) -> int | None:

@@ -25,9 +25,10 @@ from spinerl.models import precision
 from spinerl.models.adapters import add_adapters
 from spinerl.models.capabilities import Capabilities
 from spinerl.models.context import fit
-from spinerl.models.loading import LoadedModel, fingerprint, is_gguf, load_model, state_of
+from spinerl.models.loading import LoadedModel, is_gguf, load_model, state_of
 from spinerl.models.weights import listed
 from spinerl.observer import Observer
+from spinerl.steering import fingerprint_of, open_model
 from spinerl.types import GoldTable, Question
 
 __all__ = [
@@ -81,7 +82,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         )
     if given is None and observer is not None and (note := memory_note(config, data.questions)) is not None:
         observer.note(note)
-    loaded = replace(given, settings=config.engine) if given else load_model(config.model, config.engine)
+    loaded = replace(given, settings=config.engine) if given else open_model(config)
     if config.threads:
         set_threads(config.threads)
     elif loaded.device.type == "cpu":
@@ -110,7 +111,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     facts = {
         "model": {
             "name": config.model.name,
-            "fingerprint": fingerprint(loaded.model),
+            "fingerprint": fingerprint_of(loaded),
             "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
         },
         "data": {

@@ -65,6 +65,18 @@ def test_a_variant_from_the_command_line():
     assert comparison.task("mild", "tiny/shift-a", 0).config.band.weight == 0.5
 
 
+def test_another_way_to_answer_is_a_row_without_votes_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    words = ["variants.steered.method=none", "variants.steered.steer.adapted=small", "methods=steered", "samples=8"]
+    none, steered = plan(words).tasks
+    assert {"votes", "search", "forcing"} & set(none.after)
+    assert not {"votes", "search", "forcing"} & set(steered.after)
+    assert (steered.config.steps, steered.after["samples"]) == (0, 8)
+    elsewhere = [other["config"]["steer"]["adapted"] for other in steered.after["elsewhere"]]
+    assert {steered.config.steer.adapted, *elsewhere} == {str(tmp_path / "small")}
+
+
 def test_settings_lend_all_but_what_a_comparison_sets_itself():
     recipe = ROOT / "configs" / "paper" / "qwen3-1.7b.yaml"
     overrides = [f"settings={recipe}", "model=tiny-reasoner", "methods=ttrl", "group_size=4"]

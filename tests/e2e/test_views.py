@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -16,6 +17,7 @@ from spinerl.config import load_config
 from spinerl.data import render_prompt, resolve
 from spinerl.engine.sampler import sample_responses
 from spinerl.errors import InputError
+from spinerl.evaluation import evaluate
 from spinerl.hooks import ask_otherwise
 from spinerl.images import augmented_image, open_image
 from spinerl.runs import RunFolder
@@ -198,3 +200,24 @@ def test_an_image_is_changed_a_little_and_always_alike():
     assert VIEWS["augmented-images"](question, Random(1)).images[0].data == changed[0]
     assert VIEWS["augmented-images"](a_question(), Random(1)) is None
     assert VIEWS["reread"](question, Random(1)).count("<image>") == 0
+
+
+def test_a_greedy_answer_is_decoded_from_the_mean_over_views(choices):
+    words = [f"data={choices}", "method=none", "eval.samples=0", "eval.views=[reread,blank]", *TINY[2:]]
+    config = resolve(load_config(overrides=words))
+    work = open_workload(config)
+    with Equivalence() as equivalence:
+        found = evaluate(work.loaded, work.questions, work.prompts, work.gold, config, equivalence)
+    drawn = 0
+    for question, prompt, row in zip(work.questions, work.prompts, found.predictions, strict=True):
+        texts = [ask_otherwise(question, VIEWS[name], name, Random(0)) for name in ("reread", "blank")]
+        others = (dataclasses.replace(question, text=text) for text in texts)
+        shown = [prompt, *(render_prompt(one, work.loaded.tokenizer, config.prompt, kind="auto") for one in others)]
+        response: list[int] = []
+        while len(response) < config.rollout.max_new_tokens and not set(response) & set(work.loaded.end_ids):
+            with torch.no_grad():
+                logits = [work.loaded.model(torch.tensor([[*ids, *response]])).logits[0, -1] for ids in shown]
+            response.append(int(torch.stack(logits).double().softmax(1).mean(0).argmax()))
+        drawn += 3 * len(response)
+        assert work.loaded.texts([response])[0] == row["greedy"]["text"]
+    assert found.metrics["eval/greedy_tokens"] * len(work.questions) == drawn == found.metrics["eval/num_tokens"]

@@ -35,10 +35,11 @@ from spinerl.evaluation import begin_evaluation, evaluate
 from spinerl.files import remove
 from spinerl.machine import set_threads, tune_allocator
 from spinerl.maths import mean_probability, response_means
-from spinerl.models.loading import LoadedModel, load_model
+from spinerl.models.loading import LoadedModel
 from spinerl.observer import Observer
 from spinerl.runs import RunFolder, explain_failures, write_json, write_rows
 from spinerl.scoring import correctness, judge
+from spinerl.steering import open_model
 from spinerl.types import GoldTable, Question
 from spinerl.workload import fitting, stopping
 
@@ -64,7 +65,8 @@ def ask_afterwards(run: RunFolder, after: Mapping[str, Any], observer: Observer)
 
     def ask(folder: Path) -> None:
         adapted = (run.path / "model").is_dir()
-        loaded = load_model(config.model.model_copy(update={"name": str(run.path)} if adapted else {}))
+        named = config.model.model_copy(update={"name": str(run.path)} if adapted else {})
+        loaded = open_model(config.model_copy(update={"model": named}))
         with Equivalence() as equivalence:
             own = _Asked(loaded, config, prints)
             saved: dict[str, list[dict[str, Any]]] = {}

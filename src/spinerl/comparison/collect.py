@@ -184,7 +184,7 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
         outcome.mean[seed] = {row["id"]: sum(row["responses_correct"][:size]) / size for row in known}
         outcome.majority[seed] = first_votes(known, size, outcome.voting, seed)
     figures = _saved_figures(asked)
-    for values, figure in zip((outcome.length, outcome.entropy), _figures(figures, run, outcome.kind), strict=True):
+    for values, figure in zip((outcome.length, outcome.entropy), _figures(figures, run), strict=True):
         if figure is not None:
             values[seed] = figure
     for name, own in figures.items():
@@ -202,8 +202,10 @@ def _read_run(outcome: MethodResult, task: Task, run: RunData, k: int) -> None:
             if step and (right := _greedy(_rows(task.folder / "predictions" / f"step-{step:06d}.jsonl")))
         }
     else:
-        outcome.tokens[seed] = number((run.final_eval or {}).get("eval/greedy_length")) or 0.0  # of the answer itself
-        if (seconds := number((run.final_eval or {}).get("time/eval_s"))) is not None and not task.config.eval_samples:
+        final_eval = run.final_eval
+        answer = final_eval.get("eval/greedy_tokens", final_eval.get("eval/greedy_length"))
+        outcome.tokens[seed] = number(answer) or 0.0  # of the answer itself
+        if (seconds := number(final_eval.get("time/eval_s"))) is not None and not task.config.eval_samples:
             outcome.seconds[seed] = seconds
     for other in task.after["elsewhere"]:
         values = outcome.elsewhere.setdefault((other["role"], other["name"]), {})
@@ -219,9 +221,9 @@ def _saved_figures(asked: Path) -> dict[str, Any]:
     return figures if isinstance(figures, dict) else {}
 
 
-def _figures(figures: Mapping[str, Any], run: RunData, kind: str) -> tuple[float | None, float | None]:
+def _figures(figures: Mapping[str, Any], run: RunData) -> tuple[float | None, float | None]:
     """(length, entropy) of the final model's samples; of its greedy responses where none were sampled."""
-    own = figures.get("votes" if kind == NONE else "samples")
+    own = figures.get("samples") or figures.get("votes")
     if isinstance(own, dict):
         return number(own.get("response_length")), number(own.get("entropy"))
     final = run.final_eval or {}

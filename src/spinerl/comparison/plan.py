@@ -23,7 +23,7 @@ NONE = "none"
 """The row without adaptation."""
 
 # Sections that say how a model is asked; the others say how it learns.
-_ASKING = ("model", "prompt", "answer", "rollout", "vote", "eval", "threads")
+_ASKING = ("model", "steer", "prompt", "answer", "rollout", "vote", "eval", "threads")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _after(
             for other, own in zip(others, configs, strict=True)
         ]
     }
-    if row.method == NONE:
+    if row.name == NONE:
         # All votes are sampled for the first seed only: the questions are the unit, and votes are dear.
         after["votes"] = max(keys.votes, keys.samples, keys.refine) if seed == keys.seeds[0] else keys.samples
         if keys.synthesis and keys.samples and seed == keys.seeds[0] and not shows_images:  # its prompts hold no images

@@ -32,6 +32,7 @@ from spinerl.config.keys import (
     OptimConfig,
     PromptConfig,
     RolloutConfig,
+    SteerConfig,
     StreamConfig,
     TrackConfig,
     TreeConfig,
@@ -60,12 +61,12 @@ from spinerl.config.texts import dump_yaml, override, parse_override, split_over
 from spinerl.recipes import read_recipe
 
 __all__ = [
-    "FILE_ENDING", "PLUGIN_KEYS", "PROFILES", "RENAMED", "STANDARD_INPUT", "SWITCHES", "TRL_NAMES",
-    "AdvantageConfig", "AnchorConfig", "AnswerConfig", "BandConfig", "CheckpointConfig", "ColumnsConfig", "Config",
-    "DataConfig", "EngineConfig", "EntropyConfig", "EvalConfig", "ExampleConfig", "FeedbackConfig", "ForksConfig",
-    "GuardConfig", "LogConfig", "LoraConfig", "LossConfig", "ModelConfig", "OptimConfig", "PromptConfig",
-    "RolloutConfig", "StreamConfig", "TrackConfig", "TreeConfig", "VllmConfig", "VoteConfig", "allow_plugins",
-    "describe_keys",
-    "dump_yaml", "expand_layer", "explain_value", "fields_of", "layer_value", "load_config", "named_by_file",
-    "named_code", "override", "parse_override", "profile_of", "read_recipe", "sets_key", "split_override", "value_of",
+    "FILE_ENDING", "PLUGIN_KEYS", "PROFILES", "RENAMED", "STANDARD_INPUT", "SWITCHES", "TRL_NAMES", "AdvantageConfig",
+    "AnchorConfig", "AnswerConfig", "BandConfig", "CheckpointConfig", "ColumnsConfig", "Config", "DataConfig",
+    "EngineConfig", "EntropyConfig", "EvalConfig", "ExampleConfig", "FeedbackConfig", "ForksConfig", "GuardConfig",
+    "LogConfig", "LoraConfig", "LossConfig", "ModelConfig", "OptimConfig", "PromptConfig", "RolloutConfig",
+    "SteerConfig", "StreamConfig", "TrackConfig", "TreeConfig", "VllmConfig", "VoteConfig", "allow_plugins",
+    "describe_keys", "dump_yaml", "expand_layer", "explain_value", "fields_of", "layer_value", "load_config",
+    "named_by_file", "named_code", "override", "parse_override", "profile_of", "read_recipe", "sets_key",
+    "split_override", "value_of",
 ]  # fmt: skip

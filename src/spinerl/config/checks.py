@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spinerl.config.keys import STANDARD_INPUT, Config
+from spinerl.config.keys import STANDARD_INPUT, Config, SteerConfig
 from spinerl.errors import short
 
 __all__ = ["checks"]
@@ -33,6 +33,19 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
         (
             config.model.quantize == "none" or config.rollout.sampler == "native",
             f"model.quantize={config.model.quantize} cannot go with rollout.sampler={config.rollout.sampler}",
+        ),
+        (
+            config.steer.adapted is not None or config.steer == SteerConfig(),
+            "steer.base and steer.weight are about a model that steers: set steer.adapted",
+        ),
+        (
+            config.steer.adapted is None or (not config.steps and config.rollout.sampler == "native"),
+            f"steer.adapted={config.steer.adapted}: a steered model only answers, by our own sampler: set method=none "
+            "(or use `spinerl eval`) and rollout.sampler=native",
+        ),
+        (
+            not config.eval.views or config.rollout.sampler == "native",
+            f"eval.views cannot go with rollout.sampler={config.rollout.sampler}, which has no mean of distributions",
         ),
         (
             config.optim.minibatches <= config.questions_per_step,

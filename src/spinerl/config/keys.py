@@ -74,6 +74,18 @@ class ModelConfig(_Section):
     gradient_checkpointing: bool = Field(default=False, description="less memory in the update for more time")
 
 
+class SteerConfig(_Section):
+    adapted: str | None = Field(
+        default=None,
+        description="a smaller adapted model of the same vocabulary (a run, folder or GGUF file): what it learned is "
+        "added to the logits of `model`, which only answers (EFT, ProxyThinker)",
+    )
+    base: str | None = Field(
+        default=None, description="the model that one was before it adapted; null: as its run's config.yaml says"
+    )
+    weight: float = Field(default=1.0, description="of its difference from that in every token's logits")
+
+
 class LoraConfig(_Section):
     rank: int = Field(
         default=0, ge=0, description="rank of low-rank adapters, the only weights that then learn; 0: all weights learn"
@@ -619,6 +631,11 @@ class EvalConfig(_Section):
         description="sampled responses per question for avg@k and maj@k; -1: group_size; 0: greedy only",
     )
     max_questions: int = Field(default=0, ge=0, description="evaluate on the first N questions; 0: all")
+    views: Annotated[list[Literal["augmented-images", "blank", "reread"]], BeforeValidator(_names)] = Field(
+        default=[],
+        description="the greedy response is decoded from the mean of the distributions of the question and these views "
+        "of it (TTAug, docs/views.md)",
+    )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
 
 
@@ -745,6 +762,7 @@ class TrackConfig(_Section):
 
 class Config(_Section):
     model: ModelConfig = ModelConfig()
+    steer: SteerConfig = SteerConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     method: str = Field(default="spine", description="a row of spinerl.methods: " + ", ".join(METHODS))

@@ -201,7 +201,11 @@ def cache_tokens(loaded: LoadedModel) -> int:
     measured the first time."""
 
     def measure() -> int:
-        return fitting_tokens(loaded.model.config, loaded.model.dtype, loaded.device)
+        own = fitting_tokens(loaded.model.config, loaded.model.dtype, loaded.device)
+        if loaded.steering is None:
+            return own
+        sizes = [bytes_per_token(m.model.config, m.model.dtype) for m in (loaded, *loaded.steering.models)]
+        return max(1, own * sizes[0] // sum(sizes))
 
     return loaded.settings.kv_cache_tokens or loaded.capabilities.budget("kv_cache", measure)
 

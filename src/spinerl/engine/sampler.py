@@ -23,6 +23,7 @@ from spinerl.engine.backend import SamplingPath, backend_of
 from spinerl.engine.kv_cache import CopyingDecoder, cache_tokens
 from spinerl.engine.sampling import Sampled, Truncation, sample, truncation_of, unwritable
 from spinerl.engine.shared_prefix import SharedDecoder
+from spinerl.engine.steered import SteeredDecoder
 from spinerl.errors import DivergedError, InputError
 from spinerl.machine import to_device
 from spinerl.maths import token_figures
@@ -170,8 +171,12 @@ def _respond(
 ) -> Rollout:
     steps = steps_per_check or (1 if loaded.device.type == "cpu" else _STEPS_PER_CHECK)
     num_rows, longest = len(prompts) * num_responses, max(params.limits, default=0)
-    path = backend_of(loaded).sampling(num_rows, longest, [len(prompt) for prompt in prompts], keep_activations)
+    sizes = num_rows, longest, [len(prompt) for prompt in prompts]
+    path = backend_of(loaded).sampling(*sizes, keep_activations)
     decoding = path.decoder()
+    if loaded.steering is not None:
+        paths = [backend_of(one).sampling(*sizes, False) for one in loaded.steering.models]
+        decoding = SteeredDecoder(loaded, decoding, loaded.steering, paths)
     with loaded.acting(), torch.inference_mode(), path.running(), decoding as decoder:
         queue = _Queue(loaded, prompts, num_responses, rollout, decoder.shares_prompts, params.together)
         loop = _Loop(loaded, decoder, queue, rollout, params, path)
@@ -293,7 +298,7 @@ class _Loop:
     def __init__(
         self,
         loaded: LoadedModel,
-        decoder: SharedDecoder | CopyingDecoder,
+        decoder: SharedDecoder | CopyingDecoder | SteeredDecoder,
         queue: _Queue,
         rollout: RolloutConfig,
         params: _SamplingParams,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "Sampler",
+    "Steering",
     "fingerprint",
     "held_weights",
     "is_gguf",
@@ -92,7 +93,8 @@ class LoadedModel:
     (`base`), which every pass must disable (`acting`).  `sampler` samples in place of our own loop.  `stop_texts`
     end a response as those of rollout.stop do.  `mixed`: linear layers may round what they multiply to bfloat16
     (`spinerl.models.precision`).  `settings` say what the engine may use, `capabilities` which of its
-    paths suit the model.  `notes` are worth a line each before anything is done with it.
+    paths suit the model.  `notes` are worth a line each before anything is done with it.  `steering`: what moves its
+    logits where it samples.
     """
 
     model: PreTrainedModel
@@ -108,6 +110,7 @@ class LoadedModel:
     settings: EngineConfig = field(default_factory=EngineConfig)
     capabilities: Capabilities = field(default_factory=Capabilities, compare=False, repr=False)
     notes: tuple[str, ...] = ()
+    steering: Steering | None = None
 
     def disables(self, part: str) -> bool:
         """Whether `engine.disable` lists this part of the engine."""
@@ -155,7 +158,9 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """The most tokens of a prompt and its response together; None: any number."""
-        return context_length(self.model.config)
+        others = () if self.steering is None else self.steering.models
+        lengths = [context_length(one.model.config) for one in (self, *others)]
+        return min((length for length in lengths if length is not None), default=None)
 
     @property
     def num_embeddings(self) -> int:
@@ -168,6 +173,19 @@ class LoadedModel:
         head = self.model.get_output_embeddings()
         weight = getattr(head, "weight", None)
         return int(weight.shape[0] if weight is not None else self.model.config.get_text_config().vocab_size)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Two models of the same vocabulary, whose difference in logits times `weight` is added to another model's."""
+
+    adapted: LoadedModel
+    base: LoadedModel
+    weight: float
+
+    @property
+    def models(self) -> tuple[LoadedModel, LoadedModel]:
+        return self.adapted, self.base
 
 
 def resolve_name(name: str) -> str:
