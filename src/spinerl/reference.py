@@ -17,8 +17,12 @@ __all__ = ["api_page", "configuration_page", "main"]
 PAGE, API_PAGE, EXAMPLES = Path("docs/configuration.md"), Path("docs/api.md"), Path("examples")
 
 
+_BY_HAND = "## Starting points for real models\n"
+
+
 def configuration_page() -> str:
-    """docs/configuration.md: every key, every method's row, every bundled model's profile."""
+    """docs/configuration.md: every key, every method's row, every bundled model's profile; its last part is written by
+    hand and stays."""
     lines = [
         "# Configuration",
         "",
@@ -41,7 +45,9 @@ def configuration_page() -> str:
             lines.append(f"| `{name}` | {_cell(row.summary)} | {row.source} | {_flat(dict(row.sets))} |")
     lines += ["", "## Profiles of bundled models", "", "| model | sets |", "|---|---|"]
     lines += [f"| `{name}` | {_flat(sets)} |" for name, sets in PROFILES.items()]
-    return "\n".join(lines) + "\n"
+    made = "\n".join(lines) + "\n"
+    _, heading, text = (PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "").partition(_BY_HAND)
+    return f"{made}\n{heading}{text}" if heading else made
 
 
 def api_page() -> str:

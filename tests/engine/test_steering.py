@@ -63,8 +63,8 @@ def prompts_of(loaded):
 def test_the_likeliest_tokens_are_those_of_the_moved_logits(steered):
     config, loaded = steered
     found = greedy_responses(loaded, QUESTIONS, prompts_of(loaded), config.rollout)
-    alone = greedy_responses(dataclasses.replace(loaded, steering=None), QUESTIONS, found.prompts, config.rollout)
-    assert found.texts != alone.texts
+    plain = greedy_responses(dataclasses.replace(loaded, steering=None), QUESTIONS, found.prompts, config.rollout)
+    assert found.texts != plain.texts
     for row, prompt in enumerate(found.prompts):
         ids = list(prompt)
         for token in found.tokens[row][found.mask[row]].tolist():
@@ -89,8 +89,8 @@ def test_nothing_learned_changes_no_bit(model_folders):
     words = [f"model={model_folders('qwen3')}", f"steer.adapted={small}", f"steer.base={small}", "steer.weight=2"]
     config = load_config(overrides=["method=none", *words, *KEYS])
     same = open_model(config)
-    alone = dataclasses.replace(same, steering=None)
-    a, b = (sample_responses(one, QUESTIONS, prompts_of(one), 3, config.rollout, ("t", 1)) for one in (alone, same))
+    plain = dataclasses.replace(same, steering=None)
+    a, b = (sample_responses(one, QUESTIONS, prompts_of(one), 3, config.rollout, ("t", 1)) for one in (plain, same))
     assert torch.equal(a.tokens, b.tokens)
     assert torch.equal(a.logprobs, b.logprobs)
 
