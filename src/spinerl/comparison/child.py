@@ -13,9 +13,10 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from spinerl.comparison.after import ask_afterwards
 from spinerl.config import Config, allow_plugins
@@ -36,11 +37,26 @@ def main() -> int:
     say = messages()
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
-        pid = os.fork() if hasattr(os, "fork") else 0
-        if not pid:
+        if not hasattr(os, "fork"):
             return _job(job, say)
+        pid = os.fork()
+        if not pid:
+            _run_and_leave(job, say)
         say(ended=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     return 0
+
+
+def _run_and_leave(job: Mapping[str, Any], say: Callable[..., None]) -> NoReturn:
+    """Without the interpreter's own end, which takes more than a second: what a run has open ends with its pipes."""
+    code = 1
+    try:
+        code = _job(job, say)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _job(job: Mapping[str, Any], say: Callable[..., None]) -> int:
