@@ -111,6 +111,7 @@ def test_images_move_the_logits_too(family, tmp_path):
     large = write_vision_model(family, tmp_path / "large", seed=3)
     _, config, prompts = opened(large, "method=none", f"steer.adapted={small[0]}", f"steer.base={small[1]}")
     loaded = open_model(config)
+    assert loaded.steering is not None
     found = greedy_responses(loaded, QUESTIONS, prompts, config.rollout)
     for row, prompt in enumerate(prompts):
         response = found.tokens[row][found.mask[row]].tolist()
