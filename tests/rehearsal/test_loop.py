@@ -16,7 +16,7 @@ from spinerl.engine.backend import backend_of
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.engine.update import score
-from spinerl.models.loading import load_model
+from spinerl.models.loading import Steering, load_model
 from spinerl.runs import RunFolder
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.train import adapt
@@ -111,13 +111,17 @@ def test_learns_what_the_host_does(model_folders, overrides):
 # ---- waits ----
 
 
-@pytest.mark.parametrize("how", ["sampled", "greedy", "refilled", "stopping"])
+@pytest.mark.parametrize("how", ["sampled", "greedy", "refilled", "stopping", "steered"])
 def test_the_decode_loop_waits_once_in_sixteen_tokens(model_folders, how):
     overrides = ["rollout.max_new_tokens=20", *(["rollout.stop=[zzz]"] if how == "stopping" else [])]
     if how == "refilled":
         overrides = ["rollout.max_new_tokens=17", "engine.kv_cache_tokens=60"]
     config, loaded, prompts = opened(model_folders("qwen3"), "cuda", *overrides)
-    backend_of(loaded).settle()  # the self-checks wait much
+    if how == "steered":
+        others = [opened(model_folders("llama"), "cuda")[1] for _ in range(2)]
+        loaded = replace(loaded, steering=Steering(*others, weight=1.0))
+    for one in (loaded, *(loaded.steering.models if loaded.steering else ())):
+        backend_of(one).settle()  # the self-checks wait much
     checks = 0
     checked = sampler._Loop._check
 
