@@ -20,7 +20,7 @@ from spinerl.observer import Observer
 from spinerl.scoring import class_correct, judge, over_limit_line, summarise
 from spinerl.types import GoldTable, OnTokens, Question, Rollout, StepRecord, Vote
 from spinerl.views import answered_over_views
-from spinerl.workload import Workload, open_workload
+from spinerl.workload import Workload, open_workload, renderer
 
 __all__ = [
     "Evaluation",
@@ -142,7 +142,8 @@ def _answered(
     start = time.perf_counter()
     over_views = None
     if config.eval.views:
-        greedy, over_views = answered_over_views(loaded, questions, prompts, config, equivalence, on_tokens)
+        render = renderer(loaded, config)
+        greedy, over_views = answered_over_views(loaded, questions, prompts, config, render, equivalence, on_tokens)
     else:
         greedy = greedy_responses(loaded, questions, prompts, config.rollout, on_tokens)
     k = config.eval_samples

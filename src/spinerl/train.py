@@ -20,7 +20,7 @@ from spinerl.alignment import Alignment
 from spinerl.answers import Equivalence
 from spinerl.cards import adapted_card, base_license, write_card
 from spinerl.config import STANDARD_INPUT, Config
-from spinerl.data import render_prompt, resolve
+from spinerl.data import resolve
 from spinerl.data.standard_input import copy_name, write_copy
 from spinerl.endings import EndWatch
 from spinerl.engine.backend import backend_of
@@ -72,6 +72,7 @@ from spinerl.workload import (
     changed_numerics,
     check_unchanged,
     open_workload,
+    renderer,
     versions,
 )
 
@@ -229,7 +230,7 @@ class _Session:
         self._memory = None
         if self._voter is not None or config.vote.memory != "off":
             self._memory = Memories(config, self._voter and self._voter.vote)
-        self._views = Views(config, self._render(), self._equivalence) if config.vote.views else None
+        self._views = Views(config, renderer(self._loaded, config), self._equivalence) if config.vote.views else None
         # What checkpoints hold next to the weights.
         self._kept = [one for one in (self._rounds, self._memory, self._voter, self._feedback) if one is not None]
         if resumed:
@@ -400,17 +401,6 @@ class _Session:
             return partial(self._views.draw, self._loaded, chosen.questions, chosen.prompts, step, tokens)
         return self._rounds and partial(self._rounds.draw, step, self._last, tokens)
 
-    def _render(self) -> Callable[..., tuple[int, ...]]:
-        """Turns a question into its prompt."""
-        config, loaded = self._config, self._loaded
-        return partial(
-            render_prompt,
-            tokenizer=loaded.tokenizer,
-            prompt=config.prompt,
-            kind=config.answer.kind,
-            vision=loaded.vision,
-        )
-
     def _copy(self) -> LoadedModel:
         assert self._open_again is not None
         return self._open_again()
@@ -423,7 +413,7 @@ class _Session:
 
     def _new_guard(self) -> Guard | None:
         """The guard, its held-out questions taken from those to adapt to."""
-        config, work, loaded, render = self._config, self._work, self._loaded, self._render()
+        config, work, loaded = self._config, self._work, self._loaded
         if config.guard.mode == "off" or not config.steps:
             return None
         note = self._observer.note
@@ -434,7 +424,7 @@ class _Session:
             work.prompts,
             config,
             self._equivalence,
-            render,
+            renderer(loaded, config),
             note,
             self._open_again,
             self._observer,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from random import Random
 from statistics import fmean
 
@@ -20,7 +19,6 @@ from spinerl.answers import Equivalence, pool_votes
 from spinerl.answers.options import permute_options, permuted_places
 from spinerl.answers.votes import by_question
 from spinerl.config import Config
-from spinerl.data.prompts import render_prompt
 from spinerl.engine.sampler import averaged_responses
 from spinerl.figures import add_figures
 from spinerl.hooks import ask_otherwise, blank_around, read_again
@@ -212,6 +210,7 @@ def answered_over_views(
     questions: Sequence[Question],
     prompts: Sequence[tuple[int, ...]],
     config: Config,
+    render: Callable[[Question], tuple[int, ...]],
     equivalence: Equivalence,
     on_tokens: OnTokens | None = None,
 ) -> tuple[Rollout, int]:
@@ -221,9 +220,6 @@ def answered_over_views(
     Source: TTAug (arXiv 2510.03574).
     """
     vote = config.vote.model_copy(update={"views": config.eval.views, "pool": "average"})
-    render = partial(
-        render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind=config.answer.kind, vision=loaded.vision
-    )
     views = Views(config.model_copy(update={"vote": vote}), render, equivalence)
     asked = views.ask(loaded, questions, prompts, 0, on_tokens)
     together = 1 + len(config.eval.views)

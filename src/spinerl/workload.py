@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from transformers import StopStringCriteria
 
 from spinerl import __version__, templates
 from spinerl.config import Config
-from spinerl.data import load_data, render_all
+from spinerl.data import load_data, render_all, render_prompt
 from spinerl.data.prompts import Rendered, next_question
 from spinerl.engine.backend import backend_of
 from spinerl.engine.vllm import open_sampler, require_vllm
@@ -38,6 +39,7 @@ __all__ = [
     "check_unchanged",
     "fitting",
     "open_workload",
+    "renderer",
     "stopping",
     "versions",
 ]
@@ -137,6 +139,13 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
         return replace(load_model(config.model, config.engine), stop_texts=loaded.stop_texts)
 
     return Workload(loaded, tuple(questions), tuple(prompts), gold, facts, open_again)
+
+
+def renderer(loaded: LoadedModel, config: Config) -> Callable[[Question], tuple[int, ...]]:
+    """What turns a question into its prompt."""
+    return partial(
+        render_prompt, tokenizer=loaded.tokenizer, prompt=config.prompt, kind=config.answer.kind, vision=loaded.vision
+    )
 
 
 def add_configured_adapters(loaded: LoadedModel, config: Config) -> None:

@@ -10,7 +10,7 @@ __all__ = ["checks"]
 
 def checks(config: Config) -> list[tuple[bool, str]]:
     """(whether it holds, what to say if not) of every rule between keys."""
-    rules = (_checks, _stream_checks, _calibration_checks, _gold_checks, _vote_checks)
+    rules = (_checks, _answer_checks, _stream_checks, _calibration_checks, _gold_checks, _vote_checks)
     return [rule for of_one in rules for rule in of_one(config)]
 
 
@@ -33,19 +33,6 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
         (
             config.model.quantize == "none" or config.rollout.sampler == "native",
             f"model.quantize={config.model.quantize} cannot go with rollout.sampler={config.rollout.sampler}",
-        ),
-        (
-            config.steer.adapted is not None or config.steer == SteerConfig(),
-            "steer.base and steer.weight are about a model that steers: set steer.adapted",
-        ),
-        (
-            config.steer.adapted is None or (not config.steps and config.rollout.sampler == "native"),
-            f"steer.adapted={config.steer.adapted}: a steered model only answers, by our own sampler: set method=none "
-            "(or use `spinerl eval`) and rollout.sampler=native",
-        ),
-        (
-            not config.eval.views or config.rollout.sampler == "native",
-            f"eval.views cannot go with rollout.sampler={config.rollout.sampler}, which has no mean of distributions",
         ),
         (
             config.optim.minibatches <= config.questions_per_step,
@@ -97,6 +84,25 @@ def _checks(config: Config) -> list[tuple[bool, str]]:
         (
             config.rollout.sampler == "native" or config.reward != "self-certainty",
             "reward=self-certainty needs whole distributions, which rollout.sampler=vllm does not give; use native",
+        ),
+    ]
+
+
+def _answer_checks(config: Config) -> list[tuple[bool, str]]:
+    """As `_checks`, of the rules about other ways to answer."""
+    return [
+        (
+            config.steer.adapted is not None or config.steer == SteerConfig(),
+            "steer.base and steer.weight are about a model that steers: set steer.adapted",
+        ),
+        (
+            config.steer.adapted is None or (not config.steps and config.rollout.sampler == "native"),
+            f"steer.adapted={config.steer.adapted}: a steered model only answers, by our own sampler: set method=none "
+            "(or use `spinerl eval`) and rollout.sampler=native",
+        ),
+        (
+            not config.eval.views or config.rollout.sampler == "native",
+            f"eval.views cannot go with rollout.sampler={config.rollout.sampler}, which has no mean of distributions",
         ),
     ]
 
