@@ -142,11 +142,12 @@ def test_plugins_by_name(tmp_path, capsys, monkeypatch):
 
 
 def test_a_run_leaves_no_anchor_in_memory_when_its_weight_is_zero(tmp_path, capsys, monkeypatch):
-    from spinerl import workload
+    from spinerl import steering, workload
 
     loads = []
     real = workload.load_model
-    monkeypatch.setattr(workload, "load_model", lambda *config: loads.append(1) or real(*config))
+    for module in (steering, workload):
+        monkeypatch.setattr(module, "load_model", lambda *config: loads.append(1) or real(*config))
     run(["adapt", f"run={tmp_path / 'a'}", "steps=1", "eval.samples=0", *SHORT], capsys)
     assert len(loads) == 1
     run(["adapt", f"run={tmp_path / 'b'}", "steps=1", "eval.samples=0", "anchor.weight=0.1", *SHORT], capsys)
