@@ -51,6 +51,8 @@ class Counting(Quiet):
         ("vote.views=[again,rephrase]", "vote.train_views=true", "anchor.fisher=1", "anchor.fisher_questions=2"),
         ("vote.views=[blank]", "guard=off"),
         ("method=none", "steps=0"),
+        ("method=none", "steps=0", "eval.views=[reread,blank]"),
+        ("eval.views=[blank]", "eval.every=2"),
     ],
 )
 def test_counts_are_those_of_the_run(tmp_path, keys):

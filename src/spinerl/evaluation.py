@@ -116,7 +116,7 @@ def evaluate(
 
 def begin_evaluation(observer: Observer, num_questions: int, config: Config, name: str = "evaluate") -> None:
     """Say that an evaluation of so many questions begins, of which eval.max_questions may leave out some."""
-    num_responses = min(config.eval.max_questions or num_questions, num_questions) * (1 + config.eval_samples)
+    num_responses = min(config.eval.max_questions or num_questions, num_questions) * config.eval_responses
     observer.phase(name, num_responses * config.rollout.max_new_tokens, num_responses)
 
 
@@ -126,7 +126,7 @@ def _asked(config: Config, items: Sequence[Any]) -> Sequence[Any]:
 
 def _questions_of(num_tokens: int, config: Config) -> int:
     """How many questions have at most so many tokens of responses; one at least."""
-    return max(1, num_tokens // ((1 + config.eval_samples) * config.rollout.max_new_tokens))
+    return max(1, num_tokens // (config.eval_responses * config.rollout.max_new_tokens))
 
 
 def _answered(

@@ -21,17 +21,10 @@ def absolute_paths(config: Config) -> Config:
     """
     data = config.data
     changed: dict[str, Any] = {}
-    folder = os.path.expanduser(config.model.name)
-    if os.path.exists(folder) and config.model.name not in MODELS:
-        changed["model"] = config.model.model_copy(update={"name": os.path.abspath(folder)})
-    steer = {
-        key: os.path.abspath(found)
-        for key in ("adapted", "base")
-        if (value := getattr(config.steer, key)) is not None
-        and value not in MODELS
-        and os.path.exists(found := os.path.expanduser(value))
-    }
-    if steer:
+    if (name := _model_place(config.model.name)) != config.model.name:
+        changed["model"] = config.model.model_copy(update={"name": name})
+    steer = {key: _model_place(getattr(config.steer, key)) for key in ("adapted", "base")}
+    if steer != {key: getattr(config.steer, key) for key in steer}:
         changed["steer"] = config.steer.model_copy(update=steer)
     update: dict[str, Any] = {key: os.path.abspath(value) for key in ("path", "gold", "image_folder")
                               if (value := getattr(data, key)) is not None}  # fmt: skip
@@ -62,6 +55,14 @@ def _make_absolute(config: Config, key: str, changed: dict[str, Any]) -> None:
 def _absolute(value: Any) -> Any:
     file, colon, function = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     return f"{os.path.abspath(file)}:{function}" if colon and file.endswith(".py") else value
+
+
+def _model_place(name: str | None) -> str | None:
+    """The absolute path of a model that is there as a file or folder; any other name as it is."""
+    if name is None or name in MODELS:
+        return name
+    place = os.path.expanduser(name)
+    return os.path.abspath(place) if os.path.exists(place) else name
 
 
 def _is_place(name: str) -> bool:

@@ -167,11 +167,11 @@ def count_phases(config: Config, num_questions: int) -> tuple[Phase, ...]:
     last = num_steps(config, pool) if config.steps else 0
     evaluated = min(config.eval.max_questions or num_questions, num_questions)
     evaluations = len({0, last, *(range(config.eval.every, last, config.eval.every) if config.eval.every else ())})
-    phases = [Phase("evaluation", evaluations, evaluations * evaluated * (1 + config.eval_samples), longest)]
+    phases = [Phase("evaluation", evaluations, evaluations * evaluated * config.eval_responses, longest)]
     if not last:
         return tuple(phases)
     if config.rolls_back:
-        phases.append(Phase("rollback evaluation", 1, evaluated * (1 + config.eval_samples), longest))
+        phases.append(Phase("rollback evaluation", 1, evaluated * config.eval_responses, longest))
     start = config.vote.memory_start
     from_evaluation = config.vote.weights == "equal" and evaluated == num_questions and config.eval_samples >= start
     if config.vote.memory != "off" and start and not from_evaluation:

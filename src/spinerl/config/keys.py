@@ -842,6 +842,11 @@ class Config(_Section):
         return self.group_size if self.eval.samples < 0 else self.eval.samples
 
     @property
+    def eval_responses(self) -> int:
+        """Responses per question that an evaluation decodes: the greedy one, that to each of its views, the samples."""
+        return 1 + len(self.eval.views) + self.eval_samples
+
+    @property
     def run_folder(self) -> Path:
         """Where the run lives: `run`, or a name made of the method, the model, the data and the seed."""
         if self.run is not None:
