@@ -77,7 +77,7 @@ def open_workload(config: Config, observer: Observer | None = None, given: Loade
     if config.prompt.chat_template != "off":
         templates.prepare()  # it starts while the model is read
     data, gold = load_data(config.data, answer_kind=config.answer.kind)
-    if config.reward == "gold" and data.guessed_gold is not None:
+    if config.uses_gold and data.guessed_gold is not None:
         raise InputError(
             f"method={config.method} learns from gold answers, which a guess is not for: if they are in column "
             f"{data.guessed_gold!r}, say so with data.columns.gold={data.guessed_gold}"

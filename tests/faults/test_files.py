@@ -321,10 +321,11 @@ def test_the_other_doors_take_standard_input_too(tmp_path, monkeypatch, capsys):
     found = spinerl.evaluate("tiny-reasoner", tmp_path / "rows.csv.gz", threads=1, **{"rollout.max_new_tokens": 8})
     assert [row["gold"] for row in found.predictions] == ["3", "4"]
     (tmp_path / "rows.csv").write_text("question,solution\n1+2=,3\n")
-    learns = ["adapt", "method=grpo-gold", f"data={tmp_path / 'rows.csv'}", "prompt.chat_template=off"]
-    code, lines = run_lines(learns, capsys)
-    assert (code, len(lines)) == (2, 1), lines
-    assert "in column 'solution', say so with data.columns.gold=solution" in lines[0]
+    for method in ("grpo-gold", "bitta"):  # learns from gold answers
+        command = ["adapt", f"method={method}", f"data={tmp_path / 'rows.csv'}", "prompt.chat_template=off"]
+        code, lines = run_lines(command, capsys)
+        assert (code, len(lines)) == (2, 1), lines
+        assert "in column 'solution', say so with data.columns.gold=solution" in lines[0]
     for command in (["compare", "data=-", "methods=none"], ["adapt", "data.target=-", "data.order=nearest"]):
         monkeypatch.setattr(sys, "stdin", Piped(data))
         code, lines = run_lines(command, capsys)

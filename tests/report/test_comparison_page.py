@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from spinerl.comparison.page import write_page as comparison_page
+from spinerl.comparison.plan import plan
 from spinerl.report import read_run
 from spinerl.report.comparison import PageCell, PageLine, PageSection, Range, draw_range, dynamics, write_comparison
 from tests.report.synthetic import write_run
@@ -49,6 +51,12 @@ def test_every_row_and_section_is_there(page):
     assert page.count("<table") == 2
     assert "ttrl &amp; spine" in page
     assert '<li class="warning">FAILED: x</li>' in page
+
+
+def test_every_method_that_reads_gold_answers_says_so(tmp_path):
+    planned = plan(["methods=ttrl,bitta,grpo-gold", "data=tiny/shift-a", f"out={tmp_path}"])
+    text = comparison_page(tmp_path / "c.html", planned, [], {}, []).read_text()
+    assert "<h1>ttrl, bitta (uses gold) and grpo-gold (uses gold) on tiny/shift-a" in text
 
 
 def test_nothing_is_loaded_and_names_are_text(page):

@@ -74,8 +74,8 @@ def _title(adapted: Sequence[str], comparison: Comparison) -> str:
 
 
 def _marked(comparison: Comparison, name: str) -> str:
-    """A row's name where its label stands by itself, as in a legend: one that learnt from gold says so."""
-    gold = any(task.config.reward == "gold" for task in comparison.tasks if task.row.name == name)
+    """A row's name where its label stands by itself, as in a legend: one that learned from gold says so."""
+    gold = any(task.config.uses_gold for task in comparison.tasks if task.row.name == name)
     return f"{name} (uses gold)" if gold else name
 
 

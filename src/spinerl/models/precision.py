@@ -117,8 +117,9 @@ def matmul_speed(shapes: Iterable[tuple[int, ...]], seconds: float) -> Speed:
 @lru_cache
 def _measured(counts: tuple[tuple[tuple[int, ...], int], ...], seconds: float) -> Speed:
     """`matmul_speed` of shapes with how often each is there: an estimate of memory and loading the model both ask."""
-    if not torch.backends.mkldnn.is_available():
-        return Speed(1.0, 1.0)
+    operators: Any = torch.ops.mkldnn
+    if not (torch.backends.mkldnn.is_available() and operators._is_mkldnn_bf16_supported()):
+        return Speed(1.0, 1.0)  # no bfloat16 matmuls to measure (a CPU with neither AVX-512 nor AVX-NE-CONVERT)
     share = seconds / (len(counts) * len(_ROWS))
     totals = {rows: [0.0, 0.0] for rows in _ROWS}
     threads = torch.get_num_threads()
