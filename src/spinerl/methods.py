@@ -46,7 +46,7 @@ METHODS: dict[str, Method] = {
         sets={"reward": "majority", "forks": _FORKS, "band": _NO_BAND},
     ),
     "spine-memory": Method(
-        summary="SPINE with an anchor, its labels the winners of all votes so far, the unadapted model's 64 first",
+        summary="SPINE with an anchor and a falling learning rate; labels by all votes so far, 64 before step 1",
         source="ours, docs/memory.md",
         # Chosen on tiny/shift-dev (docs/experiments.md).
         sets={
@@ -55,6 +55,7 @@ METHODS: dict[str, Method] = {
             "band": {"weight": 0.01},
             "anchor": {"weight": 0.05},
             "vote": {"memory": "sum", "memory_start": 64},
+            "optim": {"schedule": "cosine"},
         },
     ),
     "spine-v2": Method(

@@ -53,10 +53,19 @@ def test_every_row_and_section_is_there(page):
     assert '<li class="warning">FAILED: x</li>' in page
 
 
+def planned_page(tmp_path, methods) -> str:
+    planned = plan([f"methods={methods}", "data=tiny/shift-a", f"out={tmp_path}"])
+    return comparison_page(tmp_path / "c.html", planned, [], {}, []).read_text()
+
+
 def test_every_method_that_reads_gold_answers_says_so(tmp_path):
-    planned = plan(["methods=ttrl,bitta,grpo-gold", "data=tiny/shift-a", f"out={tmp_path}"])
-    text = comparison_page(tmp_path / "c.html", planned, [], {}, []).read_text()
+    text = planned_page(tmp_path, "ttrl,bitta,grpo-gold")
     assert "<h1>ttrl, bitta (uses gold) and grpo-gold (uses gold) on tiny/shift-a" in text
+
+
+def test_a_title_does_not_name_a_field(tmp_path):
+    text = planned_page(tmp_path, "none,ttrl,spine,lmsi,roirl,empo,evol,scrl,dare,compass")
+    assert "<h1>9 methods on tiny/shift-a" in text
 
 
 def test_nothing_is_loaded_and_names_are_text(page):

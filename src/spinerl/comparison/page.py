@@ -15,6 +15,8 @@ from spinerl.report.comparison import PageCell, PageLine, PageSection, Range, dy
 
 __all__ = ["write_page"]
 
+_NAMED = 8  # rows in a page's title; of more their number
+
 
 def write_page(
     out: Path,
@@ -68,7 +70,10 @@ def _line(table: Table, line: Figures, colours: Mapping[str, int]) -> PageLine:
 
 def _title(adapted: Sequence[str], comparison: Comparison) -> str:
     marked = [_marked(comparison, name) for name in adapted]
-    names = ", ".join(marked[:-1]) + f" and {marked[-1]}" if len(marked) > 1 else "".join(marked) or NONE
+    if len(marked) > _NAMED:
+        names = f"{len(marked)} methods"
+    else:
+        names = ", ".join(marked[:-1]) + f" and {marked[-1]}" if len(marked) > 1 else "".join(marked) or NONE
     data = comparison.keys.data
     return f"{names} on {data[0] if len(data) == 1 else f'{len(data)} data sets'}"
 
