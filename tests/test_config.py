@@ -36,6 +36,24 @@ def test_short_and_long_names_are_one():
     assert load_config(overrides=overrides[::-1]) == load_config(overrides=overrides)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words", "schedule"),
+    [
+        ({}, [], "constant"),
+        ({"vote": {"memory": False}}, [], "constant"),  # what YAML makes of a bare off
+        ({"vote": {"memory": "fixed"}}, [], "cosine"),
+        ({}, ["method=spine-memory"], "cosine"),
+        ({"method": "spine-memory"}, ["optim.schedule=constant"], "constant"),
+        ({"optim": {"schedule": "constant"}}, ["vote.memory=ema"], "constant"),
+        ({}, ["method=spine", "vote.memory=sum", "stream.on=true"], "constant"),
+    ],
+)
+def test_a_learning_rate_falls_where_labels_are_remembered(recipe, words, schedule):
+    config = load_config(recipe, words)
+    assert config.optim.schedule == schedule
+    assert load_config(yaml.safe_load(dump_yaml(config))) == config
+
+
 def test_old_switches_disable_parts_of_the_engine(caplog):
     """Those of the first release: false ones are listed, true ones were the default, and each word counts."""
     recipe = {"optim": {"replay": False, "trim": True, "lr": 0.1}, "rollout": {"engine": "native"}}

@@ -55,7 +55,6 @@ METHODS: dict[str, Method] = {
             "band": {"weight": 0.01},
             "anchor": {"weight": 0.05},
             "vote": {"memory": "sum", "memory_start": 64},
-            "optim": {"schedule": "cosine"},
         },
     ),
     "spine-v2": Method(

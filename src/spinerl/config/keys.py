@@ -565,7 +565,9 @@ class OptimConfig(_Section):
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW")
     eps: float = Field(default=1e-8, gt=0, description="AdamW")
     warmup_steps: int = Field(default=0, ge=0, description="linear warm-up, in optimizer updates")
-    schedule: Literal["constant", "cosine"] = Field(default="constant", description="after the warm-up")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="after the warm-up; cosine unless given, where labels are remembered (vote.memory)"
+    )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0: off")
     restore: float = Field(
         default=0.0,
