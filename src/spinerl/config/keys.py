@@ -566,7 +566,7 @@ class OptimConfig(_Section):
     eps: float = Field(default=1e-8, gt=0, description="AdamW")
     warmup_steps: int = Field(default=0, ge=0, description="linear warm-up, in optimizer updates")
     schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="after the warm-up; cosine unless given, where labels are remembered (vote.memory)"
+        default="constant", description="after the warm-up; with vote.memory, cosine unless it is given"
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0: off")
     restore: float = Field(
