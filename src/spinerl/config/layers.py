@@ -146,7 +146,7 @@ def load_config(
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
-    merged = _merge(_beneath(merged), merged)
+    merged = _merge(_implied(merged), merged)
     engine = merged.get("engine")
     listed = (engine.get("disable") if isinstance(engine, Mapping) else None) or []
     if disabled and isinstance(engine, Mapping | None) and isinstance(listed, list):
@@ -157,13 +157,12 @@ def load_config(
     return config
 
 
-def _beneath(given: Mapping[str, Any]) -> dict[str, Any]:
+def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
     """What other keys make the default of a key: with labels that hold, a learning rate that falls (docs/memory.md).
 
     Not in a stream, whose last questions are to teach as much as its first.
     """
-    sections = [given.get(name) for name in ("vote", "stream")]
-    vote, stream = (one if isinstance(one, Mapping) else {} for one in sections)
+    vote, stream = (one if isinstance(one := given.get(name), Mapping) else {} for name in ("vote", "stream"))
     if vote.get("memory", "off") in ("off", False) or stream.get("on", False):
         return {}
     return {"optim": {"schedule": "cosine"}}
