@@ -5,7 +5,8 @@
     python scripts/check_bfloat16.py --questions 1 --tokens 16 smollm2-135m
 
 The sampler's log-probabilities and entropies against teacher forcing, within each of float32, mixed (where the CPU has
-AMX) and bfloat16, and the gradient of one update against float32's, from the same responses; processor seconds of each.
+instructions for it) and bfloat16, and the gradient of one update against float32's, from the same responses; processor
+seconds of each.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 
 from spinerl.config import Config, load_config, override
 from spinerl.engine.backend import backend_of
+from spinerl.engine.cpu.kernels import has_bf16
 from spinerl.engine.optimizer import Optimizer
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score, update
-from spinerl.machine import bfloat16_support
 from spinerl.models.loading import LoadedModel, load_model
 from spinerl.rewards import alternating_rewards
 from spinerl.step import StepState, freeze_targets, trained_rows
@@ -89,7 +90,7 @@ def check(name: str, num_questions: int = len(TEXTS), tokens: int = 32) -> dict[
     """All figures of a model, by type."""
     found: dict[str, Any] = {"model": name}
     rollout, wide = None, None
-    for dtype in ("float32", *(["mixed"] if bfloat16_support() == "AMX" else []), "bfloat16"):
+    for dtype in ("float32", *(["mixed"] if has_bf16() else []), "bfloat16"):
         loaded, config = opened(name, dtype, num_questions, tokens)
         times = [time.process_time()]
         own = sampled(loaded, config)

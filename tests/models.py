@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from spinerl.config import EngineConfig
-from spinerl.engine.cpu.kernels import has_amx, library
+from spinerl.engine.cpu.kernels import has_bf16, library
 
 needs_loops = pytest.mark.skipif(library() is None, reason="compiled loops need a C compiler")
-needs_amx = pytest.mark.skipif(not has_amx(), reason="needs a CPU with AMX, and a C compiler that knows it")
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="needs a CPU with AMX or AVX-512 BF16, and its compiler")
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gemma2", "gpt2", "mistral")
 

@@ -46,7 +46,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
     from spinerl import __version__
     from spinerl.engine.backend import compiled_loops_facts
     from spinerl.errors import MissingExtraError
-    from spinerl.machine import bfloat16_support, tune_allocator
+    from spinerl.machine import MULTIPLIES_BFLOAT16, bfloat16_support, tune_allocator
     from spinerl.models.gguf import PACKAGED, packaged_file
 
     rows = [
@@ -59,7 +59,7 @@ def diagnose() -> list[tuple[str, str, bool]]:
         rows.append((package, found or "missing: pip install spinerl", found is not None))
     rows.append(("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}", True))
     native = bfloat16_support()
-    advice = "large models run in model.dtype=mixed" if native == "AMX" else "models run in float32"
+    advice = "large models run in model.dtype=mixed" if native in MULTIPLIES_BFLOAT16 else "models run in float32"
     rows.append(("cpu bfloat16", f"{native}; {advice}", True))
     rows.append(("allocator", "tuned" if tune_allocator() else "as the C library or MALLOC_* set it", True))
     reason, note = compiled_loops_facts()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "MULTIPLIES_BFLOAT16",
     "bfloat16_support",
     "choose_threads",
     "forget_peak_memory",
@@ -81,11 +82,12 @@ def _reserve_large_pages(libc: ctypes.CDLL) -> None:
             libc.madvise(start, libc.sbrk(0) - start, _MADV_HUGEPAGE)
 
 
-def bfloat16_support() -> str:
-    """What the CPU makes of bfloat16: "AMX", "AVX-512", "emulated" (slower than float32), or "unknown".
+MULTIPLIES_BFLOAT16 = ("AMX", "AVX-512")
+"""With these of `bfloat16_support`, less than float32 is worth trying on a CPU: model.dtype=mixed."""
 
-    Only with AMX is less than float32 worth trying on a CPU (model.dtype=mixed).
-    """
+
+def bfloat16_support() -> str:
+    """What the CPU makes of bfloat16: "AMX", "AVX-512", "emulated" (slower than float32), or "unknown"."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith("flags")), "").split()

@@ -16,7 +16,7 @@ from spinerl.engine.cpu.library import build, library_override
 from spinerl.engine.sampler import sample_responses
 from spinerl.models.loading import load_model
 from spinerl.types import Question
-from tests.models import needs_amx, needs_loops, without, write_model
+from tests.models import needs_bf16, needs_loops, without, write_model
 
 pytestmark = needs_loops
 
@@ -211,20 +211,20 @@ def rounded(tensor):
     return tensor.bfloat16().double()
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize(
     ("rows", "n", "k"), [(1, 1, 1), (3, 5, 7), (16, 64, 32), (17, 65, 33), (130, 200, 100), (300, 130, 576)]
 )
 def test_matmuls_of_rounded_factors(rows, n, k):
     states, weight, grads, base = randn(rows, k), randn(n, k, seed=1), randn(rows, n, seed=2), randn(rows, k, seed=3)
-    packed, transposed = kernels.amx_pack(weight), kernels.amx_pack(weight, transposed=False)
+    packed, transposed = kernels.bf16_pack(weight), kernels.bf16_pack(weight, transposed=False)
     into = base.clone()
-    kernels.amx_matmul(grads, transposed, k, into)
+    kernels.bf16_matmul(grads, transposed, k, into)
     pairs = {
-        "output": (kernels.amx_matmul(states, packed, n), rounded(states) @ rounded(weight).T),
-        "grad_input": (kernels.amx_matmul(grads, transposed, k), rounded(grads) @ rounded(weight)),
+        "output": (kernels.bf16_matmul(states, packed, n), rounded(states) @ rounded(weight).T),
+        "grad_input": (kernels.bf16_matmul(grads, transposed, k), rounded(grads) @ rounded(weight)),
         "added": (into, base + rounded(grads) @ rounded(weight)),
-        "grad_weight": (kernels.amx_grad_weight(grads, states), rounded(grads).T @ rounded(states)),
+        "grad_weight": (kernels.bf16_grad_weight(grads, states), rounded(grads).T @ rounded(states)),
     }
     for what, (found, expected) in pairs.items():
         assert found.dtype == torch.float32
@@ -232,25 +232,25 @@ def test_matmuls_of_rounded_factors(rows, n, k):
         assert (found - expected).abs().max() <= 2e-6 * max(rows, n, k) ** 0.5 * expected.abs().max() + 1e-6, what
 
 
-@needs_amx
+@needs_bf16
 def test_rounded_matmuls_do_not_depend_on_threads():
     states, weight = randn(300, 200), randn(130, 200, seed=1)
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        grads = kernels.amx_matmul(states, kernels.amx_pack(weight), 130)
-        found.append([grads, kernels.amx_matmul(grads, kernels.amx_pack(weight, False), 200)])
-        found[-1].append(kernels.amx_grad_weight(grads, states))
+        grads = kernels.bf16_matmul(states, kernels.bf16_pack(weight), 130)
+        found.append([grads, kernels.bf16_matmul(grads, kernels.bf16_pack(weight, False), 200)])
+        found[-1].append(kernels.bf16_grad_weight(grads, states))
     torch.set_num_threads(1)
     assert all(map(torch.equal, *found))
 
 
 @pytest.mark.usefixtures("plain_loops")
-def test_without_amx_there_is_none(plain_loops):
+def test_without_instructions_for_bfloat16_there_are_no_such_matmuls(plain_loops):
     with library_override(plain_loops):
-        assert not kernels.has_amx()
-        with pytest.raises(RuntimeError, match="no AMX"):
-            kernels.amx_pack(randn(4, 4))
+        assert not kernels.has_bf16()
+        with pytest.raises(RuntimeError, match="no instructions for bfloat16"):
+            kernels.bf16_pack(randn(4, 4))
 
 
 @pytest.mark.usefixtures("loops")
@@ -338,7 +338,7 @@ def test_compiled_loops_change_no_sample(wide_models, architecture, layers, budg
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dtype"), [("qwen2", "float32"), pytest.param("qwen3", "mixed", marks=needs_amx)]
+    ("architecture", "dtype"), [("qwen2", "float32"), pytest.param("qwen3", "mixed", marks=needs_bf16)]
 )
 def test_threads_that_share_large_weights_change_no_sample(tmp_path, architecture, dtype):
     """One thread takes rows through all layers; several take columns of weights of over 16 MB."""

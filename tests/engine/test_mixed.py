@@ -16,14 +16,21 @@ from spinerl.runs import RunFolder
 from spinerl.train import adapt
 from spinerl.types import Batch, Question
 from tests.e2e.test_guarded_runs import Quiet
-from tests.models import needs_amx, needs_loops
+from tests.models import needs_bf16, needs_loops
 
 RUN = [
     "model.dtype=mixed", "data.max_questions=4", "questions_per_step=2", "group_size=4", "steps=3", "threads=1",
     "rollout.max_new_tokens=32", "optim.lr=1e-3", "anchor.weight=0.1", "eval.samples=0", "checkpoint.every=1",
     "guard=off",
 ]  # fmt: skip
-PATHS = ("amx", "decoder_step", "activation_reuse", "layer_reuse", "extend_attention", "compiled_extend_attention")
+PATHS = (
+    "bf16_matmul",
+    "decoder_step",
+    "activation_reuse",
+    "layer_reuse",
+    "extend_attention",
+    "compiled_extend_attention",
+)
 
 
 def opened(*overrides, name="tiny-reasoner", dtype="mixed"):
@@ -39,7 +46,7 @@ def responses(loaded, config):
     return rollout, Batch(tuple(p for p in prompts for _ in range(4)), rollout.tokens, rollout.mask, 1.0)
 
 
-@needs_amx
+@needs_bf16
 def test_all_faster_paths_run_mixed():
     loaded, _ = opened()
     assert loaded.mixed
@@ -47,7 +54,7 @@ def test_all_faster_paths_run_mixed():
     assert {path: loaded.capabilities.uses(path) for path in PATHS} == dict.fromkeys(PATHS, True)
 
 
-@needs_amx
+@needs_bf16
 def test_a_linear_layer_is_its_formula_with_rounded_factors():
     """Output and gradients, and a bias, of weights that are no multiple of any block."""
     loaded, _ = opened()
@@ -64,7 +71,7 @@ def test_a_linear_layer_is_its_formula_with_rounded_factors():
     assert torch.allclose(leaves[2].grad, grad.flatten(0, 1).sum(0), atol=1e-5)
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])
 def test_layers_with_packed_weights_round_as_others_do(model_folders, architecture):
     """Biases, soft-capping; and layers of another class, which do not round."""
@@ -82,7 +89,7 @@ def test_layers_with_packed_weights_round_as_others_do(model_folders, architectu
     assert not torch.equal(found, expected)  # the head is a linear layer everywhere
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_sampler_agrees_with_teacher_forcing(rank):
     loaded, config = opened()
@@ -97,13 +104,13 @@ def test_the_sampler_agrees_with_teacher_forcing(rank):
     assert (entropies - rollout.entropies)[batch.mask].abs().mean() < 0.005
 
 
-@needs_amx
+@needs_bf16
 def test_log_probabilities_are_near_those_of_float32():
     loaded, config = opened()
     _, batch = responses(loaded, config)
     plain, _ = opened(dtype="float32")
     gaps = (score(loaded, batch, batch.mask, config.optim)[0] - score(plain, batch, batch.mask, config.optim)[0]).abs()
-    assert 0 < gaps[batch.mask].mean() < 0.005
+    assert 0 < gaps[batch.mask].mean() < 0.01
 
 
 class Interrupting(Quiet):
@@ -112,7 +119,7 @@ class Interrupting(Quiet):
             raise KeyboardInterrupt
 
 
-@needs_amx
+@needs_bf16
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     whole = adapt(load_config(overrides=[*RUN, f"run={tmp_path / 'whole'}"]), Quiet())
     assert whole.manifest["dtype"] == "mixed"
@@ -127,12 +134,12 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
 
 
 @needs_loops
-def test_without_amx_a_mixed_model_computes_in_float32_and_says_why(monkeypatch):
-    monkeypatch.setattr("spinerl.engine.cpu.kernels.has_amx", lambda: False)
+def test_without_its_instructions_a_mixed_model_computes_in_float32_and_says_why(monkeypatch):
+    monkeypatch.setattr("spinerl.engine.cpu.kernels.has_bf16", lambda: False)
     loaded, config = opened()
-    verdict = loaded.capabilities.verdicts["amx"]
+    verdict = loaded.capabilities.verdicts["bf16_matmul"]
     assert not verdict.used
-    assert "no AMX" in verdict.reason
+    assert "no instructions for bfloat16" in verdict.reason
     found = responses(loaded, config)[0]
     expected = responses(*opened(dtype="float32"))[0]
     assert torch.equal(found.tokens, expected.tokens)

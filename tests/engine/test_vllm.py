@@ -164,7 +164,8 @@ def test_adapters_come_with_the_weights(work):
 
 
 def test_a_run_of_five_steps(tmp_path):
-    overrides = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9", "vote.memory=sum", "vote.memory_start=4"]
+    saving = ["steps=5", "checkpoint.every=1", "checkpoint.keep=9", "optim.schedule=constant"]
+    overrides = [*saving, "vote.memory=sum", "vote.memory_start=4"]
     run = adapt(tmp_path / "whole", *overrides)
     rows = lines(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]

@@ -20,7 +20,7 @@ from spinerl.models.loading import load_model
 from spinerl.runs import load_learned, save_learned
 from spinerl.step import StepState, freeze_targets, trained_rows
 from spinerl.types import Question
-from tests.models import ARCHITECTURES, needs_amx, needs_loops
+from tests.models import ARCHITECTURES, needs_bf16, needs_loops
 
 QUESTIONS = (Question("a", "first"), Question("b", "second"))
 PROMPTS = ((3, 4, 5, 6, 7), (9, 8, 7))
@@ -220,7 +220,7 @@ def test_an_anchor_costs_no_memory(tmp_path):
 
 
 @needs_loops
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("mixed", marks=needs_amx)])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("mixed", marks=needs_bf16)])
 def test_the_compiled_step_adds_adapters_into_its_weights(dtype):
     """Responses of a model with adapters, and of the one beneath, have the log-probabilities of teacher forcing."""
     loaded, config = opened("tiny-reasoner", f"model.dtype={dtype}", "rollout.max_new_tokens=24")

@@ -54,9 +54,9 @@ def test_what_is_asked_for_is_taken():
 
 
 def test_auto_on_a_cpu_is_float32_unless_a_large_model_is_measured_to_be_faster(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_support", lambda: "AVX-512")
+    monkeypatch.setattr(precision, "bfloat16_support", lambda: "emulated")
     found, verdict = precision.choose_dtype("auto", CPU, LARGE)
-    assert (found, verdict) == ("float32", (False, "float32: the CPU has no AMX (AVX-512)"))
+    assert (found, verdict) == ("float32", (False, "float32: the CPU has no instructions for bfloat16 (emulated)"))
     monkeypatch.setattr(precision, "bfloat16_support", lambda: "AMX")  # whether or not it has: it is measured
     found, verdict = precision.choose_dtype("auto", CPU, [(64, 64)])
     assert (found, verdict.used) == ("float32", False)

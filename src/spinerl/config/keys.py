@@ -53,8 +53,9 @@ class ModelConfig(_Section):
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
     dtype: Literal["auto", "float32", "bfloat16", "mixed"] = Field(
         default="auto",
-        description="weights' type; mixed: float32, but matmuls on a CPU with AMX round their factors to bfloat16; "
-        "auto: bfloat16 on CUDA, else float32, or mixed where a large model's matmuls are measured to be faster",
+        description="weights' type; mixed: float32, but matmuls on a CPU with AMX or AVX-512 BF16 round their factors "
+        "to bfloat16; auto: bfloat16 on CUDA, else float32, or mixed where a large model's matmuls are measured to be "
+        "faster",
     )
     quantize: Literal["none", "4bit"] = Field(
         default="none",

@@ -1,5 +1,5 @@
 """Which type a model computes in where `model.dtype=auto` leaves it open: bfloat16 on a GPU; on a CPU float32, or mixed
-where there are matrix registers for bfloat16 (AMX) that are measured to be faster at the model's own matmuls.
+where there are instructions for bfloat16 (AMX, AVX-512) that are measured to be faster at the model's own matmuls.
 
 float32: weights and everything else.  bfloat16: weights and activations; what has to be exact stays float32 (the
 optimizer's weights, log-probabilities, norms, losses).  mixed, on CPUs only: all of it float32, but what linear layers
@@ -20,7 +20,7 @@ import torch
 
 from spinerl.config import Config
 from spinerl.errors import InputError
-from spinerl.machine import bfloat16_support
+from spinerl.machine import MULTIPLIES_BFLOAT16, bfloat16_support
 from spinerl.models.capabilities import Verdict
 
 __all__ = ["VERDICT", "Precision", "Speed", "choose_dtype", "matmul_speed", "weights_dtype", "with_dtype"]
@@ -94,8 +94,8 @@ def with_dtype(config: Config, recorded: object) -> Config:
 def _on_cpu(shapes: list[tuple[int, ...]], seconds: float) -> tuple[bool, str]:
     """Whether mixed is faster, and what was found."""
     support = bfloat16_support()
-    if support != "AMX":
-        return False, f"the CPU has no AMX ({support})"
+    if support not in MULTIPLIES_BFLOAT16:
+        return False, f"the CPU has no instructions for bfloat16 ({support})"
     size = sum(map(math.prod, shapes))
     if size < _LARGE:
         return False, f"{size / 1e6:.1f} M parameters, and mixed is considered from {_LARGE / 1e6:.0f} M on"

@@ -132,7 +132,7 @@ def decoder_step(
         slot: of the first row's saved activations; the others follow.
         final: the last norm's weight (d,) and eps, and the head, `pack_panels` of (V, d).
         logits: (R, V rounded up to whole panels).
-        bf16: matrices were packed by `kernels.amx_pack`, not `pack_panels`.
+        bf16: matrices were packed by `kernels.bf16_pack`, not `pack_panels`.
 
     Raises ValueError for another head_dim, MemoryError where there is no memory to work in.
     """

@@ -16,7 +16,7 @@ _ERRORS: dict[int, tuple[type[Exception], str]] = {  # the bits of kernels.h
     1: (MemoryError, "no memory to work in"),
     2: (ValueError, "a head_dim that it was not compiled for: see kernels.head_dims()"),
     4: (ValueError, "a size that it does not support: columns and head_dim are multiples of 16, heads of kv_heads"),
-    8: (RuntimeError, "no AMX: see kernels.has_amx()"),
+    8: (RuntimeError, "no instructions for bfloat16: see kernels.has_bf16()"),
 }
 
 

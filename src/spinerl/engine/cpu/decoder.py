@@ -40,9 +40,9 @@ class DecoderStep:
 
     def __init__(self, loaded: LoadedModel, settled: bool = False, rounds: bool = False) -> None:
         """`settled`: that memory suffices was found before, and counts for the whole run.  `rounds`: matmuls round to
-        bfloat16, with AMX."""
+        bfloat16."""
         self._rounds = rounds
-        self._pack = kernels.amx_pack if rounds else kernels.pack_panels
+        self._pack = kernels.bf16_pack if rounds else kernels.pack_panels
         self._adapted = not loaded.without_adapters
         self._model: Any = loaded.model
         self._backbone: Any = loaded.model.base_model

@@ -29,23 +29,23 @@ from spinerl.engine.cpu.calls import addresses, call, constants
 from spinerl.engine.cpu.library import library, library_error
 
 __all__ = [
-    "AMX_COLUMNS",
+    "BF16_COLUMNS",
     "ExtendAttention",
     "IndexedRows",
     "LayerState",
     "LayerWeights",
     "NormRope",
     "add_indexed",
-    "amx_grad_weight",
-    "amx_matmul",
-    "amx_pack",
+    "bf16_grad_weight",
+    "bf16_matmul",
+    "bf16_pack",
     "decode_attention",
     "decoder_step",
     "extend_attention",
     "extend_attention_backward",
     "grad_input",
     "grad_weight",
-    "has_amx",
+    "has_bf16",
     "has_fast_gemm",
     "head_dims",
     "library",
@@ -304,39 +304,39 @@ def pack_panels(weight: torch.Tensor) -> torch.Tensor:
 
 # ---- matmul in bfloat16 ----
 
-AMX_COLUMNS, _AMX_DEPTH = 64, 32  # of amx.h
+BF16_COLUMNS, _BF16_DEPTH = 64, 32  # of bf16.h
 
 
-def has_amx() -> bool:
-    """Whether there is a library with loops for AMX, and this process may use it."""
+def has_bf16() -> bool:
+    """Whether the library has matmuls of bfloat16 factors: of a CPU with AMX or AVX-512 BF16."""
     found = library()
-    return found is not None and found.functions.amx_available(1) == 0
+    return found is not None and found.functions.bf16_available(1) == 0
 
 
-def amx_pack(matrix: torch.Tensor, transposed: bool = True) -> torch.Tensor:
-    """A matrix (n, k), transposed, or (k, n), as `amx_matmul` takes it: (n / 64, k / 32, 4, 16, 32) bfloat16, sizes
+def bf16_pack(matrix: torch.Tensor, transposed: bool = True) -> torch.Tensor:
+    """A matrix (n, k), transposed, or (k, n), as `bf16_matmul` takes it: (n / 64, k / 32, 4, 16, 32) bfloat16, sizes
     rounded up, filled up with 0."""
     n, depth = matrix.shape if transposed else reversed(matrix.shape)
-    sizes = -(-n // AMX_COLUMNS), -(-depth // _AMX_DEPTH), AMX_COLUMNS // 16, 16, _AMX_DEPTH
+    sizes = -(-n // BF16_COLUMNS), -(-depth // _BF16_DEPTH), BF16_COLUMNS // 16, 16, _BF16_DEPTH
     packed = matrix.new_empty(sizes, dtype=torch.bfloat16)
-    call("amx_pack", n, depth, *addresses(matrix.contiguous()), int(transposed), packed.data_ptr())
+    call("bf16_pack", n, depth, *addresses(matrix.contiguous()), int(transposed), packed.data_ptr())
     return packed
 
 
-def amx_matmul(states: torch.Tensor, packed: torch.Tensor, n: int, into: torch.Tensor | None = None) -> torch.Tensor:
-    """(m, n): states (m, k) times what `amx_pack` made of a matrix (k, n): both rounded to bfloat16, summed in float32;
-    added to `into` (m, n) in place if that is given."""
+def bf16_matmul(states: torch.Tensor, packed: torch.Tensor, n: int, into: torch.Tensor | None = None) -> torch.Tensor:
+    """(m, n): states (m, k) times what `bf16_pack` made of a matrix (k, n): both rounded to bfloat16, summed up in
+    float32; added to `into` (m, n) in place if that is given."""
     out = states.new_empty(len(states), n) if into is None else into
     sizes = len(states), n, states.shape[1]
-    call("amx_matmul", *sizes, *addresses(states.contiguous(), packed, out), int(into is not None))
+    call("bf16_matmul", *sizes, *addresses(states.contiguous(), packed, out), int(into is not None))
     return out
 
 
-def amx_grad_weight(grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+def bf16_grad_weight(grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """`grad_weight`, both rounded to bfloat16 and summed in float32; k any number."""
     out = grad_output.new_empty(grad_output.shape[1], states.shape[1])
     inputs = grad_output.contiguous(), states.contiguous()
-    call("amx_grad_weight", *grad_output.shape, states.shape[1], *addresses(*inputs, out))
+    call("bf16_grad_weight", *grad_output.shape, states.shape[1], *addresses(*inputs, out))
     return out
 
 

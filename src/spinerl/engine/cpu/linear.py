@@ -8,8 +8,8 @@ after token, the weights are packed for that beforehand (1.1 to 3 times as fast 
 Which library multiplies is decided by the model's type and device only, not by a measurement of time: a resumed run
 must round as the first one did.
 
-With model.dtype=mixed, and on processors with AMX, both factors of a matmul are rounded to bfloat16 and summed up in
-float32 (`rounds_matmuls`); all else stays float32.
+With model.dtype=mixed, and on processors with instructions for bfloat16 (AMX, AVX-512), both factors of a matmul are
+rounded to it and summed up in float32 (`rounds_matmuls`); all else stays float32.
 """
 
 from __future__ import annotations
@@ -88,26 +88,26 @@ def onednn_linear(loaded: LoadedModel) -> AbstractContextManager[None]:
     """Inside, the model's linear layers multiply through oneDNN, forward and backward, where `uses_onednn`; or rounded,
     where `rounds_matmuls`."""
     if rounds_matmuls(loaded):
-        return _patch(loaded, partial(_rounding, _AmxMatmuls()))
+        return _patch(loaded, partial(_rounding, _RoundedMatmuls()))
     return _patch(loaded, _linear) if uses_onednn(loaded) else nullcontext()
 
 
 def rounds_matmuls(loaded: LoadedModel) -> bool:
     """Whether linear layers round what they multiply to bfloat16: where model.dtype is, or was chosen to be, mixed, the
-    processor has AMX, and the self-check found numbers near those of float32."""
+    processor has instructions for it, and the self-check found numbers near those of float32."""
 
     def check() -> str | None:
-        if not kernels.has_amx():
-            raise Unsupported(kernels.library_error() or "the processor, the system or the compiler has no AMX")
+        if not kernels.has_bf16():
+            raise Unsupported(kernels.library_error() or "no instructions for bfloat16 (CPU or compiler)")
         with torch.inference_mode(False), torch.enable_grad():
             expected = numbers(loaded)
-            with _patch(loaded, partial(_rounding, _AmxMatmuls())):
+            with _patch(loaded, partial(_rounding, _RoundedMatmuls())):
                 found = numbers(loaded)
         return too_far(found.items(), expected)
 
     if not loaded.mixed or loaded.disables("compiled") or not suits_cpu(loaded):
         return False
-    return loaded.capabilities.allows("amx", check)
+    return loaded.capabilities.allows("bf16_matmul", check)
 
 
 def reused_linear(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[None]:
@@ -143,15 +143,15 @@ def _packed(layer: torch.nn.Linear) -> _Forward:
 
 
 def _packed_rounding(layer: torch.nn.Linear) -> _Forward:
-    packed, n = kernels.amx_pack(layer.weight.detach()), layer.out_features
+    packed, n = kernels.bf16_pack(layer.weight.detach()), layer.out_features
     bias = None if layer.bias is None else layer.bias.detach()
 
     return lambda states: _rounded_output(states, packed, n, bias)
 
 
 def _rounded_output(states: torch.Tensor, packed: torch.Tensor, n: int, bias: torch.Tensor | None) -> torch.Tensor:
-    """states (..., k) times a weight (n, k) that `kernels.amx_pack` packed, transposed, plus bias (n,)."""
-    found = kernels.amx_matmul(states.flatten(0, -2), packed, n).view(*states.shape[:-1], n)
+    """states (..., k) times a weight (n, k) that `kernels.bf16_pack` packed, transposed, plus bias (n,)."""
+    found = kernels.bf16_matmul(states.flatten(0, -2), packed, n).view(*states.shape[:-1], n)
     return found if bias is None else found.add_(bias)
 
 
@@ -204,7 +204,7 @@ class Matmuls:
 _FLOAT32 = Matmuls()
 
 
-class _AmxMatmuls(Matmuls):
+class _RoundedMatmuls(Matmuls):
     """The same of factors rounded to bfloat16, summed up in float32; while the weights stay as they are.
 
     Weights are packed at each matmul, which costs little where they meet many rows.  A head meets few at a time: its
@@ -220,16 +220,16 @@ class _AmxMatmuls(Matmuls):
     def grad_input(
         self, grad_output: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return kernels.amx_matmul(grad_output, self._packed(weight, False), weight.shape[1], out)
+        return kernels.bf16_matmul(grad_output, self._packed(weight, False), weight.shape[1], out)
 
     def grad_weight(self, grad_output: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return kernels.amx_grad_weight(grad_output, states)
+        return kernels.bf16_grad_weight(grad_output, states)
 
     def _packed(self, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
         key = weight.data_ptr(), transposed
         found = self._kept.get(key)
         if found is None:
-            found = kernels.amx_pack(weight, transposed)
+            found = kernels.bf16_pack(weight, transposed)
             if len(weight) >= _HEAD:
                 self._kept[key] = found
         return found
@@ -237,7 +237,7 @@ class _AmxMatmuls(Matmuls):
 
 def matmuls_of(loaded: LoadedModel) -> Matmuls:
     """How the model's linear layers multiply in passes during which its weights stay as they are."""
-    return _AmxMatmuls() if rounds_matmuls(loaded) else _FLOAT32
+    return _RoundedMatmuls() if rounds_matmuls(loaded) else _FLOAT32
 
 
 def linear(

@@ -10,7 +10,7 @@
 #include <omp.h>
 #endif
 
-#include "amx.h"
+#include "bf16.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "rms_norm.h"
@@ -70,7 +70,7 @@ static workspace make_workspace(const slice *s)
         rows * 2 * s->intermediate_stride,
         rows * s->model->intermediate_size,
         s->parts * s->scratch_size,
-        s->model->bf16 ? round_up(rows, AMX_ROWS) * round_up(inputs, AMX_DEPTH) / 2 : 0,
+        s->model->bf16 ? round_up(rows, BF16_ROWS) * round_up(inputs, BF16_DEPTH) / 2 : 0,
     };
     long size = 0;
     for (int i = 0; i < PIECES; i++)
@@ -98,7 +98,7 @@ static void meet(const slice *s)
 /* Floats in which a column of a packed matrix (k, n) is stored. */
 static long column_size(const decoder_step_args *model, long k)
 {
-    return model->bf16 ? round_up(k, AMX_DEPTH) / 2 : k;
+    return model->bf16 ? round_up(k, BF16_DEPTH) / 2 : k;
 }
 
 /* Columns first up to end, whole panels, of inp (rows, k) times a packed matrix; inputs are rounded already where they have
@@ -108,7 +108,7 @@ static void matmul(const slice *s, long first, long end, long k, const float *in
 {
     weight += first * column_size(s->model, k);
     if (s->model->bf16)
-        amx_gemm(s->rows, end - first, k, (const uint16_t *)s->w.rounded, (const uint16_t *)weight, out, stride, 0);
+        bf16_gemm(s->rows, end - first, k, (const uint16_t *)s->w.rounded, (const uint16_t *)weight, out, stride, 0);
     else
         for (long p = 0; p < end - first; p += PANEL)
             gemm_column(BLOCK_VECTORS, s->rows, k, inp, k, 1, weight + p * k, PANEL, out + p, stride, 0);
@@ -117,9 +117,9 @@ static void matmul(const slice *s, long first, long end, long k, const float *in
 /* This thread's rows of inp (rows, k) are there for the matmuls of all. */
 static void share_inputs(const slice *s, long k, const float *inp)
 {
-    uint16_t *rounded = (uint16_t *)s->w.rounded + s->first_row * round_up(k, AMX_DEPTH);
+    uint16_t *rounded = (uint16_t *)s->w.rounded + s->first_row * round_up(k, BF16_DEPTH);
     if (s->model->bf16)
-        amx_round(s->end_row - s->first_row, k, inp + s->first_row * k, k, rounded);
+        bf16_round(s->end_row - s->first_row, k, inp + s->first_row * k, k, rounded);
     meet(s);
 }
 
@@ -297,7 +297,7 @@ static int step_slice(slice s, long part)
         copy_floats(s.w.hidden_states + r * model->hidden_size, model->hidden_states + s.order[r] * model->hidden_size,
                     model->hidden_size);
     if (model->bf16)
-        amx_begin();
+        bf16_begin();
     int status = OK;
     for (long layer = 0; layer < model->num_layers; layer++) {
         status |= attention_block(&s, model->weights + layer, model->states + layer);
@@ -305,7 +305,7 @@ static int step_slice(slice s, long part)
     }
     head_logits(&s);
     if (model->bf16)
-        amx_end();
+        bf16_end();
     return status;
 }
 

@@ -26,7 +26,7 @@
 #define PARALLEL_SIZE 16384 /* numbers below which one thread is faster than several */
 
 /* What functions return; bits, as several threads may fail. */
-enum { OK = 0, OUT_OF_MEMORY = 1, UNKNOWN_HEAD_DIM = 2, UNKNOWN_SIZE = 4, NO_AMX = 8 };
+enum { OK = 0, OUT_OF_MEMORY = 1, UNKNOWN_HEAD_DIM = 2, UNKNOWN_SIZE = 4, NO_BF16 = 8 };
 
 /* Attention of one new token per row to its question's prompt and to the row's own earlier tokens. */
 typedef struct {
@@ -66,7 +66,7 @@ typedef struct {
     float *partial_sums;                /* (tasks, kv_heads, 2, max_length rounded up to TILE, head_dim) */
 } extend_attention_args;
 
-/* One decoder layer: matrices as `pack_panels` or `amx_pack` makes them, biases and head norms NULL where there are none. */
+/* One decoder layer: matrices as `pack_panels` or `bf16_pack` makes them, biases and head norms NULL where there are none. */
 typedef struct {
     const float *input_norm, *qkv_proj, *qkv_bias;  /* rows of q_proj, k_proj, v_proj */
     const float *q_norm, *k_norm;
@@ -96,7 +96,7 @@ typedef struct {
     const float *final_norm, *lm_head;  /* lm_head packed */
     long vocab_size;                    /* rounded up to whole panels */
     float *logits;                      /* (rows, vocab_size) */
-    long bf16;                          /* 1: matrices are packed by `amx_pack`, in bfloat16 */
+    long bf16;                          /* 1: matrices are packed by `bf16_pack`, in bfloat16 */
 } decoder_step_args;
 
 /* Constants and sizes, for Python to read and to check. */
@@ -141,12 +141,12 @@ EXPORT int grad_weight(int num_threads, long rows, long n, long k, const float *
 EXPORT int grad_input(int num_threads, long rows, long k, long n, const float *dout, const float *weight, float *dinp,
                       int add);
 
-/* amx.c; amx_available: OK, or NO_AMX where processor, system or compiler know none, and then the others return it too */
-EXPORT int amx_available(int num_threads);
-EXPORT int amx_pack(int num_threads, long n, long depth, const float *matrix, int transposed, uint16_t *out);
-EXPORT int amx_matmul(int num_threads, long rows, long n, long depth, const float *inp, const uint16_t *packed, float *out,
+/* bf16.c; bf16_available: OK, or NO_BF16 where processor, system or compiler know none, and then the others return it too */
+EXPORT int bf16_available(int num_threads);
+EXPORT int bf16_pack(int num_threads, long n, long depth, const float *matrix, int transposed, uint16_t *out);
+EXPORT int bf16_matmul(int num_threads, long rows, long n, long depth, const float *inp, const uint16_t *packed, float *out,
                       int add);
-EXPORT int amx_grad_weight(int num_threads, long rows, long n, long k, const float *dout, const float *inp,
+EXPORT int bf16_grad_weight(int num_threads, long rows, long n, long k, const float *dout, const float *inp,
                            float *dweight);
 
 /* sampling.c */
