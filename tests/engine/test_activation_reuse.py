@@ -23,8 +23,8 @@ from tests.models import ARCHITECTURES, compute_norms_in_float64, needs_loops, w
 OVERRIDES = ("group_size=4", "rollout.max_new_tokens=20", "band.weight=0.2", "optim.max_grad_norm=0")
 
 
-def recorded(folder, *overrides, dtype=torch.float32, adapters=False):
-    """(config, policy, batch with a record, targets) of a rollout that was recorded."""
+def recorded(folder, *overrides, dtype=torch.float32, adapters=False, start=""):
+    """(config, policy, batch with a record, targets) of a rollout that was recorded; prompts begin with `start`."""
     config = load_config(overrides=[f"model={folder}", *OVERRIDES, *overrides])
     policy = load_model(config.model, config.engine)
     policy.model.to(dtype)
@@ -32,7 +32,7 @@ def recorded(folder, *overrides, dtype=torch.float32, adapters=False):
         compute_norms_in_float64(policy.model)
     if adapters:
         add_adapters(policy.model, LoraConfig(rank=2), 0)
-    prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
+    prompts = [tuple(policy.tokenizer(start + text).input_ids) for text in TEXTS]
     votes = config.num_votes
     rollout = sample_responses(policy, QUESTIONS, prompts, votes, config.rollout, ("u",), keep_activations=True)
     batch, old, entropies = trained_rows(rollout, config)
@@ -91,6 +91,20 @@ def test_same_gradient(tmp_path, monkeypatch, architecture, dtype, limit, head_d
 def test_however_it_was_sampled_and_is_computed(tmp_path, overrides):
     folder = write_model("qwen3", tmp_path, spread=0.1, head_dim=16)
     gap, loss_gap = compared(*recorded(folder, *overrides))
+    assert gap <= 2e-6
+    assert loss_gap <= 2e-6
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
+def test_prompts_that_begin_alike(tmp_path, architecture):
+    """Their common tokens have been computed, and are kept, once."""
+    folder = write_model(architecture, tmp_path, spread=0.1, head_dim=16)
+    found = recorded(folder, "band.weight=0", start="3 + 4 = 7.  5 + 6 = 11.  What is this?  ")
+    kept = found[2].activations
+    slots = [kept.slots_of_prompt(prompt, len(prompt)) for prompt in dict.fromkeys(found[2].prompts)]
+    assert all(torch.equal(slots[0][:30], other[:30]) for other in slots)
+    assert not any(set(slots[0][-1:].tolist()) & set(other.tolist()) for other in slots[1:])
+    gap, loss_gap = compared(*found)
     assert gap <= 2e-6
     assert loss_gap <= 2e-6
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from spinerl.config import load_config
+from spinerl.engine.backend import backend_of
 from spinerl.engine.sampler import greedy_responses, sample_responses
 from spinerl.models.loading import load_model
 from spinerl.types import Question
@@ -65,6 +66,28 @@ def test_figures_equal_teacher_forcing(model_folders, architecture, parts):
     assert (logprobs - rollout.logprobs[rollout.mask]).abs().max() < 1e-4
     assert (entropies - rollout.entropies[rollout.mask]).abs().max() < 1e-4
     assert ("shared_prefix" in loaded.capabilities.verdicts) == ("shared-prefix" not in parts)
+
+
+EXAMPLES = "Ann has 5 pens and buys 3 more.  5 + 3 = 8.  She has 8 pens.\n"
+
+
+@pytest.mark.parametrize("parts", [(), ("compiled",)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_that_begin_alike_compute_that_once(model_folders, architecture, parts):
+    config, loaded, _ = opened(model_folders(architecture), **{"rollout.max_new_tokens": 20})
+    loaded = without(loaded, *parts)
+    prompts = [tuple(loaded.tokenizer(EXAMPLES + text).input_ids) for text in TEXTS]
+    passes = []
+    sizes = lambda _module, args: passes.append(tuple(args[0].shape)) if args[0].shape[1] > 1 else None  # noqa: E731
+    backend_of(loaded).settle()
+    with loaded.model.get_input_embeddings().register_forward_pre_hook(sizes):
+        rollout = sample_responses(loaded, QUESTIONS, prompts, 3, config.rollout, ("t", 7))
+    start = next(i for i in range(999) if len({prompt[i] for prompt in prompts}) > 1)
+    assert start > 40
+    assert passes == [(1, start), (len(prompts), max(map(len, prompts)) - start)]
+    logprobs, entropies = teacher_forced(loaded, rollout, 1.0)
+    assert (logprobs - rollout.logprobs[rollout.mask]).abs().max() < 1e-4
+    assert (entropies - rollout.entropies[rollout.mask]).abs().max() < 1e-4
 
 
 def test_masks_and_padding(model_folders):

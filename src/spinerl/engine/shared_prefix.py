@@ -1,5 +1,7 @@
 """Decoding many responses to one prompt while its keys and values are held, and read, once.
 
+Prompts that enter together and begin with the same tokens (an instruction, worked examples) compute these once.
+
 The model runs as it is; only its attention function is exchanged, through transformers' `AttentionInterface`, and
 its cache.  For each new token a row's query meets the keys of its question's prompt, all rows of a question in one
 matmul, and the keys of its own earlier tokens, under one softmax.
@@ -41,6 +43,7 @@ Comparison = Callable[[Iterable[tuple[str, torch.Tensor]], Mapping[str, torch.Te
 
 BLOCK_ON_CPU, BLOCK = 64, 256  # tokens whose keys lie together; small blocks are fast on a CPU only
 PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
+_WORTH_SHARING = 0.1  # prompts compute a common start once where that saves this share of their tokens
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
 
@@ -55,23 +58,24 @@ def can_share_prompts(loaded: LoadedModel) -> bool:
 def check_decoding(loaded: LoadedModel, decoding: SharedDecoder, compare: Comparison = differences) -> str | None:
     """What differs, by `compare`, between logits by this decoder and by the model's own passes; None if nothing does.
 
-    Two prompts of unlike lengths, the second entering two tokens after the first, two responses each.
+    Three prompts of unlike lengths, two responses each: two that begin alike, and one that enters two tokens later.
     """
-    prompts = ((3, 4, 5, 6, 7), (8, 9))
+    decoding.least_start = 1
+    entering = {0: ((3, 4, 5, 6, 7), (3, 4, 9)), 2: ((8, 9),)}  # by token
     vocab_size = loaded.model.config.get_text_config().vocab_size
-    tokens = (torch.arange(16, device=loaded.device).view(4, 4) * 7 + 2) % vocab_size
+    tokens = (torch.arange(24, device=loaded.device).view(6, 4) * 7 + 2) % vocab_size
     found: list[list[torch.Tensor]] = []
     with decoding as decoder:
         for t in range(4):
-            if t in (0, 2):
-                found.append([decoder.admit([prompts[t // 2]], 2).expand(2, -1)])
+            if t in entering:
+                found += [[logits.expand(2, -1)] for logits in decoder.admit(entering[t], 2)]
             logits = decoder.step(tokens[: 2 * len(found), t])
             for rows, new in zip(found, logits.split(2), strict=True):
                 rows.append(new)
     expected = {}
-    for i, prompt in enumerate(prompts):
+    for i, (t, prompt) in enumerate((t, prompt) for t, prompts in entering.items() for prompt in prompts):
         ids = torch.tensor([prompt, prompt], device=loaded.device)
-        ids = torch.cat([ids, tokens[2 * i : 2 * i + 2, 2 * i :]], dim=1)
+        ids = torch.cat([ids, tokens[2 * i : 2 * i + 2, t:]], dim=1)
         logits = loaded.model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :]
         expected[f"logits after prompt {i}"] = logits
     return compare(zip(expected, (torch.stack(rows, dim=1) for rows in found), strict=True), expected)
@@ -87,6 +91,7 @@ class SharedDecoder:
 
     shares_prompts = True
     max_cohorts = 8  # each costs some operations per layer and token
+    least_start = 16  # tokens: a shorter common start of prompts is not worth a pass of its own
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -105,8 +110,8 @@ class SharedDecoder:
     ) -> Cohort:
         return Cohort(lengths, offsets, num_responses, layers)
 
-    def _begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int) -> None:
-        """Called before the pass of these prompts, padded to this width."""
+    def _begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int, start: int = 0) -> None:
+        """Called before the pass of these prompts, padded to this width, from token `start` on."""
 
     def __enter__(self) -> Self:
         self._loaded.model.set_attn_implementation(ATTENTION)
@@ -176,26 +181,43 @@ class SharedDecoder:
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[LayerState]]:
         """Logits after the prompts, and their keys and values.  Padding on the right is seen by no prompt token."""
-        model, device = self._loaded.model, self._loaded.device
         width = max(map(len, prompts))
-        step = max(1, PREFILL_TOKENS // width)
+        start = 0 if self._loaded.vision is not None else _common_start(prompts, self.least_start)
+        common = self._prompt_pass([prompts[0][:start]], start, 0, [])[1] if start else []
+        step = max(1, PREFILL_TOKENS // (width - start))
         logits: list[torch.Tensor] = []
         chunks: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-        for start in range(0, len(prompts), step):
-            chunk = prompts[start : start + step]
-            ids = to_device(torch.tensor([[*p, *[self._loaded.pad_id] * (width - len(p))] for p in chunk]), device)
-            last = to_device(torch.tensor([len(p) - 1 for p in chunk]), device)
-            cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
-            more = self._loaded.image_inputs(chunk, width)
-            self._begin_prompts(chunk, width)
-            logits.append(_last_logits(model, ids, last, cache, more))
-            chunks.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
+        for first in range(0, len(prompts), step):
+            chunk_logits, pairs = self._prompt_pass(prompts[first : first + step], width, start, common)
+            logits.append(chunk_logits)
+            chunks.append(pairs)
         layers = [
             tuple(torch.cat(tensors) for tensors in zip(*pairs, strict=True)) for pairs in zip(*chunks, strict=True)
         ]
         if len(layers) != len(self._windows):
             raise Unsupported("not every layer keeps keys and values of its own")
         return torch.cat(logits), [LayerState(keys, values) for keys, values in layers]
+
+    def _prompt_pass(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        width: int,
+        start: int,
+        common: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Logits after these prompts, padded to this width, and their keys and values by layer.  Those of their first
+        `start` tokens are known, `common` (1, Hkv, start, D)."""
+        loaded = self._loaded
+        rows = [[*prompt[start:], *[loaded.pad_id] * (width - len(prompt))] for prompt in prompts]
+        last = to_device(torch.tensor([len(prompt) - start - 1 for prompt in prompts]), loaded.device)
+        cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
+        for number, pair in enumerate(common):
+            keys, values = (tensor.expand(len(prompts), -1, -1, -1) for tensor in pair)
+            cache.update(keys, values, number)
+        more = loaded.image_inputs(prompts, width)
+        self._begin_prompts(prompts, width, start)
+        logits = _last_logits(loaded.model, to_device(torch.tensor(rows), loaded.device), last, cache, more)
+        return logits, [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore
 
 
 def _windows(model: PreTrainedModel) -> list[int | None]:
@@ -211,6 +233,19 @@ def _windows(model: PreTrainedModel) -> list[int | None]:
         else:
             raise Unsupported(f"a cache layer of type {type(layer).__name__}")
     return windows
+
+
+def _common_start(prompts: Sequence[tuple[int, ...]], least: int) -> int:
+    """How many tokens all prompts begin with; 0 where computing them once would not pay.  Each keeps one of its own.
+
+    >>> _common_start([(1, 2, 3), (1, 2), (1, 2, 4)], 1), _common_start([(1, 2), (3, 4)], 1)
+    (1, 0)
+    """
+    low, high = min(prompts), max(prompts)  # in the order of words in a dictionary: what these share, all do
+    most = min(map(len, prompts)) - 1
+    start = next((i for i in range(most) if low[i] != high[i]), most)
+    saved = (len(prompts) - 1) * start
+    return start if start >= least and saved >= _WORTH_SHARING * sum(map(len, prompts)) else 0
 
 
 def _of_like_length(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

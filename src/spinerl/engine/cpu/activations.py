@@ -52,13 +52,13 @@ class KeptActivations:
 
     `outputs` (N, n) of each linear layer; `attention`, by layer, its output (N, H, D) and the log-sum-exp of its scores
     (N, H), of response tokens only (None: not kept).  `slots` (B, T) of response tokens, -1 where there is none;
-    `prompt_slots` is where each prompt begins, with and without its last token.
+    `prompt_slots` are those of each prompt's tokens, with and without its last one.
     """
 
     outputs: tuple[torch.Tensor, ...]
     attention: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None
     slots: torch.Tensor
-    prompt_slots: dict[tuple[int, ...], int]
+    prompt_slots: dict[tuple[int, ...], torch.Tensor]
     weights: object
 
     def attended(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -83,7 +83,7 @@ class KeptActivations:
     def slots_of_prompt(self, prompt: tuple[int, ...], width: int) -> torch.Tensor:
         """The slots (width,) of a prompt's tokens; -1 beyond them."""
         slots = torch.full((width,), -1)
-        slots[: len(prompt)] = self.prompt_slots[prompt] + torch.arange(len(prompt))
+        slots[: len(prompt)] = self.prompt_slots[prompt]
         return slots
 
     def slots_of(self, micro: MicroBatch) -> torch.Tensor:
@@ -136,7 +136,7 @@ class Recorder:
         self._outputs: list[torch.Tensor | None] = [None] * len(self._layers)
         self._attention: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._slots = torch.full((num_rows, most_tokens), -1)
-        self._prompt_slots: dict[tuple[int, ...], int] = {}
+        self._prompt_slots = {(): torch.empty(0, dtype=torch.int64)}
         self._pass = slice(0, 0)
         self._kept = 0
         self._complete = True
@@ -153,12 +153,15 @@ class Recorder:
         ):
             yield
 
-    def begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int) -> None:
-        """The next pass is of these prompts, padded to the width on the right."""
-        start = self._begin(len(prompts) * width)
+    def begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int, start: int = 0) -> None:
+        """The next pass is of these prompts, padded to the width on the right, from token `start` on: the tokens before
+        it were a prompt in an earlier pass."""
+        first = self._begin(len(prompts) * (width - start))
         for i, prompt in enumerate(prompts):
+            own = first + i * (width - start) + torch.arange(len(prompt) - start)
+            slots = torch.cat([self._prompt_slots[prompt[:start]], own])
             # An update runs prompts without their last tokens.  Whichever text goes on after these: they are the same.
-            self._prompt_slots[prompt] = self._prompt_slots[prompt[:-1]] = start + i * width
+            self._prompt_slots[prompt], self._prompt_slots[prompt[:-1]] = slots, slots[:-1]
 
     def begin_rows(self, numbers: torch.Tensor, columns: torch.Tensor) -> None:
         """The next pass is of one token in each of these responses (R,): those in the columns (R,)."""

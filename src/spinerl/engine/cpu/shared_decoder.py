@@ -52,9 +52,9 @@ class CpuDecoder(SharedDecoder):
     ) -> Cohort:
         return _CpuCohort(lengths, offsets, num_responses, layers, self._compiled)
 
-    def _begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int) -> None:
+    def _begin_prompts(self, prompts: Sequence[tuple[int, ...]], width: int, start: int = 0) -> None:
         if self._recorder is not None:
-            self._recorder.begin_prompts(prompts, width)
+            self._recorder.begin_prompts(prompts, width, start)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         step = self._decoder_step
