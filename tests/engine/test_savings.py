@@ -18,6 +18,7 @@ from tests.models import ARCHITECTURES, without, write_model
 
 SWITCHES = ("shared-prefix", "trim", "skip", "sort")
 PLAIN = [f"engine.disable=[{','.join(SWITCHES)}]"]
+EXAMPLE = "5 + 3 = 8.  She has 8 pens.  "
 TERMS = ["band.weight=0.2", "anchor.weight=0.1", "anchor.estimator=exact", "optim.micro_batch_tokens=100000"]
 
 
@@ -38,11 +39,12 @@ def relative_gap(found, expected):
     return (difference / sum(gradient.double().square().sum() for gradient in expected.values())).sqrt().item()
 
 
+@pytest.mark.parametrize("start", ["", EXAMPLE], ids=["unlike", "alike"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-10)], ids=["f32", "f64"])
-def test_all_savings_together_give_the_plain_gradient(tmp_path, architecture, dtype, limit):
+def test_all_savings_together_give_the_plain_gradient(tmp_path, architecture, dtype, limit, start):
     folder = write_model(architecture, tmp_path, spread=0.1)
-    plain = prepared(folder, *TERMS, *PLAIN, "optim.head_chunk=100000", dtype=dtype)
+    plain = prepared(folder, *TERMS, *PLAIN, "optim.head_chunk=100000", dtype=dtype, start=start)
     loss, expected = gradient(*plain)
     # the very same rollout and targets, so that only the computation differs
     for more in (["optim.head_chunk=3"], ["optim.head_chunk=3", "optim.micro_batch_rows=2"]):
@@ -85,6 +87,20 @@ def test_what_each_saving_saves(model_folders):
         row for piece in plan(policy, batch, wanted, config.optim) for m in piece.micros for row in m.row_of.tolist()
     }
     assert rows == set(range(12)) - without_variance
+
+
+def test_prompts_that_begin_alike_run_that_once(model_folders):
+    plain = prepared(model_folders("llama"), start=EXAMPLE)
+    config, policy, _, batch, *_ = plain
+    passes = []
+    sizes = lambda _module, args: passes.append(tuple(args[0].shape))  # noqa: E731
+    gradient(config, *plain[1:])  # and settle all checks
+    with policy.model.get_input_embeddings().register_forward_pre_hook(sizes):
+        gradient(config, *plain[1:])
+    learned = [prompt[:-1] for i, prompt in enumerate(dict.fromkeys(batch.prompts)) if i != 1]  # one has no variance
+    start = next(i for i in range(99) if len({prompt[i] for prompt in learned}) > 1)
+    assert start > 20
+    assert passes[:2] == [(1, start), (2, max(map(len, learned)) - start)]
 
 
 def test_prompts_are_not_shared_where_it_does_not_pay(model_folders):

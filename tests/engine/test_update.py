@@ -26,10 +26,10 @@ QUESTIONS = tuple(Question(str(i), text) for i, text in enumerate(TEXTS))
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0))  # one group without variance
 
 
-def prepared(folder, *overrides, dtype=torch.float32, shift=0.0):
+def prepared(folder, *overrides, dtype=torch.float32, shift=0.0, start=""):
     """(config, policy, anchor, batch, targets, entropies) of a real rollout.
 
-    Its old log-probabilities are moved by `shift`, as if the policy had changed since.
+    Its old log-probabilities are moved by `shift`, as if the policy had changed since.  Prompts begin with `start`.
     """
     config = load_config(
         overrides=[
@@ -51,7 +51,7 @@ def prepared(folder, *overrides, dtype=torch.float32, shift=0.0):
         generator = torch.Generator().manual_seed(1)
         for parameter in anchor.model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(dtype))
-    prompts = [tuple(policy.tokenizer(text).input_ids) for text in TEXTS]
+    prompts = [tuple(policy.tokenizer(start + text).input_ids) for text in TEXTS]
     rollout = sample_responses(policy, QUESTIONS, prompts, 4, config.rollout, ("u",))
     batch, old, entropies = trained_rows(rollout, config)
     targets, _ = freeze_targets(anchor, batch, REWARDS, old + shift * batch.mask, entropies, config, StepState())

@@ -82,8 +82,10 @@ class ForwardPath:
         """Inside, the model computes as this path wants it to."""
         return nullcontext()
 
-    def passing(self, tokens: MicroBatch | Sequence[tuple[int, ...]], width: int) -> AbstractContextManager[object]:
-        """Around the pass of a micro-batch, or of prompts padded to this width."""
+    def passing(
+        self, tokens: MicroBatch | Sequence[tuple[int, ...]], width: int, start: int = 0
+    ) -> AbstractContextManager[object]:
+        """Around the pass of a micro-batch, or of prompts padded, or cut, to this width, from token `start` on."""
         return nullcontext()
 
     def optim(self, optim: OptimConfig) -> OptimConfig:

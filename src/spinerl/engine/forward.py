@@ -1,9 +1,9 @@
 """Teacher-forced passes over finished responses: which rows run together, and their hidden states.
 
 A question's prompt is computed once for all its responses (`Prefix`): the responses run as continuations of its
-keys and values, through transformers' own cache interface.  Where the model does not allow that, or it does not
-pay, each row carries its prompt: [prompt, response], padded on the right, where causal attention cannot see.
-Rows end just before their last wanted token, and rows without one are not run.
+keys and values, through transformers' own cache interface.  So do prompts that begin with the same tokens.  Where the
+model does not allow that, or it does not pay, each row carries its prompt: [prompt, response], padded on the right,
+where causal attention cannot see.  Rows end just before their last wanted token, and rows without one are not run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.backend import ForwardPath, backend_of
 from spinerl.engine.lm_head import head_logits
+from spinerl.engine.prompts import LEAST_START, common_start
 from spinerl.engine.self_check import differences, nudged, only_embeddings_learn
 from spinerl.machine import to_device
 from spinerl.models.loading import LoadedModel
@@ -139,11 +140,15 @@ class Prefix:
     With gradient enabled its rows may run, and go backward, one micro-batch after the other: they differentiate
     down to the keys and values, whose gradients add up, and `backward` takes the sum through the prompts once.
 
-    `path` as for `wanted_states`.
+    `path` as for `wanted_states`; `least_start` as `least` for `common_start`, whose tokens run once.
     """
 
     def __init__(
-        self, loaded: LoadedModel, prefixes: Sequence[tuple[int, ...]], path: ForwardPath | None = None
+        self,
+        loaded: LoadedModel,
+        prefixes: Sequence[tuple[int, ...]],
+        path: ForwardPath | None = None,
+        least_start: int = LEAST_START,
     ) -> None:
         self._path = path or backend_of(loaded).forward()
         self._device = loaded.device
@@ -151,11 +156,12 @@ class Prefix:
         width = max(self._lengths)
         padded = [[*p, *([loaded.pad_id] * (width - len(p)))] for p in prefixes]
         # Padding on the right: no prompt token sees it, and continuations are masked from it.
-        cache = DynamicCache(config=loaded.model.config)
         ids = to_device(torch.tensor(padded), loaded.device)
         more = loaded.image_inputs(prefixes, width)
-        with self._path.passing(prefixes, width), loaded.acting():
-            loaded.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
+        start = 0 if loaded.vision is not None else common_start(prefixes, least_start)
+        cache = self._begun(loaded, prefixes, ids, start)
+        with self._path.passing(prefixes, width, start), loaded.acting():
+            loaded.model.base_model(input_ids=ids[:, start:], past_key_values=cache, use_cache=True, **more)
         self._width = width
         self._next_positions = torch.tensor(self._lengths) + loaded.offsets(prefixes)
         self._computed: list[torch.Tensor] = []
@@ -164,6 +170,21 @@ class Prefix:
         for layer in layers:
             layer.keys, layer.values = self._leaf(layer.keys), self._leaf(layer.values)
         self._cache, self._layers = cache, layers
+
+    def _begun(
+        self, loaded: LoadedModel, prefixes: Sequence[tuple[int, ...]], ids: torch.Tensor, start: int
+    ) -> DynamicCache:
+        """A cache with the keys and values of the first `start` tokens, which these prompts share."""
+        cache = DynamicCache(config=loaded.model.config)
+        if start:
+            common = DynamicCache(config=loaded.model.config)
+            with self._path.passing(prefixes[:1], start), loaded.acting():
+                loaded.model.base_model(input_ids=ids[:1, :start], past_key_values=common, use_cache=True)
+            layers: list[Any] = list(common.layers)
+            for number, layer in enumerate(layers):
+                keys, values = (tensor.expand(len(ids), -1, -1, -1) for tensor in (layer.keys, layer.values))
+                cache.update(keys, values, number)
+        return cache
 
     def continuation(self, micro: MicroBatch) -> tuple[dict[str, object], bool]:
         """The model arguments that make a micro-batch's rows continue their prompts, and whether they do so without
@@ -272,10 +293,10 @@ def shares_prompts(loaded: LoadedModel) -> bool:
 def check_extending(loaded: LoadedModel, path: ForwardPath) -> str | None:
     """What differs between rows that continue shared prompts by this path, and rows that carry theirs; None: nothing.
 
-    Two prompts of unlike lengths, two rows each.
+    Two prompts of unlike lengths that begin alike, two rows each.
     """
     tokens = torch.arange(16).view(4, 4) + 2
-    prompts = ((3, 4, 5), (3, 4, 5), (9, 8, 7, 6, 5), (9, 8, 7, 6, 5))
+    prompts = ((3, 4, 5), (3, 4, 5), (3, 8, 7, 6, 5), (3, 8, 7, 6, 5))
     batch = Batch(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
     ends = dict.fromkeys(range(4), 3)
     apart = [Piece((), (micro_batch(batch, batch.mask, list(ends), ends, loaded.pad_id, None),))]
@@ -294,7 +315,7 @@ def states_and_gradient(loaded: LoadedModel, pieces: list[Piece], path: ForwardP
     found = {}
     with only_embeddings_learn(loaded.model) as weight:
         for piece in pieces:
-            prefix = Prefix(loaded, piece.prefixes, path) if piece.prefixes else None
+            prefix = Prefix(loaded, piece.prefixes, path, least_start=1) if piece.prefixes else None
             for micro in piece.micros:
                 states = wanted_states(loaded, micro, prefix, path)
                 cells = zip(micro.row_of.tolist(), micro.column_of.tolist(), strict=True)

@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
+from spinerl.engine.prompts import LEAST_START, common_start
 from spinerl.engine.self_check import differences
 from spinerl.machine import to_device
 from spinerl.models.capabilities import Unsupported
@@ -43,7 +44,6 @@ Comparison = Callable[[Iterable[tuple[str, torch.Tensor]], Mapping[str, torch.Te
 
 BLOCK_ON_CPU, BLOCK = 64, 256  # tokens whose keys lie together; small blocks are fast on a CPU only
 PREFILL_TOKENS = 8192  # padded prompt tokens per forward pass
-_WORTH_SHARING = 0.1  # prompts compute a common start once where that saves this share of their tokens
 _COMPACT_AT = 1 / 32  # finished rows leave once they are this share of a cohort: only as many rows are moved
 
 
@@ -91,7 +91,7 @@ class SharedDecoder:
 
     shares_prompts = True
     max_cohorts = 8  # each costs some operations per layer and token
-    least_start = 16  # tokens: a shorter common start of prompts is not worth a pass of its own
+    least_start = LEAST_START  # of `common_start`
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -182,7 +182,7 @@ class SharedDecoder:
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[LayerState]]:
         """Logits after the prompts, and their keys and values.  Padding on the right is seen by no prompt token."""
         width = max(map(len, prompts))
-        start = 0 if self._loaded.vision is not None else _common_start(prompts, self.least_start)
+        start = 0 if self._loaded.vision is not None else common_start(prompts, self.least_start)
         common = self._prompt_pass([prompts[0][:start]], start, 0, [])[1] if start else []
         step = max(1, PREFILL_TOKENS // (width - start))
         logits: list[torch.Tensor] = []
@@ -233,19 +233,6 @@ def _windows(model: PreTrainedModel) -> list[int | None]:
         else:
             raise Unsupported(f"a cache layer of type {type(layer).__name__}")
     return windows
-
-
-def _common_start(prompts: Sequence[tuple[int, ...]], least: int) -> int:
-    """How many tokens all prompts begin with; 0 where computing them once would not pay.  Each keeps one of its own.
-
-    >>> _common_start([(1, 2, 3), (1, 2), (1, 2, 4)], 1), _common_start([(1, 2), (3, 4)], 1)
-    (1, 0)
-    """
-    low, high = min(prompts), max(prompts)  # in the order of words in a dictionary: what these share, all do
-    most = min(map(len, prompts)) - 1
-    start = next((i for i in range(most) if low[i] != high[i]), most)
-    saved = (len(prompts) - 1) * start
-    return start if start >= least and saved >= _WORTH_SHARING * sum(map(len, prompts)) else 0
 
 
 def _of_like_length(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

@@ -81,9 +81,9 @@ class KeptActivations:
         return self.weights == state_of(loaded.model)
 
     def slots_of_prompt(self, prompt: tuple[int, ...], width: int) -> torch.Tensor:
-        """The slots (width,) of a prompt's tokens; -1 beyond them."""
+        """The slots (width,) of a prompt's first tokens; -1 beyond them."""
         slots = torch.full((width,), -1)
-        slots[: len(prompt)] = self.prompt_slots[prompt]
+        slots[: len(prompt)] = self.prompt_slots[prompt][:width]
         return slots
 
     def slots_of(self, micro: MicroBatch) -> torch.Tensor:
@@ -136,7 +136,7 @@ class Recorder:
         self._outputs: list[torch.Tensor | None] = [None] * len(self._layers)
         self._attention: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._slots = torch.full((num_rows, most_tokens), -1)
-        self._prompt_slots = {(): torch.empty(0, dtype=torch.int64)}
+        self._prompt_slots: dict[tuple[int, ...], torch.Tensor] = {(): torch.empty(0, dtype=torch.int64)}
         self._pass = slice(0, 0)
         self._kept = 0
         self._complete = True
@@ -266,10 +266,10 @@ class Reuse:
         self.slots: torch.Tensor | None = None  # (b, L) of the pass that runs
 
     @contextmanager
-    def passing(self, tokens: MicroBatch | Sequence[tuple[int, ...]], width: int) -> Iterator[None]:
-        """Inside, the pass of a micro-batch, or of prompts padded to this width, runs."""
+    def passing(self, tokens: MicroBatch | Sequence[tuple[int, ...]], width: int, start: int = 0) -> Iterator[None]:
+        """Inside, the pass of a micro-batch, or of prompts of this width from token `start` on, runs."""
         if isinstance(tokens, Sequence):
-            self.slots = torch.stack([self.kept.slots_of_prompt(prompt, width) for prompt in tokens])
+            self.slots = torch.stack([self.kept.slots_of_prompt(prompt, width)[start:] for prompt in tokens])
         else:
             self.slots = self.kept.slots_of(tokens)
         try:
