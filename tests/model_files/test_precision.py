@@ -57,10 +57,11 @@ def test_auto_on_a_cpu_is_float32_unless_a_large_model_is_measured_to_be_faster(
     monkeypatch.setattr(precision, "bfloat16_support", lambda: "emulated")
     found, verdict = precision.choose_dtype("auto", CPU, LARGE)
     assert (found, verdict) == ("float32", (False, "float32: the CPU has no instructions for bfloat16 (emulated)"))
-    monkeypatch.setattr(precision, "bfloat16_support", lambda: "AMX")  # whether or not it has: it is measured
-    found, verdict = precision.choose_dtype("auto", CPU, [(64, 64)])
-    assert (found, verdict.used) == ("float32", False)
-    assert "M parameters" in verdict.reason
+    for support in ("AMX", "AVX-512"):  # whether or not this CPU has it
+        monkeypatch.setattr(precision, "bfloat16_support", lambda support=support: support)
+        found, verdict = precision.choose_dtype("auto", CPU, [(64, 64)])
+        assert (found, verdict.used) == ("float32", False)
+        assert "M parameters" in verdict.reason
     for needed, expected in ((0.0, "mixed"), (1e9, "float32")):
         monkeypatch.setattr(precision, "_FASTER", needed)
         found, verdict = precision.choose_dtype("auto", CPU, LARGE, seconds=0.02)
