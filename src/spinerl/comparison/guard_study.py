@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spinerl.config import GuardConfig, load_config
-from spinerl.guard.rules import best_look, judge, look_score, tolerance_of
+from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.runs import RunFolder, write_json
 from spinerl.stats import roc_area
 
@@ -82,8 +82,7 @@ def replay(run: RunFolder, keys: GuardConfig) -> Replay | None:
         verdict = judge(seen, keys)
         if verdict is not None:
             break
-    tolerance = tolerance_of(keys, run.config.vote.memory)
-    best = seen[0] if verdict is not None and verdict.rule == "no-go" else best_look(seen, tolerance)
+    best = seen[0] if verdict is not None and verdict.rule == "no-go" else best_look(seen, keys.tolerance)
     stopped = seen[-1]["step"] if verdict is not None else None
     later = [value for step, value in accuracy.items() if stopped is not None and step > stopped]
     return Replay(

@@ -665,12 +665,11 @@ class GuardConfig(_Section):
         default="none",
         description="ask the probe differently too: none, blank, reread, or module:function (str -> str)",
     )
-    tolerance: float | None = Field(
-        default=None,
+    tolerance: float = Field(
+        default=0.1,
         ge=0,
         lt=1,
-        description="rollback keeps the last weights whose score is within this share of the best; null: 0.05 with "
-        "vote.memory, else 0",
+        description="rollback keeps the last weights whose score is within this share of the best",
     )
     preflight_questions: int = Field(default=64, ge=0, description="questions that `spinerl preflight` asks; 0: all")
     probe_steps: int = Field(

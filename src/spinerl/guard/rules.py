@@ -11,9 +11,7 @@ from typing import Any
 
 from spinerl.config import GuardConfig
 
-__all__ = ["Verdict", "best_look", "judge", "look_score", "tolerance_of"]
-
-_WITH_MEMORY = 0.05  # chosen on tiny/shift-dev (docs/memory.md)
+__all__ = ["Verdict", "best_look", "judge", "look_score"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,6 @@ def best_look(looks: Sequence[Mapping[str, Any]], tolerance: float = 0.0) -> Map
     """
     best = max(look["score"] for look in looks)
     return next(look for look in reversed(looks) if look["score"] >= (1 - tolerance) * best)
-
-
-def tolerance_of(keys: GuardConfig, memory: str) -> float:
-    """How far under the best score weights may be to be kept for being later; `memory`: vote.memory."""
-    return keys.tolerance if keys.tolerance is not None else 0.0 if memory == "off" else _WITH_MEMORY
 
 
 def judge(looks: Sequence[Mapping[str, Any]], keys: GuardConfig) -> Verdict | None:

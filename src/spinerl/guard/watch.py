@@ -18,7 +18,7 @@ from spinerl.errors import InputError, RunError
 from spinerl.files import quoted
 from spinerl.guard.forecast import forecast
 from spinerl.guard.probe import open_probe, pick_probe
-from spinerl.guard.rules import best_look, judge, look_score, tolerance_of
+from spinerl.guard.rules import best_look, judge, look_score
 from spinerl.guard.signals import PERTURBATIONS, step_signals
 from spinerl.hooks import ask_differently
 from spinerl.lines import read_text
@@ -85,7 +85,6 @@ class Guard:
         self._first: dict[str, str | None] = {}  # the label each question had when it was first met
         self._kept: list[float] = []  # since the last look
         self._looks: list[dict[str, Any]] = []
-        self._tolerance = tolerance_of(self._keys, config.vote.memory)
         self._diverged: str | None = None  # why the run ended where its numbers were finite no more
 
     def begin(self, done: int, last: int) -> int:
@@ -132,7 +131,7 @@ class Guard:
         kept = {"label/kept_frac": sum(self._kept) / len(self._kept)} if self._kept else {}
         self._look(step, kept)
         self._kept.clear()
-        if self._config.rolls_back and best_look(self._looks, self._tolerance)["step"] == step:
+        if self._config.rolls_back and best_look(self._looks, self._keys.tolerance)["step"] == step:
             self._save(step)
         return last if known else self._last_step(step, last)
 
@@ -151,7 +150,7 @@ class Guard:
         kept, broken = step, self._broken
         rule = None if broken is None else broken["rule"]
         if self._config.rolls_back:
-            kept = 0 if rule == "no-go" else best_look(self._looks, self._tolerance)["step"]
+            kept = 0 if rule == "no-go" else best_look(self._looks, self._keys.tolerance)["step"]
         wanted = kept
         lost = (wanted < step or self._diverged is not None) and not self._restore(wanted)
         if lost and self._diverged is not None:
@@ -195,7 +194,7 @@ class Guard:
 
     def _restored(self, kept: int) -> str:
         """Which weights were brought back, and why."""
-        now, best = self._looks[-1], best_look(self._looks, self._tolerance)
+        now, best = self._looks[-1], best_look(self._looks, self._keys.tolerance)
         what = f"weights after step {kept} were brought back" if kept else "unadapted model was kept"
         if best["step"] != kept or now is best:
             return f"The {what}."
