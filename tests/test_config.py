@@ -77,6 +77,13 @@ def test_old_names_are_read_with_a_notice(caplog):
     assert load_config(overrides=["method=prefix-tree"]) == load_config(overrides=["method=tempo"])
 
 
+@pytest.mark.parametrize(("memory", "tolerance"), [("off", 0.0), ("sum", 0.05)])
+def test_a_run_recorded_without_a_tolerance_keeps_the_one_it_had(memory, tolerance):
+    """Its guard saved weights by that one; by another it would look for some that were never saved."""
+    assert load_config({"guard": {"tolerance": None}, "vote": {"memory": memory}}).guard.tolerance == tolerance
+    assert load_config().guard.tolerance == 0.1
+
+
 def test_each_side_of_the_band_has_its_weight():
     config = load_config(overrides=["band.weight=0.2", "band.weight_high=0.5"])
     assert config.band.weights == (0.2, 0.5)

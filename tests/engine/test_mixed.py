@@ -107,10 +107,10 @@ def test_the_sampler_agrees_with_teacher_forcing(rank):
 @needs_bf16
 def test_log_probabilities_are_near_those_of_float32():
     loaded, config = opened()
-    _, batch = responses(loaded, config)
     plain, _ = opened(dtype="float32")
+    _, batch = responses(plain, config)  # the same on every CPU, however it rounds
     gaps = (score(loaded, batch, batch.mask, config.optim)[0] - score(plain, batch, batch.mask, config.optim)[0]).abs()
-    assert 0 < gaps[batch.mask].mean() < 0.01
+    assert 0 < gaps[batch.mask].mean() < 0.005
 
 
 class Interrupting(Quiet):

@@ -280,6 +280,11 @@ def _renamed(layer: dict[str, Any], disabled: list[str]) -> dict[str, Any]:
         elif not value:
             notes.append(f"{old}=false is engine.disable=[{SWITCHES[old]}]")
             disabled.append(SWITCHES[old])
+    guard, vote = layer.get("guard"), layer.get("vote")
+    if isinstance(guard, Mapping) and "tolerance" in guard and guard["tolerance"] is None:
+        remembers = isinstance(vote, Mapping) and vote.get("memory") not in (None, False, "off")
+        layer = {**layer, "guard": {**guard, "tolerance": 0.05 if remembers else 0.0}}
+        notes.append(f"guard.tolerance=null is {layer['guard']['tolerance']:g}")
     if notes:
         logging.getLogger("spinerl.config").warning("old keys, read until the next release: %s", "; ".join(notes))
     return layer
