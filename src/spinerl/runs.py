@@ -213,8 +213,8 @@ class RunFolder:
             if draft.process is None or not process_runs(draft.process):
                 remove_now(draft.path)
 
-    def remove_leftovers(self, keep: int) -> None:
-        """Remove the checkpoints that a process that was killed was about to delete: all but the newest `keep`."""
+    def remove_checkpoints(self, keep: int) -> None:
+        """Remove all checkpoints but the newest `keep`."""
         for old in self._checkpoints()[keep:]:
             remove(old)
 
@@ -246,6 +246,11 @@ class RunFolder:
             if kind not in (None, wanted):
                 return f"{self.path / name} is {kind}, where {wanted} of the run belongs"
         return None
+
+    @property
+    def needs_no_more(self) -> bool:
+        """Whether the run is finished, has its model, and no checkpoint to write it from again."""
+        return (self.path / "model").is_dir() and "finished" in self.manifest and not self._checkpoints()
 
     @property
     def still(self) -> str:
@@ -365,8 +370,7 @@ class RunFolder:
             write_json(folder / "state.json", {"step": step, **state})
 
         self.write_folder(f"checkpoints/step-{step:06d}", fill, checksums=True)
-        for old in self._checkpoints()[keep:]:
-            remove(old)
+        self.remove_checkpoints(keep)
 
     def load_checkpoint(
         self,

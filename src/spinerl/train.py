@@ -105,6 +105,11 @@ def adapt(
     try:
         if run is not None:
             _take(run)
+            if run.needs_no_more:
+                observer.note(f"{run.path} is finished")
+                if not (run.path / "report.html").is_file():
+                    _write_report(run)
+                return run
             config = with_dtype(config, run.manifest.get("dtype"))
         _check_functions(config, run, observer)
         check_installed(config.track.to)
@@ -307,12 +312,8 @@ class _Session:
             figures = stream_figures(run.rows("stream.jsonl"), config.eval.confidence)
             run.write_manifest({**run.manifest, "stream": figures})
         run.write_manifest({**run.manifest, "finished": _now()})
-        from spinerl.report import write_report
-
-        try:
-            write_report([run.path], run.path / "report.html")
-        except InputError as error:
-            raise RunError(f"the run is finished, but has no report: {error}; see `spinerl report`") from None
+        _write_report(run)
+        run.remove_checkpoints(config.checkpoint.keep)
 
     def _step(self, step: int) -> None:
         """One training step, and its lines in the run folder."""
@@ -447,7 +448,7 @@ class _Session:
             edges = saved["band_edges"]
             self._done, self._state = saved["step"], StepState(tuple(edges) if edges else None)
         run.rewind(self._done)
-        run.remove_leftovers(self._config.checkpoint.keep)
+        run.remove_checkpoints(max(1, self._config.checkpoint.keep))  # a process that was killed was about to
         self._observer.note(f"resuming {run.path} after step {self._done}")
 
     def _save_checkpoint(self, step: int) -> None:
@@ -456,7 +457,7 @@ class _Session:
             self._loaded.model,
             self._optimizer,
             asdict(self._state),
-            self._config.checkpoint.keep,
+            max(1, self._config.checkpoint.keep),
             lambda folder: [one.save(folder) for one in self._kept],
         )
         self._observer.checkpoint(self._run.path / "checkpoints" / f"step-{step:06d}")
@@ -520,7 +521,7 @@ def check_disk(config: Config, folder: Path, weights: int) -> None:
     parent = folder.absolute()
     while not os.path.exists(parent):
         parent = parent.parent
-    copies = (config.rolls_back) + 3 * (config.checkpoint.keep + 1) * bool(config.checkpoint.every)
+    copies = (config.rolls_back) + 3 * (max(1, config.checkpoint.keep) + 1) * bool(config.checkpoint.every)
     needed = weights * (1 + copies) + 10 * 2**20
     free = shutil.disk_usage(parent).free
     if config.steps and free < needed:
@@ -575,6 +576,15 @@ def _write_first_manifest(run: RunFolder, work: Workload, config: Config) -> Non
             "folder": str(Path.cwd()),
         }
     )
+
+
+def _write_report(run: RunFolder) -> None:
+    from spinerl.report import write_report
+
+    try:
+        write_report([run.path], run.path / "report.html")
+    except InputError as error:
+        raise RunError(f"the run is finished, but has no report: {error}; see `spinerl report`") from None
 
 
 def _take(run: RunFolder) -> None:

@@ -97,6 +97,7 @@ def test_interrupted_continued_and_not_touched(tmp_path, capsys):
         assert manifest["finished"]
         assert manifest["command"].startswith("spinerl compare methods=ttrl,spine")
         assert manifest["threads"] == 1
+        assert not list(task.folder.glob("checkpoints/step-*")), "three times the model's size, and of no more use"
 
     # the figures are those of the saved predictions
     saved = json.loads((out / "comparison.json").read_text())
@@ -253,6 +254,7 @@ def test_never_more_than_so_many_at_a_time(tmp_path):
     assert not run_tasks([(task, "new") for task in comparison.tasks], 2, tmp_path / "logs", watcher)
     assert (watcher.now, watcher.most) == (0, 2)
     assert set(states(comparison).values()) == {"done"}
+    assert set(states(plan([*overrides, "checkpoint.keep=3", f"out={tmp_path}"])).values()) == {"done"}
     file = comparison.tasks[0].folder / "compare" / "state.json"
     file.write_text(re.sub('"votes": 4', '"votes": 3', file.read_text()))
     assert states(comparison)[comparison.tasks[0].folder] == "unasked", "another request is sampled again"

@@ -92,6 +92,28 @@ def test_killed_and_resumed(whole, tmp_path, moment):
     same(run, whole)
 
 
+def test_a_finished_run_that_keeps_no_checkpoint(whole, tmp_path, capsys, monkeypatch):
+    run, seen = tmp_path / "run", []
+
+    def counted(self, keep, remove=RunFolder.remove_checkpoints):
+        remove(self, keep)
+        seen.append(len(list((self.path / "checkpoints").iterdir())))
+
+    monkeypatch.setattr(RunFolder, "remove_checkpoints", counted)
+    main_or_exit(["adapt", *OVERRIDES, f"run={run}", "checkpoint.keep=0"])
+    assert seen == [1, 1, 1, 0]
+    same(run, whole)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    main_or_exit(["adapt", "--resume", str(run)])
+    assert "is finished" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    (run / "report.html").unlink()
+    main_or_exit(["adapt", "--resume", str(run)])
+    assert (run / "report.html").is_file()
+    same(run, whole)
+
+
 def copied(whole: Path, tmp_path: Path, last: int) -> Path:
     """A run as it stood just after the checkpoint of step `last`, with two checkpoints."""
     import shutil
@@ -184,7 +206,7 @@ def test_changed_data_is_refused(tmp_path, capsys):
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(f'{{"question": "What is {i} + 1?"}}\n' for i in range(3)))
     overrides = [f"data={questions}", "questions_per_step=2", "group_size=2", "steps=1", "rollout.max_new_tokens=8"]
-    main_or_exit(["adapt", *overrides, f"run={tmp_path / 'run'}", "eval.samples=0"])
+    main_or_exit(["adapt", *overrides, f"run={tmp_path / 'run'}", "eval.samples=0", "guard=off"])
     questions.write_text('{"question": "Another?"}\n')
     with pytest.raises(SystemExit) as exit_:
         main(["adapt", "--resume", str(tmp_path / "run")])

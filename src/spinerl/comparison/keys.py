@@ -138,8 +138,8 @@ class Keys(_Section):
 
 
 # What runs of a comparison set besides the defaults.  They evaluate greedily as they go, for the curves; samples are
-# taken from the final model only (`samples`), and a finished run needs one checkpoint at most.
-DEFAULTS = ("threads=1", "eval.every=10", "eval.samples=0", "checkpoint.keep=1", "guard=warn")
+# taken from the final model only (`samples`), and a finished run is not gone on with: it needs no checkpoint.
+DEFAULTS = ("threads=1", "eval.every=10", "eval.samples=0", "checkpoint.keep=0", "guard=warn")
 
 # How often a dotted key of these is cut: what follows is the name of a data set, or a run's own key.
 _DEPTH = {"unseen": 0, "original": 0, "variants": 1}

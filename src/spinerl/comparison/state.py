@@ -30,8 +30,9 @@ ASKING = "asking"
 ASKING_S = "time/asking_s"
 """The key, in figures.json of that folder, of the seconds that one thing asked of the model took."""
 
-# A run may be continued with another number of threads; where it lives and who is shown it say nothing about it.
-_FREE = ("threads", "run", "track.to", "track.name", "track.project")
+# A run may be continued with another number of threads; where it lives, what is kept of it and who is shown it say
+# nothing about it.
+_FREE = ("threads", "run", "checkpoint.keep", "track.to", "track.name", "track.project")
 
 
 def states(comparison: Comparison, overwrite: bool = False) -> dict[Path, State]:

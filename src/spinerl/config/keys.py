@@ -728,8 +728,13 @@ class GuardConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    every: int = Field(default=10, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(default=2, ge=1, description="checkpoints kept; the older ones are deleted")
+    every: int = Field(default=10, ge=0, description="steps between checkpoints, and one at the end; 0: none")
+    keep: int = Field(
+        default=2,
+        ge=0,
+        description="checkpoints kept; the older ones are deleted; 0: one while the run is under way, none once its model "
+        "and report are written",
+    )
 
 
 class LogConfig(_Section):
