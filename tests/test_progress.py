@@ -177,6 +177,16 @@ def test_all_events_of_a_run_as_lines_of_json(tmp_path, capsys, monkeypatch):
     assert said[-1]["guard"]["text"]
 
 
+def test_a_step_says_that_it_samples_responses_to_views_too(tmp_path, capsys):
+    keys = ["vote.views=[reread,reread]", "--log-format", "json"]
+    assert exit_code(["adapt", *SMALL, *keys, f"run={tmp_path / 'run'}"]) == 0
+    said = lines_of_json(capsys)
+    asked = [one["num_responses"] for one in said if one["event"] == "phase" and one["phase"] == "step"]
+    answered = [one["metrics"]["rollout/num_responses"] for one in said if one["event"] == "step"]
+    assert asked == answered
+    assert asked[0] % 3 == 0
+
+
 def test_an_evaluation_and_an_error_as_lines_of_json(tmp_path, capsys):
     out = tmp_path / "out.json"
     assert exit_code([*ASKED, "--log-format", "json", "--json", out]) == 0

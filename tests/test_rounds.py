@@ -105,13 +105,16 @@ def sampled_at_once(config, work, step, first):
 def test_reuse_0_samples_once_and_each_step_gets_its_questions(scene, order):
     config, work, rounds, calls = scene("rollout.reuse=0", "rollout.top_p=0.9", order=order)
     expected = {step: sampled_at_once(config, work, step, 1) for step in range(1, 8)}
-    reported, lengths = [], {}
+    reported, ended, lengths = [], [], {}
 
-    def report(tokens, _finished):
+    def report(tokens, finished):
         reported.append(tokens)
+        ended.append(finished)
 
     for step in range(1, 8):
+        promised, before = 4 * rounds.num_asked(step, 7), sum(ended)
         rollout, age = rounds.draw(step, 7, report)
+        assert sum(ended) - before == promised == (20 if step == 1 else 0)
         same(rollout, expected[step], exact=False)
         lengths |= {question.id: rollout.mask[4 * i : 4 * i + 4].sum() for i, question in enumerate(rollout.questions)}
         assert rollout.log_mass is not None

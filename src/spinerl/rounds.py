@@ -63,11 +63,7 @@ class Rounds:
                 raise CheckpointError(
                     f"the responses of the round that began at step {first} are not in the checkpoint"
                 )
-            end = last
-            while self._first(end) != first:
-                end -= 1
-            indices = dict.fromkeys(index for number in range(first, end + 1) for index in self._indices_of(number))
-            chosen = self._work.only([self._ranks[index] for index in indices])
+            chosen = self._work.only(self._asked(step, last))
             held = sample(self._work.loaded, chosen.questions, chosen.prompts, self._config, first, on_tokens)
             num_drawn = held.total_drawn
             self._began, self._held = first, replace(held, num_drawn=None)
@@ -75,6 +71,10 @@ class Rounds:
         asked = [self._work.questions[self._ranks[index]].id for index in self._indices_of(step)]
         rollout = self._held.of_questions([place_of[name] for name in asked])
         return replace(rollout, num_drawn=num_drawn), step - first
+
+    def num_asked(self, step: int, last: int) -> int:
+        """How many questions are answered at this step: all of a round's at its first, at others none."""
+        return len(self._asked(step, last)) if step == self._first(step) else 0
 
     def save(self, folder: Path) -> None:
         """Write the responses into a checkpoint's folder."""
@@ -112,6 +112,14 @@ class Rounds:
             figures={name[8:]: value for name, value in tensors.items() if name.startswith("figures.")},
             **{name: tensors[name] for name in _PER_TOKEN if name in tensors},
         )
+
+    def _asked(self, step: int, last: int) -> list[int]:
+        """The questions of a step's round, each once."""
+        first = end = self._first(step)
+        while end < last and self._first(end + 1) == first:
+            end += 1
+        indices = dict.fromkeys(index for number in range(first, end + 1) for index in self._indices_of(number))
+        return [self._ranks[index] for index in indices]
 
     def _first(self, step: int) -> int:
         order = self._config.data.order

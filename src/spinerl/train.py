@@ -322,7 +322,8 @@ class _Session:
         pool = self._pool(step)
         places = question_order(len(pool), self._per_step, step, order, config.seed, config.stream)
         chosen = work.only([pool[place] for place in places])
-        asked_for = len(places) * config.num_votes
+        num_asked = self._rounds.num_asked(step, self._last) if self._rounds else len(places)
+        asked_for = num_asked * (1 + len(config.vote.views)) * config.num_votes  # with unsure_margin the most there can be
         observer.phase("step", asked_for * config.rollout.max_new_tokens, asked_for)
         before = self._episodes.before(step, chosen)
         if self._alignment is not None:
