@@ -323,7 +323,8 @@ class _Session:
         places = question_order(len(pool), self._per_step, step, order, config.seed, config.stream)
         chosen = work.only([pool[place] for place in places])
         num_asked = self._rounds.num_asked(step, self._last) if self._rounds else len(places)
-        asked_for = num_asked * (1 + len(config.vote.views)) * config.num_votes  # with unsure_margin the most there can be
+        num_asked *= 1 + len(config.vote.views)  # with vote.unsure_margin the most there can be
+        asked_for = num_asked * config.num_votes
         observer.phase("step", asked_for * config.rollout.max_new_tokens, asked_for)
         before = self._episodes.before(step, chosen)
         if self._alignment is not None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from scipy.stats import t as student
@@ -88,10 +89,10 @@ def test_paired_differences_by_hand(lines):
     # resampled means of four of {0, 1, 1, 0.5}: their 2.5 % and 97.5 % quantiles are 0.125 (or one step off) and 1
     assert 0.1 <= gain.low <= 0.25
     assert gain.high == 1.0
-    against = lines["spine"].against_ttrl
+    against = lines["spine"].against_reference
     assert against.value == pytest.approx(7 / 8 - 3 / 8)
     assert against.by_seed == {0: 0.25, 1: 0.75}
-    assert lines["ttrl"].against_ttrl is None
+    assert lines["ttrl"].against_reference is None
     assert lines["none"].against_none is None
 
 
@@ -305,10 +306,20 @@ def test_several_data_sets_weigh_the_same(tmp_path):
     lines = {line.name: line for line in figure_lines([outcomes["tiny/shift-a"], outcomes["tiny/shift-b"]], 4)}
     # spine: 2 of 2 and 2 of 4 -> mean of 1 and 0.5, not 4 of 6
     assert lines["spine"].right.value == 0.75
-    assert lines["spine"].against_ttrl.value == 0.25
-    assert lines["spine"].against_ttrl.by_seed == {0: 0.25}
+    assert lines["spine"].against_reference.value == 0.25
+    assert lines["spine"].against_reference.by_seed == {0: 0.25}
     tables = tables_of(made, outcomes)
     assert [table.title for table in tables] == ["tiny/shift-a", "tiny/shift-b", "All 2 data sets together"]
+
+
+def test_another_reference(comparison):
+    keys = comparison.keys.model_copy(update={"reference": "spine"})
+    (table,) = tables_of(replace(comparison, keys=keys), collect(comparison, comparison.tasks))
+    lines = {line.name: line for line in table.lines}
+    assert lines["ttrl"].against_reference.by_seed == {0: -0.25, 1: -0.75}
+    assert lines["spine"].against_reference is None
+    assert "against spine" in [column.head for column in table.columns]
+    assert any("behind spine" in said or "distinguishable from spine" in said for said in table.sentences)
 
 
 def test_a_missing_seed_is_left_out_of_the_pairs(comparison):
@@ -316,8 +327,8 @@ def test_a_missing_seed_is_left_out_of_the_pairs(comparison):
     lines = {line.name: line for line in figure_lines([collect(comparison, tasks)["tiny/shift-a"]], 4)}
     assert lines["ttrl"].seeds == (0,)
     # only spine's seed 0 stands against ttrl's seed 0
-    assert lines["spine"].against_ttrl.by_seed == {0: 0.25}
-    assert lines["spine"].against_ttrl.value == 0.25
+    assert lines["spine"].against_reference.by_seed == {0: 0.25}
+    assert lines["spine"].against_reference.value == 0.25
     assert lines["spine"].against_none.value == pytest.approx(0.625), "against no adaptation both seeds count"
 
 
@@ -336,8 +347,8 @@ def test_without_gold_nothing_is_claimed(tmp_path):
 def test_the_outputs_hold_the_figures(comparison):
     tables = tables_of(comparison, collect(comparison, comparison.tasks))
     rows = {row["row"]: row for row in csv.DictReader(io.StringIO(as_csv(tables)))}
-    assert float(rows["spine"]["against_ttrl"]) == 0.5
-    assert rows["spine"]["against_ttrl_by_seed"] == "0.25 0.75"
+    assert float(rows["spine"]["against_reference"]) == 0.5
+    assert rows["spine"]["against_reference_by_seed"] == "0.25 0.75"
     assert rows["majority of 4"]["kind"] == "no update"
     assert float(rows["ttrl"]["unseen:tiny/shift-a-unseen_gain"]) == 0.25
     saved = as_json(tables, {"words": []})

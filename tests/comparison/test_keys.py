@@ -135,6 +135,7 @@ def test_no_synthesis_unless_it_is_wanted_of_drafts_and_without_images(word):
         (["methds=ttrl"], ["methds", "methods"]),
         (["methods=tttrl"], ["tttrl", "ttrl"]),
         (["methods=ttrl,ttrl"], ["ttrl", "twice"]),
+        (["methods=ttrl,spine", "reference=spin"], ["reference=spin", "spine"]),
         (["method=ttrl"], ["method=ttrl", "methods="]),
         (["seed=1"], ["seeds="]),
         (["run=x"], ["out="]),

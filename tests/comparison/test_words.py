@@ -9,7 +9,7 @@ from spinerl.comparison.words import sentences
 
 LINE = Figures(
     name="spine", kind="adapted", note="", seeds=(0, 1), right=Estimate(0.6, 0.5, 0.7, {0: 0.5, 1: 0.7}), mean=None,
-    majority=None, against_none=None, against_ttrl=None, against_votes=None, votes=None, num_votes=None,
+    majority=None, against_none=None, against_reference=None, against_votes=None, votes=None, num_votes=None,
     votes_capped=False, best=None, last=None, elsewhere=(), tokens=None, seconds=None, length=None, entropy=None,
 )  # fmt: skip
 
@@ -51,9 +51,9 @@ def test_a_decline_and_what_was_forgotten():
 
 def test_what_seeds_do_not_carry_is_said():
     one = replace(gain(0.1, 0.02, 0.2), seeds_low=-0.05, seeds_high=0.25)
-    assert "but other seeds might differ: [−5.0, +25.0]" in sentences([replace(LINE, against_ttrl=one)])[0]
+    assert "but other seeds might differ: [−5.0, +25.0]" in sentences([replace(LINE, against_reference=one)])[0]
     sure = replace(one, seeds_low=0.01)
-    assert "might differ" not in sentences([replace(LINE, against_ttrl=sure)])[0]
+    assert "might differ" not in sentences([replace(LINE, against_reference=sure)])[0]
 
 
 def test_gold_is_named():

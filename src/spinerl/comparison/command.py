@@ -29,9 +29,6 @@ from spinerl.terminal import PlainConsole
 
 __all__ = ["compare", "open_named_code", "tables_of"]
 
-REFERENCE = "ttrl"
-"""The row that others are compared with besides no adaptation, if it is among them."""
-
 
 def compare(args: Sequence[str], console: Console | None = None, overwrite: bool = False, allow: bool = False) -> Path:
     """Run the comparison that `[RECIPE.yaml] [KEY=VALUE]...` describes, or the rest of it; its folder.
@@ -84,7 +81,7 @@ def compare(args: Sequence[str], console: Console | None = None, overwrite: bool
 
 def tables_of(comparison: Comparison, outcomes: dict[str, list[MethodResult]]) -> list[Table]:
     """A table per data set, and with several one over all of them."""
-    k = comparison.keys.samples
+    k, reference = comparison.keys.samples, comparison.keys.reference
     confidence = comparison.tasks[0].config.eval.confidence
     level = f"{100 * confidence:g} %"
     sets = [(data, [outcomes[data]]) for data in comparison.keys.data if outcomes[data]]
@@ -92,8 +89,8 @@ def tables_of(comparison: Comparison, outcomes: dict[str, list[MethodResult]]) -
         sets.append((f"All {len(sets)} data sets together", [outcomes[data] for data in comparison.keys.data]))
     tables = []
     for title, groups in sets:
-        lines = figure_lines(groups, k, confidence, REFERENCE)
-        tables.append(build_table(title, lines, k, REFERENCE, sentences(lines, REFERENCE, level)))
+        lines = figure_lines(groups, k, confidence, reference)
+        tables.append(build_table(title, lines, k, reference, sentences(lines, reference, level)))
     return tables
 
 

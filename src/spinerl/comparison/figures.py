@@ -103,7 +103,7 @@ class Figures:
     mean: Estimate | None
     majority: Estimate | None
     against_none: Gain | None
-    against_ttrl: Gain | None
+    against_reference: Gain | None
     against_votes: Gain | None
     votes: Estimate | None
     num_votes: float | None
@@ -176,7 +176,7 @@ def _line(
         mean=_estimate([row.mean for row in rows], confidence),
         majority=_estimate([row.majority for row in rows], confidence),
         against_none=None if first.name == NONE else _gain_over(nones, rows, confidence),
-        against_ttrl=None if first.name == reference else _gain_over(references, rows, confidence),
+        against_reference=None if first.name == reference else _gain_over(references, rows, confidence),
         against_votes=_gain([e.outcome.right for e in equal], [row.right for row in rows], confidence),
         votes=_estimate([e.outcome.right for e in equal], confidence),
         num_votes=fmean(e.num_votes for e in equal) if equal else None,

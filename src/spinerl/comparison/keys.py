@@ -93,6 +93,7 @@ class Keys(_Section):
     )
     data: list[str] = Field(["tiny/shift-a"], min_length=1, description="data sets to adapt to, one by one")
     seeds: list[int] = Field([0], min_length=1, description="every method runs with each")
+    reference: str = Field("ttrl", description="the row that others are compared with besides `none`, where it is run")
     settings: str | None = Field(
         None,
         description="recipe of a run (say configs/paper/qwen3-1.7b.yaml): all runs take its keys, method and data "

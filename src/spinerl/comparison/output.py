@@ -119,7 +119,7 @@ def _flat(line: Figures) -> Iterator[tuple[str, Any]]:
     yield from (("row", line.name), ("kind", line.kind), ("seeds", " ".join(map(str, line.seeds))))
     for key in ("right", "mean", "majority", "votes"):
         yield from _estimate(key, getattr(line, key))
-    for key in ("against_none", "against_ttrl", "against_votes", "against_strongest"):
+    for key in ("against_none", "against_reference", "against_votes", "against_strongest"):
         yield from _gain(key, getattr(line, key))
     yield from (("num_votes", line.num_votes), ("votes_capped", line.votes_capped), ("strongest", line.strongest))
     for one in line.budgets:

@@ -12,7 +12,7 @@ from typing import Any
 from spinerl.comparison.keys import Keys, RunOverrides, leaves, read_keys
 from spinerl.config import FILE_ENDING, STANDARD_INPUT, Config, load_config, override
 from spinerl.data import load_data, resolve
-from spinerl.errors import InputError
+from spinerl.errors import InputError, did_you_mean
 from spinerl.paths import absolute_paths
 from spinerl.recipes import split_args
 from spinerl.tiny import SUITES, VQA_SUITES
@@ -161,6 +161,10 @@ def _rows(keys: Keys) -> tuple[Variant, ...]:
     for name in named:
         sets = dict(keys.variants.get(name, {}))
         rows.append(Variant(name, sets.pop("method", name), tuple(override(key, value) for key, value in leaves(sets))))
+    if "reference" in keys.model_fields_set and keys.reference not in named:
+        raise InputError(
+            f"reference={keys.reference} is not among the rows{did_you_mean(keys.reference, named)}: {', '.join(named)}"
+        )
     return tuple(rows)
 
 

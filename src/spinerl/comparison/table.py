@@ -55,7 +55,7 @@ def build_table(title: str, lines: Sequence[Figures], k: int, reference: str, se
         Column("Pass@1", "%, greedy", lambda line: _share(line.right)),
         Column("by seed", "%, range", _spread),
         Column("against none", "points", lambda line: _gain(line.against_none)),
-        Column(f"against {reference}", "points", lambda line: _gain(line.against_ttrl)),
+        Column(f"against {reference}", "points", lambda line: _gain(line.against_reference)),
         Column("equal-token vote", "%, unadapted", _votes),
         Column("against that vote", "points", lambda line: _gain(line.against_votes)),
         Column("won : lost", "questions, that vote", lambda line: _won(line.against_votes)),

@@ -79,7 +79,7 @@ def _about(line: Figures, reference: str) -> str:
     if gain := line.against_none:
         how = {"rose": "better than", "fell": "WORSE than", "": "not distinguishable from"}[verdict(gain)]
         parts.append(f"{how} no adaptation: {_of(gain)}")
-    if gain := line.against_ttrl:
+    if gain := line.against_reference:
         how = {"rose": "ahead of", "fell": "behind", "": "not distinguishable from"}[verdict(gain)]
         parts.append(f"{how} {reference}: {_of(gain)}")
     if (gain := line.against_votes) and line.votes and line.num_votes is not None:
