@@ -732,8 +732,8 @@ class CheckpointConfig(_Section):
     keep: int = Field(
         default=2,
         ge=0,
-        description="checkpoints kept; the older ones are deleted; 0: one while the run is under way, none once its model "
-        "and report are written",
+        description="checkpoints kept; the older ones are deleted; 0: one while the run is under way, none once its "
+        "model and report are written",
     )
 
 

@@ -23,7 +23,7 @@ from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.backend import ForwardPath, backend_of
 from spinerl.engine.lm_head import head_logits
-from spinerl.engine.prompts import LEAST_START, common_start
+from spinerl.engine.prompts import LEAST_START, begin_cache, common_start
 from spinerl.engine.self_check import differences, nudged, only_embeddings_learn
 from spinerl.machine import to_device
 from spinerl.models.loading import LoadedModel
@@ -181,9 +181,7 @@ class Prefix:
             with self._path.passing(prefixes[:1], start), loaded.acting():
                 loaded.model.base_model(input_ids=ids[:1, :start], past_key_values=common, use_cache=True)
             layers: list[Any] = list(common.layers)
-            for number, layer in enumerate(layers):
-                keys, values = (tensor.expand(len(ids), -1, -1, -1) for tensor in (layer.keys, layer.values))
-                cache.update(keys, values, number)
+            begin_cache(cache, ((layer.keys, layer.values) for layer in layers), len(ids))
         return cache
 
     def continuation(self, micro: MicroBatch) -> tuple[dict[str, object], bool]:

@@ -21,7 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
-from spinerl.engine.prompts import LEAST_START, common_start
+from spinerl.engine.prompts import LEAST_START, begin_cache, common_start
 from spinerl.engine.self_check import differences
 from spinerl.machine import to_device
 from spinerl.models.capabilities import Unsupported
@@ -211,9 +211,7 @@ class SharedDecoder:
         rows = [[*prompt[start:], *[loaded.pad_id] * (width - len(prompt))] for prompt in prompts]
         last = to_device(torch.tensor([len(prompt) - start - 1 for prompt in prompts]), loaded.device)
         cache = DynamicCache()  # without the configuration: sliding layers too keep the whole prompt
-        for number, pair in enumerate(common):
-            keys, values = (tensor.expand(len(prompts), -1, -1, -1) for tensor in pair)
-            cache.update(keys, values, number)
+        begin_cache(cache, common, len(prompts))
         more = loaded.image_inputs(prompts, width)
         self._begin_prompts(prompts, width, start)
         logits = _last_logits(loaded.model, to_device(torch.tensor(rows), loaded.device), last, cache, more)
