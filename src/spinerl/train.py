@@ -134,6 +134,7 @@ def adapt(
             session.start(resume is not None)
             session.train()
             session.finish()
+        run.remove_checkpoints(config.checkpoint.keep)  # trackers too have it all now
         return run
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if run is not None:
@@ -313,7 +314,6 @@ class _Session:
             run.write_manifest({**run.manifest, "stream": figures})
         run.write_manifest({**run.manifest, "finished": _now()})
         _write_report(run)
-        run.remove_checkpoints(config.checkpoint.keep)
 
     def _step(self, step: int) -> None:
         """One training step, and its lines in the run folder."""
