@@ -29,6 +29,8 @@ WORKLOAD = MODEL | {
     "images_questions": 1,
     "images_group_sizes": "2,3",
     "images_side": 28,
+    "images_hidden_size": 64,
+    "images_layers": 1,
     "images_new_tokens": 4,
 }
 

@@ -156,7 +156,9 @@ def write_vision_model(settings: Settings, folder: Path) -> Path:
     words = ("<fake_token_around_image>", IMAGE, "<end_of_utterance>", "<global-img>")
     tokenizer.add_tokens(list(words), special_tokens=True)
     side = settings.images_side // 28 * 28
-    sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
+    width = settings.images_hidden_size
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": settings.images_layers}
+    sizes["num_attention_heads"] = max(4, width // 64)
     torch.manual_seed(settings.seed)
     config = Idefics3Config(
         vision_config={**sizes, "image_size": side, "patch_size": 14},

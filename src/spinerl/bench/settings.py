@@ -77,6 +77,8 @@ class Settings(BaseModel):
     )
     images_side: int = Field(224, ge=28, description="part images: width and height of an image (pixels)")
     images_new_tokens: int = Field(64, ge=2, description="part images: length of every response")
+    images_hidden_size: int = Field(192, ge=64, multiple_of=64, description="part images: the vision tower's width")
+    images_layers: int = Field(6, ge=1, description="part images: the vision tower's layers")
     out: str | None = Field(
         None,
         description="part scaling: folder of the picture and the table; null: docs/benchmarks if it is there, else .",
