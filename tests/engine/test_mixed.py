@@ -7,8 +7,6 @@ import torch
 
 from spinerl.config import LoraConfig, load_config
 from spinerl.engine.backend import backend_of
-from spinerl.engine.cpu import kernels
-from spinerl.engine.cpu import linear as linear_module
 from spinerl.engine.cpu.linear import linear, matmuls_of, onednn_linear, packed_weights
 from spinerl.engine.sampler import sample_responses
 from spinerl.engine.update import score
@@ -133,21 +131,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (folder, whole.path)]
     assert weights[0] == weights[1]
     assert any(row["optim/grad_norm"] > 0 for row in RunFolder(folder).rows("metrics.jsonl"))
-
-
-@needs_bf16
-def test_packed_weights_that_are_kept_change_no_bit(tmp_path, monkeypatch):
-    """Passes of an update take the weights that the first one packed, where memory allows."""
-    pack, rounded, counts, weights = kernels.bf16_pack, linear_module._RoundedMatmuls, [], []
-    for share in (1.0, 0.0):
-        calls = []
-        monkeypatch.setattr(linear_module, "_RoundedMatmuls", lambda most=0.0, share=share: rounded(share * most))
-        monkeypatch.setattr(kernels, "bf16_pack", lambda *args, calls=calls: (calls.append(args), pack(*args))[1])
-        run = adapt(load_config(overrides=[*RUN, "optim.micro_batch_rows=2", f"run={tmp_path / str(share)}"]), Quiet())
-        counts.append(len(calls))
-        weights.append((run.path / "model" / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
-    assert counts[0] < counts[1] / 2
 
 
 @needs_loops

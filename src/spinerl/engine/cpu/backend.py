@@ -30,7 +30,6 @@ from spinerl.engine.cpu.decoder_backward import reused_layers
 from spinerl.engine.cpu.extend_attention import extend_cache, spans
 from spinerl.engine.cpu.fused import fused_modules, fuses_modules
 from spinerl.engine.cpu.linear import (
-    matmuls_of,
     onednn_linear,
     packed_weights,
     packs_weights,
@@ -196,12 +195,11 @@ class _CpuForward(ForwardPath):
     def running(self) -> Iterator[None]:
         loaded = self._loaded
         with ExitStack() as stack:
-            matmuls = matmuls_of(loaded)
-            stack.enter_context(onednn_linear(loaded, matmuls))
+            stack.enter_context(onednn_linear(loaded))
             if _compiles(loaded):
                 stack.enter_context(fused_modules(loaded))
             if self._reuse is not None:
-                stack.enter_context((reused_layers if self._layers else reused_linear)(loaded, self._reuse, matmuls))
+                stack.enter_context((reused_layers if self._layers else reused_linear)(loaded, self._reuse))
             yield
 
     def passing(
@@ -229,8 +227,7 @@ class _Reusing(_CpuForward):
     @contextmanager
     def running(self) -> Iterator[None]:
         assert self._reuse is not None
-        reused = reused_layers if self._layers else reused_linear
-        with reused(self._loaded, self._reuse, matmuls_of(self._loaded)):
+        with (reused_layers if self._layers else reused_linear)(self._loaded, self._reuse):
             yield
 
 

@@ -22,19 +22,20 @@ from spinerl.engine.cpu.activations import KeptActivations, Reuse, linear_layers
 from spinerl.engine.cpu.autograd import Function
 from spinerl.engine.cpu.decoder import LayerParts, decoder_parts
 from spinerl.engine.cpu.extend_attention import ExtendLayer, Span, attend_compiled, equal_strides
-from spinerl.engine.cpu.linear import Matmuls, active_rows, scatter_rows
+from spinerl.engine.cpu.linear import Matmuls, active_rows, matmuls_of, scatter_rows
 from spinerl.engine.cpu.patching import patch_forwards
 from spinerl.models.loading import LoadedModel
 
 __all__ = ["reused_layers"]
 
 
-def reused_layers(loaded: LoadedModel, reuse: Reuse, matmuls: Matmuls) -> AbstractContextManager[None]:
+def reused_layers(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[None]:
     """Inside, passes over tokens with kept activations take whole layers from there, forward; their gradients are the
     ordinary ones.
 
     Unsupported as for `decoder_parts`.
     """
+    matmuls = matmuls_of(loaded)
     numbers = {layer: number for number, layer in enumerate(linear_layers(loaded))}
     layers: Any = loaded.model.base_model.layers
     return patch_forwards(

@@ -84,11 +84,11 @@ def uses_onednn(loaded: LoadedModel) -> bool:
     return allows_patch(loaded, "onednn_linear", partial(_patch, loaded, _linear))
 
 
-def onednn_linear(loaded: LoadedModel, matmuls: Matmuls | None = None) -> AbstractContextManager[None]:
+def onednn_linear(loaded: LoadedModel) -> AbstractContextManager[None]:
     """Inside, the model's linear layers multiply through oneDNN, forward and backward, where `uses_onednn`; or rounded,
-    where `rounds_matmuls`, by `matmuls` if others multiply by them too."""
+    where `rounds_matmuls`."""
     if rounds_matmuls(loaded):
-        return _patch(loaded, partial(_rounding, matmuls or _RoundedMatmuls()))
+        return _patch(loaded, partial(_rounding, _RoundedMatmuls()))
     return _patch(loaded, _linear) if uses_onednn(loaded) else nullcontext()
 
 
@@ -110,9 +110,10 @@ def rounds_matmuls(loaded: LoadedModel) -> bool:
     return loaded.capabilities.allows("bf16_matmul", check)
 
 
-def reused_linear(loaded: LoadedModel, reuse: Reuse, matmuls: Matmuls) -> AbstractContextManager[None]:
+def reused_linear(loaded: LoadedModel, reuse: Reuse) -> AbstractContextManager[None]:
     """Inside, the backbone's linear layers take their outputs from kept activations where there are any; their
     gradients are the ordinary ones."""
+    matmuls = matmuls_of(loaded)
 
     def forward_of(number: int, layer: torch.nn.Linear) -> _Forward:
         ordinary = layer.forward
@@ -206,14 +207,12 @@ _FLOAT32 = Matmuls()
 class _RoundedMatmuls(Matmuls):
     """The same of factors rounded to bfloat16, summed up in float32; while the weights stay as they are.
 
-    Packed weights are kept for the next pass.  Where they would take more than a share of the free memory, only those
-    of a head are, which meets few rows at a time; the others are packed at each matmul.
+    Weights are packed at each matmul, which costs little where they meet many rows.  A head meets few at a time: its
+    packed copies are kept.
     """
 
-    def __init__(self, most_bytes: float = 0.0) -> None:
-        """`most_bytes`: that packed weights other than a head's may take."""
+    def __init__(self) -> None:
         self._kept: dict[tuple[int, bool], torch.Tensor] = {}
-        self._bytes_left = most_bytes
 
     def output(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return _rounded_output(states, self._packed(weight, True), len(weight), bias)
@@ -231,16 +230,14 @@ class _RoundedMatmuls(Matmuls):
         found = self._kept.get(key)
         if found is None:
             found = kernels.bf16_pack(weight, transposed)
-            is_head = len(weight) >= _HEAD
-            if is_head or found.nbytes <= self._bytes_left:
+            if len(weight) >= _HEAD:
                 self._kept[key] = found
-                self._bytes_left -= 0 if is_head else found.nbytes
         return found
 
 
 def matmuls_of(loaded: LoadedModel) -> Matmuls:
     """How the model's linear layers multiply in passes during which its weights stay as they are."""
-    return _RoundedMatmuls(_SHARE_OF_MEMORY * free_bytes(loaded.device)) if rounds_matmuls(loaded) else _FLOAT32
+    return _RoundedMatmuls() if rounds_matmuls(loaded) else _FLOAT32
 
 
 def linear(
