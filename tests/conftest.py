@@ -17,11 +17,16 @@ install_import_hook("spinerl.maths", "beartype.beartype")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.models import write_model
 from tests.vision_models import write_vision_model
+
+# The same examples each time: whether a commit passes is not left to chance.  HYPOTHESIS_PROFILE=default draws others.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 torch.set_num_threads(1)  # tests are many small operators; a second thread costs more than it gives
 
