@@ -450,7 +450,7 @@ class _Session:
             edges = saved["band_edges"]
             self._done, self._state = saved["step"], StepState(tuple(edges) if edges else None)
         run.rewind(self._done)
-        run.remove_checkpoints(max(1, self._config.checkpoint.keep))  # a process that was killed was about to
+        run.remove_checkpoints(self._config.checkpoint.keep_meanwhile)  # a process that was killed was about to
         self._observer.note(f"resuming {run.path} after step {self._done}")
 
     def _save_checkpoint(self, step: int) -> None:
@@ -459,7 +459,7 @@ class _Session:
             self._loaded.model,
             self._optimizer,
             asdict(self._state),
-            max(1, self._config.checkpoint.keep),
+            self._config.checkpoint.keep_meanwhile,
             lambda folder: [one.save(folder) for one in self._kept],
         )
         self._observer.checkpoint(self._run.path / "checkpoints" / f"step-{step:06d}")
@@ -523,7 +523,7 @@ def check_disk(config: Config, folder: Path, weights: int) -> None:
     parent = folder.absolute()
     while not os.path.exists(parent):
         parent = parent.parent
-    copies = (config.rolls_back) + 3 * (max(1, config.checkpoint.keep) + 1) * bool(config.checkpoint.every)
+    copies = (config.rolls_back) + 3 * (config.checkpoint.keep_meanwhile + 1) * bool(config.checkpoint.every)
     needed = weights * (1 + copies) + 10 * 2**20
     free = shutil.disk_usage(parent).free
     if config.steps and free < needed:

@@ -216,7 +216,7 @@ def training_arguments(
         "max_steps": config.steps * num_updates,
         "save_strategy": "steps" if config.checkpoint.every else "no",
         "save_steps": max(1, config.checkpoint.every * num_updates),
-        "save_total_limit": max(1, config.checkpoint.keep),
+        "save_total_limit": config.checkpoint.keep_meanwhile,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",

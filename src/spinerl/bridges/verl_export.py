@@ -260,7 +260,7 @@ def overrides(config: Config, folder: Path, prompting: Prompting, longest_prompt
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,
         "trainer.save_freq": config.checkpoint.every or config.steps,
-        "trainer.max_actor_ckpt_to_keep": max(1, config.checkpoint.keep),
+        "trainer.max_actor_ckpt_to_keep": config.checkpoint.keep_meanwhile,
         "trainer.default_local_dir": str(folder / "checkpoints"),
         "trainer.project_name": "spinerl",
         "trainer.experiment_name": folder.name,

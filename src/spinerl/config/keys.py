@@ -736,6 +736,11 @@ class CheckpointConfig(_Section):
         "model and report are written",
     )
 
+    @property
+    def keep_meanwhile(self) -> int:
+        """Checkpoints kept while a run is under way: it goes on from the newest."""
+        return max(1, self.keep)
+
 
 class LogConfig(_Section):
     sample_questions: int = Field(

@@ -22,8 +22,9 @@ from transformers.pytorch_utils import Conv1D
 from spinerl.config import OptimConfig
 from spinerl.engine.attention import ATTENTION, exchanged
 from spinerl.engine.backend import ForwardPath, backend_of
+from spinerl.engine.kv_cache import begin_cache
 from spinerl.engine.lm_head import head_logits
-from spinerl.engine.prompts import LEAST_START, begin_cache, common_start
+from spinerl.engine.prompts import LEAST_START, common_start
 from spinerl.engine.self_check import differences, nudged, only_embeddings_learn
 from spinerl.machine import to_device
 from spinerl.models.loading import LoadedModel

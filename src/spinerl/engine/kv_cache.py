@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from spinerl.models.loading import LoadedModel
 __all__ = [
     "SHARE_OF_MEMORY",
     "CopyingDecoder",
+    "begin_cache",
     "bytes_per_token",
     "cache_tokens",
     "fitting_tokens",
@@ -93,6 +94,13 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
         cache.layer_class_to_replicate = InPlaceLayer
     return cache
+
+
+def begin_cache(cache: DynamicCache, start: Iterable[tuple[torch.Tensor, torch.Tensor]], num_rows: int) -> None:
+    """Give an empty cache the keys and values (1, Hkv, n, D), by layer, of what so many rows begin with."""
+    for number, pair in enumerate(start):
+        keys, values = (tensor.expand(num_rows, -1, -1, -1) for tensor in pair)
+        cache.update(keys, values, number)
 
 
 class CopyingDecoder:

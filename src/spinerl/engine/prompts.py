@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
-from transformers import DynamicCache
-
-__all__ = ["LEAST_START", "begin_cache", "common_start"]
+__all__ = ["LEAST_START", "common_start"]
 
 LEAST_START = 16  # tokens: a shorter start is not worth a pass of its own
 _WORTH_SHARING = 0.1  # of all tokens: so many have to be saved
@@ -27,10 +24,3 @@ def common_start(prompts: Sequence[tuple[int, ...]], least: int = LEAST_START) -
     start = next((i for i in range(most) if low[i] != high[i]), most)
     saved = (len(prompts) - 1) * start
     return start if start >= least and saved >= _WORTH_SHARING * sum(map(len, prompts)) else 0
-
-
-def begin_cache(cache: DynamicCache, start: Iterable[tuple[torch.Tensor, torch.Tensor]], num_rows: int) -> None:
-    """Give an empty cache the keys and values (1, Hkv, n, D), by layer, of what so many rows begin with."""
-    for number, pair in enumerate(start):
-        keys, values = (tensor.expand(num_rows, -1, -1, -1) for tensor in pair)
-        cache.update(keys, values, number)

@@ -21,7 +21,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from spinerl.engine.attention import ATTENTION, AttendingLayer, implementation
-from spinerl.engine.prompts import LEAST_START, begin_cache, common_start
+from spinerl.engine.kv_cache import begin_cache
+from spinerl.engine.prompts import LEAST_START, common_start
 from spinerl.engine.self_check import differences
 from spinerl.machine import to_device
 from spinerl.models.capabilities import Unsupported
